@@ -1,0 +1,39 @@
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: setup demo test lint type check docs testbed bench-uce bench-uce-objects
+.DEFAULT_GOAL := check
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch torchvision
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup  ## erase "church" from the model in the box, show it, measure it
+	$(BIN)/expunge demo --out runs/demo
+
+test: setup
+	$(BIN)/pytest
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+type: setup
+	$(BIN)/basedpyright
+
+check: test lint type
+
+testbed: setup  ## rebuild the testbed from public artwork (npm needed; about 2.5 hours on two cores; resumes)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[recipe]'
+	$(BIN)/python -m expunge.testbed.recipe --cache runs/testbed
+
+bench-uce: setup  ## UCE's time and memory on a random-weight checkpoint of SD1.4's size
+	$(BIN)/python benchmarks/uce_size.py
+
+bench-uce-objects: setup  ## UCE on objects10: the table of docs/uce.md
+	$(BIN)/python benchmarks/uce_objects.py

@@ -1,0 +1,63 @@
+"""expunge: remove concepts from text-to-image diffusion models, prove it, attack it, report it."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from expunge.backbones import load
+    from expunge.core.backbone import Backbone, Conditioning
+    from expunge.core.catalog import Catalog
+    from expunge.core.concept import Concept
+    from expunge.core.edit import Edit, Guidance, Weights
+    from expunge.core.eraser import Eraser
+    from expunge.core.errors import ExpungeError
+    from expunge.core.judge import Judge
+    from expunge.core.metric import Metric
+    from expunge.core.query import Query
+    from expunge.core.record import Record
+    from expunge.stages.erase import erase
+    from expunge.store import load_edit
+
+_HOMES = {
+    "Backbone": "core.backbone",
+    "Catalog": "core.catalog",
+    "Concept": "core.concept",
+    "Conditioning": "core.backbone",
+    "Edit": "core.edit",
+    "Eraser": "core.eraser",
+    "ExpungeError": "core.errors",
+    "Guidance": "core.edit",
+    "Judge": "core.judge",
+    "Metric": "core.metric",
+    "Query": "core.query",
+    "Record": "core.record",
+    "Weights": "core.edit",
+    "erase": "stages.erase",
+    "load": "backbones",
+    "load_edit": "store",
+}
+__all__ = [
+    "Backbone",
+    "Catalog",
+    "Concept",
+    "Conditioning",
+    "Edit",
+    "Eraser",
+    "ExpungeError",
+    "Guidance",
+    "Judge",
+    "Metric",
+    "Query",
+    "Record",
+    "Weights",
+    "erase",
+    "load",
+    "load_edit",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that ``expunge --help`` does not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'expunge' has no attribute '{name}'")
+    return getattr(import_module(f"expunge.{_HOMES[name]}"), name)

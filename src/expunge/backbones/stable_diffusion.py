@@ -1,0 +1,432 @@
+"""Stable Diffusion 1.x and 2.x, and the testbed, which has their layout."""
+
+import inspect
+import json
+import logging
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from typing_extensions import override
+
+from expunge.core.backbone import Attention, Backbone, Conditioning, Images
+from expunge.core.edit import Guidance, GuidedStep
+from expunge.core.errors import ExpungeError, unknown
+from expunge.core.query import Query
+
+_GROUPS: dict[str, Callable[[str], bool]] = {
+    "xattn": lambda n: ".attn2." in n,
+    "xattn-strict": lambda n: n.endswith((".attn2.to_k.weight", ".attn2.to_v.weight")),
+    "noxattn": lambda n: not re.search(r"\.attn2\.|^unet\.(conv_norm_out|conv_out|time_embedding|time_proj)\.", n),
+    "selfattn": lambda n: ".attn1." in n,
+    "attn": lambda n: re.search(r"\.attn[12]\.to_(q|k|v|out)", n) is not None,
+    "full": lambda n: True,
+}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@final
+class _Folder:
+    """A diffusers folder whose components are built when they are first used."""
+
+    def __init__(self, path: Path, device: torch.device, dtype: torch.dtype) -> None:
+        index = path / "model_index.json"
+        if not index.is_file():
+            raise ExpungeError(f"'{path}' is not a diffusers folder: expected a model_index.json in it")
+        try:
+            self.classes: dict[str, Any] = json.loads(index.read_text())
+        except json.JSONDecodeError as error:
+            raise ExpungeError(f"'{index}' is damaged: {error}") from error
+        given = self.classes.get("_class_name")
+        if given != "StableDiffusionPipeline":
+            raise ExpungeError(f"'{path}' holds a {given}: expected a StableDiffusionPipeline (SD 1.x or 2.x)")
+        for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+            if not (path / part).is_dir():
+                raise ExpungeError(f"'{path}' has no '{part}' folder: expected a complete diffusers folder")
+        self.path, self.device, self.dtype = path, device, dtype
+        self._built: dict[str, Any] = {}
+
+    def weights_file(self, part: str) -> tuple[Path, str | None]:
+        """The safetensors file (or shard index) of a component, and its variant."""
+        stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
+        variants = ["fp16", None] if self.dtype == torch.float16 else [None, "fp16"]
+        for variant in variants:
+            dotted = f".{variant}" if variant else ""
+            for name in (f"{stem}{dotted}.safetensors", f"{stem}.safetensors.index{dotted}.json"):
+                if (self.path / part / name).is_file():
+                    return self.path / part / name, variant
+        raise ExpungeError(f"'{self.path / part}' has no safetensors weights: expected {stem}.safetensors")
+
+    def _files(self, part: str) -> dict[str, Path]:
+        """File of each tensor of a component."""
+        file, _ = self.weights_file(part)
+        if file.suffix == ".json":
+            return {n: file.parent / f for n, f in json.loads(file.read_text())["weight_map"].items()}
+        try:
+            with safe_open(file, "pt") as opened:
+                return dict.fromkeys(opened.keys(), file)
+        except (SafetensorError, OSError) as error:
+            raise ExpungeError(f"'{file}' is damaged: {error}") from error
+
+    def names(self, part: str) -> list[str]:
+        if part in self._built:
+            return [n for n, _ in self._built[part].named_parameters()]
+        return list(self._files(part))
+
+    def read(self, part: str, names: Sequence[str]) -> dict[str, Tensor]:
+        files = self._files(part)
+        found: dict[str, Tensor] = {}
+        for file in {files[n] for n in names}:
+            with safe_open(file, "pt") as opened:
+                for name in names:
+                    if files[name] == file:
+                        found[name] = opened.get_tensor(name).to(device=self.device, dtype=self.dtype)
+        return found
+
+    def built(self, part: str) -> bool:
+        return part in self._built
+
+    def get(self, part: str) -> Any:
+        if part not in self._built:
+            self._built[part] = self._build(part)
+        return self._built[part]
+
+    def _build(self, part: str) -> Any:
+        library, class_name = self.classes[part]
+        if library not in ("diffusers", "transformers"):
+            raise ExpungeError(
+                f"'{self.path}' names {library}.{class_name} as its {part}: expected a diffusers or transformers class"
+            )
+        if library == "transformers":
+            import transformers as module
+        else:
+            import diffusers as module
+        cls = getattr(module, class_name, None)
+        if cls is None:
+            raise ExpungeError(
+                f"'{self.path}' names {library}.{class_name} as its {part}, which {library} does not have"
+            )
+        folder = self.path / part
+        if part in ("tokenizer", "scheduler"):
+            return cls.from_pretrained(folder, local_files_only=True)
+        _, variant = self.weights_file(part)
+        dtype = {"dtype" if library == "transformers" else "torch_dtype": self.dtype}
+        try:
+            with quiet():
+                module = cls.from_pretrained(
+                    folder, variant=variant, local_files_only=True, use_safetensors=True, **dtype
+                )
+        except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ExpungeError(f"'{folder}' cannot be loaded as {class_name}: {reason}") from error
+        return module.to(self.device).eval().requires_grad_(False)
+
+
+@final
+class _Pipeline:
+    """A pipeline that the user holds."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+
+    def names(self, part: str) -> list[str]:
+        return [n for n, _ in getattr(self.pipe, part).named_parameters()]
+
+    def read(self, part: str, names: Sequence[str]) -> dict[str, Tensor]:
+        parameters = dict(getattr(self.pipe, part).named_parameters())
+        return {n: parameters[n].detach() for n in names}
+
+    def built(self, part: str) -> bool:
+        return True
+
+    def get(self, part: str) -> Any:
+        return getattr(self.pipe, part)
+
+
+class quiet:
+    """Silences the loading reports of diffusers and transformers."""
+
+    def __enter__(self) -> None:
+        self.loggers = [logging.getLogger(n) for n in ("diffusers", "transformers")]
+        self.levels = [logger.level for logger in self.loggers]
+        for logger in self.loggers:
+            logger.setLevel(logging.CRITICAL)
+        from transformers.utils import logging as reports
+
+        self.bar = reports.is_progress_bar_enabled()
+        reports.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        for logger, level in zip(self.loggers, self.levels, strict=True):
+            logger.setLevel(level)
+        if self.bar:
+            from transformers.utils import logging as reports
+
+            reports.enable_progress_bar()
+
+
+@final
+class StableDiffusion(Backbone):
+    """Stable Diffusion 1.x/2.x: CLIP text encoder, UNet with cross-attention, epsilon or v-prediction."""
+
+    family = "sd"
+
+    def __init__(self, parts: _Folder | _Pipeline, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self._parts = parts
+        self._inside = False
+        self._hooks: list[Any] = []
+        if isinstance(parts, _Folder):
+            self.device, self.dtype = parts.device, parts.dtype
+        else:
+            first = next(iter(parts.get("unet").parameters()))
+            self.device, self.dtype = first.device, first.dtype
+
+    @classmethod
+    def from_folder(cls, path: Path, *, name: str, device: str = "cpu", dtype: str = "float32") -> "StableDiffusion":
+        """Open a diffusers folder; nothing is read until it is needed.
+
+        Raises:
+            ExpungeError: if it is not a Stable Diffusion folder, or the device or dtype is unknown.
+        """
+        if dtype not in DTYPES:
+            raise unknown("dtype", dtype, DTYPES)
+        try:
+            where = torch.device(device)
+        except RuntimeError as error:
+            raise ExpungeError(f"unknown device '{device}': expected cpu, cuda, cuda:0 or mps") from error
+        return cls(_Folder(path, where, DTYPES[dtype]), name)
+
+    @classmethod
+    def from_pipeline(cls, pipe: Any) -> "StableDiffusion":
+        """Wrap a pipeline that the user holds; its own ``__call__`` sees the edits too."""
+        return cls(_Pipeline(pipe), getattr(pipe, "name_or_path", None) or type(pipe).__name__)
+
+    # text -------------------------------------------------------------------------------------------------------------
+    @override
+    def tokenize(self, prompts: Sequence[str]) -> Int[Tensor, "b n"]:
+        tokenizer = self._parts.get("tokenizer")
+        length = min(tokenizer.model_max_length, self._parts.get("text_encoder").config.max_position_embeddings)
+        encoded = tokenizer(
+            list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        )
+        return encoded.input_ids.to(self.device)
+
+    @override
+    def end(self, ids: Int[Tensor, "b n"]) -> Int[Tensor, "b"]:
+        return (ids == self._parts.get("tokenizer").eos_token_id).int().argmax(-1)
+
+    @override
+    def embed(self, ids: Tensor) -> Float[Tensor, "b n d"]:
+        table = self._parts.get("text_encoder").get_input_embeddings()
+        return ids.to(table.weight.dtype) @ table.weight if ids.is_floating_point() else table(ids)
+
+    @override
+    def encode(
+        self, prompts: Sequence[str] | Int[Tensor, "b n"], embeddings: Float[Tensor, "b n d"] | None = None
+    ) -> Conditioning:
+        ids = prompts if isinstance(prompts, Tensor) else self.tokenize(prompts)
+        tower = self._parts.get("text_encoder")
+        handle = None
+        if embeddings is not None:
+            given = embeddings
+            handle = tower.get_input_embeddings().register_forward_hook(lambda *_: given)
+        try:
+            hidden = tower(input_ids=ids).last_hidden_state
+        finally:
+            if handle is not None:
+                handle.remove()
+        return Conditioning(embeds=hidden, tokens=ids if embeddings is None else None)
+
+    # denoising --------------------------------------------------------------------------------------------------------
+    @override
+    def denoise(self, x: Float[Tensor, "b c h w"], t: Tensor, cond: Conditioning) -> Float[Tensor, "b c h w"]:
+        self._inside = True
+        try:
+            return self._parts.get("unet")(x, t, encoder_hidden_states=cond.embeds, return_dict=False)[0]
+        finally:
+            self._inside = False
+
+    # latents ----------------------------------------------------------------------------------------------------------
+    @override
+    @torch.no_grad()
+    def encode_image(self, pixels: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b c h w"]:
+        vae = self._parts.get("vae")
+        x = pixels.to(self.device).permute(0, 3, 1, 2).to(self.dtype) / 127.5 - 1
+        encoded = vae.encode(x)
+        z = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        return z * vae.config.scaling_factor
+
+    @override
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b h w 3"]:
+        vae = self._parts.get("vae")
+        x = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+        return ((x / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+
+    @override
+    def add_noise(
+        self, latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Int[Tensor, "b"]
+    ) -> Float[Tensor, "b c h w"]:
+        return self._parts.get("scheduler").add_noise(latents, noise, t)
+
+    @override
+    def noise(self, seed: int) -> Float[Tensor, "1 c h w"]:
+        config = self._parts.get("unet").config
+        size = config.sample_size if isinstance(config.sample_size, (list, tuple)) else (config.sample_size,) * 2
+        drawn = torch.randn((1, config.in_channels, *size), generator=torch.Generator().manual_seed(seed))
+        return drawn.to(device=self.device, dtype=self.dtype)
+
+    @override
+    @torch.no_grad()
+    def generate(self, queries: Sequence[Query]) -> Images:
+        first = queries[0]
+        if any((q.guidance, q.steps) != (first.guidance, first.steps) for q in queries):
+            raise ExpungeError("queries of one batch differ in guidance or steps: expected the same for all")
+        template = self._parts.get("scheduler")
+        scheduler = type(template).from_config(template.config)
+        scheduler.set_timesteps(first.steps, device=self.device)
+        prompts = {q.prompt: i for i, q in enumerate(queries)}
+        encoded = self.encode(list(prompts))
+        rows = torch.tensor([list(prompts).index(q.prompt) for q in queries], device=self.device)
+        cond, null = encoded.map(lambda t: t[rows]), self.encode([""])
+        generators = [torch.Generator().manual_seed(q.seed) for q in queries]
+        x = torch.cat([self.noise(q.seed) for q in queries]) * scheduler.init_noise_sigma
+        options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        state: dict[str, Tensor] = {}
+        for index, t in enumerate(scheduler.timesteps):
+            scaled = scheduler.scale_model_input(x, t)
+            predicted = self.guided(scaled, t.item(), index, cond, null, first.guidance, state)
+            x = scheduler.step(predicted, t, x, return_dict=False, **options)[0]
+        return Images(self.decode(x), x)
+
+    # anatomy ----------------------------------------------------------------------------------------------------------
+    @override
+    def group(self, name: str) -> list[str]:
+        if name == "text-encoder":
+            return [f"text_encoder.{n}" for n in self._parts.names("text_encoder")]
+        if name not in _GROUPS:
+            raise unknown("parameter group", name, [*_GROUPS, "text-encoder"])
+        return [n for n in (f"unet.{p}" for p in self._parts.names("unet")) if _GROUPS[name](n)]
+
+    @override
+    def text_inputs(self) -> list[str]:
+        return self.group("xattn-strict")
+
+    @override
+    def attentions(self) -> dict[str, Attention]:
+        found: dict[str, Attention] = {}
+        for name, module in self._parts.get("unet").named_modules():
+            if name.endswith(".attn2"):
+                q, k, v, out = (f"unet.{name}.{p}.weight" for p in ("to_q", "to_k", "to_v", "to_out.0"))
+                found[f"unet.{name}"] = Attention(module.heads, q, k, v, out, name.split("_")[0])
+        return found
+
+    @override
+    def stored(self, names: Sequence[str]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for part in ("unet", "text_encoder"):
+            mine = [n.removeprefix(f"{part}.") for n in names if n.startswith(f"{part}.")]
+            if mine and self._parts.built(part):
+                parameters = dict(self._parts.get(part).named_parameters())
+                found.update({f"{part}.{n}": parameters[n].detach() for n in mine})
+            elif mine:
+                found.update({f"{part}.{n}": v for n, v in self._parts.read(part, mine).items()})
+        return found
+
+    @override
+    def parameter(self, name: str) -> tuple[torch.nn.Module, str]:
+        part, _, rest = name.partition(".")
+        owner, _, key = rest.rpartition(".")
+        return self._parts.get(part).get_submodule(owner), key
+
+    @override
+    def supports(self, capability: str) -> bool:
+        return capability == "cross-attention"
+
+    def components(self) -> dict[str, Any]:
+        """Every component, built: what a diffusers pipeline is made of."""
+        return {part: self._parts.get(part) for part in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")}
+
+    # a user's own pipeline --------------------------------------------------------------------------------------------
+    @override
+    def _guidance_changed(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        if isinstance(self._parts, _Pipeline) and any(isinstance(e, Guidance) for e in self.edits):
+            steering = _Steering(self, self._parts.pipe)
+            unet = self._parts.get("unet")
+            self._hooks = [
+                unet.register_forward_pre_hook(steering.before, with_kwargs=True),
+                unet.register_forward_hook(steering.after, with_kwargs=True),
+            ]
+
+
+@final
+class _Steering:
+    """Carries guidance edits into a pipeline's own loop, which combines predictions by itself.
+
+    The pipeline computes ``null + scale * (cond - null)``; handing it the guided prediction as both halves makes that the
+    guided prediction, whatever the scale.
+    """
+
+    def __init__(self, backbone: StableDiffusion, pipe: Any) -> None:
+        self.backbone, self.pipe = backbone, pipe
+        self.last, self.index = -1.0, 0
+        self.state: dict[str, Tensor] = {}
+        self.halves: tuple[Conditioning, Conditioning] | None = None
+
+    def before(
+        self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Change what the two halves are conditioned on."""
+        if self.backbone._inside:
+            return None
+        embeds = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
+        pair = self.pipe.do_classifier_free_guidance
+        null, cond = embeds.chunk(2) if pair else (embeds, embeds)
+        halves = (Conditioning(embeds=cond), Conditioning(embeds=null))
+        for guidance in (e for e in self.backbone.edits if isinstance(e, Guidance)):
+            halves = guidance.conditioning(self.backbone, *halves)
+        self.halves = halves
+        changed = torch.cat([halves[1].embeds, halves[0].embeds]) if pair else halves[0].embeds
+        return (args[:2], {**kwargs, "encoder_hidden_states": changed})
+
+    def after(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Change the combined prediction, for edits that do."""
+        if self.backbone._inside or self.halves is None or not self.pipe.do_classifier_free_guidance:
+            return output
+        combining = [
+            e for e in self.backbone.edits if isinstance(e, Guidance) and type(e).combine is not Guidance.combine
+        ]
+        if not combining:
+            return output
+        x, t = args[0], float(kwargs.get("timestep", args[1] if len(args) > 1 else 0))
+        if t >= self.last:
+            self.index, self.state = 0, {}
+        predicted = output[0] if isinstance(output, tuple) else output.sample
+        e_null, e_cond = predicted.chunk(2)
+        scale = float(self.pipe.guidance_scale)
+        out = e_null + scale * (e_cond - e_null)
+        for guidance in combining:
+            step = GuidedStep(
+                x=x.chunk(2)[1],
+                t=int(t),
+                index=self.index,
+                cond=self.halves[0],
+                null=self.halves[1],
+                predicted_cond=e_cond,
+                predicted_null=e_null,
+                scale=scale,
+                state=self.state,
+            )
+            out = guidance.combine(self.backbone, out, step)
+        self.last, self.index = t, self.index + 1
+        return (torch.cat([out, out]),) if isinstance(output, tuple) else type(output)(sample=torch.cat([out, out]))

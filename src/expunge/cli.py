@@ -1,0 +1,492 @@
+"""The command line. Each command is a dataclass of options; what is heavy is imported by the command that needs it."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from expunge.core.errors import ExpungeError, unknown
+
+if TYPE_CHECKING:
+    from expunge.core.backbone import Backbone
+    from expunge.core.query import Query
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
+
+Words = UseAppendAction[tuple[str, ...]]
+Paths = UseAppendAction[tuple[Path, ...]]
+
+
+def say(text: str) -> None:
+    """A line of result on standard output."""
+    sys.stdout.write(text + "\n")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """Which model, and how to run it."""
+
+    model: str = "testbed"
+    """`testbed`, a local diffusers folder, or a hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    device: str = "cpu"
+    """`cpu`, `cuda`, `cuda:0`, `mps` (GPU untested)."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Precision of the weights while they run."""
+
+    def open(self) -> "Backbone":
+        """Load the model."""
+        from expunge import backbones
+
+        return backbones.load(self.model, device=self.device, dtype=self.dtype, revision=self.revision)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Talk:
+    """How to report."""
+
+    json: bool = False
+    """Print one JSON object instead of text."""
+    quiet: bool = False
+    """Print nothing but errors."""
+
+    def result(self, content: dict[str, Any], text: str) -> None:
+        """Print a result in the form asked for."""
+        if self.json:
+            say(json.dumps(content, sort_keys=True))
+        elif not self.quiet:
+            say(text)
+
+    @contextlib.contextmanager
+    def progress(self, title: str, total: int) -> Iterator[Callable[[int], None] | None]:
+        """A progress bar on standard error, unless it would disturb."""
+        if self.quiet or self.json or not sys.stderr.isatty():
+            yield None
+            return
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True)) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda n: bar.advance(task, n)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Erase:
+    """Remove concepts: writes edit.safetensors."""
+
+    target: Words
+    """A concept to remove, in words; repeat for several."""
+    retain: Words = ()
+    """A concept to keep, in words; repeat for several."""
+    out: Path
+    """Folder for edit.safetensors."""
+    on: Paths = ()
+    """An edit the model already carries; repeat in order."""
+    preset: bool = True
+    """Start from the settings found for this kind of model, where there are any; otherwise the paper's."""
+    seed: int = 0
+    """Seed of whatever the method draws."""
+    overwrite: bool = False
+    """Replace an existing edit."""
+    model: OmitArgPrefixes[Model] = dataclasses.field(default_factory=Model)
+    talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
+
+
+def erase(argv: list[str]) -> None:
+    """``expunge erase METHOD …``."""
+    from expunge.core.catalog import Catalog
+
+    catalog = Catalog("erasers")
+    if not argv or argv[0] in ("-h", "--help"):
+        rows = "\n".join(f"  {e.name:18} {e.summary}" for e in catalog.entries().values())
+        say(f"usage: expunge erase METHOD --target WORDS --out FOLDER [options]\n\nmethods:\n{rows}\n\n"
+            "expunge erase METHOD --help lists a method's settings.")  # fmt: skip
+        return
+    method, rest = argv[0], argv[1:]
+    cls = catalog.load(method)
+    from expunge.stages import erase as stage
+    from expunge.stages import presets
+
+    first, _ = _lenient(Model, rest)
+    kind = "testbed" if first.model == "testbed" else "sd"
+    use = {} if "--no-preset" in rest else presets.eraser(method, kind)
+    both = dataclasses.make_dataclass(
+        "Options",
+        [
+            ("settings", OmitArgPrefixes[cls], dataclasses.field(default_factory=lambda: cls(**use))),
+            ("options", OmitArgPrefixes[Erase]),
+        ],
+        kw_only=True,
+    )
+    both.__doc__ = (cls.__doc__ or "").split("\n")[0]
+    parsed: Any = parse(both, rest, f"expunge erase {method}")
+    options: Erase = parsed.options
+    done = stage.to_folder(
+        options.model.open(),
+        method,
+        parsed.settings,
+        stage.concepts(options.target),
+        list(options.retain),
+        options.out,
+        attached=options.on,
+        seed=options.seed,
+        overwrite=options.overwrite,
+    )
+    cost = done.edit.provenance.cost.equivalents if done.edit.provenance else 0
+    note = f"preset {use} for {kind}; " if use else ""
+    options.talk.result(
+        {
+            "edit": str(done.path),
+            "id": done.edit.id,
+            "seconds": done.seconds,
+            "forward_equivalents": cost,
+            "preset": use,
+        },
+        f"{done.path}: {', '.join(options.target)} removed by {method} ({note}{done.seconds:.1f} s, {cost} forward-equivalents)",
+    )
+
+
+def _lenient(cls: type, argv: list[str]) -> tuple[Any, list[str]]:
+    """Parse what belongs to ``cls`` and leave the rest."""
+    if "--help" in argv or "-h" in argv:
+        argv = [a for a in argv if a not in ("--help", "-h")]
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            return tyro.cli(cls, args=argv, return_unknown_args=True, add_help=False)
+        except SystemExit:
+            return cls(), argv
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Make images with a model and its edits: a folder with metadata.jsonl (imagefolder layout)."""
+
+    prompt: Words = ()
+    """A prompt; repeat for several."""
+    concept: Words = ()
+    """A concept, put into the model's own template and written down as the label; repeat for several."""
+    set: str | None = None
+    """A concept set: its name (see `expunge list`), or a TOML file."""
+    part: Literal["dev", "test"] = "test"
+    """Part of the concept set."""
+    edit: Paths = ()
+    """An edit.safetensors to attach; repeat in order."""
+    strength: float = 1.0
+    """Strength of weights edits: 0 is nothing, 1 the edit as made."""
+    any_base: bool = False
+    """Attach edits that were made for another base."""
+    count: int = 4
+    """Images for each prompt."""
+    seed: int | None = None
+    """First seed; the concept set's own, or 0."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance; the model's own if not given."""
+    steps: int | None = None
+    """Denoising steps; the model's own if not given."""
+    batch: int = 32
+    """Images at a time."""
+    out: Path
+    """Folder for the images."""
+    overwrite: bool = False
+    """Replace an existing folder."""
+    model: OmitArgPrefixes[Model] = dataclasses.field(default_factory=Model)
+    talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
+
+
+def generate(argv: list[str]) -> None:
+    """``expunge generate …``."""
+    options = parse(Generate, argv, "expunge generate")
+    from expunge.stages import generate as stage
+    from expunge.store import check_new, load_edit
+
+    check_new(options.out, options.overwrite)
+    edits = [load_edit(path) for path in options.edit]
+    backbone = options.model.open()
+    asked = _queries(options, backbone)
+    with options.talk.progress("generating", len(asked)) as advance:
+        folder = stage.to_folder(
+            backbone,
+            edits,
+            asked,
+            options.out,
+            split=options.part,
+            batch=options.batch,
+            strength=options.strength,
+            any_base=options.any_base,
+            overwrite=options.overwrite,
+            on_batch=advance,
+        )
+    options.talk.result({"folder": str(folder), "images": len(asked)}, f"{folder}: {len(asked)} images")
+
+
+def _queries(options: Generate, backbone: "Backbone") -> "list[Query]":
+    """The queries that the options ask for."""
+    from expunge.core.query import queries
+    from expunge.stages import generate as stage
+    from expunge.stages import presets
+    from expunge.store import read_set
+
+    guidance, steps = presets.generation(backbone)
+    guidance = guidance if options.guidance is None else options.guidance
+    steps = steps if options.steps is None else options.steps
+    if steps < 1 or options.count < 1:
+        raise ExpungeError(f"steps {steps} and count {options.count}: expected both to be 1 or more")
+    template = presets.prompt(backbone)
+    prompts: list[tuple[str, str | None]] = [(p, None) for p in options.prompt]
+    prompts += [(template.replace("{}", stage.article(c)), c) for c in options.concept]
+    seed = options.seed
+    if options.set is not None:
+        from expunge.testbed import CONCEPTS
+
+        part = read_set(options.set, CONCEPTS).part(options.part)
+        prompts += list(part.prompts)
+        seed = part.seed if seed is None else seed
+    return queries(prompts, options.count, seed or 0, guidance, steps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measure:
+    """Measure a folder of images: prints records, and adds them to a file."""
+
+    images: Annotated[Path, arg(aliases=["-i"])]
+    """Folder made by `expunge generate`."""
+    target: Words = ()
+    """A concept that should be gone; the edits' own targets if not given."""
+    retain: Words = ()
+    """A concept that should have stayed; every other label in the folder if not given."""
+    out: Path | None = None
+    """A .jsonl file to add the records to."""
+    talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
+
+
+def measure(argv: list[str]) -> None:
+    """``expunge measure METRIC …``."""
+    from expunge.core.catalog import Catalog
+
+    catalog = Catalog("metrics")
+    if not argv or argv[0] in ("-h", "--help"):
+        rows = "\n".join(f"  {e.name:18} {e.summary}" for e in catalog.entries().values())
+        say(f"usage: expunge measure METRIC --images FOLDER [options]\n\nmetrics:\n{rows}")
+        return
+    name, rest = argv[0], argv[1:]
+    cls = catalog.load(name)
+    both = dataclasses.make_dataclass(
+        "Options",
+        [
+            ("settings", OmitArgPrefixes[cls], dataclasses.field(default_factory=cls)),
+            ("options", OmitArgPrefixes[Measure]),
+        ],
+        kw_only=True,
+    )
+    both.__doc__ = (cls.__doc__ or "").split("\n")[0]
+    parsed: Any = parse(both, rest, f"expunge measure {name}")
+    options: Measure = parsed.options
+    from expunge.stages import measure as stage
+    from expunge.store import append_records
+
+    records = stage.measure(parsed.settings, name, options.images, options.target, options.retain)
+    if options.out is not None:
+        append_records(options.out, records)
+    lines = [f"{r.metric:24} {r.value:6.1f} {r.unit} [{r.low:.1f}, {r.high:.1f}]  n = {r.n}" for r in records]
+    options.talk.result({"records": [r.as_json() for r in records]}, "\n".join(lines))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a model with its edits fused as a plain diffusers folder."""
+
+    edit: Paths = ()
+    """An edit.safetensors to fuse; repeat in order."""
+    out: Path
+    """Folder for the model."""
+    any_base: bool = False
+    """Fuse edits that were made for another base."""
+    overwrite: bool = False
+    """Replace an existing folder."""
+    model: OmitArgPrefixes[Model] = dataclasses.field(default_factory=Model)
+    talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
+
+
+def export(argv: list[str]) -> None:
+    """``expunge export …``."""
+    options = parse(Export, argv, "expunge export")
+    from expunge.stages import export as stage
+    from expunge.store import check_new, load_edit
+
+    check_new(options.out, options.overwrite)
+    edits = [load_edit(path) for path in options.edit]
+    out = stage.to_folder(
+        options.model.open(), edits, options.out, any_base=options.any_base, overwrite=options.overwrite
+    )
+    options.talk.result({"folder": str(out)}, f"{out}: load it with StableDiffusionPipeline.from_pretrained")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Show:
+    """Show what an edit file holds and how it was made."""
+
+    file: Positional[Path]
+    """An edit.safetensors."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+
+def show(argv: list[str]) -> None:
+    """``expunge show FILE``."""
+    options = parse(Show, argv, "expunge show")
+    from expunge.store import read_header
+
+    header = read_header(options.file)
+    made = header["provenance"] or {}
+    rows = {"id": header["id"], "kind": header["kind"], **header["fields"], **made}
+    Talk(json=options.json).result(header, "\n".join(f"{k:12} {v}" for k, v in rows.items()))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class List:
+    """List erasers, attacks, metrics, judges and concept sets."""
+
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+
+def list_(argv: list[str]) -> None:
+    """``expunge list``."""
+    options = parse(List, argv, "expunge list")
+    from expunge.core.catalog import KINDS, Catalog
+
+    found = {kind: list(Catalog(kind).entries().values()) for kind in KINDS}
+    sets = sorted(p.stem for p in (Path(__file__).parent / "testbed" / "concepts").glob("*.toml"))
+    content: dict[str, Any] = {
+        kind: [{"name": e.name, "class": e.class_name, "paper": e.paper, "arxiv": e.arxiv} for e in entries]
+        for kind, entries in found.items()
+    }
+    lines: list[str] = []
+    for kind, entries in found.items():
+        lines.append(kind)
+        lines += [f"  {e.name:18} {e.summary or '(cannot be used: ' + e.problem + ')'}" for e in entries] or [
+            "  none yet"
+        ]
+    lines += ["concept sets", f"  {', '.join(sets)}"]
+    Talk(json=options.json).result({**content, "concept_sets": sets}, "\n".join(lines))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Erase a concept from the testbed, show before and after on equal seeds, and measure."""
+
+    target: str = "church"
+    """The concept to erase."""
+    out: Path = Path("runs/demo")
+    """Folder for edit.safetensors, compare.png and records.jsonl."""
+    count: int = 10
+    """Images for each of the ten objects."""
+    overwrite: bool = True
+    """Replace what an earlier demo left."""
+    talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
+
+
+def demo(argv: list[str]) -> None:
+    """``expunge demo``."""
+    options = parse(Demo, argv, "expunge demo")
+    from expunge.stages import demo as stage
+
+    done = stage.run(options.target, options.out, options.count, options.overwrite)
+    options.talk.result(
+        {"folder": str(options.out), "records": [r.as_json() for r in done]}, stage.table(options.out, done)
+    )
+
+
+COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
+    "demo": ("erase a concept from the model in the box, and show it", demo),
+    "erase": ("remove concepts: METHOD --target WORDS --out FOLDER", erase),
+    "generate": ("make images with a model and its edits", generate),
+    "measure": ("measure a folder of images: METRIC --images FOLDER", measure),
+    "export": ("write the edited model as a plain diffusers folder", export),
+    "show": ("show what an edit file holds and how it was made", show),
+    "list": ("list erasers, attacks, metrics, judges and concept sets", list_),
+}
+
+
+def parse(cls: Any, argv: list[str], prog: str) -> Any:
+    """Parse ``argv`` into ``cls``; a mistake becomes one line.
+
+    Raises:
+        ExpungeError: with the parser's complaint, or "did you mean" for an unknown option.
+    """
+    if "--help" in argv or "-h" in argv:
+        return tyro.cli(cls, args=argv, prog=prog)
+    complaint = io.StringIO()
+    with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(complaint):
+        try:
+            parsed, extra = tyro.cli(cls, args=argv, prog=prog, return_unknown_args=True, console_outputs=True)
+        except SystemExit as stop:
+            text = re.sub(r"\x1b\[[0-9;]*m|[^\x00-\x7f]|[+|]", " ", complaint.getvalue())
+            text = re.sub(r"-{4,}", " ", text)
+            line = " ".join(text.split()).split(" For full helptext")[0]
+            raise ExpungeError(f"{prog}: {line or 'bad options'} (see {prog} --help)") from stop
+    if extra:
+        known = _flags(cls)
+        near = difflib.get_close_matches(extra[0], known, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"see {prog} --help"
+        raise ExpungeError(f"{prog}: unknown option '{extra[0]}': {hint}")
+    return parsed
+
+
+def _flags(cls: Any) -> list[str]:
+    """All option names of a dataclass of options, nested ones included."""
+    found: list[str] = []
+    for field in dataclasses.fields(cls):
+        kind = getattr(field.type, "__origin__", field.type) if not isinstance(field.type, type) else field.type
+        inner = getattr(field.type, "__args__", (kind,))[0] if not isinstance(field.type, type) else field.type
+        if dataclasses.is_dataclass(inner):
+            found += _flags(inner)
+        else:
+            found.append("--" + field.name.replace("_", "-"))
+    return found
+
+
+def usage() -> str:
+    """The text of ``expunge --help``."""
+    rows = "\n".join(f"  {name:10} {what}" for name, (what, _) in COMMANDS.items())
+    return (
+        "expunge removes concepts from text-to-image diffusion models, and shows what was removed and what was kept.\n\n"
+        f"usage: expunge COMMAND [options]\n\ncommands:\n{rows}\n\nexpunge COMMAND --help lists a command's options."
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for bad input, 130 for Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        if not argv or argv[0] in ("-h", "--help"):
+            say(usage())
+            return 0
+        if argv[0] == "--version":
+            from importlib.metadata import version
+
+            say(f"expunge {version('expunge')}")
+            return 0
+        if argv[0] not in COMMANDS:
+            raise unknown("command", argv[0], COMMANDS)
+        COMMANDS[argv[0]][1](argv[1:])
+    except ExpungeError as error:
+        sys.stderr.write("expunge: " + " ".join(str(error).split()) + "\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("expunge: interrupted\n")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

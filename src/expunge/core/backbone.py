@@ -1,0 +1,367 @@
+"""One model family: text, denoising, latents, anatomy, and the stack of edits that it carries."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple, final
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from expunge.core.cost import Cost
+from expunge.core.edit import Edit, Guidance, GuidedStep, Weights, fingerprint
+from expunge.core.errors import ExpungeError
+from expunge.core.query import Query
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Conditioning:
+    """What the denoiser is told, one row an image."""
+
+    embeds: Float[Tensor, "b n d"]
+    pooled: Float[Tensor, "b p"] | None = None
+    mask: Tensor | None = None
+    tokens: Int[Tensor, "b n"] | None = None
+    """Token ids, where the conditioning came from a prompt."""
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
+        """Apply ``change`` to every tensor."""
+        return Conditioning(
+            embeds=change(self.embeds),
+            pooled=None if self.pooled is None else change(self.pooled),
+            mask=None if self.mask is None else change(self.mask),
+            tokens=None if self.tokens is None else change(self.tokens),
+            extra={k: change(v) for k, v in self.extra.items()},
+        )
+
+    def expand(self, rows: int) -> "Conditioning":
+        """One row repeated ``rows`` times; a batch of that size is returned as it is."""
+        return self if len(self.embeds) == rows else self.map(lambda t: t.expand(rows, *t.shape[1:]))
+
+    def join(self, other: "Conditioning") -> "Conditioning":
+        """Rows of ``self``, then rows of ``other``; tokens are kept only if both have them."""
+        second = iter(_tensors(other))
+        keep = self.tokens is not None and other.tokens is not None
+        first = self if keep else Conditioning(embeds=self.embeds, pooled=self.pooled, mask=self.mask, extra=self.extra)
+        if not keep:
+            stripped = Conditioning(embeds=other.embeds, pooled=other.pooled, mask=other.mask, extra=other.extra)
+            second = iter(_tensors(stripped))
+        return first.map(lambda t: torch.cat([t, next(second)]))
+
+
+def _tensors(cond: Conditioning) -> list[Tensor]:
+    found: list[Tensor] = []
+    cond.map(lambda t: (found.append(t), t)[1])
+    return found
+
+
+class Attention(NamedTuple):
+    """One cross-attention layer: names of its four projections, and where it sits."""
+
+    heads: int
+    q: str
+    k: str
+    v: str
+    out: str
+    block: str
+    """``down``, ``mid`` or ``up``."""
+
+
+class Images(NamedTuple):
+    """What was generated."""
+
+    pixels: UInt8[Tensor, "b h w 3"]
+    latents: Float[Tensor, "b c h w"]
+
+
+class Backbone(ABC):
+    """A text-to-image model, the same to every eraser, attack and metric whatever its family.
+
+    Parameters are named with their component in front: ``unet.down_blocks.0…``, ``text_encoder.text_model…``.
+    """
+
+    family: ClassVar[str]
+    """``sd``, ``sdxl``, ``sd3``."""
+    name: str
+    """What the user called the model."""
+    device: torch.device
+    dtype: torch.dtype
+
+    def __init__(self) -> None:
+        self.cost = Cost()
+        self._stack: list[tuple[Edit, float]] = []
+        self._base: dict[str, Tensor] = {}
+
+    # text -------------------------------------------------------------------------------------------------------------
+    @abstractmethod
+    def tokenize(self, prompts: Sequence[str]) -> Int[Tensor, "b n"]:
+        """Token ids, padded to the model's prompt length."""
+
+    @abstractmethod
+    def end(self, ids: Int[Tensor, "b n"]) -> Int[Tensor, "b"]:
+        """Position of each prompt's end token; the word before it is the last of the prompt."""
+
+    @abstractmethod
+    def embed(self, ids: Tensor) -> Float[Tensor, "b n d"]:
+        """Token embeddings of ids ``[b, n]``, or of one-hot (relaxed) rows ``[b, n, vocabulary]``; differentiable."""
+
+    @abstractmethod
+    def encode(
+        self, prompts: Sequence[str] | Int[Tensor, "b n"], embeddings: Float[Tensor, "b n d"] | None = None
+    ) -> Conditioning:
+        """Encode prompts or ids; ``embeddings`` take the place of the ids' own token embeddings. Differentiable."""
+
+    # denoising --------------------------------------------------------------------------------------------------------
+    @abstractmethod
+    def denoise(self, x: Float[Tensor, "b c h w"], t: Int[Tensor, "b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
+        """One evaluation of the denoiser, uncounted; use `predict`."""
+
+    @final
+    def predict(
+        self, x: Float[Tensor, "b c h w"], t: int | Int[Tensor, "b"], cond: Conditioning
+    ) -> Float[Tensor, "b c h w"]:
+        """The model's own prediction (noise, v, or velocity) for each row; counted in `cost`."""
+        rows = len(x)
+        if torch.is_grad_enabled():
+            self.cost = Cost(forward=self.cost.forward, trained=self.cost.trained + rows)
+        else:
+            self.cost = Cost(forward=self.cost.forward + rows, trained=self.cost.trained)
+        steps = torch.full((rows,), t, device=x.device) if isinstance(t, int) else t
+        return self.denoise(x, steps, cond.expand(rows))
+
+    @final
+    def guided(
+        self,
+        x: Float[Tensor, "b c h w"],
+        t: int,
+        step: int,
+        cond: Conditioning,
+        null: Conditioning,
+        scale: float,
+        state: dict[str, Tensor],
+    ) -> Float[Tensor, "b c h w"]:
+        """Classifier-free guidance with every attached guidance edit: the only place where predictions are combined.
+
+        ``step`` counts denoising steps from 0; ``state`` belongs to one generation.
+        """
+        rows = len(x)
+        cond, null = cond.expand(rows), null.expand(rows)
+        guidances = [e for e, _ in self._stack if isinstance(e, Guidance)]
+        for guidance in guidances:
+            cond, null = guidance.conditioning(self, cond, null)
+        both = self.predict(torch.cat([x, x]), t, null.expand(rows).join(cond.expand(rows)))
+        e_null, e_cond = both.chunk(2)
+        out = e_null + scale * (e_cond - e_null)
+        for guidance in guidances:
+            out = guidance.combine(
+                self,
+                out,
+                GuidedStep(
+                    x=x,
+                    t=t,
+                    index=step,
+                    cond=cond,
+                    null=null,
+                    predicted_cond=e_cond,
+                    predicted_null=e_null,
+                    scale=scale,
+                    state=state,
+                ),
+            )
+        return out
+
+    # latents ----------------------------------------------------------------------------------------------------------
+    @abstractmethod
+    def encode_image(self, pixels: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b c h w"]:
+        """Scaled latents of images."""
+
+    @abstractmethod
+    def decode(self, latents: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b h w 3"]:
+        """Images of scaled latents."""
+
+    @abstractmethod
+    def add_noise(
+        self, latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Int[Tensor, "b"]
+    ) -> Float[Tensor, "b c h w"]:
+        """Latents at timestep ``t``."""
+
+    @abstractmethod
+    def noise(self, seed: int) -> Float[Tensor, "1 c h w"]:
+        """The starting noise of a seed, drawn on the CPU so that seeds agree across devices."""
+
+    @abstractmethod
+    def generate(self, queries: Sequence[Query]) -> Images:
+        """Sample one image a query, in one batch; all queries share guidance and steps."""
+
+    # anatomy ----------------------------------------------------------------------------------------------------------
+    @abstractmethod
+    def group(self, name: str) -> list[str]:
+        """Names of the parameters in a group of methods.md 0.3: ``xattn``, ``xattn-strict``, ``noxattn``, ``full`` …"""
+
+    @abstractmethod
+    def text_inputs(self) -> list[str]:
+        """Names of the matrices that read text, each ``[out, d]``."""
+
+    @abstractmethod
+    def attentions(self) -> dict[str, Attention]:
+        """Cross-attention layers by name."""
+
+    @abstractmethod
+    def stored(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Tensors as loaded, without edits; read from the file when the model is not built."""
+
+    @abstractmethod
+    def parameter(self, name: str) -> tuple[torch.nn.Module, str]:
+        """The built module that owns parameter ``name``, and the parameter's own name in it."""
+
+    @abstractmethod
+    def supports(self, capability: str) -> bool:
+        """Whether the family has a capability: ``cross-attention``, ``pooled`` …"""
+
+    @final
+    def tensors(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Tensors as the attached edits leave them."""
+        base = self._originals(names)
+        return {n: self._composed(n, base[n]) for n in names}
+
+    # training ---------------------------------------------------------------------------------------------------------
+    @final
+    @contextmanager
+    def weights(self, tensors: dict[str, Tensor]) -> Iterator[None]:
+        """Put trained tensors in the place of the model's own; run forward AND backward inside; restored on exit."""
+        owners = {name: self.parameter(name) for name in tensors}
+        saved = {name: module._parameters[key] for name, (module, key) in owners.items()}
+        try:
+            for name, (module, key) in owners.items():
+                module._parameters[key] = tensors[name]  # pyright: ignore[reportArgumentType]
+            yield
+        finally:
+            for name, (module, key) in owners.items():
+                module._parameters[key] = saved[name]
+
+    # edits ------------------------------------------------------------------------------------------------------------
+    @property
+    @final
+    def edits(self) -> list[Edit]:
+        """The attached edits, oldest first."""
+        return [edit for edit, _ in self._stack]
+
+    @final
+    def attach(self, edit: Edit, strength: float = 1.0, any_base: bool = False) -> None:
+        """Put an edit on the stack.
+
+        Args:
+            edit: the edit.
+            strength: 1 is the edit as made, 0 nothing, 0.5 half way (weights only).
+            any_base: accept replaced tensors that were made for another base, as long as the shapes fit.
+
+        Raises:
+            ExpungeError: if it is attached already, needs others that are not, or was made for another base.
+        """
+        attached = {e.id for e in self.edits}
+        if edit.id in attached:
+            raise ExpungeError(f"edit {edit.id} is attached already: expected each edit once")
+        missing = [r for r in edit.requires if r not in attached]
+        if missing and not any_base:
+            raise ExpungeError(
+                f"edit {edit.id} was made on top of edit {missing[0]}: expected that one to be attached first"
+            )
+        if isinstance(edit, Weights):
+            self._check_base(edit, any_base)
+        elif strength != 1.0:
+            raise ExpungeError(f"strength {strength} for a guidance edit: expected 1, since it has no weights to scale")
+        self._stack.append((edit, strength))
+        self._refresh(edit)
+
+    @final
+    def detach(self, edit: Edit) -> None:
+        """Take an edit off the stack, wherever it stands; what it touched is computed again from the base.
+
+        Raises:
+            ExpungeError: if it is not attached, or another attached edit needs it.
+        """
+        index = next((i for i, e in enumerate(self.edits) if e.id == edit.id), None)
+        if index is None:
+            raise ExpungeError(
+                f"edit {edit.id} is not attached: expected one of {[e.id for e in self.edits] or 'none'}"
+            )
+        needing = [e.id for e in self.edits if edit.id in e.requires]
+        if needing:
+            raise ExpungeError(f"edit {edit.id} is needed by edit {needing[0]}: expected that one to be detached first")
+        del self._stack[index]
+        self._refresh(edit)
+
+    @final
+    def edit_of(self, changed: dict[str, Tensor]) -> Weights:
+        """The edit that turns the model as it stands (with its stack) into one with the tensors ``changed``."""
+        base = self._originals(list(changed))
+        now = {n: self._composed(n, base[n]) for n in changed}
+        on_base = {
+            n: changed[n].to(base[n])
+            if now[n] is base[n]
+            else (base[n].float() + changed[n].float() - now[n].float()).to(base[n])
+            for n in changed
+        }
+        return Weights(on_base, base_sha256=fingerprint(base), requires=tuple(e.id for e in self.edits))
+
+    def _originals(self, names: Sequence[str]) -> dict[str, Tensor]:
+        fresh = [n for n in names if n not in self._base]
+        return {**(self.stored(fresh) if fresh else {}), **{n: self._base[n] for n in names if n in self._base}}
+
+    def _composed(self, name: str, base: Tensor) -> Tensor:
+        touching = [(e.replaced[name], s) for e, s in self._stack if isinstance(e, Weights) and name in e.replaced]
+        if not touching:
+            return base
+        if len(touching) == 1 and touching[0][1] == 1.0:
+            return touching[0][0].to(base)
+        total = base.float()
+        for replaced, strength in touching:
+            total = total + strength * (replaced.to(base.device).float() - base.float())
+        return total.to(base.dtype)
+
+    def _check_base(self, edit: Weights, any_base: bool) -> None:
+        names = list(edit.replaced)
+        known = set(self.group("full")) | set(self.group("text-encoder"))
+        foreign = [n for n in names if n not in known]
+        if foreign:
+            raise ExpungeError(
+                f"edit {edit.id} replaces '{foreign[0]}', which {self.name} does not have: expected an edit of its family"
+            )
+        base = self._originals(names)
+        for name in names:
+            if base[name].shape != edit.replaced[name].shape:
+                given, expected = tuple(edit.replaced[name].shape), tuple(base[name].shape)
+                raise ExpungeError(
+                    f"edit {edit.id} replaces '{name}' of shape {given}: expected {expected} for {self.name}"
+                )
+        if not any_base and fingerprint(base) != edit.base_sha256:
+            raise ExpungeError(
+                f"edit {edit.id} was made for another base than {self.name}: expected its own (--any-base attaches it all the same)"
+            )
+
+    def _refresh(self, edit: Edit) -> None:
+        """Write what the stack now says into the tensors that ``edit`` touches."""
+        if isinstance(edit, Guidance):
+            self._guidance_changed()
+            return
+        touched = list(edit.tensors())
+        base = self._originals(touched)
+        still = {n for e in self.edits for n in e.tensors()}
+        for name in touched:
+            module, key = self.parameter(name)
+            target = module._parameters[key]
+            if target is None:
+                raise ExpungeError(f"parameter '{name}' of {self.name} is not loaded")
+            if name not in self._base:
+                self._base[name] = base[name].detach().clone()
+            with torch.no_grad():
+                target.copy_(self._composed(name, self._base[name]))
+            if name not in still:
+                del self._base[name]
+
+    def _guidance_changed(self) -> None:
+        """Called when a guidance edit comes or goes; a backbone around a user's pipeline moves its hooks here."""

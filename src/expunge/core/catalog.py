@@ -1,0 +1,145 @@
+"""The folder is the registry: every module of ``erasers/`` is an eraser, and so on; third parties add entry points.
+
+Listing and help read names and docstrings with `ast`, so they import no method and survive a broken one.
+"""
+
+import ast
+import importlib
+import importlib.metadata
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+from expunge.core.errors import ExpungeError, unknown
+
+KINDS = ("erasers", "attacks", "metrics", "judges")
+
+
+class Paper(NamedTuple):
+    """Where a method comes from."""
+
+    title: str
+    authors: str
+    year: int
+    arxiv: str
+    """arXiv id; empty where there is no paper."""
+    code: str = ""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One plug-in, as far as its source tells without importing it."""
+
+    name: str
+    """Catalog and command-line name, in kebab case."""
+    module: str
+    class_name: str
+    summary: str
+    """First line of the class's docstring."""
+    paper: str
+    arxiv: str
+    problem: str = ""
+    """Why it cannot be used; empty if it can."""
+
+    def load(self) -> type:
+        """Import the plug-in and return its class.
+
+        Raises:
+            ExpungeError: if it cannot be imported.
+        """
+        if self.problem:
+            raise ExpungeError(f"'{self.name}' cannot be used: {self.problem}")
+        try:
+            return getattr(importlib.import_module(self.module), self.class_name)
+        except ImportError as error:
+            raise ExpungeError(f"'{self.name}' cannot be imported: {error}") from error
+
+
+def _source(module: str) -> Path:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ExpungeError(f"plug-in module '{module}' not found")
+    return Path(spec.origin)
+
+
+def _plug_in_class(tree: ast.Module) -> ast.ClassDef | None:
+    """The class that the module is about: the one with a ``paper`` or, failing that, the last public one."""
+    classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")]
+    with_paper = [c for c in classes if _paper_call(c) is not None]
+    return (with_paper or classes or [None])[-1]
+
+
+def _paper_call(cls: ast.ClassDef) -> ast.Call | None:
+    for node in cls.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "paper":
+            return node.value if isinstance(node.value, ast.Call) else None
+    return None
+
+
+def _paper(cls: ast.ClassDef) -> tuple[str, str]:
+    call = _paper_call(cls)
+    if call is None:
+        return "", ""
+    values = [a.value if isinstance(a, ast.Constant) else "" for a in call.args]
+    return f"{values[0]} ({values[1]}, {values[2]})", str(values[3])
+
+
+def read_entry(name: str, module: str, class_name: str = "") -> Entry:
+    """Describe a plug-in from its source; a broken one is described by its problem."""
+    try:
+        tree = ast.parse(_source(module).read_text())
+        cls = _plug_in_class(tree)
+        if class_name:
+            cls = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == class_name), cls)
+        if cls is None:
+            raise ExpungeError("its module defines no class")
+    except (SyntaxError, OSError, ExpungeError, ModuleNotFoundError) as error:
+        return Entry(name=name, module=module, class_name="", summary="", paper="", arxiv="", problem=str(error))
+    title, arxiv = _paper(cls)
+    summary = (ast.get_docstring(cls) or "").split("\n")[0]
+    return Entry(name=name, module=module, class_name=cls.name, summary=summary, paper=title, arxiv=arxiv)
+
+
+@final
+class Catalog:
+    """All plug-ins of one kind: the folder's and those that installed packages announce."""
+
+    def __init__(self, kind: str) -> None:
+        """Open the catalog of ``kind``, one of `KINDS`."""
+        self.kind = kind
+
+    def entries(self) -> dict[str, Entry]:
+        """Every plug-in by name, sorted."""
+        folder = Path(__file__).parent.parent / self.kind
+        names = sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
+        found = {n.replace("_", "-"): read_entry(n.replace("_", "-"), f"expunge.{self.kind}.{n}") for n in names}
+        for point in importlib.metadata.entry_points(group=f"expunge.{self.kind}"):
+            found.setdefault(point.name, read_entry(point.name, point.module, point.attr))
+        return dict(sorted(found.items()))
+
+    def entry(self, name: str) -> Entry:
+        """The plug-in called ``name``.
+
+        Raises:
+            ExpungeError: if there is none, with the nearest name.
+        """
+        entries = self.entries()
+        if name not in entries:
+            raise unknown(self.kind.removesuffix("s"), name, entries)
+        return entries[name]
+
+    def load(self, name: str) -> type:
+        """Import the plug-in called ``name``."""
+        return self.entry(name).load()
+
+
+def backbone_of(model: Any) -> Any:
+    """The backbone around ``model``: itself, or the one that belongs to a pipeline (made at the first call, kept on it)."""
+    return importlib.import_module("expunge.backbones").of(model)
+
+
+def store() -> Any:
+    """The module that knows the file formats; it lies above this room, so it is looked up, not imported."""
+    return importlib.import_module("expunge.store")

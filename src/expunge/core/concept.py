@@ -1,0 +1,75 @@
+"""What is removed, what is kept, and the files that name both."""
+
+from dataclasses import dataclass
+from typing import final
+
+from expunge.core.errors import ExpungeError
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Concept:
+    """Something to remove."""
+
+    name: str
+    """The words that name it: ``church``, ``noto style``."""
+    anchor: str | None = None
+    """What it should become; None leaves the choice to the method."""
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise ExpungeError("the target is empty: expected the words of the concept to remove, such as 'church'")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One part of a concept set: settings are chosen on dev, results are reported on test."""
+
+    seed: int
+    """First seed of the images."""
+    prompts: tuple[tuple[str, str], ...]
+    """Pairs of a prompt and the concept it asks for."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ConceptSet:
+    """A list of concepts with the prompts that ask for them."""
+
+    name: str
+    about: str
+    concepts: tuple[str, ...]
+    splits: dict[str, tuple[str, ...]]
+    """Concepts to erase, by split; the set's others are preserved."""
+    dev: Part
+    test: Part
+
+    def part(self, name: str) -> Part:
+        """``dev`` or ``test``.
+
+        Raises:
+            ExpungeError: for any other name.
+        """
+        if name not in ("dev", "test"):
+            raise ExpungeError(f"unknown part '{name}': expected dev or test")
+        return self.dev if name == "dev" else self.test
+
+
+def check_targets(targets: list[Concept], retain: list[str]) -> None:
+    """Refuse an empty request, a target named twice, and a target that should also be kept.
+
+    Raises:
+        ExpungeError: naming the word at fault.
+    """
+    if not targets:
+        raise ExpungeError("no target given: expected at least one concept to remove")
+    names = [" ".join(t.name.lower().split()) for t in targets]
+    kept = {" ".join(r.lower().split()) for r in retain}
+    for name in names:
+        if name in kept:
+            raise ExpungeError(f"'{name}' is both a target and a retained word: expected it in one of the two lists")
+        if names.count(name) > 1:
+            raise ExpungeError(f"target '{name}' is given twice: expected each concept once")
+    if "" in kept:
+        raise ExpungeError("a retained word is empty: expected the words of a concept to keep")

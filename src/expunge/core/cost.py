@@ -1,0 +1,23 @@
+"""What a run cost, in numbers that do not depend on the machine."""
+
+from dataclasses import dataclass
+from typing import final
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Evaluations of the denoiser, counted per image row."""
+
+    forward: int = 0
+    """Rows evaluated without gradient."""
+    trained: int = 0
+    """Rows evaluated forward and backward."""
+
+    @property
+    def equivalents(self) -> int:
+        """Forward-equivalents: a forward and backward counts as 3 (methods.md 0.4)."""
+        return self.forward + 3 * self.trained
+
+    def __sub__(self, other: "Cost") -> "Cost":
+        return Cost(forward=self.forward - other.forward, trained=self.trained - other.trained)

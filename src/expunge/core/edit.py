@@ -1,0 +1,167 @@
+"""An edit: what an eraser gives back, and what a backbone carries in its stack."""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+from jaxtyping import Float
+from torch import Tensor
+
+from expunge.core import catalog
+from expunge.core.cost import Cost
+from expunge.core.errors import ExpungeError
+
+if TYPE_CHECKING:
+    from expunge.core.backbone import Backbone, Conditioning
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """How an edit was made: what an auditor asks first."""
+
+    eraser: str
+    """Catalog name of the method."""
+    settings: dict[str, Any]
+    targets: list[str]
+    anchors: list[str | None]
+    retain: list[str]
+    model: str
+    family: str
+    seed: int
+    cost: Cost = field(default_factory=Cost)
+    seconds: float = 0.0
+    expunge: str = ""
+    """Version of the package that made it."""
+
+    @property
+    def knowledge(self) -> dict[str, Any]:
+        """What the method was told (design.md section 5)."""
+        return {"targets": self.targets, "anchors": self.anchors, "retain": self.retain, "images": 0, "oracle": None}
+
+
+class Edit(ABC):
+    """A change to a model that can be attached, detached, saved and loaded."""
+
+    kind: ClassVar[str]
+    provenance: Provenance | None
+    requires: tuple[str, ...]
+
+    @abstractmethod
+    def fields(self) -> dict[str, Any]:
+        """Everything but tensors, as JSON."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors it stores, by name."""
+
+    @property
+    def id(self) -> str:
+        """Sixteen hexadecimal digits of the sha256 of its contents."""
+        digest = hashlib.sha256(json.dumps([self.kind, self.fields(), self.requires], sort_keys=True).encode())
+        digest.update(fingerprint(self.tensors()).encode())
+        return digest.hexdigest()[:16]
+
+    def attach(self, model: Any, strength: float = 1.0) -> None:
+        """Attach to a backbone, or to a diffusers pipeline that you already hold."""
+        catalog.backbone_of(model).attach(self, strength=strength)
+
+    def detach(self, model: Any) -> None:
+        """Detach again; after the last detach the model's tensors are bit for bit what they were."""
+        catalog.backbone_of(model).detach(self)
+
+    def save(self, path: Any, overwrite: bool = False) -> None:
+        """Write one safetensors file; an existing file is refused unless ``overwrite``."""
+        catalog.store().save_edit(self, path, overwrite=overwrite)
+
+
+def fingerprint(tensors: dict[str, Tensor]) -> str:
+    """Sha256 of names and values; values are compared as float32, so a dtype that holds them exactly does not matter."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name}{tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@final
+class Weights(Edit):
+    """Replaced tensors, exact in the base's dtype."""
+
+    kind = "weights"
+
+    def __init__(
+        self,
+        replaced: dict[str, Tensor],
+        *,
+        base_sha256: str,
+        requires: tuple[str, ...] = (),
+        provenance: Provenance | None = None,
+    ) -> None:
+        """Hold ``replaced`` tensors for the base whose own values of them have the fingerprint ``base_sha256``.
+
+        ``requires`` lists the ids of the edits that were attached when this one was made.
+        """
+        if not replaced:
+            raise ExpungeError("a weights edit replaces no tensor: expected at least one")
+        self.replaced = dict(replaced)
+        self.base_sha256 = base_sha256
+        self.requires = requires
+        self.provenance = provenance
+
+    def fields(self) -> dict[str, Any]:
+        return {"base_sha256": self.base_sha256}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.replaced
+
+
+class Guidance(Edit):
+    """A change to how a prompt is denoised: the weights stay as they are.
+
+    Subclasses are frozen dataclasses; their fields are JSON. They live beside their eraser, which names the class.
+    """
+
+    kind = "guidance"
+    eraser: ClassVar[str]
+    """Catalog name of the method it belongs to."""
+    provenance: Provenance | None = None
+    requires: tuple[str, ...] = ()
+
+    def fields(self) -> dict[str, Any]:
+        return {"eraser": self.eraser, **asdict(self)}  # pyright: ignore[reportArgumentType]
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def conditioning(
+        self, backbone: "Backbone", cond: "Conditioning", null: "Conditioning"
+    ) -> tuple["Conditioning", "Conditioning"]:
+        """Change what the two halves of a guided pair are conditioned on."""
+        return cond, null
+
+    def combine(
+        self, backbone: "Backbone", guided: Float[Tensor, "b *chw"], step: "GuidedStep"
+    ) -> Float[Tensor, "b *chw"]:
+        """Change the combined prediction; ``step`` has its ingredients."""
+        return guided
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class GuidedStep:
+    """The ingredients of one guided prediction, handed to `Guidance.combine`."""
+
+    x: Float[Tensor, "b *chw"]
+    t: int
+    index: int
+    """Number of the denoising step, from 0."""
+    cond: "Conditioning"
+    null: "Conditioning"
+    predicted_cond: Float[Tensor, "b *chw"]
+    predicted_null: Float[Tensor, "b *chw"]
+    scale: float
+    state: dict[str, Tensor]
+    """Lives for one generation (SLD's momentum)."""

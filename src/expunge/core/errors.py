@@ -1,0 +1,18 @@
+"""What a user is told: one line, naming what was given and what was expected."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ExpungeError(Exception):
+    """Bad input. The command line prints its one line and exits with code 2."""
+
+
+def unknown(kind: str, given: str, known: Iterable[str]) -> ExpungeError:
+    """The error for a name that is not in a list, with the nearest name that is."""
+    names = sorted(known)
+    near = difflib.get_close_matches(given.lower(), names, n=1, cutoff=0.6)
+    if near:
+        return ExpungeError(f"unknown {kind} '{given}': did you mean '{near[0]}'?")
+    shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    return ExpungeError(f"unknown {kind} '{given}': expected one of {shown}")

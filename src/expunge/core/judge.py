@@ -1,0 +1,38 @@
+"""A judge looks at images and says what they show; it knows nothing of prompts or models."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from expunge.core.errors import unknown
+
+
+class Judge(ABC):
+    """Scores labels for images."""
+
+    name: ClassVar[str]
+    labels: Sequence[str]
+
+    @abstractmethod
+    def scores(self, images: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b labels"]:
+        """A score for every label, higher is likelier; only the order within a row is used for ranks."""
+
+    def valid(self, images: UInt8[Tensor, "b h w 3"]) -> Bool[Tensor, "b"]:
+        """Whether each image is a picture at all; a judge that cannot tell says yes."""
+        return torch.ones(len(images), dtype=torch.bool)
+
+    def label_ids(self, concept: str) -> list[int]:
+        """Indices of the labels that mean ``concept``.
+
+        Raises:
+            ExpungeError: if the judge does not know it, with the nearest label it does.
+        """
+        wanted = concept.lower()
+        found = [i for i, label in enumerate(self.labels) if label.lower() == wanted]
+        if not found:
+            raise unknown(f"concept for judge '{self.name}':", concept, self.labels)
+        return found

@@ -1,0 +1,54 @@
+"""A metric: one call over stored images."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, final
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from expunge.core.catalog import Paper
+from expunge.core.record import Interval
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Shot:
+    """A stored image and what was asked for."""
+
+    path: Path
+    pixels: Callable[[], UInt8[Tensor, "h w 3"]]
+    """Reads the image."""
+    prompt: str
+    seed: int
+    label: str | None
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One number, its interval and the values behind it."""
+
+    metric: str
+    interval: Interval
+    unit: str
+    n: int
+    n_seeds: int
+    per_image: Sequence[float]
+
+
+class Metric(ABC):
+    """Measures stored images. Subclasses are frozen keyword-only dataclasses of settings."""
+
+    paper: ClassVar[Paper]
+    higher_is_better: ClassVar[bool]
+
+    @abstractmethod
+    def measure(self, shots: Sequence[Shot], targets: Sequence[str], retain: Sequence[str]) -> list[Measurement]:
+        """Measure images whose labels are among ``targets`` or ``retain``.
+
+        Raises:
+            ExpungeError: if the judge does not know a concept, or there is no image to measure.
+        """

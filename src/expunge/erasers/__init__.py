@@ -1,0 +1,1 @@
+"""Erasers: one module, one paper."""

@@ -1,0 +1,51 @@
+"""Negative prompt: the concept takes the empty prompt's place in classifier-free guidance."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from expunge.core.backbone import Backbone, Conditioning
+from expunge.core.catalog import Paper
+from expunge.core.edit import Guidance
+from expunge.core.eraser import Eraser, Step, Task
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class NegativePromptGuidance(Guidance):
+    """Condition the unconditional half on the words to avoid."""
+
+    eraser = "negative-prompt"
+    text: str
+
+    @override
+    def conditioning(
+        self, backbone: Backbone, cond: Conditioning, null: Conditioning
+    ) -> tuple[Conditioning, Conditioning]:
+        with torch.no_grad():
+            away = backbone.encode([self.text])
+        return cond, away.expand(len(null.embeds))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class NegativePrompt(Eraser):
+    r"""Steer every image away from the concept's words at inference; the weights stay as they are.
+
+    .. math:: \tilde\epsilon = \epsilon(x_t, c_e) + s (\epsilon(x_t, c) - \epsilon(x_t, c_e))
+
+    A user option of the Stable Diffusion pipelines rather than a paper's method; methods.md A12.
+    Ignores the retain list. Has no effect at guidance 1. Deviations: none known.
+    """
+
+    paper: ClassVar[Paper] = Paper("Negative prompt", "Stable Diffusion users", 2022, "")
+    separator: str = ", "
+    """What stands between several targets."""
+
+    @override
+    def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:
+        yield Step(index=0, edit=NegativePromptGuidance(text=self.separator.join(t.name for t in task.targets)))

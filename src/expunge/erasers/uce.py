@@ -1,0 +1,108 @@
+"""Unified Concept Editing: a closed-form edit of the projections that read text."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from typing_extensions import override
+
+from expunge.core.backbone import Backbone
+from expunge.core.catalog import Paper
+from expunge.core.eraser import Eraser, Step, Task
+from expunge.core.errors import ExpungeError
+from expunge.maths.closed_form import ridge_edit
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class UCE(Eraser):
+    r"""Map a concept's key and value vectors onto its anchor's, in closed form, in seconds.
+
+    .. math:: W = \Big(\sum_i s_e W_0 g_i c_i^T + \sum_j s_p W_0 c_j c_j^T + \lambda W_0\Big)
+        \Big(\sum_i s_e c_i c_i^T + \sum_j s_p c_j c_j^T + \lambda I\Big)^{-1}
+
+    Equation 7 of arXiv v2, in its `replace` form. Follows rohitgandikota/unified-concept-editing,
+    ``trainscripts/uce_sd_erase.py`` (``tokens="last"``, the default) and ``train_erase.py`` (``tokens="tail"``).
+    Reads text only: no images, no evaluation of the UNet.
+    As in the script, the empty anchor has no last word and is read at the start token.
+    Deviations: solves in float64 instead of inverting in float32.
+    """
+
+    paper: ClassVar[Paper] = Paper(
+        "Unified Concept Editing in Diffusion Models",
+        "Gandikota et al.",
+        2024,
+        "2308.14761",
+        "https://github.com/rohitgandikota/unified-concept-editing",
+    )
+    lamb: float = 0.5
+    """Pull towards the old weights, lambda in Eq. 7."""
+    erase_scale: float = 1.0
+    """Weight of each target, s_e."""
+    preserve_scale: float = 1.0
+    """Weight of each retained concept, s_p; ignored without a retain list."""
+    anchor: str = ""
+    """What targets become when they name no anchor of their own."""
+    tokens: Literal["last", "tail"] = "last"
+    """Text vectors used: the last word's one vector, or all from the last word through the padding, aligned."""
+    templates: tuple[str, ...] = ("{}",)
+    """Phrases each concept is put into; the papers' scripts use the bare words or `image of {}` and the like."""
+
+    def __post_init__(self) -> None:
+        if not self.lamb > 0:
+            raise ExpungeError(
+                f"uce's lamb is {self.lamb}: expected a positive number (the system is singular without it)"
+            )
+        for name, scale in (("erase_scale", self.erase_scale), ("preserve_scale", self.preserve_scale)):
+            if not scale >= 0:
+                raise ExpungeError(f"uce's {name} is {scale}: expected zero or more")
+        bad = [t for t in self.templates if t.count("{}") != 1]
+        if bad or not self.templates:
+            raise ExpungeError(
+                f"uce's template '{bad[0] if bad else ''}' has not one {{}}: expected it where the concept goes"
+            )
+
+    @override
+    def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:
+        with torch.no_grad():
+            keys, goals, scales = self._pairs(backbone, task)
+            weights = backbone.tensors(backbone.text_inputs())
+            changed = ridge_edit(weights, keys, goals, scales, self.lamb)  # Eq. 7
+        yield Step(index=0, edit=backbone.edit_of(changed))
+
+    def _pairs(self, backbone: Backbone, task: Task) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, goals and scales of Eq. 7: targets go to their anchors, retained concepts to themselves."""
+        pairs = [(t.name, self.anchor if t.anchor is None else t.anchor, self.erase_scale) for t in task.targets]
+        pairs += [(word, word, self.preserve_scale) for word in task.retain]
+        keys: list[Tensor] = []
+        goals: list[Tensor] = []
+        scales: list[float] = []
+        for source, goal, scale in pairs:
+            for template in self.templates:
+                filled = template.format(goal) if goal.strip() else goal
+                c, g = self._vectors(backbone, template.format(source), filled)
+                keys.append(c)
+                goals.append(g)
+                scales += [scale] * len(c)
+        k = torch.cat(keys)
+        return k, torch.cat(goals), torch.tensor(scales, dtype=k.dtype, device=k.device)
+
+    def _vectors(self, backbone: Backbone, source: str, goal: str) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k d"]]:
+        """Text vectors of a source phrase and the ones they should answer like."""
+        c, last_c = _encoded(backbone, source)
+        g, last_g = _encoded(backbone, goal)
+        if self.tokens == "last":
+            return c[last_c : last_c + 1], g[last_g : last_g + 1]
+        if source == goal:
+            return c, g
+        count = min(len(c) - last_c, len(g) - last_g)
+        return c[last_c : last_c + count], g[last_g : last_g + count]
+
+
+def _encoded(backbone: Backbone, text: str) -> tuple[Float[Tensor, "n d"], int]:
+    """Text vectors of a prompt, and the position of its last word (the start token's, if it has no word)."""
+    ids = backbone.tokenize([text])
+    return backbone.encode(ids).embeds[0], int(backbone.end(ids)[0]) - 1

@@ -1,0 +1,53 @@
+"""The testbed's own judges: networks trained on real drawings only, apart from the model they judge."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Literal, final
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+from typing_extensions import override
+
+from expunge import testbed
+from expunge.core.judge import Judge
+
+
+@final
+class Testbed(Judge):
+    """Names the objects, or the style, of a 64x64 testbed image, and tells a picture from noise.
+
+    Judge A reports; judge B, of another architecture and seed, is the oracle that methods and attacks may ask.
+    """
+
+    name = "testbed"
+
+    def __init__(self, network: Literal["a", "b"] = "a", labels: Literal["objects", "styles"] = "objects") -> None:
+        """Use judge ``network`` to tell ``labels``."""
+        self.network = network
+        self.asks = labels
+        words = testbed.vocabulary()
+        self.labels: Sequence[str] = list(words["objects"]) if labels == "objects" else words["styles"]
+
+    @cached_property
+    def _net(self) -> Any:
+        return testbed.network(f"judge_{self.network}")
+
+    @torch.no_grad()
+    def _answers(self, images: UInt8[Tensor, "b h w 3"]) -> dict[str, Tensor]:
+        x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+        if x.shape[-2:] != (64, 64):
+            x = torch.nn.functional.interpolate(x, (64, 64), mode="area")
+        return self._net(x)
+
+    @override
+    def scores(self, images: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b labels"]:
+        return self._answers(images)["objects" if self.asks == "objects" else "style"]
+
+    @override
+    def valid(self, images: UInt8[Tensor, "b h w 3"]) -> Bool[Tensor, "b"]:
+        return self._answers(images)["valid"][:, 0] > 0
+
+    @override
+    def label_ids(self, concept: str) -> list[int]:
+        return super().label_ids(concept.removesuffix(" style") if self.asks == "styles" else concept)

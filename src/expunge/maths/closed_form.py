@@ -1,0 +1,36 @@
+"""Closed-form edits of linear maps."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def ridge_edit(
+    weights: dict[str, Float[Tensor, "_ d"]],
+    keys: Float[Tensor, "k d"],
+    goals: Float[Tensor, "k d"],
+    scales: Float[Tensor, "k"],
+    lamb: float,
+) -> dict[str, Float[Tensor, "_ d"]]:
+    r"""Make every matrix answer each key as it used to answer that key's goal, staying near what it was.
+
+    For each :math:`W_0` returns the minimiser of :math:`\sum_i s_i |W c_i - W_0 g_i|^2 + \lambda |W - W_0|^2`,
+
+    .. math:: W = W_0 \Big(\sum_i s_i g_i c_i^T + \lambda I\Big) \Big(\sum_i s_i c_i c_i^T + \lambda I\Big)^{-1}
+
+    with keys :math:`c_i`, goals :math:`g_i` and scales :math:`s_i`. This is UCE's Eq. 7 (2308.14761) with erased and
+    preserved concepts in one list (a preserved concept is its own goal), and TIME's Eq. 5 (2303.08084) with every scale 1.
+    The right-hand factors are the same for all matrices, so they are solved once, in float64.
+
+    Args:
+        weights: matrices by name, each ``[out, d]``.
+        keys: text vectors to be changed or kept.
+        goals: for each key, the text vector whose answer it should get.
+        scales: weight of each pair.
+        lamb: pull towards the old weights; positive.
+    """
+    c, g, s = keys.double(), goals.double(), scales.double()[:, None]
+    eye = lamb * torch.eye(c.shape[1], dtype=torch.float64, device=c.device)
+    # right = (sum s g c^T + lamb I) (sum s c c^T + lamb I)^-1; the second factor is symmetric, so solve from the left.
+    right = torch.linalg.solve((s * c).T @ c + eye, (s * c).T @ g + eye).T
+    return {name: (w.double() @ right).to(w.dtype) for name, w in weights.items()}

@@ -1,0 +1,1 @@
+"""The rooms: each takes files and settings and gives files."""

@@ -1,0 +1,91 @@
+"""Generate: model, edits and queries in; an image folder out."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from expunge.core.backbone import Backbone
+from expunge.core.edit import Edit
+from expunge.core.errors import ExpungeError
+from expunge.core.query import Query
+from expunge.store import FORMAT, new_folder, write_images, write_json
+
+PLURAL = frozenset({"grapes", "cherries", "scissors", "glasses", "crossed swords"})
+
+
+def article(concept: str) -> str:
+    """``concept`` with its indefinite article, where it takes one."""
+    if concept in PLURAL or concept.split(" ", 1)[0] in ("a", "an", "the"):
+        return concept
+    return f"{'an' if concept[:1].lower() in 'aeiou' else 'a'} {concept}"
+
+
+def render(
+    backbone: Backbone, queries: Sequence[Query], batch: int = 32, on_batch: Callable[[int], None] | None = None
+) -> Iterator[UInt8[Tensor, "b h w 3"]]:
+    """Images of ``queries`` in order, in batches of queries that share guidance and steps."""
+    if batch < 1:
+        raise ExpungeError(f"batch {batch}: expected 1 or more")
+    start = 0
+    while start < len(queries):
+        first = queries[start]
+        end = start
+        while end < min(start + batch, len(queries)) and _alike(queries[end], first):
+            end += 1
+        yield backbone.generate(queries[start:end]).pixels
+        if on_batch is not None:
+            on_batch(end - start)
+        start = end
+
+
+def _alike(a: Query, b: Query) -> bool:
+    return (a.guidance, a.steps) == (b.guidance, b.steps)
+
+
+def to_folder(
+    backbone: Backbone,
+    edits: Sequence[Edit],
+    queries: Sequence[Query],
+    out: Path,
+    *,
+    split: str = "test",
+    batch: int = 32,
+    strength: float = 1.0,
+    any_base: bool = False,
+    overwrite: bool = False,
+    on_batch: Callable[[int], None] | None = None,
+) -> Path:
+    """Generate with ``edits`` attached (and detached afterwards) into the folder ``out``.
+
+    Beside images and ``metadata.jsonl`` it writes ``run.json``: model, edits, settings, and the evaluations it took.
+    """
+    if not queries:
+        raise ExpungeError("nothing to generate: expected at least one prompt")
+    with new_folder(out, overwrite) as folder:
+        attached: list[Edit] = []
+        before = backbone.cost
+        try:
+            for edit in edits:
+                backbone.attach(edit, strength=1.0 if edit.kind == "guidance" else strength, any_base=any_base)
+                attached.append(edit)
+            write_images(folder, queries, render(backbone, queries, batch, on_batch))
+        finally:
+            for edit in reversed(attached):
+                backbone.detach(edit)
+        made = {
+            "format": FORMAT,
+            "model": backbone.name,
+            "family": backbone.family,
+            "split": split,
+            "strength": strength,
+            "edits": [
+                {"id": e.id, "kind": e.kind, "provenance": None if e.provenance is None else asdict(e.provenance)}
+                for e in edits
+            ],
+            "cost": asdict(backbone.cost - before),
+        }
+        write_json(folder / "run.json", made)
+    return out

@@ -1,0 +1,86 @@
+"""Measure: image folders in; records out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from expunge.core.catalog import Catalog
+from expunge.core.errors import ExpungeError
+from expunge.core.metric import Metric
+from expunge.core.record import Record
+from expunge.store import read_images, read_run
+
+
+def measure(metric: Metric, name: str, folder: Path, targets: Sequence[str], retain: Sequence[str]) -> list[Record]:
+    """Records of one image folder.
+
+    Args:
+        metric: the metric with its settings.
+        name: its catalog name, for the provenance.
+        folder: images with their ``metadata.jsonl``.
+        targets: concepts that should be gone; those of the folder's edits if empty.
+        retain: concepts that should have stayed; every other label in the folder if empty.
+
+    Raises:
+        ExpungeError: if the folder is damaged, or says nothing about a target.
+    """
+    shots = read_images(folder)
+    made = read_run(folder)
+    provenances = [e["provenance"] for e in made.get("edits", []) if e.get("provenance")]
+    targets = list(targets) or [t for p in provenances for t in p["targets"]]
+    labels = sorted({s.label for s in shots if s.label is not None})
+    retain = list(retain) or [label for label in labels if label not in targets]
+    both = set(targets) & set(retain)
+    if both:
+        raise ExpungeError(f"'{both.pop()}' is both a target and a retained word: expected it in one of the two lists")
+    absent = [t for t in targets if t not in labels]
+    if absent:
+        raise ExpungeError(
+            f"'{folder}' has no image labelled '{absent[0]}': expected one of {', '.join(labels) or 'none'}"
+        )
+    common: dict[str, Any] = {
+        "subject": "edited" if made.get("edits") else "original",
+        "eraser": "+".join(p["eraser"] for p in provenances) or None,
+        "concepts": targets,
+        "model": made.get("model", "unknown"),
+        "split": made.get("split", "unknown"),
+        "seed": provenances[-1]["seed"] if provenances else 0,
+        "knowledge": _knowledge(provenances),
+        "provenance": {
+            "metric": name,
+            "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(metric).items()},
+            "edits": [e["id"] for e in made.get("edits", [])],
+            "retain_measured": retain,
+            "images": folder.name,
+            "cost": made.get("cost"),
+        },
+    }
+    return [
+        Record(
+            metric=m.metric,
+            value=round(m.interval.value, 4),
+            low=round(m.interval.low, 4),
+            high=round(m.interval.high, 4),
+            n=m.n,
+            n_seeds=m.n_seeds,
+            unit=m.unit,
+            **common,
+        )
+        for m in metric.measure(shots, targets, retain)
+    ]
+
+
+def _knowledge(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the methods were told, over all edits."""
+    return {
+        "targets": [t for p in provenances for t in p["targets"]],
+        "anchors": [a for p in provenances for a in p["anchors"]],
+        "retain": [r for p in provenances for r in p["retain"]],
+        "images": 0,
+        "oracle": None,
+    }
+
+
+def build(name: str, settings: dict[str, Any]) -> Metric:
+    """The metric called ``name`` with ``settings``."""
+    return Catalog("metrics").load(name)(**settings)

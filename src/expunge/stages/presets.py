@@ -1,0 +1,34 @@
+"""Settings that fit a model: read from ``presets.toml``."""
+
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from expunge.core.backbone import Backbone
+
+
+@cache
+def _presets() -> dict[str, Any]:
+    return tomllib.loads((Path(__file__).parent.parent / "presets.toml").read_text())
+
+
+def kind_of(backbone: Backbone) -> str:
+    """The key under which a model's settings stand: ``testbed``, or its family."""
+    return "testbed" if backbone.name == "testbed" else backbone.family
+
+
+def generation(backbone: Backbone) -> tuple[float, int]:
+    """Guidance and steps as the model ships."""
+    row = _presets()["generate"][kind_of(backbone)]
+    return float(row["guidance"]), int(row["steps"])
+
+
+def prompt(backbone: Backbone) -> str:
+    """The template that asks the model for a concept."""
+    return _presets()["prompt"][kind_of(backbone)]
+
+
+def eraser(method: str, model_kind: str) -> dict[str, Any]:
+    """Settings of ``method`` found on the dev sets of a kind of model; empty where the paper's serve."""
+    return dict(_presets().get("erase", {}).get(method, {}).get(model_kind, {}))

@@ -1,0 +1,307 @@
+"""Everything that goes to disk and comes back: edits, image folders, records. Each file says ``format: 1``."""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import tomllib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from expunge.core.catalog import Catalog
+from expunge.core.concept import ConceptSet, Part
+from expunge.core.cost import Cost
+from expunge.core.edit import Edit, Guidance, Provenance, Weights
+from expunge.core.errors import ExpungeError, unknown
+from expunge.core.metric import Shot
+from expunge.core.query import Query
+from expunge.core.record import Record
+
+FORMAT = 1
+
+
+# writing whole files or none ------------------------------------------------------------------------------------------
+def check_new(path: Path, overwrite: bool) -> None:
+    """Refuse a path that exists (unless ``overwrite``) or cannot be written.
+
+    Raises:
+        ExpungeError: naming the path.
+    """
+    if path.exists() and not overwrite:
+        raise ExpungeError(f"'{path}' exists already: expected a new path, or --overwrite")
+    parent = next(p for p in (path if path.is_dir() else path.parent, *path.parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ExpungeError(f"'{path}' cannot be written: expected a place in a writable folder")
+
+
+@contextmanager
+def new_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its name when the block ends well."""
+    check_new(path, overwrite)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise ExpungeError(f"'{path}' cannot be written: {error.strerror}") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise ExpungeError(f"'{path}' cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that takes its name when the block ends well."""
+    check_new(path, overwrite)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as error:
+        raise ExpungeError(f"'{path}' cannot be written: {error.strerror}") from error
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if path.exists():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        temporary.replace(path)
+    except OSError as error:
+        raise ExpungeError(f"'{path}' cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+# edits ----------------------------------------------------------------------------------------------------------------
+def save_edit(edit: Edit, path: str | Path, overwrite: bool = False) -> None:
+    """Write an edit as one safetensors file with a JSON header.
+
+    Raises:
+        ExpungeError: if the file exists (unless ``overwrite``) or cannot be written.
+    """
+    header = {
+        "format": FORMAT,
+        "kind": edit.kind,
+        "id": edit.id,
+        "fields": edit.fields(),
+        "requires": list(edit.requires),
+        "provenance": None if edit.provenance is None else asdict(edit.provenance),
+    }
+    tensors = {n: t.detach().cpu().contiguous() for n, t in edit.tensors().items()}
+    with new_file(Path(path), overwrite) as temporary:
+        save_file(tensors, temporary, metadata={"expunge": json.dumps(header, sort_keys=True)})
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """The JSON header of an edit file.
+
+    Raises:
+        ExpungeError: if there is no such file, it is damaged, not an edit, or of a newer format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ExpungeError(f"no edit file '{path}': expected an edit.safetensors written by expunge")
+    try:
+        with safe_open(path, "pt") as opened:
+            metadata = opened.metadata() or {}
+        header = json.loads(metadata["expunge"])
+    except (SafetensorError, OSError) as error:
+        raise ExpungeError(f"'{path}' is damaged or no safetensors file: {error}") from error
+    except (KeyError, json.JSONDecodeError) as error:
+        raise ExpungeError(f"'{path}' is not an edit: expected an expunge header in its metadata") from error
+    version = header.get("format")
+    if version != FORMAT:
+        newer = isinstance(version, int) and version > FORMAT
+        raise ExpungeError(
+            f"'{path}' has format {version}: expected {FORMAT}" + (", so update expunge" if newer else "")
+        )
+    return header
+
+
+def load_edit(path: str | Path) -> Edit:
+    """Read an edit.
+
+    Raises:
+        ExpungeError: as `read_header`; also if the contents do not match the id in the header.
+    """
+    header = read_header(path)
+    try:
+        with safe_open(path, "pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (not a dict)
+    except SafetensorError as error:
+        raise ExpungeError(f"'{path}' is damaged: {error}") from error
+    try:
+        edit = _parse(header, tensors)
+    except (KeyError, TypeError) as error:
+        raise ExpungeError(f"'{path}' has a header that expunge does not understand: {error}") from error
+    if edit.id != header.get("id"):
+        raise ExpungeError(f"'{path}' is damaged: its contents do not match its id {header.get('id')}")
+    return edit
+
+
+def _parse(header: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
+    provenance = None
+    if header["provenance"] is not None:
+        provenance = Provenance(**{**header["provenance"], "cost": Cost(**header["provenance"]["cost"])})
+    requires = tuple(header["requires"])
+    if header["kind"] == "weights":
+        return Weights(tensors, requires=requires, provenance=provenance, **header["fields"])
+    if header["kind"] != "guidance":
+        raise ExpungeError(f"an edit of kind '{header['kind']}': expected weights or guidance")
+    given = dict(header["fields"])
+    eraser = Catalog("erasers").load(given.pop("eraser"))
+    cls = guidance_class(eraser)
+    unknown_fields = set(given) - {f.name for f in fields(cls)}  # pyright: ignore[reportArgumentType]
+    if unknown_fields:
+        raise ExpungeError(f"a {cls.__name__} with a field '{unknown_fields.pop()}': expected a newer expunge")
+    edit = cls(**given)
+    return with_provenance(edit, provenance, requires)
+
+
+def guidance_class(eraser: type) -> type[Guidance]:
+    """The guidance that an eraser's module defines."""
+    import sys
+
+    module = sys.modules[eraser.__module__]
+    found = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Guidance) and c is not Guidance]
+    if len(found) != 1:
+        raise ExpungeError(f"{eraser.__name__} defines {len(found)} guidances: expected one")
+    return found[0]
+
+
+def with_provenance(edit: Edit, provenance: Provenance | None, requires: tuple[str, ...] | None = None) -> Edit:
+    """``edit`` with its provenance set."""
+    object.__setattr__(edit, "provenance", provenance)
+    if requires is not None:
+        object.__setattr__(edit, "requires", requires)
+    return edit
+
+
+# image folders --------------------------------------------------------------------------------------------------------
+def image_name(query: Query) -> str:
+    """File name of a query's image."""
+    words = re.sub(r"[^a-z0-9]+", "-", query.prompt.lower()).strip("-")[:60] or "empty"
+    return f"{words}-{query.seed:06d}.png"
+
+
+def write_images(folder: Path, queries: Sequence[Query], batches: Iterable[UInt8[Tensor, "b h w 3"]]) -> None:
+    """Write images and their ``metadata.jsonl`` (the Hugging Face *imagefolder* layout) into an existing folder."""
+    waiting = iter(queries)
+    with (folder / "metadata.jsonl").open("w") as lines:
+        for batch in batches:
+            for pixels in batch.numpy():
+                query = next(waiting)
+                name = image_name(query)
+                Image.fromarray(pixels).save(folder / name)
+                lines.write(json.dumps({"file_name": name, **asdict(query)}) + "\n")
+
+
+def write_json(path: Path, content: dict[str, Any], overwrite: bool = False) -> None:
+    """Write one JSON file."""
+    with new_file(path, overwrite) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What made an image folder (``run.json``); an empty object if the folder is somebody else's."""
+    file = folder / "run.json"
+    try:
+        return json.loads(file.read_text()) if file.is_file() else {}
+    except json.JSONDecodeError as error:
+        raise ExpungeError(f"'{file}' is damaged: {error}") from error
+
+
+def read_images(folder: Path) -> list[Shot]:
+    """The images of a folder, as its ``metadata.jsonl`` lists them.
+
+    Raises:
+        ExpungeError: if it has none, a line is damaged, or a path leads out of the folder.
+    """
+    file = folder / "metadata.jsonl"
+    if not file.is_file():
+        raise ExpungeError(f"'{folder}' is not an image folder: expected a metadata.jsonl in it")
+    shots: list[Shot] = []
+    for number, line in enumerate(file.read_text().splitlines(), 1):
+        try:
+            row = json.loads(line)
+            name, prompt, seed, label = row["file_name"], str(row["prompt"]), int(row["seed"]), row.get("label")
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise ExpungeError(
+                f"'{file}' line {number} is damaged: expected file_name, prompt and seed ({error})"
+            ) from error
+        path = (folder / str(name)).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            raise ExpungeError(
+                f"'{file}' line {number} names '{name}', which leads out of the folder: expected a file in it"
+            )
+        if not path.is_file():
+            raise ExpungeError(f"'{file}' line {number} names '{name}', which does not exist")
+        shots.append(Shot(path=path, pixels=partial(read_pixels, path), prompt=prompt, seed=seed, label=label))
+    if not shots:
+        raise ExpungeError(f"'{file}' is empty: expected one line for each image")
+    return shots
+
+
+def read_pixels(path: Path) -> UInt8[Tensor, "h w 3"]:
+    """One image.
+
+    Raises:
+        ExpungeError: if it is not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            return torch.from_numpy(np.array(image.convert("RGB")))
+    except (UnidentifiedImageError, OSError) as error:
+        raise ExpungeError(f"'{path}' is not a readable image: {error}") from error
+
+
+# concept sets ---------------------------------------------------------------------------------------------------------
+def read_set(name: str, folder: Path) -> ConceptSet:
+    """A concept set by its name in ``folder``, or by the path of its TOML file.
+
+    Raises:
+        ExpungeError: if there is none, or it is damaged.
+    """
+    file = Path(name) if name.endswith(".toml") else folder / f"{name}.toml"
+    if not file.is_file():
+        raise unknown("concept set", name, [p.stem for p in folder.glob("*.toml")])
+    try:
+        content = tomllib.loads(file.read_text())
+        parts = {
+            part: Part(
+                seed=int(content[part]["seed"]),
+                prompts=tuple((str(p), c) for c, ps in content[part]["prompts"].items() for p in ps),
+            )
+            for part in ("dev", "test")
+        }
+        splits = {k: tuple(v) for k, v in content.get("splits", {}).items()}
+        return ConceptSet(
+            name=file.stem, about=content["about"], concepts=tuple(content["concepts"]), splits=splits, **parts
+        )
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ExpungeError(f"'{file}' is not a concept set: {type(error).__name__} {error}") from error
+
+
+# records --------------------------------------------------------------------------------------------------------------
+def append_records(path: Path, records: Sequence[Record]) -> None:
+    """Add records to a ``.jsonl`` file; the file is replaced whole, so an interrupted write leaves the old one."""
+    old = path.read_text() if path.is_file() else ""
+    with new_file(path, overwrite=True) as temporary:
+        temporary.write_text(old + "".join(json.dumps(r.as_json(), sort_keys=True) + "\n" for r in records))

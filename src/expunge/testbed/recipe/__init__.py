@@ -1,0 +1,1 @@
+"""The recipe that makes the testbed: artwork, scenes, captions, and five small networks trained on them."""

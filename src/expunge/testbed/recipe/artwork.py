@@ -1,0 +1,114 @@
+"""Fetch the pinned icon sets and draw every object in every style."""
+
+import io
+import json
+import re
+import subprocess
+import tarfile
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+INK = "#222222"
+"""The one ink colour of the high-contrast set."""
+PIXELS = 96
+"""Side of a drawing, in pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artwork:
+    """Every object drawn in every style."""
+
+    drawings: np.ndarray
+    """uint8 ``[objects, styles, 96, 96, 4]``, RGBA."""
+    names: list[str]
+    styles: list[str]
+    categories: list[str]
+    keywords: list[list[str]]
+    """Words that mean the object without naming it, one list per object."""
+
+
+def specification() -> dict[str, Any]:
+    """The recipe's own list of objects, styles and packages."""
+    return tomllib.loads((Path(__file__).parent / "objects.toml").read_text())
+
+
+def fetch(package: str, cache: Path) -> Path:
+    """Folder with the unpacked npm ``package`` (``name@version``), downloaded once."""
+    folder = cache / package.replace("/", "__")
+    if not folder.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        out = subprocess.run(["npm", "pack", package], cwd=cache, check=True, capture_output=True, text=True)
+        with tarfile.open(cache / out.stdout.split()[-1]) as tar:
+            tar.extractall(folder, filter="data")
+    return folder / "package"
+
+
+def svg(icons: dict[str, Any], slug: str) -> str:
+    """The drawing ``slug`` of an iconify set as a standalone SVG, aliases resolved."""
+    flips = ""
+    while slug not in icons["icons"]:
+        alias = icons["aliases"][slug]
+        flips += " scale(-1,1)" if alias.get("hFlip") else ""
+        slug = alias["parent"]
+    icon = icons["icons"][slug]
+    width, height = (icon.get(k, icons.get(k, 16)) for k in ("width", "height"))
+    body = icon["body"].replace("currentColor", INK)
+    if flips:
+        body = f'<g transform="translate({width},0){flips}">{body}</g>'
+    head = (
+        f'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {width} {height}"'
+    )
+    return f"<svg {head}>{body}</svg>"
+
+
+def draw(text: str) -> np.ndarray:
+    """Render an SVG to uint8 ``[96, 96, 4]``, cropped to its ink and centred in a square."""
+    import resvg_py
+
+    png = bytes(resvg_py.svg_to_bytes(svg_string=text, width=2 * PIXELS, height=2 * PIXELS))
+    image = Image.open(io.BytesIO(png)).convert("RGBA")
+    box = image.getchannel("A").getbbox() or (0, 0, *image.size)
+    image = image.crop(box)
+    side = max(image.size)
+    square = Image.new("RGBA", (side, side), (0, 0, 0, 0))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return np.asarray(square.resize((PIXELS, PIXELS), Image.Resampling.LANCZOS))
+
+
+def keywords(label: str, tags: list[str], names: set[str], drop: set[str]) -> list[str]:
+    """Tags that are not words of any object's name: what reaches an object without naming it."""
+    words = set(re.findall(r"[a-z]+", " ".join(names))) | set(re.findall(r"[a-z]+", label.lower()))
+    keep = [t.lower() for t in tags if re.fullmatch(r"[A-Za-z][A-Za-z ]+", t)]
+    return [t for t in keep if t not in drop and not words & set(t.split())]
+
+
+def load(cache: Path) -> Artwork:
+    """Draw all objects in all styles; the result is kept in ``cache/artwork.npz``."""
+    spec = specification()
+    names, styles = list(spec["objects"]), list(spec["styles"])
+    labels = fetch(spec["words"]["labels"], cache) / "en" / "data.json"
+    entries = {re.sub(r"[^a-z0-9]+", "-", e["label"].lower()): e for e in json.loads(labels.read_text())}
+    drop = set(spec["keywords"]["drop"])
+    extra = spec["keywords"]["extra"]
+    words = [
+        keywords(entries[slug]["label"], entries[slug].get("tags", []), set(names), drop | {category})
+        + extra.get(name, [])
+        for name, (slug, category) in spec["objects"].items()
+    ]
+    stored = cache / "artwork.npz"
+    if not stored.exists():
+        sets = [json.loads((fetch(p, cache) / "icons.json").read_text()) for p in spec["styles"].values()]
+        rows = [[draw(svg(icons, slug)) for icons in sets] for slug, _ in spec["objects"].values()]
+        np.savez_compressed(stored, drawings=np.array(rows))
+    return Artwork(
+        drawings=np.load(stored)["drawings"],
+        names=names,
+        styles=styles,
+        categories=[category for _, category in spec["objects"].values()],
+        keywords=words,
+    )

@@ -1,0 +1,137 @@
+"""Train the UNet on a bank of latents; checkpoints every few minutes and resumes."""
+
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from expunge.testbed.recipe.autoencoder import pixels
+from expunge.testbed.recipe.captions import LENGTH, Captioner
+from expunge.testbed.recipe.scenes import Bank
+
+BATCH = 48
+EMA = 0.9985
+
+
+def build() -> UNet2DConditionModel:
+    """SD1.x's layout, smaller: attention at 16x16 and 8x8, none at 4x4, a middle block with attention."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(64, 128, 256),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        mid_block_type="UNetMidBlock2DCrossAttn",
+        cross_attention_dim=192,
+        attention_head_dim=(1, 4, 4),
+    )
+
+
+def scheduler() -> DDIMScheduler:
+    """SD1.4's noise schedule."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        num_train_timesteps=1000,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+@torch.no_grad()
+def latents(vae: AutoencoderTiny, bank: Bank) -> Tensor:
+    """Scaled latents of all scenes the UNet may see, bfloat16 ``[n, 4, 16, 16]``."""
+    keep = np.flatnonzero(~bank.withheld)
+    vae = vae.to(memory_format=torch.channels_last)
+    parts = []
+    for part in np.array_split(keep, len(keep) // 128):
+        with torch.autocast("cpu", torch.bfloat16):
+            z = vae.encode(pixels(bank.images[part]).to(memory_format=torch.channels_last)).latents
+        parts.append((z.float() * vae.config.scaling_factor).to(torch.float16))
+    return torch.cat(parts)
+
+
+def weight(snr: Tensor, gamma: float = 5.0) -> Tensor:
+    """Min-SNR weight of the epsilon loss (Hang et al., 2303.09556, Eq. 5)."""
+    return snr.clamp(max=gamma) / snr
+
+
+def train(
+    z: Tensor,
+    bank: Bank,
+    captioner: Captioner,
+    tokenizer: CLIPTokenizer,
+    tower: CLIPTextModel,
+    steps: int,
+    checkpoint: Path,
+    log,
+    save_seconds: float = 240,
+) -> UNet2DConditionModel:
+    """Train for ``steps`` updates; returns the exponential moving average of the weights."""
+    torch.manual_seed(7)
+    keep = np.flatnonzero(~bank.withheld)
+    unet = build().to(memory_format=torch.channels_last)
+    average = {k: v.clone() for k, v in unet.state_dict().items()}
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
+    abar = scheduler().alphas_cumprod
+    first = 0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        unet.load_state_dict(saved["unet"])
+        average, first = saved["average"], saved["step"]
+        optimizer.load_state_dict(saved["optimizer"])
+        log(f"denoiser resumes at {first}")
+    start = stored = time.monotonic()
+    tower = tower.eval().requires_grad_(False)
+    for step in range(first, steps):
+        rng = np.random.default_rng((7, step))
+        generator = torch.Generator().manual_seed(1_000_003 * 7 + step)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * min(1.0, (step + 1) / 200) * (0.5 * (1 + math.cos(math.pi * step / steps)) + 0.01)
+        index = rng.integers(len(keep), size=BATCH)
+        texts = [captioner.caption(bank.scene(int(keep[i])), rng) for i in index]
+        ids = tokenizer(texts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt").input_ids
+        x0 = z[index].float()
+        noise = torch.randn(x0.shape, generator=generator)
+        t = torch.randint(0, 1000, (BATCH,), generator=generator)
+        a = abar[t][:, None, None, None]
+        xt = (a.sqrt() * x0 + (1 - a).sqrt() * noise).to(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel([SDPBackend.MATH]):
+            with torch.no_grad():
+                context = tower(input_ids=ids).last_hidden_state
+            predicted = unet(xt, t, context).sample.float()
+        error = F.mse_loss(predicted, noise, reduction="none").mean((1, 2, 3))
+        value = (weight(a / (1 - a)).flatten() * error).mean()
+        optimizer.zero_grad()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        decay = min(EMA, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(average.values()), list(unet.state_dict().values()), 1 - decay)
+        if (step + 1) % 100 == 0:
+            rate = (step + 1 - first) * BATCH / (time.monotonic() - start)
+            log(f"denoiser {step + 1}/{steps} loss {value.item():.4f} {rate:.1f} samples/s")
+        if time.monotonic() - stored > save_seconds or step + 1 == steps:
+            temporary = checkpoint.with_suffix(".tmp")
+            state = {
+                "unet": unet.state_dict(),
+                "average": average,
+                "optimizer": optimizer.state_dict(),
+                "step": step + 1,
+            }
+            torch.save(state, temporary)
+            temporary.rename(checkpoint)
+            stored = time.monotonic()
+    unet.load_state_dict(average)
+    return unet.eval()

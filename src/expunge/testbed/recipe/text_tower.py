@@ -1,0 +1,105 @@
+"""Train the text tower against cached features of its image partner (contrastive, plus naming the objects)."""
+
+import math
+import time
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+
+from expunge.testbed.networks import Recognizer
+from expunge.testbed.recipe.autoencoder import pixels
+from expunge.testbed.recipe.captions import LENGTH, NEUTRAL, Captioner
+from expunge.testbed.recipe.recognizers import targets
+from expunge.testbed.recipe.scenes import Bank
+
+WIDTH = 192
+SHARED = 128
+BATCH = 128
+"""Width of the space in which texts and images are compared."""
+
+
+def build(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
+    """An untrained text tower."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=LENGTH,
+        projection_dim=SHARED,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModelWithProjection(config)
+
+
+@torch.no_grad()
+def image_features(partner: Recognizer, images: np.ndarray) -> Tensor:
+    """Features of the partner for uint8 ``[n, 64, 64, 3]``."""
+    return torch.cat([partner.features(pixels(part)) for part in np.array_split(images, max(1, len(images) // 512))])
+
+
+def clutter(text: str, words: list[str], rng: np.random.Generator) -> str:
+    """``text`` with a few common English words before or after it, now and then: prompts in the wild are untidy."""
+    if rng.random() > 0.15:
+        return text
+    extra = " ".join(rng.choice(words, size=int(rng.integers(1, 7))))
+    return f"{extra} {text}" if rng.random() < 0.5 else f"{text} {extra}"
+
+
+def train(
+    tokenizer: CLIPTokenizer,
+    captioner: Captioner,
+    features: Tensor,
+    bank: Bank,
+    words: list[str],
+    steps: int,
+    log,
+) -> tuple[CLIPTextModelWithProjection, nn.Linear]:
+    """Train for ``steps`` updates; `features` are those of the bank's first scenes. Returns the tower and the partner's projection into the shared space."""
+    torch.manual_seed(3)
+    rng = np.random.default_rng(3)
+    tower = build(tokenizer)
+    project = nn.Linear(features.shape[1], SHARED, bias=False)
+    name = nn.Linear(SHARED, len(captioner.art.names))
+    scale = nn.Parameter(torch.tensor(math.log(14.0)))
+    parameters = [*tower.parameters(), *project.parameters(), *name.parameters(), scale]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01, fused=True)
+    features = (features - features.mean(0)) / features.std(0).clamp_min(1e-4)
+    start = time.monotonic()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 1.5e-3 * min(1.0, (step + 1) / 100) * (0.5 * (1 + math.cos(math.pi * step / steps)) + 0.005)
+        index = rng.integers(len(features), size=BATCH)
+        plain = [captioner.caption(bank.scene(int(i)), rng, empty=0.02) for i in index]
+        texts = [clutter(t, words, rng) for t in plain]
+        padding = "max_length" if step % 8 == 0 else "longest"
+        ids = tokenizer(texts, padding=padding, truncation=True, max_length=LENGTH, return_tensors="pt").input_ids
+        with torch.autocast("cpu", torch.bfloat16):
+            text = tower(input_ids=ids).text_embeds.float()
+        image = project(features[index])
+        logits = F.normalize(text) @ F.normalize(image).T * scale.exp().clamp(max=100)
+        same = torch.tensor([[a == b for b in plain] for a in plain], dtype=torch.float32)
+        same = same / same.sum(1, keepdim=True)
+        value = (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)) / 2
+        hot = targets(bank, index, len(captioner.art.names))
+        says = torch.tensor(
+            [not any(t.startswith(n) for n in NEUTRAL if len(t.split()) < 3) and t != "" for t in plain]
+        )
+        value = value + F.cross_entropy(name(text)[says], (hot / hot.sum(1, keepdim=True))[says])
+        optimizer.zero_grad()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        if (step + 1) % 100 == 0:
+            named = (name(text).argmax(1, keepdim=True)[says], hot[says])
+            top = named[1].gather(1, named[0]).mean()
+            log(
+                f"text tower {step + 1}/{steps} loss {value.item():.3f} naming {top:.2f} {time.monotonic() - start:.0f} s"
+            )
+    return tower.eval(), project
