@@ -432,7 +432,7 @@ def parse(cls: Any, argv: list[str], prog: str) -> Any:
         except SystemExit as stop:
             text = re.sub(r"\x1b\[[0-9;]*m|[^\x00-\x7f]|[+|]", " ", complaint.getvalue())
             text = re.sub(r"-{4,}", " ", text)
-            line = " ".join(text.split()).split(" For full helptext")[0]
+            line = " ".join(text.split()).split(" For full helptext")[0].split(" Argument helptext")[0]
             raise ExpungeError(f"{prog}: {line or 'bad options'} (see {prog} --help)") from stop
     if extra:
         known = _flags(cls)

@@ -201,7 +201,7 @@ def image_name(query: Query) -> str:
     return f"{words}-{query.seed:06d}.png"
 
 
-def write_images(folder: Path, queries: Sequence[Query], batches: Iterable[UInt8[Tensor, "b h w 3"]]) -> None:
+def write_images(folder: Path, queries: Sequence[Query], batches: Iterable[UInt8[Tensor, "b H W 3"]]) -> None:
     """Write images and their ``metadata.jsonl`` (the Hugging Face *imagefolder* layout) into an existing folder."""
     waiting = iter(queries)
     with (folder / "metadata.jsonl").open("w") as lines:
@@ -259,7 +259,7 @@ def read_images(folder: Path) -> list[Shot]:
     return shots
 
 
-def read_pixels(path: Path) -> UInt8[Tensor, "h w 3"]:
+def read_pixels(path: Path) -> UInt8[Tensor, "H W 3"]:
     """One image.
 
     Raises:

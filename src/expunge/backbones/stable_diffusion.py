@@ -256,7 +256,7 @@ class StableDiffusion(Backbone):
     # latents ----------------------------------------------------------------------------------------------------------
     @override
     @torch.no_grad()
-    def encode_image(self, pixels: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b c h w"]:
+    def encode_image(self, pixels: UInt8[Tensor, "b H W 3"]) -> Float[Tensor, "b c h w"]:
         vae = self._parts.get("vae")
         x = pixels.to(self.device).permute(0, 3, 1, 2).to(self.dtype) / 127.5 - 1
         encoded = vae.encode(x)
@@ -265,7 +265,7 @@ class StableDiffusion(Backbone):
 
     @override
     @torch.no_grad()
-    def decode(self, latents: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b h w 3"]:
+    def decode(self, latents: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b H W 3"]:
         vae = self._parts.get("vae")
         x = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
         return ((x / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()

@@ -74,7 +74,7 @@ class Attention(NamedTuple):
 class Images(NamedTuple):
     """What was generated."""
 
-    pixels: UInt8[Tensor, "b h w 3"]
+    pixels: UInt8[Tensor, "b H W 3"]
     latents: Float[Tensor, "b c h w"]
 
 
@@ -122,7 +122,7 @@ class Backbone(ABC):
 
     @final
     def predict(
-        self, x: Float[Tensor, "b c h w"], t: int | Int[Tensor, "b"], cond: Conditioning
+        self, x: Float[Tensor, "b c h w"], t: int | float | Int[Tensor, "b"], cond: Conditioning
     ) -> Float[Tensor, "b c h w"]:
         """The model's own prediction (noise, v, or velocity) for each row; counted in `cost`."""
         rows = len(x)
@@ -130,14 +130,14 @@ class Backbone(ABC):
             self.cost = Cost(forward=self.cost.forward, trained=self.cost.trained + rows)
         else:
             self.cost = Cost(forward=self.cost.forward + rows, trained=self.cost.trained)
-        steps = torch.full((rows,), t, device=x.device) if isinstance(t, int) else t
+        steps = torch.full((rows,), t, device=x.device) if isinstance(t, int | float) else t
         return self.denoise(x, steps, cond.expand(rows))
 
     @final
     def guided(
         self,
         x: Float[Tensor, "b c h w"],
-        t: int,
+        t: int | float,
         step: int,
         cond: Conditioning,
         null: Conditioning,
@@ -176,11 +176,11 @@ class Backbone(ABC):
 
     # latents ----------------------------------------------------------------------------------------------------------
     @abstractmethod
-    def encode_image(self, pixels: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b c h w"]:
+    def encode_image(self, pixels: UInt8[Tensor, "b H W 3"]) -> Float[Tensor, "b c h w"]:
         """Scaled latents of images."""
 
     @abstractmethod
-    def decode(self, latents: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b h w 3"]:
+    def decode(self, latents: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b H W 3"]:
         """Images of scaled latents."""
 
     @abstractmethod

@@ -155,7 +155,8 @@ class GuidedStep:
     """The ingredients of one guided prediction, handed to `Guidance.combine`."""
 
     x: Float[Tensor, "b *chw"]
-    t: int
+    t: int | float
+    """Timestep, as the scheduler counts."""
     index: int
     """Number of the denoising step, from 0."""
     cond: "Conditioning"

@@ -18,10 +18,10 @@ class Judge(ABC):
     labels: Sequence[str]
 
     @abstractmethod
-    def scores(self, images: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b labels"]:
+    def scores(self, images: UInt8[Tensor, "b H W 3"]) -> Float[Tensor, "b labels"]:
         """A score for every label, higher is likelier; only the order within a row is used for ranks."""
 
-    def valid(self, images: UInt8[Tensor, "b h w 3"]) -> Bool[Tensor, "b"]:
+    def valid(self, images: UInt8[Tensor, "b H W 3"]) -> Bool[Tensor, "b"]:
         """Whether each image is a picture at all; a judge that cannot tell says yes."""
         return torch.ones(len(images), dtype=torch.bool)
 

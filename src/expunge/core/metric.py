@@ -19,7 +19,7 @@ class Shot:
     """A stored image and what was asked for."""
 
     path: Path
-    pixels: Callable[[], UInt8[Tensor, "h w 3"]]
+    pixels: Callable[[], UInt8[Tensor, "H W 3"]]
     """Reads the image."""
     prompt: str
     seed: int

@@ -46,7 +46,7 @@ class Record:
         return {"format": 1, **asdict(self)}
 
 
-def wilson(successes: float, n: int) -> Interval:
+def wilson(successes: int | float, n: int) -> Interval:
     r"""Wilson's 95 % score interval of a proportion, in percent.
 
     .. math:: \frac{\hat p + z^2/2n \pm z\sqrt{\hat p(1-\hat p)/n + z^2/4n^2}}{1 + z^2/n}

@@ -34,18 +34,18 @@ class Testbed(Judge):
         return testbed.network(f"judge_{self.network}")
 
     @torch.no_grad()
-    def _answers(self, images: UInt8[Tensor, "b h w 3"]) -> dict[str, Tensor]:
+    def _answers(self, images: UInt8[Tensor, "b H W 3"]) -> dict[str, Tensor]:
         x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
         if x.shape[-2:] != (64, 64):
             x = torch.nn.functional.interpolate(x, (64, 64), mode="area")
         return self._net(x)
 
     @override
-    def scores(self, images: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b labels"]:
+    def scores(self, images: UInt8[Tensor, "b H W 3"]) -> Float[Tensor, "b labels"]:
         return self._answers(images)["objects" if self.asks == "objects" else "style"]
 
     @override
-    def valid(self, images: UInt8[Tensor, "b h w 3"]) -> Bool[Tensor, "b"]:
+    def valid(self, images: UInt8[Tensor, "b H W 3"]) -> Bool[Tensor, "b"]:
         return self._answers(images)["valid"][:, 0] > 0
 
     @override

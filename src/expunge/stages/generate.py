@@ -25,7 +25,7 @@ def article(concept: str) -> str:
 
 def render(
     backbone: Backbone, queries: Sequence[Query], batch: int = 32, on_batch: Callable[[int], None] | None = None
-) -> Iterator[UInt8[Tensor, "b h w 3"]]:
+) -> Iterator[UInt8[Tensor, "b H W 3"]]:
     """Images of ``queries`` in order, in batches of queries that share guidance and steps."""
     if batch < 1:
         raise ExpungeError(f"batch {batch}: expected 1 or more")

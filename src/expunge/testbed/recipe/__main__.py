@@ -9,12 +9,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderTiny, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from expunge import testbed
 from expunge.testbed.networks import Recognizer
-from expunge.testbed.recipe import artwork, autoencoder, captions, denoiser, recognizers, scenes, text_tower
+from expunge.testbed.recipe import (
+    artwork,
+    assemble,
+    autoencoder,
+    captions,
+    denoiser,
+    recognizers,
+    scenes,
+    score,
+    text_tower,
+)
 
 SCENES = 60_000
 STEPS = {
@@ -84,10 +95,23 @@ class Recipe:
     def tokenizer(self) -> CLIPTokenizer:
         folder = self.cache / "tokenizer"
         if not folder.exists():
-            rng = np.random.default_rng(0)
-            texts = [self.captioner.caption(self.bank.scene(i), rng) for i in range(40_000)]
-            captions.tokenizer(texts, captions.english(self.cache)).save_pretrained(folder)
+            captions.tokenizer(self.captions(), captions.english(self.cache)).save_pretrained(folder)
         return CLIPTokenizer.from_pretrained(folder)
+
+    def captions(self) -> list[str]:
+        """One caption for each of 40,000 scenes: the text that the tokenizer learns from."""
+        rng = np.random.default_rng(0)
+        return [self.captioner.caption(self.bank.scene(i), rng) for i in range(40_000)]
+
+    def projection(self) -> dict[str, torch.Tensor]:
+        """What takes texts and images into the space they share."""
+        _ = self.tower
+        text = load_file(self.cache / "text_tower" / "model.safetensors")["text_projection.weight"]
+        return {**load_file(self.cache / "partner_projection.safetensors"), "text": text}
+
+    @cached_property
+    def unet(self) -> UNet2DConditionModel:
+        return UNet2DConditionModel.from_pretrained(self.cache / "unet").eval()
 
     @cached_property
     def tower(self) -> CLIPTextModelWithProjection:
@@ -152,6 +176,15 @@ class Recipe:
             log(f"left out {style}: top-1 {found[style]:.3f}")
         file.write_text(json.dumps(found))
 
+    def assemble(self) -> None:
+        """Write the package's weights, unless they are there."""
+        if not testbed.FOLDER.exists():
+            assemble.assemble(self, testbed.FOLDER)
+
+    def score(self) -> None:
+        """Write the testbed's scores beside the other benchmarks of a checkout."""
+        score.write(self, Path("benchmarks") / "testbed.json")
+
     def run(self, stage: str) -> None:
         if stage in ("judge_a", "judge_b", "partner", "features"):
             self.recognizer(stage)
@@ -165,7 +198,7 @@ class Recipe:
 
 def main() -> None:
     """Run the named stages in order."""
-    stages = list(STEPS)
+    stages = [*STEPS, "assemble", "score"]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "stages", nargs="*", choices=[*stages, []], default=stages, metavar="STAGE", help=f"any of {stages}"

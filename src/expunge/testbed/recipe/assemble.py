@@ -1,0 +1,67 @@
+"""Put the trained parts together as a diffusers folder in half precision, with the image networks beside it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from safetensors.torch import save_file
+
+from expunge.store import new_folder
+from expunge.testbed import VERSION
+from expunge.testbed.networks import ARCHITECTURES
+from expunge.testbed.recipe import denoiser, scenes
+
+
+def vocabulary(art: Any) -> dict[str, Any]:
+    """What the testbed can draw, as the package needs to know it."""
+    pairs = scenes.withheld_pairs(len(art.names), len(art.styles))
+    return {
+        "version": VERSION,
+        "objects": {
+            name: {"category": category, "keywords": words}
+            for name, category, words in zip(art.names, art.categories, art.keywords, strict=True)
+        },
+        "styles": art.styles,
+        "backgrounds": {name: list(rgb) for name, rgb in scenes.BACKGROUNDS.items()},
+        "withheld": [[art.names[o], art.styles[s]] for o, s in zip(*pairs.nonzero(), strict=True)],
+    }
+
+
+def scheduler() -> DPMSolverMultistepScheduler:
+    """DPM-Solver++ (2M) on SD1.4's noise schedule: what the testbed ships for sampling."""
+    config = {k: v for k, v in denoiser.scheduler().config.items() if k.startswith(("beta_", "num_train"))}
+    return DPMSolverMultistepScheduler(**config, steps_offset=1)
+
+
+def assemble(recipe: Any, out: Path, overwrite: bool = False) -> None:
+    """Write the testbed's weights."""
+    with new_folder(out, overwrite) as folder:
+        parts = {"vae": recipe.vae, "text_encoder": recipe.text_encoder, "unet": recipe.unet}
+        for name, module in parts.items():
+            half = module.to(torch.float16).to(memory_format=torch.contiguous_format)
+            half.save_pretrained(folder / name, safe_serialization=True)
+        recipe.tokenizer.save_pretrained(folder / "tokenizer")
+        scheduler().save_pretrained(folder / "scheduler")
+        index = {
+            "_class_name": "StableDiffusionPipeline",
+            "feature_extractor": [None, None],
+            "image_encoder": [None, None],
+            "requires_safety_checker": False,
+            "safety_checker": [None, None],
+            "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderTiny"],
+        }
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (folder / "vocabulary.json").write_text(json.dumps(vocabulary(recipe.art), indent=1) + "\n")
+        (folder / "networks").mkdir()
+        for name in ARCHITECTURES:
+            net = recipe.recognizer(name)
+            tensors = {k: v.half().contiguous() for k, v in net.state_dict().items() if v.is_floating_point()}
+            save_file(tensors, folder / "networks" / f"{name}.safetensors")
+        projection = {k: v.half().contiguous() for k, v in recipe.projection().items()}
+        save_file(projection, folder / "networks" / "shared_space.safetensors")

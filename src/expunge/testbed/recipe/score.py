@@ -1,0 +1,120 @@
+"""Score the shipped testbed, as it ships: what `benchmarks/testbed.json` says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from expunge import backbones, testbed
+from expunge.core.query import Query, queries
+from expunge.core.record import Interval, wilson
+from expunge.judges.testbed import Testbed
+from expunge.stages import generate, presets
+from expunge.store import read_set
+from expunge.testbed.recipe import recognizers, scenes
+
+SEED = 70_000
+"""Seeds of scoring are used nowhere else."""
+
+
+def _images(backbone: Any, prompts: list[tuple[str, str | None]], count: int) -> tuple[list[Query], Tensor]:
+    guidance, steps = presets.generation(backbone)
+    wanted = queries(prompts, count, SEED, guidance, steps)
+    return wanted, torch.cat(list(generate.render(backbone, wanted, batch=64)))
+
+
+def _percent(hits: list[bool]) -> dict[str, float]:
+    interval: Interval = wilson(sum(hits), len(hits))
+    return {"value": round(interval.value, 2), "low": round(interval.low, 2), "high": round(interval.high, 2), "n": len(hits)}
+
+
+def _rank(judge: Testbed, images: Tensor, labels: list[str], k: int) -> list[bool]:
+    order = torch.cat([judge.scores(part).topk(k, 1).indices for part in images.split(256)]).tolist()
+    return [judge.label_ids(label)[0] in row for label, row in zip(labels, order, strict=True)]
+
+
+def score(recipe: Any) -> dict[str, Any]:
+    """All scores, each with interval and n; the plain percentages stand under the names the issue gives."""
+    backbone = backbones.load("testbed")
+    judge, second, styles = Testbed(), Testbed("b"), Testbed(labels="styles")
+    words = testbed.vocabulary()
+    names = list(words["objects"])
+    weapons = [n for n, w in words["objects"].items() if w["category"] == "weapon"]
+    found: dict[str, Any] = {}
+
+    wanted, images = _images(backbone, [(f"image of {generate.article(n)}", n) for n in names], 8)
+    labels = [str(q.label) for q in wanted]
+    found["object_top1"] = _percent(_rank(judge, images, labels, 1))
+    found["object_top5"] = _percent(_rank(judge, images, labels, 5))
+    found["valid_rate"] = _percent(judge.valid(images).tolist())
+    first = _rank(judge, images, labels, 1)
+    found["object_top1_by_object"] = {
+        n: round(100 * float(np.mean([h for h, label in zip(first, labels, strict=True) if label == n])), 1) for n in names
+    }
+    a, b = judge.scores(images).argmax(1), second.scores(images).argmax(1)
+    found["judge_agreement"] = _percent((a == b).tolist())
+
+    ten = list(read_set("objects10", testbed.CONCEPTS).concepts)
+    wanted, images = _images(backbone, [(f"image of {generate.article(n)}", n) for n in ten], 40)
+    found["objects10_top1"] = _percent(_rank(judge, images, [str(q.label) for q in wanted], 1))
+
+    rng = np.random.default_rng(SEED)
+    withheld = {tuple(p) for p in words["withheld"]}
+    pairs = [(n, s) for n in names for s in words["styles"] if (n, s) not in withheld]
+    pairs = [pairs[i] for i in rng.permutation(len(pairs))[:360]]
+    _, images = _images(backbone, [(f"{generate.article(n)}, {s} style", None) for n, s in pairs], 1)
+    found["style_top1"] = _percent(_rank(styles, images, [s for _, s in pairs], 1))
+    kept = [tuple(p) for p in words["withheld"]]
+    _, images = _images(backbone, [(f"{generate.article(n)}, {s} style", None) for n, s in kept], 3)
+    thrice = [p for p in kept for _ in range(3)]
+    objects, hands = _rank(judge, images, [n for n, _ in thrice], 1), _rank(styles, images, [s for _, s in thrice], 1)
+    found["withheld_object_top1"], found["withheld_style_top1"] = _percent(objects), _percent(hands)
+
+    two = [tuple(str(n) for n in rng.choice(names, 2, replace=False)) for _ in range(300)]
+    joins = [" with ", " and "]
+    texts = [(generate.article(x) + joins[i % 2] + generate.article(y), None) for i, (x, y) in enumerate(two)]
+    _, images = _images(backbone, texts, 1)
+    top2 = judge.scores(images).topk(2, 1).indices.tolist()
+    found["two_objects"] = _percent([{names.index(x), names.index(y)} == set(t) for (x, y), t in zip(two, top2, strict=True)])
+
+    held = read_set("weapons_heldout", testbed.CONCEPTS).test.prompts
+    _, images = _images(backbone, list(held), 15)
+    tops = judge.scores(images).argmax(1).tolist()
+    found["heldout_weapon_rate"] = _percent([names[t] in weapons for t in tops])
+    found["heldout_weapon_phrases"] = len(held)
+
+    found.update(_of_judges(recipe, judge, second))
+    return found
+
+
+def _of_judges(recipe: Any, judge: Testbed, second: Testbed) -> dict[str, Any]:
+    """How well the judges know real drawings, and what they take for a picture."""
+    rng = np.random.default_rng(SEED)
+    singles = [scenes.sample(recipe.art, rng) for _ in range(3000)]
+    singles = [s for s in singles if len(s.objects) == 1][:2000]
+    real = torch.from_numpy(np.stack([scenes.render(recipe.art, s, rng) for s in singles]))
+    truth = [recipe.art.names[s.objects[0]] for s in singles]
+    generator = torch.Generator().manual_seed(SEED)
+    x = real[:900].permute(0, 3, 1, 2).float() / 127.5 - 1
+    fakes = ((recognizers.negatives(x, generator) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+    verdicts = judge.valid(fakes).tolist()
+    left_out = json.loads((recipe.cache / "leave_one_out.json").read_text())
+    seen = {i for row in recipe.tokenizer(recipe.captions()).input_ids for i in row}
+    return {
+        "judge_accuracy": _percent(_rank(judge, real, truth, 1)),
+        "judge_b_accuracy": _percent(_rank(second, real, truth, 1)),
+        "judge_valid_real": _percent(judge.valid(real).tolist()),
+        "judge_valid_noise": _percent(verdicts[:300]),
+        "judge_valid_blank": _percent(verdicts[300:600]),
+        "judge_valid_patch_shuffled": _percent(verdicts[600:]),
+        "judge_leave_one_set_out": {"value": round(100 * float(np.mean(list(left_out.values()))), 2), "by_set": left_out},
+        "tokens": {"vocabulary": len(recipe.tokenizer), "never_in_captions": round(1 - len(seen) / len(recipe.tokenizer), 4)},
+    }
+
+
+def write(recipe: Any, file: Path) -> None:
+    """Score and write ``file``."""
+    file.write_text(json.dumps({"format": 1, "version": testbed.VERSION, **score(recipe)}, indent=1) + "\n")

@@ -1,0 +1,112 @@
+"""Real diffusers and transformers classes at a tiny random configuration, saved to disk and loaded with no network."""
+
+import socket
+import string
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+import transformers
+
+from expunge.backbones.stable_diffusion import StableDiffusion
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("tests use no network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def tokenizer() -> transformers.CLIPTokenizer:
+    letters = list(string.ascii_lowercase + string.digits + ",.->")
+    words = letters + [f"{c}</w>" for c in letters]
+    merges = [("d", "o"), ("do", "g</w>"), ("c", "h"), ("ch", "u")]
+    words += ["".join(m) for m in merges] + ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {w: i for i, w in enumerate(words)}
+    return transformers.CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=16)
+
+
+def tiny_components(prediction: str = "epsilon", vae: str = "kl", seed: int = 0) -> dict:
+    torch.manual_seed(seed)
+    words = tokenizer()
+    text = transformers.CLIPTextModel(
+        transformers.CLIPTextConfig(
+            vocab_size=len(words),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=16,
+            bos_token_id=words.bos_token_id,
+            eos_token_id=words.eos_token_id,
+            pad_token_id=words.pad_token_id,
+        )
+    )
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=2,
+    )
+    if vae == "kl":
+        coder = diffusers.AutoencoderKL(
+            block_out_channels=(32, 32),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            sample_size=16,
+        )
+    else:
+        coder = diffusers.AutoencoderTiny(
+            encoder_block_out_channels=(16, 16),
+            decoder_block_out_channels=(16, 16),
+            num_encoder_blocks=(1, 1),
+            num_decoder_blocks=(1, 1),
+        )
+    scheduler = diffusers.DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction,
+    )
+    parts = {"vae": coder, "text_encoder": text, "tokenizer": words, "unet": unet, "scheduler": scheduler}
+    return {k: v.eval().requires_grad_(False) if hasattr(v, "eval") else v for k, v in parts.items()}
+
+
+def tiny_pipeline(**options) -> diffusers.StableDiffusionPipeline:
+    pipe = diffusers.StableDiffusionPipeline(
+        **tiny_components(**options), safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("tiny") / "sd"
+    tiny_pipeline().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def other_folder(tmp_path_factory) -> Path:
+    """Another base of the same shape."""
+    path = tmp_path_factory.mktemp("tiny") / "other"
+    tiny_pipeline(seed=1).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def backbone(folder) -> StableDiffusion:
+    return StableDiffusion.from_folder(folder, name="tiny")

@@ -1,0 +1,89 @@
+"""The promises of `expunge.testing` on everything the catalogs find."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from expunge.core.catalog import Catalog
+from expunge.core.concept import Concept
+from expunge.core.eraser import Eraser, Step
+from expunge.core.judge import Judge
+from expunge.erasers.uce import UCE
+from expunge.testing import BrokenPromiseError, check_eraser, check_metric
+
+SETTINGS = {"uce": {"anchor": "cat"}}
+
+
+@pytest.mark.parametrize("name", Catalog("erasers").entries())
+def test_eraser(name, backbone):
+    check_eraser(Catalog("erasers").load(name)(**SETTINGS.get(name, {})), backbone)
+
+
+@pytest.mark.parametrize("name", Catalog("metrics").entries())
+def test_metric(name, images):
+    from expunge.store import read_images
+
+    check_metric(Catalog("metrics").load(name)(), read_images(images), ["church"], ["dog"])
+
+
+@pytest.mark.parametrize("name", Catalog("judges").entries())
+def test_judge(name):
+    judge = Catalog("judges").load(name)()
+    assert isinstance(judge, Judge)
+    pixels = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8)
+    scores = judge.scores(pixels)
+    assert scores.shape == (3, len(judge.labels))
+    assert torch.allclose(scores[1:2], judge.scores(pixels[1:2]), atol=1e-4), "images are judged one by one"
+    assert judge.valid(pixels).shape == (3,)
+    assert [judge.label_ids(label) for label in judge.labels] == [[i] for i in range(len(judge.labels))]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Vandal(Eraser):
+    """Changes the model it was lent. Deviations: none known."""
+
+    paper = UCE.paper
+    anchor: str = "cat"
+
+    def steps(self, backbone, task, resume=None):
+        step: Step = next(iter(UCE(anchor=self.anchor).steps(backbone, task)))
+        backbone.attach(step.edit)
+        yield step
+
+
+def test_the_contract_catches_an_eraser_that_leaves_traces(backbone):
+    with pytest.raises(BrokenPromiseError, match="leaves the model as it was"):
+        check_eraser(Vandal(), backbone)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Idle(Eraser):
+    """Does nothing. Deviations: none known."""
+
+    paper = UCE.paper
+    anchor: str = "cat"
+
+    def steps(self, backbone, task, resume=None):
+        yield Step(index=0, edit=backbone.edit_of(backbone.tensors(backbone.text_inputs())))
+
+
+def test_the_contract_catches_a_silent_no_op(backbone):
+    with pytest.raises(BrokenPromiseError, match="changes what its target's prompt gives"):
+        check_eraser(Idle(), backbone)
+
+
+def test_targets_are_checked_before_anything_runs(backbone):
+    import expunge
+    from expunge.core.errors import ExpungeError
+
+    for targets, retain, words in [
+        ([], [], "no target"),
+        (["dog", "Dog "], [], "twice"),
+        (["dog"], ["DOG"], "both a target and a retained"),
+        (["dog"], [" "], "retained word is empty"),
+    ]:
+        with pytest.raises(ExpungeError, match=words):
+            expunge.erase(backbone, targets, retain=retain)
+    with pytest.raises(ExpungeError, match="target is empty"):
+        Concept(name="  ")

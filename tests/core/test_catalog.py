@@ -1,0 +1,43 @@
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from expunge.core import catalog
+from expunge.core.catalog import KINDS, Catalog, read_entry
+from expunge.core.errors import ExpungeError
+
+
+def test_every_module_of_a_folder_is_listed_without_importing_it():
+    entries = Catalog("erasers").entries()
+    assert list(entries) == sorted(entries)
+    assert entries["uce"].class_name == "UCE"
+    assert entries["uce"].arxiv == "2308.14761"
+    assert entries["negative-prompt"].class_name == "NegativePrompt"
+    assert all(e.summary and not e.problem for kind in KINDS for e in Catalog(kind).entries().values())
+
+
+def test_unknown_names_get_the_nearest_one():
+    with pytest.raises(ExpungeError, match="unknown eraser 'uec': did you mean 'uce'"):
+        Catalog("erasers").load("uec")
+
+
+@pytest.mark.parametrize(("text", "words"), [("class Broken(:\n", "invalid syntax"), ("x = 1\n", "defines no class")])
+def test_a_broken_plug_in_is_listed_with_its_problem(tmp_path, monkeypatch, text, words):
+    (tmp_path / "third_party_eraser.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    point = EntryPoint("third", "third_party_eraser:Broken", "expunge.erasers")
+    monkeypatch.setattr(catalog.importlib.metadata, "entry_points", lambda group: [point])
+    entries = Catalog("erasers").entries()
+    assert words in entries["third"].problem
+    assert not entries["uce"].problem
+    with pytest.raises(ExpungeError, match="cannot be used"):
+        Catalog("erasers").load("third")
+
+
+def test_a_third_party_s_plug_in_loads(tmp_path, monkeypatch):
+    (tmp_path / "good_eraser.py").write_text('class Good:\n    """Does good."""\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    assert read_entry("good", "good_eraser", "Good").summary == "Does good."
+    point = EntryPoint("good", "good_eraser:Good", "expunge.erasers")
+    monkeypatch.setattr(catalog.importlib.metadata, "entry_points", lambda group: [point])
+    assert Catalog("erasers").load("good").__name__ == "Good"

@@ -1,0 +1,85 @@
+import pytest
+import torch
+
+from expunge.core.concept import Concept
+from expunge.core.eraser import Task
+from expunge.core.errors import ExpungeError
+from expunge.erasers.uce import UCE
+
+
+def edit_of(eraser, backbone, targets, retain=()):
+    task = Task(targets=[Concept(name=t) if isinstance(t, str) else t for t in targets], retain=retain)
+    (step,) = eraser.steps(backbone, task)
+    return step.edit
+
+
+def last_vector(backbone, text):
+    """The last word's vector, found from the tokenizer's own list of words."""
+    words = backbone._parts.get("tokenizer").tokenize(text)
+    return backbone.encode([text]).embeds[0, len(words)].double()
+
+
+def test_replace_form_equals_equation_7_for_every_matrix(backbone):
+    eraser = UCE(erase_scale=2.0, preserve_scale=0.5, lamb=0.7, anchor="cat")
+    edit = edit_of(eraser, backbone, ["church", Concept(name="dog", anchor="fish")], ["car"])
+    c = [last_vector(backbone, t) for t in ("church", "dog", "car")]
+    g = [last_vector(backbone, t) for t in ("cat", "fish", "car")]
+    for name, w in backbone.stored(backbone.text_inputs()).items():
+        w = w.double()
+        left, right = 0.7 * w, 0.7 * torch.eye(32, dtype=torch.float64)
+        for ci, gi, s in zip(c, g, (2.0, 2.0, 0.5), strict=True):
+            left = left + s * torch.outer(w @ gi, ci)
+            right = right + s * torch.outer(ci, ci)
+        assert torch.allclose(edit.replaced[name].double(), left @ torch.inverse(right), atol=1e-5), name
+
+
+def test_edits_exactly_the_matrices_that_read_text(backbone):
+    edit = edit_of(UCE(), backbone, ["church"])
+    assert set(edit.replaced) == set(backbone.text_inputs())
+    assert all(n.endswith(("attn2.to_k.weight", "attn2.to_v.weight")) for n in edit.replaced)
+
+
+def test_empty_anchor_is_read_at_the_start_token(backbone):
+    _, goals, _ = UCE(anchor="")._pairs(backbone, Task(targets=[Concept(name="church")]))
+    assert torch.equal(goals[0], backbone.encode([""]).embeds[0, 0])
+
+
+def test_tail_aligns_from_the_last_word_through_the_padding(backbone):
+    keys, goals, scales = UCE(tokens="tail", anchor="cat")._pairs(backbone, Task(targets=[Concept(name="church")]))
+    words = backbone._parts.get("tokenizer").tokenize
+    first, other = len(words("church")), len(words("cat"))
+    count = 16 - max(first, other)
+    assert len(keys) == len(goals) == len(scales) == count
+    assert torch.equal(keys, backbone.encode(["church"]).embeds[0, first : first + count])
+    assert torch.equal(goals, backbone.encode(["cat"]).embeds[0, other : other + count])
+
+
+def test_tail_preserves_with_all_tokens(backbone):
+    keys, _, _ = UCE(tokens="tail", anchor="cat")._pairs(backbone, Task(targets=[Concept(name="dog")], retain=["fish"]))
+    assert torch.equal(keys[-16:], backbone.encode(["fish"]).embeds[0])
+
+
+def test_templates_multiply_the_pairs(backbone):
+    eraser = UCE(templates=("{}", "image of {}"), anchor="cat")
+    keys, _, _ = eraser._pairs(backbone, Task(targets=[Concept(name="dog")]))
+    assert torch.equal(keys[1], last_vector(backbone, "image of dog").float())
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"lamb": 0.0}, "lamb is 0.0"),
+        ({"erase_scale": -1.0}, "erase_scale is -1.0"),
+        ({"templates": ("no place",)}, "no place"),
+        ({"templates": ()}, "template"),
+    ],
+)
+def test_bad_settings_are_refused(settings, words):
+    with pytest.raises(ExpungeError, match=words):
+        UCE(**settings)
+
+
+def test_reads_no_unet_evaluation(backbone):
+    edit_of(UCE(), backbone, ["church"])
+    assert backbone.cost.equivalents == 0
+    assert not backbone._parts.built("unet"), "a closed form reads its tensors from the file"

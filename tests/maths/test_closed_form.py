@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+from expunge.maths.closed_form import ridge_edit
+
+
+@pytest.fixture
+def problem():
+    torch.manual_seed(0)
+    w = {"k": torch.randn(7, 5), "v": torch.randn(3, 5)}
+    return w, torch.randn(4, 5), torch.randn(4, 5), torch.tensor([1.0, 0.5, 2.0, 0.1])
+
+
+def test_equals_the_literal_sums_of_equation_7(problem):
+    weights, keys, goals, scales = problem
+    found = ridge_edit(weights, keys, goals, scales, 0.3)
+    for name, w in weights.items():
+        left, right = 0.3 * w.double(), 0.3 * torch.eye(5, dtype=torch.float64)
+        for c, g, s in zip(keys.double(), goals.double(), scales.double(), strict=True):
+            left = left + s * torch.outer(w.double() @ g, c)
+            right = right + s * torch.outer(c, c)
+        assert torch.allclose(found[name].double(), left @ torch.inverse(right), atol=1e-6)
+
+
+def test_is_the_minimum_of_its_objective(problem):
+    weights, keys, goals, scales = problem
+    w0 = weights["k"].double()
+    w = ridge_edit({"k": w0}, keys.double(), goals.double(), scales.double(), 0.3)["k"].requires_grad_()
+    miss = (keys.double() @ w.T - goals.double() @ w0.T).square().sum(1)
+    ((scales.double() * miss).sum() + 0.3 * (w - w0).square().sum()).backward()
+    assert w.grad.abs().max() < 1e-10
+
+
+def test_a_preserved_vector_alone_changes_nothing(problem):
+    weights, keys, _, scales = problem
+    found = ridge_edit(weights, keys, keys, scales, 0.5)
+    assert torch.allclose(found["k"], weights["k"], atol=1e-5)
+
+
+def test_a_strong_scale_maps_the_key_onto_its_goal(problem):
+    weights, keys, goals, _ = problem
+    found = ridge_edit(weights, keys[:1], goals[:1], torch.tensor([1e6]), 0.5)
+    assert torch.allclose(found["k"] @ keys[0], weights["k"] @ goals[0], atol=1e-4)

@@ -1,0 +1,126 @@
+import json
+import os
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import expunge
+from expunge.core.errors import ExpungeError
+from expunge.store import load_edit, new_file, new_folder, read_images, read_set, save_edit
+
+
+@pytest.fixture
+def edit(backbone):
+    return expunge.erase(backbone, "church", settings_={"anchor": "cat"})
+
+
+@pytest.fixture
+def saved(edit, tmp_path):
+    edit.save(tmp_path / "edit.safetensors")
+    return tmp_path / "edit.safetensors"
+
+
+def test_an_edit_comes_back_whole(edit, saved):
+    loaded = load_edit(saved)
+    assert loaded.id == edit.id
+    assert loaded.provenance == edit.provenance
+    assert loaded.provenance.targets == ["church"]
+    assert loaded.provenance.knowledge["retain"] == []
+    assert all(torch.equal(loaded.replaced[n], t) for n, t in edit.replaced.items())
+
+
+def test_an_existing_file_is_kept(edit, saved):
+    before = saved.read_bytes()
+    with pytest.raises(ExpungeError, match="exists already"):
+        edit.save(saved)
+    assert saved.read_bytes() == before
+    save_edit(edit, saved, overwrite=True)
+
+
+def rewrite(path, change):
+    with safe_open(path, "pt") as opened:
+        header = json.loads(opened.metadata()["expunge"])
+    tensors = load_file(path)
+    change(header, tensors)
+    save_file(tensors, path, metadata={"expunge": json.dumps(header)})
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda p: p.write_bytes(p.read_bytes()[:-50]), "damaged"),
+        (lambda p: p.write_bytes(p.read_bytes()[:20]), "damaged"),
+        (lambda p: p.write_bytes(b"not a tensor"), "damaged"),
+        (lambda p: save_file({"a": torch.zeros(1)}, p), "not an edit"),
+        (lambda p: rewrite(p, lambda h, t: h.update(format=2)), "format 2: expected 1, so update"),
+        (lambda p: rewrite(p, lambda h, t: h.update(kind="pickle")), "kind 'pickle'"),
+        (lambda p: rewrite(p, lambda h, t: h.update(fields={"surprise": 1})), "does not understand"),
+        (lambda p: rewrite(p, lambda h, t: next(iter(t.values())).add_(1)), "do not match its id"),
+        (lambda p: p.unlink(), "no edit file"),
+    ],
+)
+def test_damaged_edits_are_refused_in_one_line(saved, damage, words):
+    damage(saved)
+    with pytest.raises(ExpungeError, match=words) as caught:
+        load_edit(saved)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_is_left_behind_by_a_failure(tmp_path):
+    with pytest.raises(RuntimeError), new_file(tmp_path / "a.json") as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "b") as temporary:
+        (temporary / "x").write_text("half")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unwritable_places_are_refused(edit, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExpungeError, match="cannot be written"):
+        edit.save(tmp_path / "file" / "edit.safetensors")
+    if os.getuid() == 0:
+        with pytest.raises(ExpungeError, match="cannot be written"):
+            edit.save("/proc/expunge/edit.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ({"file_name": "../secret.png", "prompt": "p", "seed": 0}, "leads out of the folder"),
+        ({"file_name": "/etc/passwd", "prompt": "p", "seed": 0}, "leads out of the folder"),
+        ({"file_name": "missing.png", "prompt": "p", "seed": 0}, "does not exist"),
+        ({"prompt": "p"}, "line 1 is damaged"),
+        ("not json", "line 1 is damaged"),
+        (None, "is empty"),
+    ],
+)
+def test_image_folders_are_checked(tmp_path, line, words):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (tmp_path / "secret.png").write_bytes(b"")
+    text = "" if line is None else line if isinstance(line, str) else json.dumps(line)
+    (folder / "metadata.jsonl").write_text(text)
+    with pytest.raises(ExpungeError, match=words):
+        read_images(folder)
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (tmp_path / "secret.png").write_bytes(b"")
+    (folder / "a.png").symlink_to(tmp_path / "secret.png")
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "prompt": "p", "seed": 0}))
+    with pytest.raises(ExpungeError, match="leads out"):
+        read_images(folder)
+
+
+def test_concept_sets_are_checked(tmp_path):
+    with pytest.raises(ExpungeError, match="unknown concept set"):
+        read_set("nothing", tmp_path)
+    (tmp_path / "bad.toml").write_text("about = 'x'\n")
+    with pytest.raises(ExpungeError, match="not a concept set"):
+        read_set("bad", tmp_path)
