@@ -110,3 +110,14 @@ def other_folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def backbone(folder) -> StableDiffusion:
     return StableDiffusion.from_folder(folder, name="tiny")
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory) -> Path:
+    """Three testbed images each of a church, a dog and a radio."""
+    from expunge import backbones
+    from expunge.core.query import queries
+    from expunge.stages import generate
+
+    asked = queries([(f"image of a {c}", c) for c in ("church", "dog", "radio")], 3, 0, 4.0, 4)
+    return generate.to_folder(backbones.load("testbed"), [], asked, tmp_path_factory.mktemp("images") / "images")

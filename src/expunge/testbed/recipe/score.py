@@ -116,5 +116,8 @@ def _of_judges(recipe: Any, judge: Testbed, second: Testbed) -> dict[str, Any]:
 
 
 def write(recipe: Any, file: Path) -> None:
-    """Score and write ``file``."""
-    file.write_text(json.dumps({"format": 1, "version": testbed.VERSION, **score(recipe)}, indent=1) + "\n")
+    """Score and write ``file``: plain percentages at the top, their intervals and n under ``detail``."""
+    detail = score(recipe)
+    plain = {k: v["value"] for k, v in detail.items() if isinstance(v, dict) and "value" in v}
+    content = {"format": 1, "version": testbed.VERSION, **plain, "detail": detail}
+    file.write_text(json.dumps(content, indent=1) + "\n")

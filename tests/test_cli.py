@@ -1,0 +1,176 @@
+"""The command line end to end, on the testbed and on a random-weight checkpoint."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+
+from expunge.cli import main
+from expunge.store import read_pixels
+
+FAST = ["--steps", "3", "--count", "2"]
+
+
+def run(*words, code=0):
+    assert main([str(w) for w in words]) == code
+
+
+def test_erase_generate_measure_export_on_the_testbed(tmp_path, capsys):
+    out = tmp_path / "uce"
+    run("erase", "uce", "--target", "church", "--retain", "dog", "--out", out, "--json")
+    assert json.loads(capsys.readouterr().out)["forward_equivalents"] == 0
+    edit = out / "edit.safetensors"
+    for name, options in (("before", []), ("after", ["--edit", edit])):
+        run("generate", "--concept", "church", "--concept", "dog", *FAST, *options, "--out", tmp_path / name, "--quiet")
+    rows = [json.loads(line) for line in (tmp_path / "after" / "metadata.jsonl").read_text().splitlines()]
+    assert [(r["label"], r["seed"]) for r in rows] == [("church", 0), ("church", 1), ("dog", 0), ("dog", 1)]
+    assert rows[0]["prompt"] == "image of a church"
+    made = json.loads((tmp_path / "after" / "run.json").read_text())
+    assert made["cost"]["forward"] == 4 * 3 * 2
+    capsys.readouterr()
+
+    records = tmp_path / "records.jsonl"
+    run("measure", "esr-psr", "--images", tmp_path / "before", "--target", "church", "--out", records, "--quiet")
+    run("measure", "esr-psr", "--images", tmp_path / "after", "--out", records, "--json")
+    shown = json.loads(capsys.readouterr().out)["records"]
+    kept = [json.loads(line) for line in records.read_text().splitlines()]
+    assert kept[-len(shown) :] == shown
+    by = {(r["subject"], r["metric"]): r for r in kept}
+    assert {"esr@1", "esr@5", "psr@1", "psr@5", "valid_rate_erased", "valid_rate_kept"} <= {m for _, m in by}
+    edited = by["edited", "esr@1"]
+    assert edited["eraser"] == "uce"
+    assert edited["concepts"] == ["church"]
+    assert edited["knowledge"]["retain"] == ["dog"]
+    assert edited["n"] == 2
+    assert edited["low"] <= edited["value"] <= edited["high"]
+
+    run("export", "--edit", edit, "--out", tmp_path / "model", "--quiet")
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "model")
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe(
+        "image of a church",
+        generator=torch.Generator().manual_seed(0),
+        guidance_scale=rows[0]["guidance"],
+        num_inference_steps=3,
+        output_type="np",
+    ).images[0]
+    ours = read_pixels(tmp_path / "after" / rows[0]["file_name"]).float()
+    assert (ours - torch.from_numpy(theirs) * 255).abs().max() <= 1
+    plain = read_pixels(tmp_path / "before" / rows[0]["file_name"]).float()
+    assert (ours - plain).abs().max() > 10, "the edit changes the image"
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "removed: church" in card
+    assert "What this does not show" in card
+
+
+def test_the_same_commands_on_a_random_weight_checkpoint(folder, tmp_path, capsys):
+    model = ["--model", folder]
+    run("erase", "uce", *model, "--target", "church", "--anchor", "cat", "--out", tmp_path / "a")
+    first = tmp_path / "a" / "edit.safetensors"
+    run("erase", "uce", *model, "--target", "dog", "--anchor", "cat", "--on", first, "--out", tmp_path / "b")
+    second = tmp_path / "b" / "edit.safetensors"
+    both = ["--edit", first, "--edit", second]
+    run("generate", *model, "--prompt", "dog", *both, *FAST, "--out", tmp_path / "images")
+    run("generate", *model, "--prompt", "dog", "--edit", second, *FAST, "--out", tmp_path / "alone", code=2)
+    assert "made on top of" in capsys.readouterr().err
+    assert not (tmp_path / "alone").exists()
+    run("export", *model, *both, "--out", tmp_path / "model")
+    diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "model")
+    run("show", second, "--json")
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["provenance"]["targets"] == ["dog"]
+
+
+def test_negative_prompt_from_the_command_line(folder, tmp_path, capsys):
+    run("erase", "negative-prompt", "--model", folder, "--target", "church", "--out", tmp_path / "np")
+    edit = tmp_path / "np" / "edit.safetensors"
+    run("generate", "--model", folder, "--prompt", "dog", "--edit", edit, *FAST, "--out", tmp_path / "images")
+    run("export", "--model", folder, "--edit", edit, "--out", tmp_path / "model", code=2)
+    assert "no weights to fuse" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["erase", "uec", "--target", "x"], "did you mean 'uce'"),
+        (["erase", "uce", "--target", "x", "--out", "{tmp}/o", "--lamd", "1"], "did you mean '--lamb'"),
+        (["erase", "uce", "--target", "x", "--out", "{tmp}/o", "--lamb", "half"], "could not convert string to float"),
+        (["erase", "uce", "--target", " ", "--out", "{tmp}/o"], "the target is empty"),
+        (["erase", "uce", "--out", "{tmp}/o"], "target"),
+        (["erase", "uce", "--target", "dog", "--retain", "dog", "--out", "{tmp}/o"], "both a target and a retained"),
+        (["erase", "uce", "--target", "dog", "--model", "{tmp}/none", "--out", "{tmp}/o"], "no model folder"),
+        (["erase", "uce", "--target", "dog", "--out", "{tmp}/file/o"], "cannot be written"),
+        (["erase", "uce", "--target", "dog", "--out", "{tmp}/o", "--device", "gpu"], "unknown device"),
+        (["generate", "--out", "{tmp}/o"], "nothing to generate"),
+        (["generate", "--prompt", "a", "--out", "{tmp}/old"], "exists already"),
+        (["generate", "--prompt", "a", "--steps", "0", "--out", "{tmp}/o"], "expected both to be 1 or more"),
+        (["generate", "--set", "objects11", "--out", "{tmp}/o"], "did you mean 'objects10'"),
+        (["generate", "--prompt", "a", "--edit", "{tmp}/file", "--out", "{tmp}/o"], "damaged"),
+        (["generate", "--prompt", "a", "--batch", "0", "--out", "{tmp}/o"], "batch 0"),
+        (["measure", "esr-psr", "--images", "{tmp}/old"], "not an image folder"),
+        (["measure", "fid", "--images", "{tmp}/old"], "unknown metric"),
+        (["show", "{tmp}/file"], "damaged"),
+        (["demo", "--target", "chruch", "--out", "{tmp}/o"], "did you mean 'church'"),
+        (["lst"], "did you mean 'list'"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(tmp_path, capsys, words, message):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "old").mkdir()
+    run(*[w.replace("{tmp}", str(tmp_path)) for w in words], code=2)
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("expunge: ")
+    assert error.count("\n") == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "old"], "nothing half-written"
+
+
+def test_a_concept_the_judge_does_not_know(folder, tmp_path, capsys):
+    run("generate", "--model", folder, "--concept", "chuch", *FAST, "--out", tmp_path / "images")
+    run("measure", "esr-psr", "--images", tmp_path / "images", "--target", "chuch", code=2)
+    assert "did you mean 'church'" in capsys.readouterr().err
+
+
+def test_edits_of_another_base_need_any_base(folder, other_folder, tmp_path, capsys):
+    run("erase", "uce", "--model", folder, "--target", "dog", "--anchor", "cat", "--out", tmp_path)
+    words = ["generate", "--model", other_folder, "--prompt", "a", "--edit", tmp_path / "edit.safetensors", *FAST]
+    run(*words, "--out", tmp_path / "no", code=2)
+    assert "another base" in capsys.readouterr().err
+    run(*words, "--any-base", "--out", tmp_path / "yes")
+
+
+def test_help_takes_less_than_a_second_and_imports_no_torch():
+    start = time.perf_counter()
+    code = "import sys; from expunge.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert time.perf_counter() - start < 1.0
+
+
+def test_list_names_what_exists(capsys):
+    run("list", "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) >= {"erasers", "attacks", "metrics", "judges"}
+    assert {"name": "uce", "class": "UCE", "arxiv": "2308.14761"}.items() <= found["erasers"][-1].items()
+    run("list")
+    assert "negative-prompt" in capsys.readouterr().out
+
+
+def test_ctrl_c_exits_130_and_leaves_nothing(folder, tmp_path):
+    words = ["generate", "--model", folder, "--prompt", "dog", "--count", "5000", "--steps", "50", "--out", tmp_path / "o"]
+    process = subprocess.Popen([sys.executable, "-m", "expunge.cli", *map(str, words)], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not any(Path(tmp_path).iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    os.kill(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert error.decode().strip().endswith("expunge: interrupted")
+    assert list(tmp_path.iterdir()) == []
