@@ -1,7 +1,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: setup demo test lint type check docs testbed bench-uce bench-uce-objects
+.PHONY: setup demo test lint type check testbed bench-uce bench-uce-dev bench-uce-objects
 .DEFAULT_GOAL := check
 
 setup: .venv/installed
@@ -35,5 +35,8 @@ testbed: setup  ## rebuild the testbed from public artwork (npm needed; about 2.
 bench-uce: setup  ## UCE's time and memory on a random-weight checkpoint of SD1.4's size
 	$(BIN)/python benchmarks/uce_size.py
 
-bench-uce-objects: setup  ## UCE on objects10: the table of docs/uce.md
+bench-uce-dev: setup  ## UCE's settings on the dev ten (about 4 minutes)
+	$(BIN)/python benchmarks/uce_objects.py dev
+
+bench-uce-objects: setup  ## UCE on objects10: the table of docs/uce.md (about 20 minutes; resumes)
 	$(BIN)/python benchmarks/uce_objects.py

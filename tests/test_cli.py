@@ -43,7 +43,7 @@ def test_erase_generate_measure_export_on_the_testbed(tmp_path, capsys):
     kept = [json.loads(line) for line in records.read_text().splitlines()]
     assert kept[-len(shown) :] == shown
     by = {(r["subject"], r["metric"]): r for r in kept}
-    assert {"esr@1", "esr@5", "psr@1", "psr@5", "valid_rate_erased", "valid_rate_kept"} <= {m for _, m in by}
+    assert {"esr@1", "esr@5", "psr@1", "psr@5", "valid_rate", "valid_rate_kept"} <= {m for _, m in by}
     edited = by["edited", "esr@1"]
     assert edited["eraser"] == "uce"
     assert edited["concepts"] == ["church"]

@@ -22,8 +22,8 @@ BATCH = 250
 class EsrPsr(Metric):
     """Share of target images that do not show their concept (ESR-k), and of retained images that do (PSR-k), by top-k.
 
-    KPOP's section 5.1; methods.md C1. Beside them: the share of images that are pictures at all (``valid_rate``; collapse
-    is not erasure), and the five labels that target images show most (``became@…``).
+    KPOP's section 5.1; methods.md C1. Beside them: the share of images that are pictures at all (``valid_rate`` of target
+    images, ``valid_rate_kept``; collapse is not erasure), and the five labels that target images show most (``became@…``).
     Intervals: Wilson's for one concept, cluster bootstrap over concepts for several.
     Deviations: none known; the judge is a setting.
     """
@@ -59,7 +59,7 @@ class EsrPsr(Metric):
                 found.append(
                     _measurement(f"{'psr' if group == 'kept' else 'esr'}@{k}", [asked[i] for i in rows], values)
                 )
-            found.append(_measurement(f"valid_rate_{group}", [asked[i] for i in rows], [float(valid[i]) for i in rows]))
+            found.append(_measurement("valid_rate" if group == "erased" else "valid_rate_kept", [asked[i] for i in rows], [float(valid[i]) for i in rows]))
         became = Counter(judge.labels[order[i][0]] for i in groups["erased"])
         for label, _ in became.most_common(5):
             values = [float(judge.labels[order[i][0]] == label) for i in groups["erased"]]

@@ -50,6 +50,7 @@ def measure(metric: Metric, name: str, folder: Path, targets: Sequence[str], ret
             "metric": name,
             "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(metric).items()},
             "edits": [e["id"] for e in made.get("edits", [])],
+            "made_by": [{k: p[k] for k in ("eraser", "settings", "seconds", "cost")} for p in provenances],
             "retain_measured": retain,
             "images": folder.name,
             "cost": made.get("cost"),

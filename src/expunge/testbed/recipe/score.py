@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from expunge import backbones, testbed
@@ -115,9 +116,25 @@ def _of_judges(recipe: Any, judge: Testbed, second: Testbed) -> dict[str, Any]:
     }
 
 
+def grid(file: Path) -> None:
+    """Draw twelve objects in every style, as generated, one seed: the card's picture."""
+    backbone = backbones.load("testbed")
+    names = ["church", "dog", "fish", "delivery truck", "fuel pump", "trumpet", "radio", "umbrella", "rose", "pizza", "bomb", "skull"]
+    styles = testbed.vocabulary()["styles"]
+    prompts: list[tuple[str, str | None]] = [(f"{generate.article(n)}, {s} style", n) for n in names for s in styles]
+    prompts += [(f"{generate.article(n)} and a cat on a blue background", n) for n in names]
+    _, images = _images(backbone, prompts, 1)
+    drawn = images[: len(names) * len(styles)].reshape(len(names), len(styles), 64, 64, 3)
+    columns = torch.cat([drawn, images[len(names) * len(styles) :][:, None]], dim=1)
+    sheet = columns.permute(1, 2, 0, 3, 4).reshape(7 * 64, len(names) * 64, 3)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(sheet.numpy()).resize((len(names) * 96, 7 * 96), Image.Resampling.BICUBIC).save(file)
+
+
 def write(recipe: Any, file: Path) -> None:
     """Score and write ``file``: plain percentages at the top, their intervals and n under ``detail``."""
     detail = score(recipe)
     plain = {k: v["value"] for k, v in detail.items() if isinstance(v, dict) and "value" in v}
     content = {"format": 1, "version": testbed.VERSION, **plain, "detail": detail}
     file.write_text(json.dumps(content, indent=1) + "\n")
+    grid(Path("docs") / "images" / "testbed.png")
