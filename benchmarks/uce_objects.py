@@ -1,8 +1,8 @@
 """UCE on the testbed's ten objects: settings chosen on the dev ten, the table made on the test ten.
 
-``python benchmarks/uce_objects.py dev`` tries settings on ``objects10_dev`` (uce-dev.jsonl, .md); without a word it runs the
-four splits of ``objects10``, with and without a retain list, and two edits stacked (uce-objects.jsonl, .md). Images go to
-runs/ and are made once, so a killed run resumes.
+``python benchmarks/uce_objects.py dev`` tries settings on ``objects10_dev`` (uce-dev.jsonl, .md). Without a word it runs
+the four splits of ``objects10``, with and without a retain list, and two edits stacked (uce-objects.jsonl, .md). Images
+go to runs/ and are made once, so a killed run resumes.
 """
 
 import json
@@ -67,7 +67,9 @@ class Bench:
             generate.to_folder(self.backbone, edits, asked, folder, split=self.part, batch=100)
         return folder
 
-    def measure(self, folder: Path, setting: str, targets: Sequence[str], kept: Sequence[str], never: bool = True) -> None:
+    def measure(
+        self, folder: Path, setting: str, targets: Sequence[str], kept: Sequence[str], never: bool = True
+    ) -> None:
         """Records of one setting: targets, kept classes, and what nobody named."""
         groups = [("kept", list(kept))] + ([("never_named", self.never_named)] if never else [])
         for group, retain in groups:

@@ -61,7 +61,9 @@ def main() -> None:
         from expunge.cli import main as run
 
         start = time.perf_counter()
-        code = run(["erase", "uce", "--model", sys.argv[1], "--target", "church", "--retain", "dog", "--out", sys.argv[2]])
+        code = run(
+            ["erase", "uce", "--model", sys.argv[1], "--target", "church", "--retain", "dog", "--out", sys.argv[2]]
+        )
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(json.dumps({"code": code, "seconds": time.perf_counter() - start, "peak_bytes": peak}))
         return

@@ -163,7 +163,19 @@ def test_list_names_what_exists(capsys):
 
 
 def test_ctrl_c_exits_130_and_leaves_nothing(folder, tmp_path):
-    words = ["generate", "--model", folder, "--prompt", "dog", "--count", "5000", "--steps", "50", "--out", tmp_path / "o"]
+    words = [
+        "generate",
+        "--model",
+        folder,
+        "--prompt",
+        "dog",
+        "--count",
+        "5000",
+        "--steps",
+        "50",
+        "--out",
+        tmp_path / "o",
+    ]
     process = subprocess.Popen([sys.executable, "-m", "expunge.cli", *map(str, words)], stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
     while not any(Path(tmp_path).iterdir()) and time.monotonic() < deadline:

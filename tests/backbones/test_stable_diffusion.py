@@ -3,8 +3,8 @@ import re
 import diffusers
 import pytest
 import torch
-from conftest import tiny_components, tiny_pipeline
 
+from conftest import tiny_components, tiny_pipeline
 from expunge import backbones
 from expunge.backbones.stable_diffusion import StableDiffusion
 from expunge.core.errors import ExpungeError

@@ -1,7 +1,7 @@
 import torch
-from conftest import tiny_pipeline
 
 import expunge
+from conftest import tiny_pipeline
 from expunge.core.query import Query
 from expunge.erasers.negative_prompt import NegativePromptGuidance
 
@@ -15,7 +15,12 @@ def test_generation_equals_the_pipeline_s_own_negative_prompt(backbone):
     ours = backbone.generate([Query(prompt="dog", seed=5, guidance=4.0, steps=4)]).latents
     pipe = tiny_pipeline()
     theirs = pipe(
-        "dog", negative_prompt="church", latents=noise(), guidance_scale=4.0, num_inference_steps=4, output_type="latent"
+        "dog",
+        negative_prompt="church",
+        latents=noise(),
+        guidance_scale=4.0,
+        num_inference_steps=4,
+        output_type="latent",
     ).images
     assert torch.allclose(ours, theirs, atol=1e-5)
 

@@ -1,9 +1,9 @@
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
-import tomllib
 
 from expunge import backbones, testbed
 from expunge.judges.testbed import Testbed
@@ -31,7 +31,9 @@ def test_sets_name_what_the_testbed_draws_and_dev_is_not_test(name):
 
 
 def test_objects10_and_its_dev_set_share_nothing():
-    assert not set(read_set("objects10", testbed.CONCEPTS).concepts) & set(read_set("objects10_dev", testbed.CONCEPTS).concepts)
+    assert not set(read_set("objects10", testbed.CONCEPTS).concepts) & set(
+        read_set("objects10_dev", testbed.CONCEPTS).concepts
+    )
 
 
 def test_heldout_phrases_are_twenty_or_more_and_made_of_trained_keywords():

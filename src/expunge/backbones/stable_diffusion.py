@@ -148,7 +148,7 @@ class _Pipeline:
         return getattr(self.pipe, part)
 
 
-class quiet:
+class quiet:  # noqa: N801  (used as a statement: `with quiet()`)
     """Silences the loading reports of diffusers and transformers."""
 
     def __enter__(self) -> None:

@@ -200,7 +200,7 @@ class Backbone(ABC):
     # anatomy ----------------------------------------------------------------------------------------------------------
     @abstractmethod
     def group(self, name: str) -> list[str]:
-        """Names of the parameters in a group of methods.md 0.3: ``xattn``, ``xattn-strict``, ``noxattn``, ``full`` …"""
+        """Names of the parameters in a group of methods.md 0.3: ``xattn``, ``xattn-strict``, ``noxattn``, ``full``."""
 
     @abstractmethod
     def text_inputs(self) -> list[str]:
@@ -220,7 +220,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def supports(self, capability: str) -> bool:
-        """Whether the family has a capability: ``cross-attention``, ``pooled`` …"""
+        """Whether the family has a capability: ``cross-attention``, ``pooled``."""
 
     @final
     def tensors(self, names: Sequence[str]) -> dict[str, Tensor]:
@@ -340,7 +340,7 @@ class Backbone(ABC):
                 )
         if not any_base and fingerprint(base) != edit.base_sha256:
             raise ExpungeError(
-                f"edit {edit.id} was made for another base than {self.name}: expected its own (--any-base attaches it all the same)"
+                f"edit {edit.id} was made for another base than {self.name}: expected its own (or --any-base)"
             )
 
     def _refresh(self, edit: Edit) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from expunge.core import catalog
 from expunge.core.cost import Cost
@@ -78,7 +79,7 @@ class Edit(ABC):
 
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:
-    """Sha256 of names and values; values are compared as float32, so a dtype that holds them exactly does not matter."""
+    """Sha256 of names and values; values count as float32, so a dtype that holds them exactly does not matter."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name}{tuple(tensors[name].shape)}".encode())
@@ -111,9 +112,11 @@ class Weights(Edit):
         self.requires = requires
         self.provenance = provenance
 
+    @override
     def fields(self) -> dict[str, Any]:
         return {"base_sha256": self.base_sha256}
 
+    @override
     def tensors(self) -> dict[str, Tensor]:
         return self.replaced
 
@@ -130,9 +133,11 @@ class Guidance(Edit):
     provenance: Provenance | None = None
     requires: tuple[str, ...] = ()
 
+    @override
     def fields(self) -> dict[str, Any]:
         return {"eraser": self.eraser, **asdict(self)}  # pyright: ignore[reportArgumentType]
 
+    @override
     def tensors(self) -> dict[str, Tensor]:
         return {}
 

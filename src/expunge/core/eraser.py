@@ -42,7 +42,7 @@ class Step:
 
 
 class Eraser(ABC):
-    """A method. Subclasses are frozen keyword-only dataclasses whose fields are its settings, with the paper's defaults.
+    """A method. Subclasses are frozen keyword-only dataclasses; their fields are its settings, with the paper's defaults.
 
     A subclass is final and alone in its module, whose name is the method's name.
     """

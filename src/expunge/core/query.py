@@ -1,5 +1,6 @@
 """A request for one image."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -19,7 +20,9 @@ class Query:
     """Denoising steps."""
 
 
-def queries(prompts: list[tuple[str, str | None]], count: int, seed: int, guidance: float, steps: int) -> list[Query]:
+def queries(
+    prompts: Sequence[tuple[str, str | None]], count: int, seed: int, guidance: float, steps: int
+) -> list[Query]:
     """``count`` queries for each (prompt, label); seeds run from ``seed`` on and are the same for every prompt."""
     return [
         Query(prompt=prompt, label=label, seed=seed + i, guidance=guidance, steps=steps)

@@ -59,7 +59,13 @@ class EsrPsr(Metric):
                 found.append(
                     _measurement(f"{'psr' if group == 'kept' else 'esr'}@{k}", [asked[i] for i in rows], values)
                 )
-            found.append(_measurement("valid_rate" if group == "erased" else "valid_rate_kept", [asked[i] for i in rows], [float(valid[i]) for i in rows]))
+            found.append(
+                _measurement(
+                    "valid_rate" if group == "erased" else "valid_rate_kept",
+                    [asked[i] for i in rows],
+                    [float(valid[i]) for i in rows],
+                )
+            )
         became = Counter(judge.labels[order[i][0]] for i in groups["erased"])
         for label, _ in became.most_common(5):
             values = [float(judge.labels[order[i][0]] == label) for i in groups["erased"]]

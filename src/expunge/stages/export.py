@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from expunge.backbones.stable_diffusion import StableDiffusion, quiet
 from expunge.core.backbone import Backbone
@@ -67,9 +68,8 @@ def to_folder(
             with quiet():
                 from diffusers import StableDiffusionPipeline
 
-                pipe = StableDiffusionPipeline(
-                    **backbone.components(), safety_checker=None, feature_extractor=None, requires_safety_checker=False
-                )
+                none: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
+                pipe = StableDiffusionPipeline(**backbone.components(), **none, requires_safety_checker=False)
                 pipe.save_pretrained(folder, safe_serialization=True)
         finally:
             for edit in reversed(attached):

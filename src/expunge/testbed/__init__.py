@@ -16,7 +16,7 @@ CONCEPTS = Path(__file__).parent / "concepts"
 
 @cache
 def vocabulary() -> dict[str, Any]:
-    """What the testbed can draw: ``objects`` (name -> category and keywords), ``styles``, ``backgrounds``, ``withheld``."""
+    """What it can draw: ``objects`` (name -> category and keywords), ``styles``, ``backgrounds``, ``withheld`` pairs."""
     return json.loads((FOLDER / "vocabulary.json").read_text())
 
 

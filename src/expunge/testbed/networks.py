@@ -73,7 +73,7 @@ class Recognizer(nn.Module):
             nn.Sequential(
                 *(block(c_in if i == 0 else c_out, c_out, 2 if i == 0 and level > 0 else 1) for i in range(depth)),
             )
-            for level, (c_in, c_out) in enumerate(zip(channels, widths))
+            for level, (c_in, c_out) in enumerate(zip(channels, widths, strict=False))
         )
         self.heads = nn.ModuleDict({name: nn.Linear(widths[-1], size) for name, size in heads.items()})
 

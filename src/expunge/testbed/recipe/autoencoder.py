@@ -1,4 +1,6 @@
 """Train the autoencoder: 64x64 pixels to 16x16x4 latents of about unit variance."""
+# diffusers and transformers type their configurations loosely
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 
 import math
 import time
@@ -45,7 +47,7 @@ def crops(bank: Bank, count: int, rng: np.random.Generator) -> Tensor:
 
 
 def train(bank: Bank, steps: int, log) -> AutoencoderTiny:
-    """L1 + 0.15 x Sobel L1; latents are pulled to zero mean and unit variance so that `scaling_factor` is all they need."""
+    """L1 + 0.15 x Sobel L1; latents are pulled to zero mean and unit variance, so `scaling_factor` stays 1."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     vae = build().to(memory_format=torch.channels_last)

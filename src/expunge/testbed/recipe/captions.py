@@ -1,4 +1,6 @@
 """Captions of scenes, and the tokenizer learned on them and on general English."""
+# diffusers and transformers type their configurations loosely
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 
 import json
 from itertools import combinations

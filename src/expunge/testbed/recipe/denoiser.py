@@ -1,4 +1,6 @@
 """Train the UNet on a bank of latents; checkpoints every few minutes and resumes."""
+# diffusers and transformers type their configurations loosely
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 
 import math
 import time

@@ -1,6 +1,7 @@
 """Score the shipped testbed, as it ships: what `benchmarks/testbed.json` says."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ SEED = 70_000
 """Seeds of scoring are used nowhere else."""
 
 
-def _images(backbone: Any, prompts: list[tuple[str, str | None]], count: int) -> tuple[list[Query], Tensor]:
+def _images(backbone: Any, prompts: Sequence[tuple[str, str | None]], count: int) -> tuple[list[Query], Tensor]:
     guidance, steps = presets.generation(backbone)
     wanted = queries(prompts, count, SEED, guidance, steps)
     return wanted, torch.cat(list(generate.render(backbone, wanted, batch=64)))
@@ -29,7 +30,12 @@ def _images(backbone: Any, prompts: list[tuple[str, str | None]], count: int) ->
 
 def _percent(hits: list[bool]) -> dict[str, float]:
     interval: Interval = wilson(sum(hits), len(hits))
-    return {"value": round(interval.value, 2), "low": round(interval.low, 2), "high": round(interval.high, 2), "n": len(hits)}
+    return {
+        "value": round(interval.value, 2),
+        "low": round(interval.low, 2),
+        "high": round(interval.high, 2),
+        "n": len(hits),
+    }
 
 
 def _rank(judge: Testbed, images: Tensor, labels: list[str], k: int) -> list[bool]:
@@ -53,7 +59,8 @@ def score(recipe: Any) -> dict[str, Any]:
     found["valid_rate"] = _percent(judge.valid(images).tolist())
     first = _rank(judge, images, labels, 1)
     found["object_top1_by_object"] = {
-        n: round(100 * float(np.mean([h for h, label in zip(first, labels, strict=True) if label == n])), 1) for n in names
+        n: round(100 * float(np.mean([h for h, label in zip(first, labels, strict=True) if label == n])), 1)
+        for n in names
     }
     a, b = judge.scores(images).argmax(1), second.scores(images).argmax(1)
     found["judge_agreement"] = _percent((a == b).tolist())
@@ -79,7 +86,9 @@ def score(recipe: Any) -> dict[str, Any]:
     texts = [(generate.article(x) + joins[i % 2] + generate.article(y), None) for i, (x, y) in enumerate(two)]
     _, images = _images(backbone, texts, 1)
     top2 = judge.scores(images).topk(2, 1).indices.tolist()
-    found["two_objects"] = _percent([{names.index(x), names.index(y)} == set(t) for (x, y), t in zip(two, top2, strict=True)])
+    found["two_objects"] = _percent(
+        [{names.index(x), names.index(y)} == set(t) for (x, y), t in zip(two, top2, strict=True)]
+    )
 
     held = read_set("weapons_heldout", testbed.CONCEPTS).test.prompts
     _, images = _images(backbone, list(held), 15)
@@ -111,15 +120,34 @@ def _of_judges(recipe: Any, judge: Testbed, second: Testbed) -> dict[str, Any]:
         "judge_valid_noise": _percent(verdicts[:300]),
         "judge_valid_blank": _percent(verdicts[300:600]),
         "judge_valid_patch_shuffled": _percent(verdicts[600:]),
-        "judge_leave_one_set_out": {"value": round(100 * float(np.mean(list(left_out.values()))), 2), "by_set": left_out},
-        "tokens": {"vocabulary": len(recipe.tokenizer), "never_in_captions": round(1 - len(seen) / len(recipe.tokenizer), 4)},
+        "judge_leave_one_set_out": {
+            "value": round(100 * float(np.mean(list(left_out.values()))), 2),
+            "by_set": left_out,
+        },
+        "tokens": {
+            "vocabulary": len(recipe.tokenizer),
+            "never_in_captions": round(1 - len(seen) / len(recipe.tokenizer), 4),
+        },
     }
 
 
 def grid(file: Path) -> None:
     """Draw twelve objects in every style, as generated, one seed: the card's picture."""
     backbone = backbones.load("testbed")
-    names = ["church", "dog", "fish", "delivery truck", "fuel pump", "trumpet", "radio", "umbrella", "rose", "pizza", "bomb", "skull"]
+    names = [
+        "church",
+        "dog",
+        "fish",
+        "delivery truck",
+        "fuel pump",
+        "trumpet",
+        "radio",
+        "umbrella",
+        "rose",
+        "pizza",
+        "bomb",
+        "skull",
+    ]
     styles = testbed.vocabulary()["styles"]
     prompts: list[tuple[str, str | None]] = [(f"{generate.article(n)}, {s} style", n) for n in names for s in styles]
     prompts += [(f"{generate.article(n)} and a cat on a blue background", n) for n in names]

@@ -1,4 +1,6 @@
 """Train the text tower against cached features of its image partner (contrastive, plus naming the objects)."""
+# diffusers and transformers type their configurations loosely
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 
 import math
 import time
@@ -61,7 +63,10 @@ def train(
     steps: int,
     log,
 ) -> tuple[CLIPTextModelWithProjection, nn.Linear]:
-    """Train for ``steps`` updates; `features` are those of the bank's first scenes. Returns the tower and the partner's projection into the shared space."""
+    """Train for ``steps`` updates; ``features`` are those of the bank's first scenes.
+
+    Returns the tower, and the partner's projection into the space that texts and images share.
+    """
     torch.manual_seed(3)
     rng = np.random.default_rng(3)
     tower = build(tokenizer)
