@@ -151,7 +151,7 @@ def erase(argv: list[str]) -> None:
             "forward_equivalents": cost,
             "preset": use,
         },
-        f"{done.path}: {', '.join(options.target)} removed by {method} ({note}{done.seconds:.1f} s, {cost} forward-equivalents)",
+        f"{done.path}: {', '.join(options.target)} removed by {method} ({note}{done.seconds:.1f} s, cost {cost} forwards)",
     )
 
 
