@@ -59,10 +59,21 @@ def test_tail_preserves_with_all_tokens(backbone):
     assert torch.equal(keys[-16:], backbone.encode(["fish"]).embeds[0])
 
 
-def test_templates_multiply_the_pairs(backbone):
+def test_templates_are_for_targets_only(backbone):
     eraser = UCE(templates=("{}", "image of {}"), anchor="cat")
-    keys, _, _ = eraser._pairs(backbone, Task(targets=[Concept(name="dog")]))
+    keys, goals, _ = eraser._pairs(backbone, Task(targets=[Concept(name="dog")], retain=["fish"]))
     assert torch.equal(keys[1], last_vector(backbone, "image of dog").float())
+    assert torch.equal(goals[1], last_vector(backbone, "cat").float())
+    assert torch.equal(keys[2], goals[2])
+    assert len(keys) == 3
+
+
+def test_the_first_script_s_scale_and_empty_prompt(backbone):
+    eraser = UCE(tokens="tail", anchor=" ", preserve_scale=None, preserve_empty=True)
+    keys, goals, scales = eraser._pairs(backbone, Task(targets=[Concept(name="dog")], retain=["fish", "cat"]))
+    assert torch.equal(keys[-48:-32], backbone.encode([""]).embeds[0]), "all tokens of the empty prompt"
+    assert torch.allclose(scales[-48:], torch.tensor(1 / 3)), "max(0.1, 1 / 3)"
+    assert torch.equal(keys[-48:], goals[-48:])
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ _GROUPS: dict[str, Callable[[str], bool]] = {
     "noxattn": lambda n: not re.search(r"\.attn2\.|^unet\.(conv_norm_out|conv_out|time_embedding|time_proj)\.", n),
     "selfattn": lambda n: ".attn1." in n,
     "attn": lambda n: re.search(r"\.attn[12]\.to_(q|k|v|out)", n) is not None,
+    "esd-u": lambda n: ".attn2." not in n and "norm" not in n,
     "full": lambda n: True,
 }
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -278,9 +279,12 @@ class StableDiffusion(Backbone):
 
     @override
     def noise(self, seed: int) -> Float[Tensor, "1 c h w"]:
+        return self._noise(torch.Generator().manual_seed(seed))
+
+    def _noise(self, generator: torch.Generator) -> Float[Tensor, "1 c h w"]:
         config = self._parts.get("unet").config
         size = config.sample_size if isinstance(config.sample_size, (list, tuple)) else (config.sample_size,) * 2
-        drawn = torch.randn((1, config.in_channels, *size), generator=torch.Generator().manual_seed(seed))
+        drawn = torch.randn((1, config.in_channels, *size), generator=generator)
         return drawn.to(device=self.device, dtype=self.dtype)
 
     @override
@@ -297,7 +301,7 @@ class StableDiffusion(Backbone):
         rows = torch.tensor([list(prompts).index(q.prompt) for q in queries], device=self.device)
         cond, null = encoded.map(lambda t: t[rows]), self.encode([""])
         generators = [torch.Generator().manual_seed(q.seed) for q in queries]
-        x = torch.cat([self.noise(q.seed) for q in queries]) * scheduler.init_noise_sigma
+        x = torch.cat([self._noise(g) for g in generators]) * scheduler.init_noise_sigma
         options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
         state: dict[str, Tensor] = {}
         for index, t in enumerate(scheduler.timesteps):
@@ -389,37 +393,39 @@ class _Steering:
         """Change what the two halves are conditioned on."""
         if self.backbone._inside:
             return None
+        t = float(kwargs["timestep"] if "timestep" in kwargs else args[1])
+        if t > self.last or self.index >= self.pipe.num_timesteps:
+            self.index, self.state = 0, {}  # another generation begins
+        self.last = t
         embeds = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
         pair = self.pipe.do_classifier_free_guidance
         null, cond = embeds.chunk(2) if pair else (embeds, embeds)
         halves = (Conditioning(embeds=cond), Conditioning(embeds=null))
         for guidance in (e for e in self.backbone.edits if isinstance(e, Guidance)):
-            halves = guidance.conditioning(self.backbone, *halves)
+            halves = guidance.conditioning(self.backbone, *halves, self.state)
         self.halves = halves
         changed = torch.cat([halves[1].embeds, halves[0].embeds]) if pair else halves[0].embeds
         return (args[:2], {**kwargs, "encoder_hidden_states": changed})
 
     def after(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Change the combined prediction, for edits that do."""
-        if self.backbone._inside or self.halves is None or not self.pipe.do_classifier_free_guidance:
+        if self.backbone._inside or self.halves is None:
             return output
+        self.index += 1
         combining = [
             e for e in self.backbone.edits if isinstance(e, Guidance) and type(e).combine is not Guidance.combine
         ]
-        if not combining:
+        if not combining or not self.pipe.do_classifier_free_guidance:
             return output
-        x, t = args[0], float(kwargs.get("timestep", args[1] if len(args) > 1 else 0))
-        if t >= self.last:
-            self.index, self.state = 0, {}
         predicted = output[0] if isinstance(output, tuple) else output.sample
         e_null, e_cond = predicted.chunk(2)
         scale = float(self.pipe.guidance_scale)
         out = e_null + scale * (e_cond - e_null)
         for guidance in combining:
             step = GuidedStep(
-                x=x.chunk(2)[1],
-                t=int(t),
-                index=self.index,
+                x=args[0].chunk(2)[1],
+                t=self.last,
+                index=self.index - 1,
                 cond=self.halves[0],
                 null=self.halves[1],
                 predicted_cond=e_cond,
@@ -428,5 +434,4 @@ class _Steering:
                 state=self.state,
             )
             out = guidance.combine(self.backbone, out, step)
-        self.last, self.index = t, self.index + 1
         return (torch.cat([out, out]),) if isinstance(output, tuple) else type(output)(sample=torch.cat([out, out]))

@@ -146,13 +146,16 @@ class Backbone(ABC):
     ) -> Float[Tensor, "b c h w"]:
         """Classifier-free guidance with every attached guidance edit: the only place where predictions are combined.
 
-        ``step`` counts denoising steps from 0; ``state`` belongs to one generation.
+        ``step`` counts denoising steps from 0; ``state`` belongs to one generation. At scale 1 with no guidance edit it is the
+        conditional prediction alone, at half the cost.
         """
         rows = len(x)
         cond, null = cond.expand(rows), null.expand(rows)
         guidances = [e for e, _ in self._stack if isinstance(e, Guidance)]
         for guidance in guidances:
-            cond, null = guidance.conditioning(self, cond, null)
+            cond, null = guidance.conditioning(self, cond, null, state)
+        if scale == 1 and not guidances:
+            return self.predict(x, t, cond)
         both = self.predict(torch.cat([x, x]), t, null.expand(rows).join(cond.expand(rows)))
         e_null, e_cond = both.chunk(2)
         out = e_null + scale * (e_cond - e_null)
@@ -272,6 +275,8 @@ class Backbone(ABC):
             )
         if isinstance(edit, Weights):
             self._check_base(edit, any_base)
+        elif isinstance(edit, Guidance) and edit.alone and any(type(e) is type(edit) for e in self.edits):
+            raise ExpungeError(f"a {edit.fields()['eraser']} edit is attached already: expected one that names all targets")
         elif strength != 1.0:
             raise ExpungeError(f"strength {strength} for a guidance edit: expected 1, since it has no weights to scale")
         self._stack.append((edit, strength))

@@ -134,6 +134,19 @@ class Catalog:
         """Import the plug-in called ``name``."""
         return self.entry(name).load()
 
+    def open(self, spec: str) -> Any:
+        """An instance from a name with settings in words: ``testbed`` or ``testbed:labels=styles,network=b``.
+
+        Raises:
+            ExpungeError: for an unknown name or setting.
+        """
+        name, _, words = spec.partition(":")
+        pairs = [word.partition("=") for word in words.split(",") if word]
+        try:
+            return self.load(name)(**{key.strip(): value.strip() for key, _, value in pairs})
+        except TypeError as error:
+            raise ExpungeError(f"'{spec}': {error}") from error
+
 
 def backbone_of(model: Any) -> Any:
     """The backbone around ``model``: itself, or the one that belongs to a pipeline (made at the first call, kept on it)."""

@@ -40,7 +40,8 @@ class Provenance:
     @property
     def knowledge(self) -> dict[str, Any]:
         """What the method was told (design.md section 5)."""
-        return {"targets": self.targets, "anchors": self.anchors, "retain": self.retain, "images": 0, "oracle": None}
+        anchors = [self.settings.get("anchor") if a is None else a for a in self.anchors]
+        return {"targets": self.targets, "anchors": anchors, "retain": self.retain}
 
 
 class Edit(ABC):
@@ -130,6 +131,8 @@ class Guidance(Edit):
     kind = "guidance"
     eraser: ClassVar[str]
     """Catalog name of the method it belongs to."""
+    alone: ClassVar[bool] = False
+    """Whether a second edit of the same class would undo this one, so that it is refused."""
     provenance: Provenance | None = None
     requires: tuple[str, ...] = ()
 
@@ -142,9 +145,9 @@ class Guidance(Edit):
         return {}
 
     def conditioning(
-        self, backbone: "Backbone", cond: "Conditioning", null: "Conditioning"
+        self, backbone: "Backbone", cond: "Conditioning", null: "Conditioning", state: dict[str, Tensor]
     ) -> tuple["Conditioning", "Conditioning"]:
-        """Change what the two halves of a guided pair are conditioned on."""
+        """Change what the two halves of a guided pair are conditioned on; ``state`` lives for one generation."""
         return cond, null
 
     def combine(

@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
@@ -21,9 +20,9 @@ class Judge(ABC):
     def scores(self, images: UInt8[Tensor, "b H W 3"]) -> Float[Tensor, "b labels"]:
         """A score for every label, higher is likelier; only the order within a row is used for ranks."""
 
-    def valid(self, images: UInt8[Tensor, "b H W 3"]) -> Bool[Tensor, "b"]:
-        """Whether each image is a picture at all; a judge that cannot tell says yes."""
-        return torch.ones(len(images), dtype=torch.bool)
+    def valid(self, images: UInt8[Tensor, "b H W 3"]) -> Bool[Tensor, "b"] | None:
+        """Whether each image is a picture at all; None from a judge that cannot tell."""
+        return None
 
     def label_ids(self, concept: str) -> list[int]:
         """Indices of the labels that mean ``concept``.

@@ -20,14 +20,18 @@ class NegativePromptGuidance(Guidance):
     """Condition the unconditional half on the words to avoid."""
 
     eraser = "negative-prompt"
+    alone = True
     text: str
 
     @override
     def conditioning(
-        self, backbone: Backbone, cond: Conditioning, null: Conditioning
+        self, backbone: Backbone, cond: Conditioning, null: Conditioning, state: dict[str, Tensor]
     ) -> tuple[Conditioning, Conditioning]:
-        with torch.no_grad():
-            away = backbone.encode([self.text])
+        if "negative-prompt" not in state:
+            with torch.no_grad():
+                state["negative-prompt"] = backbone.tokenize([self.text])
+                state["negative-prompt embeds"] = backbone.encode(state["negative-prompt"]).embeds
+        away = Conditioning(embeds=state["negative-prompt embeds"], tokens=state["negative-prompt"])
         return cond, away.expand(len(null.embeds))
 
 

@@ -27,8 +27,9 @@ class UCE(Eraser):
     Equation 7 of arXiv v2, in its `replace` form. Follows rohitgandikota/unified-concept-editing,
     ``trainscripts/uce_sd_erase.py`` (``tokens="last"``, the default) and ``train_erase.py`` (``tokens="tail"``).
     Reads text only: no images, no evaluation of the UNet.
-    As in the script, the empty anchor has no last word and is read at the start token.
-    Deviations: solves in float64 instead of inverting in float32.
+    As in the current script, the empty anchor has no last word and is read at the start token. The first script's settings are
+    ``tokens="tail", anchor=" ", preserve_scale=None, preserve_empty=True``.
+    Deviations: solves in float64 instead of inverting in float32; the `tensor` technique and debiasing are not built.
     """
 
     paper: ClassVar[Paper] = Paper(
@@ -42,14 +43,16 @@ class UCE(Eraser):
     """Pull towards the old weights, lambda in Eq. 7."""
     erase_scale: float = 1.0
     """Weight of each target, s_e."""
-    preserve_scale: float = 1.0
-    """Weight of each retained concept, s_p; ignored without a retain list."""
+    preserve_scale: float | None = 1.0
+    """Weight of each retained concept, s_p; none is the first script's max(0.1, 1 / number of retained concepts)."""
+    preserve_empty: bool = False
+    """Also keep the empty prompt, as the first script does."""
     anchor: str = ""
     """What targets become when they name no anchor of their own."""
     tokens: Literal["last", "tail"] = "last"
     """Text vectors used: the last word's one vector, or all from the last word through the padding, aligned."""
     templates: tuple[str, ...] = ("{}",)
-    """Phrases each concept is put into; the papers' scripts use the bare words or `image of {}` and the like."""
+    """Phrases each target is put into; anchors and retained words stay bare, as in the first script."""
 
     def __post_init__(self) -> None:
         if not self.lamb > 0:
@@ -57,7 +60,7 @@ class UCE(Eraser):
                 f"uce's lamb is {self.lamb}: expected a positive number (the system is singular without it)"
             )
         for name, scale in (("erase_scale", self.erase_scale), ("preserve_scale", self.preserve_scale)):
-            if not scale >= 0:
+            if scale is not None and not scale >= 0:
                 raise ExpungeError(f"uce's {name} is {scale}: expected zero or more")
         bad = [t for t in self.templates if t.count("{}") != 1]
         if bad or not self.templates:
@@ -75,18 +78,21 @@ class UCE(Eraser):
 
     def _pairs(self, backbone: Backbone, task: Task) -> tuple[Tensor, Tensor, Tensor]:
         """Keys, goals and scales of Eq. 7: targets go to their anchors, retained concepts to themselves."""
-        pairs = [(t.name, self.anchor if t.anchor is None else t.anchor, self.erase_scale) for t in task.targets]
-        pairs += [(word, word, self.preserve_scale) for word in task.retain]
+        kept = ([""] if self.preserve_empty else []) + list(task.retain)
+        preserve = max(0.1, 1 / max(1, len(kept))) if self.preserve_scale is None else self.preserve_scale
+        pairs = [
+            (template.format(t.name), self.anchor if t.anchor is None else t.anchor, self.erase_scale)
+            for t in task.targets
+            for template in self.templates
+        ]
         keys: list[Tensor] = []
         goals: list[Tensor] = []
         scales: list[float] = []
-        for source, goal, scale in pairs:
-            for template in self.templates:
-                filled = template.format(goal) if goal.strip() else goal
-                c, g = self._vectors(backbone, template.format(source), filled)
-                keys.append(c)
-                goals.append(g)
-                scales += [scale] * len(c)
+        for source, goal, scale in pairs + [(word, word, preserve) for word in kept]:
+            c, g = self._vectors(backbone, source, goal)
+            keys.append(c)
+            goals.append(g)
+            scales += [scale] * len(c)
         k = torch.cat(keys)
         return k, torch.cat(goals), torch.tensor(scales, dtype=k.dtype, device=k.device)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from expunge import testbed
+from expunge.core.errors import ExpungeError
 from expunge.core.judge import Judge
 
 
@@ -17,13 +18,16 @@ from expunge.core.judge import Judge
 class Testbed(Judge):
     """Names the objects, or the style, of a 64x64 testbed image, and tells a picture from noise.
 
-    Judge A reports; judge B, of another architecture and seed, is the oracle that methods and attacks may ask.
+    A category ("weapon", "animal") is a concept too: any of its objects counts. Judge A reports; judge B, of another architecture and seed, is the oracle that methods and attacks may ask.
     """
 
     name = "testbed"
 
-    def __init__(self, network: Literal["a", "b"] = "a", labels: Literal["objects", "styles"] = "objects") -> None:
+    def __init__(self, network: str = "a", labels: str = "objects") -> None:
         """Use judge ``network`` to tell ``labels``."""
+        if network not in ("a", "b") or labels not in ("objects", "styles"):
+            given = f"network '{network}' and labels '{labels}'"
+            raise ExpungeError(f"judge testbed with {given}: expected a or b, objects or styles")
         self.network = network
         self.asks = labels
         words = testbed.vocabulary()
@@ -50,4 +54,8 @@ class Testbed(Judge):
 
     @override
     def label_ids(self, concept: str) -> list[int]:
-        return super().label_ids(concept.removesuffix(" style") if self.asks == "styles" else concept)
+        if self.asks == "styles":
+            return super().label_ids(concept.removesuffix(" style"))
+        words = testbed.vocabulary()["objects"]
+        members = [i for i, label in enumerate(self.labels) if words[label]["category"] == concept]
+        return members or super().label_ids(concept)

@@ -29,8 +29,8 @@ def ridge_edit(
         scales: weight of each pair.
         lamb: pull towards the old weights; positive.
     """
-    c, g, s = keys.double(), goals.double(), scales.double()[:, None]
-    eye = lamb * torch.eye(c.shape[1], dtype=torch.float64, device=c.device)
+    c, g, s = keys.cpu().double(), goals.cpu().double(), scales.cpu().double()[:, None]  # not every device has float64
+    eye = lamb * torch.eye(c.shape[1], dtype=torch.float64)
     # right = (sum s g c^T + lamb I) (sum s c c^T + lamb I)^-1; the second factor is symmetric, so solve from the left.
     right = torch.linalg.solve((s * c).T @ c + eye, (s * c).T @ g + eye).T
-    return {name: (w.double() @ right).to(w.dtype) for name, w in weights.items()}
+    return {name: (w.cpu().double() @ right).to(w) for name, w in weights.items()}

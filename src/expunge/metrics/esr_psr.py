@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import ClassVar, NamedTuple, final
 
 import torch
 from typing_extensions import override
@@ -24,7 +24,8 @@ class EsrPsr(Metric):
 
     KPOP's section 5.1; methods.md C1. Beside them: the share of images that are pictures at all (``valid_rate`` of target
     images, ``valid_rate_kept``; collapse is not erasure), and the five labels that target images show most (``became@…``).
-    Intervals: Wilson's for one concept, cluster bootstrap over concepts for several.
+    Intervals: Wilson's for one concept; for several, the hull of Wilson's and a bootstrap over concepts (the bootstrap alone
+    is empty when all images agree, and too narrow for five concepts).
     Deviations: none known; the judge is a setting.
     """
 
@@ -33,13 +34,13 @@ class EsrPsr(Metric):
     )
     higher_is_better: ClassVar[bool] = True
     judge: str = "testbed"
-    """Catalog name of the judge."""
+    """Catalog name of the judge, with its settings if any: `testbed`, `testbed:labels=styles`, `testbed:network=b`."""
     ks: tuple[int, ...] = (1, 5)
     """Ranks that count as shown."""
 
     @override
     def measure(self, shots: Sequence[Shot], targets: Sequence[str], retain: Sequence[str]) -> list[Measurement]:
-        judge: Judge = Catalog("judges").load(self.judge)()
+        judge: Judge = Catalog("judges").open(self.judge)
         wanted = {name: set(judge.label_ids(name)) for name in (*targets, *retain)}
         asked = [s for s in shots if s.label in wanted]
         if not asked:
@@ -59,29 +60,36 @@ class EsrPsr(Metric):
                 found.append(
                     _measurement(f"{'psr' if group == 'kept' else 'esr'}@{k}", [asked[i] for i in rows], values)
                 )
-            found.append(
-                _measurement(
-                    "valid_rate" if group == "erased" else "valid_rate_kept",
-                    [asked[i] for i in rows],
-                    [float(valid[i]) for i in rows],
-                )
-            )
-        became = Counter(judge.labels[order[i][0]] for i in groups["erased"])
+            if valid[0] is not None:
+                name = "valid_rate" if group == "erased" else "valid_rate_kept"
+                found.append(_measurement(name, [asked[i] for i in rows], [float(bool(valid[i])) for i in rows]))
+        shows = ["(no picture)" if ok is False else judge.labels[row[0]] for row, ok in zip(order, valid, strict=True)]
+        became = Counter(shows[i] for i in groups["erased"])
         for label, _ in became.most_common(5):
-            values = [float(judge.labels[order[i][0]] == label) for i in groups["erased"]]
+            values = [float(shows[i] == label) for i in groups["erased"]]
             found.append(_measurement(f"became@{label}", [asked[i] for i in groups["erased"]], values))
         return found
 
 
-def _judged(judge: Judge, shots: Sequence[Shot], top: int) -> tuple[list[list[int]], list[bool]]:
-    """For each image the ``top`` labels, likeliest first, and whether it is a picture."""
+class Verdicts(NamedTuple):
+    """What a judge says of each image."""
+
+    order: list[list[int]]
+    """The labels, likeliest first."""
+    valid: list[bool | None]
+    """Whether it is a picture; None if the judge cannot tell."""
+
+
+def _judged(judge: Judge, shots: Sequence[Shot], top: int) -> Verdicts:
+    """Ask the judge in batches."""
     order: list[list[int]] = []
-    valid: list[bool] = []
+    valid: list[bool | None] = []
     for start in range(0, len(shots), BATCH):
         pixels = torch.stack([s.pixels() for s in shots[start : start + BATCH]])
         order += judge.scores(pixels).topk(top, dim=1).indices.tolist()
-        valid += judge.valid(pixels).tolist()
-    return order, valid
+        verdict = judge.valid(pixels)
+        valid += [None] * len(pixels) if verdict is None else verdict.tolist()
+    return Verdicts(order, valid)
 
 
 def _measurement(metric: str, shots: Sequence[Shot], values: list[float]) -> Measurement:
@@ -91,7 +99,9 @@ def _measurement(metric: str, shots: Sequence[Shot], values: list[float]) -> Mea
         interval = wilson(sum(values), len(values))
     else:
         clusters = [[v for s, v in zip(shots, values, strict=True) if s.label == label] for label in labels]
-        interval = Interval(*(100 * x for x in clustered(clusters)))
+        over_concepts, over_images = clustered(clusters), wilson(sum(values), len(values))
+        low, high = min(100 * over_concepts.low, over_images.low), max(100 * over_concepts.high, over_images.high)
+        interval = Interval(over_images.value, low, high)
     return Measurement(
         metric=metric,
         interval=interval,

@@ -75,10 +75,8 @@ def _knowledge(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What the methods were told, over all edits."""
     return {
         "targets": [t for p in provenances for t in p["targets"]],
-        "anchors": [a for p in provenances for a in p["anchors"]],
+        "anchors": [a or p["settings"].get("anchor") for p in provenances for a in p["anchors"]],
         "retain": [r for p in provenances for r in p["retain"]],
-        "images": 0,
-        "oracle": None,
     }
 
 

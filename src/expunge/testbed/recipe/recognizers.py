@@ -14,10 +14,11 @@ from expunge.testbed.recipe.scenes import Bank
 
 
 def shuffle_patches(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Cut each image of ``[b, 3, 64, 64]`` into 16 patches and put them back in another order."""
+    """Cut each image of ``[b, 3, 64, 64]`` into 16 patches and put them back, each image in an order of its own."""
     patches = F.unfold(x, 16, stride=16)
-    order = torch.randperm(patches.shape[-1], generator=generator)
-    return F.fold(patches[..., order], x.shape[-2:], 16, stride=16)
+    order = torch.rand(len(x), patches.shape[-1], generator=generator).argsort(1)
+    shuffled = patches.gather(2, order[:, None].expand_as(patches))
+    return F.fold(shuffled, x.shape[-2:], 16, stride=16)
 
 
 def negatives(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -86,8 +87,8 @@ def train(
             group["lr"] = 2e-3 * min(1.0, (step + 1) / 100) * (0.5 * (1 + math.cos(math.pi * step / steps)) + 0.005)
         index = rng.choice(pool, size=64)
         x = pixels(bank.images[index])
-        fake = negatives(x[:6]) if "valid" in heads else x[:0]
-        x = torch.cat([augment(x), fake]).to(memory_format=torch.channels_last)
+        fake = negatives(x[:9]) if "valid" in heads else x[:0]
+        x = augment(torch.cat([x, fake])).to(memory_format=torch.channels_last)
         hot = F.pad(targets(bank, index, heads["objects"]), (0, 0, 0, len(fake)))
         style, background = (torch.from_numpy(a[index].astype(np.int64)) for a in (bank.styles, bank.backgrounds))
         with torch.autocast("cpu", torch.bfloat16):

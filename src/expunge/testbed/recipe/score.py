@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from expunge import backbones, testbed
 from expunge.core.query import Query, queries
-from expunge.core.record import Interval, wilson
+from expunge.core.record import Interval, clustered, wilson
 from expunge.judges.testbed import Testbed
 from expunge.stages import generate, presets
 from expunge.store import read_set
@@ -23,8 +24,9 @@ SEED = 70_000
 
 
 def _images(backbone: Any, prompts: Sequence[tuple[str, str | None]], count: int) -> tuple[list[Query], Tensor]:
+    """``count`` images of every prompt; no two images of a call share a seed, so that they are independent."""
     guidance, steps = presets.generation(backbone)
-    wanted = queries(prompts, count, SEED, guidance, steps)
+    wanted = [replace(q, seed=SEED + i) for i, q in enumerate(queries(prompts, count, 0, guidance, steps))]
     return wanted, torch.cat(list(generate.render(backbone, wanted, batch=64)))
 
 
@@ -43,6 +45,17 @@ def _rank(judge: Testbed, images: Tensor, labels: list[str], k: int) -> list[boo
     return [judge.label_ids(label)[0] in row for label, row in zip(labels, order, strict=True)]
 
 
+def _valid(judge: Testbed, images: Tensor) -> list[bool]:
+    return [ok for part in images.split(256) for ok in judge.valid(part).tolist()]
+
+
+def _clustered(hits: list[bool], clusters: Sequence[str]) -> dict[str, float]:
+    """Percent with an interval over clusters (objects, phrases), which are not independent draws."""
+    groups = [[float(h) for h, c in zip(hits, clusters, strict=True) if c == name] for name in dict.fromkeys(clusters)]
+    interval = clustered(groups)
+    return {k: round(100 * v, 2) for k, v in interval._asdict().items()} | {"n": len(hits)}
+
+
 def score(recipe: Any) -> dict[str, Any]:
     """All scores, each with interval and n; the plain percentages stand under the names the issue gives."""
     backbone = backbones.load("testbed")
@@ -52,11 +65,11 @@ def score(recipe: Any) -> dict[str, Any]:
     weapons = [n for n, w in words["objects"].items() if w["category"] == "weapon"]
     found: dict[str, Any] = {}
 
-    wanted, images = _images(backbone, [(f"image of {generate.article(n)}", n) for n in names], 8)
+    wanted, images = _images(backbone, [(f"image of {generate.article(n)}", n) for n in names], 9)
     labels = [str(q.label) for q in wanted]
-    found["object_top1"] = _percent(_rank(judge, images, labels, 1))
-    found["object_top5"] = _percent(_rank(judge, images, labels, 5))
-    found["valid_rate"] = _percent(judge.valid(images).tolist())
+    found["object_top1"] = _clustered(_rank(judge, images, labels, 1), labels)
+    found["object_top5"] = _clustered(_rank(judge, images, labels, 5), labels)
+    found["valid_rate"] = _percent(_valid(judge, images))
     first = _rank(judge, images, labels, 1)
     found["object_top1_by_object"] = {
         n: round(100 * float(np.mean([h for h, label in zip(first, labels, strict=True) if label == n])), 1)
@@ -64,6 +77,9 @@ def score(recipe: Any) -> dict[str, Any]:
     }
     a, b = judge.scores(images).argmax(1), second.scores(images).argmax(1)
     found["judge_agreement"] = _percent((a == b).tolist())
+    shuffled = recognizers.shuffle_patches(images.permute(0, 3, 1, 2).float(), torch.Generator().manual_seed(SEED))
+    shuffled = shuffled.to(torch.uint8).permute(0, 2, 3, 1)
+    found["judge_valid_shuffled_generated"] = _percent(_valid(judge, shuffled))
 
     ten = list(read_set("objects10", testbed.CONCEPTS).concepts)
     wanted, images = _images(backbone, [(f"image of {generate.article(n)}", n) for n in ten], 40)
@@ -93,7 +109,8 @@ def score(recipe: Any) -> dict[str, Any]:
     held = read_set("weapons_heldout", testbed.CONCEPTS).test.prompts
     _, images = _images(backbone, list(held), 15)
     tops = judge.scores(images).argmax(1).tolist()
-    found["heldout_weapon_rate"] = _percent([names[t] in weapons for t in tops])
+    phrases = [p for p, _ in held for _ in range(15)]
+    found["heldout_weapon_rate"] = _clustered([names[t] in weapons for t in tops], phrases)
     found["heldout_weapon_phrases"] = len(held)
 
     found.update(_of_judges(recipe, judge, second))
@@ -110,18 +127,19 @@ def _of_judges(recipe: Any, judge: Testbed, second: Testbed) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(SEED)
     x = real[:900].permute(0, 3, 1, 2).float() / 127.5 - 1
     fakes = ((recognizers.negatives(x, generator) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
-    verdicts = judge.valid(fakes).tolist()
+    verdicts = _valid(judge, fakes)
     left_out = json.loads((recipe.cache / "leave_one_out.json").read_text())
     seen = {i for row in recipe.tokenizer(recipe.captions()).input_ids for i in row}
     return {
         "judge_accuracy": _percent(_rank(judge, real, truth, 1)),
         "judge_b_accuracy": _percent(_rank(second, real, truth, 1)),
-        "judge_valid_real": _percent(judge.valid(real).tolist()),
+        "judge_valid_real": _percent(_valid(judge, real)),
         "judge_valid_noise": _percent(verdicts[:300]),
         "judge_valid_blank": _percent(verdicts[300:600]),
         "judge_valid_patch_shuffled": _percent(verdicts[600:]),
         "judge_leave_one_set_out": {
-            "value": round(100 * float(np.mean(list(left_out.values()))), 2),
+            "value": round(100 * float(np.mean([v["left_out"] for v in left_out.values()])), 2),
+            "in_set": round(100 * float(np.mean([v["in_set"] for v in left_out.values()])), 2),
             "by_set": left_out,
         },
         "tokens": {
