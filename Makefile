@@ -1,4 +1,4 @@
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .PHONY: setup demo test lint type check testbed bench-uce bench-uce-dev bench-uce-objects
@@ -8,7 +8,6 @@ setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch torchvision
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
@@ -28,7 +27,7 @@ type: setup
 
 check: test lint type
 
-testbed: setup  ## rebuild the testbed from public artwork (npm needed; about 2.5 hours on two cores; resumes)
+testbed: setup  ## rebuild the testbed from public artwork (npm needed; about two hours on two cores; resumes)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[recipe]'
 	$(BIN)/python -m expunge.testbed.recipe --cache runs/testbed
 

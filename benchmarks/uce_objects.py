@@ -18,21 +18,20 @@ from expunge.core.edit import Edit, fingerprint
 from expunge.core.query import queries
 from expunge.core.record import Record
 from expunge.stages import erase, generate, measure, presets
-from expunge.store import append_records, read_set
+from expunge.store import read_run, read_set, write_records
 from expunge.testbed import CONCEPTS
 
 HERE = Path(__file__).parent
+FIRST = {"tokens": "tail", "preserve_scale": None, "preserve_empty": True}
+"""The authors' first script, but for its anchor."""
+PHRASES = ("{}", "a {}", "image of a {}")
 SETTINGS: dict[str, dict[str, Any]] = {
-    "paper (new script): last, anchor ''": {},
-    "old script: tail, anchor ' '": {"tokens": "tail", "anchor": " "},
-    "last, anchor a picture": {"anchor": "a picture"},
-    "tail, anchor a picture": {"tokens": "tail", "anchor": "a picture"},
-    "tail, a picture, article": {"tokens": "tail", "anchor": "picture", "templates": ("a {}",)},
-    "tail, a picture, 3 templates": {
-        "tokens": "tail",
-        "anchor": "picture",
-        "templates": ("{}", "a {}", "image of a {}"),
-    },
+    "paper, current script: last word, anchor ''": {},
+    "paper, first script: tail, anchor ' '": {**FIRST, "anchor": " "},
+    "last word, anchor 'a picture'": {"anchor": "a picture"},
+    "tail, anchor 'a picture'": {"tokens": "tail", "anchor": "a picture"},
+    "tail, anchor 'a picture', 3 phrases": {"tokens": "tail", "anchor": "a picture", "templates": PHRASES},
+    "first script, anchor 'a picture', 3 phrases": {**FIRST, "anchor": "a picture", "templates": PHRASES},
 }
 
 
@@ -44,7 +43,8 @@ class Bench:
         self.ten = read_set(name, CONCEPTS)
         self.rest = read_set("everyday", CONCEPTS)
         self.part = part
-        self.never_named = [c for c in self.rest.concepts if c not in self.ten.concepts]
+        known = {*read_set("objects10", CONCEPTS).concepts, *read_set("objects10_dev", CONCEPTS).concepts}
+        self.never_named = [c for c in self.rest.concepts if c not in known]
         guidance, steps = presets.generation(self.backbone)
         mine, others = self.ten.part(part), self.rest.part(part)
         other_prompts = [(p, c) for p, c in others.prompts if c in self.never_named]
@@ -59,12 +59,13 @@ class Bench:
         return erase.run(self.backbone, "uce", eraser, [Concept(name=t) for t in targets], list(retain))
 
     def images(self, name: str, edits: Sequence[Edit], labels: Sequence[str] | None = None) -> Path:
-        """Images of the queries with these labels (all by default), made once."""
+        """Images of the queries with these labels (all by default), made once for the same edits."""
         folder = Path("runs") / f"uce-{self.part}" / name
-        if not folder.exists():
+        made = read_run(folder).get("edits", []) if folder.exists() else None
+        if made is None or [e["id"] for e in made] != [e.id for e in edits]:
             print(f"generating {name}", flush=True)
             asked = [q for q in self.asked if labels is None or q.label in labels]
-            generate.to_folder(self.backbone, edits, asked, folder, split=self.part, batch=100)
+            generate.to_folder(self.backbone, edits, asked, folder, split=self.part, overwrite=True)
         return folder
 
     def measure(
@@ -77,15 +78,14 @@ class Bench:
                 if group == "never_named" and not r.metric.startswith(("psr", "valid_rate_kept")):
                     continue
                 metric = r.metric if group == "kept" else f"never_named_{r.metric}"
-                extra = {**r.provenance, "setting": setting, "retain_measured": group}
+                extra = {**r.provenance, "setting": setting, "group": group}
                 self.records.append(replace(r, metric=metric, provenance=extra))
 
-    def write(self, stem: str, about: str) -> None:
+    def write(self, stem: str, about: str, below: Sequence[str] = ()) -> None:
         """Records and table beside this file."""
         file = HERE / f"{stem}.jsonl"
-        file.unlink(missing_ok=True)
-        append_records(file, self.records)
-        (HERE / f"{stem}.md").write_text(f"{about}\n\n{table(self.records)}")
+        write_records(file, self.records)
+        (HERE / f"{stem}.md").write_text("\n".join([about, "", table(self.records), *below, ""]))
         print(json.dumps({"records": len(self.records), "file": str(file)}))
 
 
@@ -100,8 +100,8 @@ def splits(bench: Bench) -> None:
             bench.measure(folder, f"{split} {told}", targets, kept)
 
 
-def stacked(bench: Bench) -> None:
-    """Church, then fish on top of it; each alone; and both detached again."""
+def stacked(bench: Bench) -> list[str]:
+    """Church, then fish on top of it; each alone; and both detached again. Returns what that showed, in sentences."""
     pair = ["church", "fish"]
     names = bench.backbone.group("full")
     base = fingerprint(bench.backbone.tensors(names))
@@ -111,13 +111,19 @@ def stacked(bench: Bench) -> None:
     on_top = bench.edit(["fish"], kept)
     bench.backbone.detach(alone["church"])
     for name in pair:
-        bench.measure(bench.images(f"alone-{name}", [alone[name]], [name, *kept]), f"{name} alone", [name], kept, False)
-    folder = bench.images("stacked", [alone["church"], on_top], [*pair, *kept])
+        bench.measure(bench.images(f"alone-{name}", [alone[name]], [name]), f"{name} alone", [name], [], False)
+    folder = bench.images("stacked", [alone["church"], on_top], pair)
+    lines: list[str] = []
     for name in pair:
-        bench.measure(folder, f"{name}, both stacked", [name], kept, False)
-    if fingerprint(bench.backbone.tensors(names)) != base:
-        raise SystemExit("detaching was not bit-exact")
-    print("both detached: bit-exact")
+        bench.measure(folder, f"{name}, both stacked", [name], [], False)
+        esr = {r.provenance["setting"]: r.value for r in bench.records if r.metric == "esr@1"}
+        drop = esr[f"{name} alone"] - esr[f"{name}, both stacked"]
+        verdict = "met" if drop <= 10 else "missed"
+        lines.append(
+            f"{name}: ESR-1 stacked is {drop:.1f} points below its value alone (target at most 10: {verdict})."
+        )
+    exact = fingerprint(bench.backbone.tensors(names)) == base
+    return [*lines, f"Both detached: bit-exact: {'yes' if exact else 'NO'}."]
 
 
 def choose(bench: Bench) -> None:
@@ -144,6 +150,12 @@ def table(records: Sequence[Record]) -> str:
         became = [f"{r.metric.removeprefix('became@')} {r.value:.0f}" for r in rows if r.metric.startswith("became@")]
         seconds = sum(e["seconds"] for e in rows[0].provenance["made_by"])
         lines.append(f"| {setting} | " + " | ".join(cells) + f" | {', '.join(became[:3])} | {seconds:.2f} |")
+    for told in ("original", "no retain", "retain"):
+        rows = [r for r in records if r.provenance["setting"] in {f"v{i} {told}" for i in (1, 2, 3, 4)}]
+        means = [[r.value for r in rows if r.metric == c] for c in COLUMNS]
+        if rows:
+            cells = [f"{sum(m) / len(m):.1f} ({min(m):.1f} to {max(m):.1f})" for m in means]
+            lines.append(f"| mean of four splits (range), {told} | " + " | ".join(cells) + " | | |")
     return "\n".join(lines) + "\n"
 
 
@@ -154,10 +166,12 @@ def main() -> None:
         choose(bench)
         bench.write("uce-dev", "Testbed, dev ten, split v1, five erased, five retained. Percent with 95 % intervals.")
         return
-    bench = Bench("objects10", "test", 50, 1)
+    bench = Bench("objects10", "test", 50, 2)
     splits(bench)
-    stacked(bench)
-    bench.write("uce-objects", "Testbed, test ten. Percent with 95 % intervals; made by `make bench-uce-objects`.")
+    below = stacked(bench)
+    bench.write(
+        "uce-objects", "Testbed, test ten. Percent with 95 % intervals; made by `make bench-uce-objects`.", below
+    )
 
 
 if __name__ == "__main__":

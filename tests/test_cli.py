@@ -107,7 +107,7 @@ def test_negative_prompt_from_the_command_line(folder, tmp_path, capsys):
         (["erase", "uce", "--target", "dog", "--retain", "dog", "--out", "{tmp}/o"], "both a target and a retained"),
         (["erase", "uce", "--target", "dog", "--model", "{tmp}/none", "--out", "{tmp}/o"], "no model folder"),
         (["erase", "uce", "--target", "dog", "--out", "{tmp}/file/o"], "cannot be written"),
-        (["erase", "uce", "--target", "dog", "--out", "{tmp}/o", "--device", "gpu"], "unknown device"),
+        (["erase", "uce", "--target", "dog", "--out", "{tmp}/o", "--device", "gpu"], "is not to be had here"),
         (["generate", "--out", "{tmp}/o"], "nothing to generate"),
         (["generate", "--prompt", "a", "--out", "{tmp}/old"], "exists already"),
         (["generate", "--prompt", "a", "--steps", "0", "--out", "{tmp}/o"], "expected both to be 1 or more"),

@@ -1,6 +1,8 @@
 import subprocess
 import sys
 
+import torch
+
 import expunge
 
 
@@ -15,11 +17,22 @@ def test_importing_expunge_imports_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_readme_s_five_lines():
+def test_the_readme_s_five_lines(tmp_path):
     from conftest import tiny_pipeline
 
     pipe = tiny_pipeline()
-    edit = expunge.erase(pipe, "church", method="uce", retain=["dog"])
+
+    def image():
+        generator = torch.Generator().manual_seed(0)
+        return pipe("a church", generator=generator, num_inference_steps=2, output_type="pt").images
+
+    plain = image()
+    edit = expunge.erase(pipe, "church", method="uce", retain="dog")
+    assert edit.provenance.retain == ["dog"]
+    assert torch.equal(image(), plain), "pipe is left as it was"
     edit.attach(pipe)
-    assert pipe("a church", num_inference_steps=2, output_type="np").images.shape == (1, 16, 16, 3)
+    assert not torch.equal(image(), plain)
+    edit.save(tmp_path / "church.safetensors")
     edit.detach(pipe)
+    assert torch.equal(image(), plain)
+    assert expunge.load_edit(tmp_path / "church.safetensors").id == edit.id

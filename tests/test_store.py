@@ -8,12 +8,13 @@ from safetensors.torch import load_file, save_file
 
 import expunge
 from expunge.core.errors import ExpungeError
-from expunge.store import load_edit, new_file, new_folder, read_images, read_set, save_edit
+from expunge.core.query import Query
+from expunge.store import load_edit, new_file, new_folder, read_images, read_set, save_edit, write_images
 
 
 @pytest.fixture
 def edit(backbone):
-    return expunge.erase(backbone, "church", settings_={"anchor": "cat"})
+    return expunge.erase(backbone, "church", settings={"anchor": "cat"})
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def test_an_edit_comes_back_whole(edit, saved):
     assert loaded.id == edit.id
     assert loaded.provenance == edit.provenance
     assert loaded.provenance.targets == ["church"]
-    assert loaded.provenance.knowledge["retain"] == []
+    assert loaded.provenance.settings["anchor"] == "cat"
     assert all(torch.equal(loaded.replaced[n], t) for n, t in edit.replaced.items())
 
 
@@ -56,6 +57,8 @@ def rewrite(path, change):
         (lambda p: save_file({"a": torch.zeros(1)}, p), "not an edit"),
         (lambda p: rewrite(p, lambda h, t: h.update(format=2)), "format 2: expected 1, so update"),
         (lambda p: rewrite(p, lambda h, t: h.update(kind="pickle")), "kind 'pickle'"),
+        (lambda p: rewrite(p, lambda h, t: h.pop("provenance")), "without 'provenance'"),
+        (lambda p: save_file({"a": torch.zeros(1)}, p, metadata={"expunge": "[1]"}), "not an edit"),
         (lambda p: rewrite(p, lambda h, t: h.update(fields={"surprise": 1})), "does not understand"),
         (lambda p: rewrite(p, lambda h, t: next(iter(t.values())).add_(1)), "do not match its id"),
         (lambda p: p.unlink(), "no edit file"),
@@ -76,6 +79,30 @@ def test_nothing_is_left_behind_by_a_failure(tmp_path):
         (temporary / "x").write_text("half")
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_folders_of_our_own_are_replaced(tmp_path, monkeypatch):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "thesis.tex").write_text("years of work")
+    with pytest.raises(ExpungeError, match="was not made by this command"), new_folder(theirs, overwrite=True):
+        pass
+    assert (theirs / "thesis.tex").read_text() == "years of work"
+    ours = tmp_path / "ours"
+    for text in ("first", "second"):
+        with new_folder(ours, overwrite=True) as temporary:
+            (temporary / "run.json").write_text(text)
+    assert (ours / "run.json").read_text() == "second"
+    monkeypatch.chdir(ours)
+    with pytest.raises(ExpungeError, match="was not made by this command"), new_folder(ours, overwrite=True):
+        pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ours", "theirs"]
+
+
+def test_alike_prompts_get_files_of_their_own(tmp_path):
+    queries = [Query(prompt=p, seed=0, guidance=1.0, steps=1) for p in ("a cat, x", "a cat x", "猫", "犬")]
+    write_images(tmp_path, queries, [torch.zeros(4, 8, 8, 3, dtype=torch.uint8)])
+    assert len({s.path for s in read_images(tmp_path)}) == 4
 
 
 def test_unwritable_places_are_refused(edit, tmp_path):

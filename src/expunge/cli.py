@@ -113,11 +113,11 @@ def erase(argv: list[str]) -> None:
         return
     method, rest = argv[0], argv[1:]
     cls = catalog.load(method)
+    from expunge import backbones
     from expunge.stages import erase as stage
     from expunge.stages import presets
 
-    first, _ = _lenient(Model, rest)
-    kind = "testbed" if first.model == "testbed" else "sd"
+    kind = backbones.kind_of(_lenient(Model, rest).model)
     use = {} if "--no-preset" in rest else presets.eraser(method, kind)
     both = dataclasses.make_dataclass(
         "Options",
@@ -155,15 +155,15 @@ def erase(argv: list[str]) -> None:
     )
 
 
-def _lenient(cls: type, argv: list[str]) -> tuple[Any, list[str]]:
-    """Parse what belongs to ``cls`` and leave the rest."""
+def _lenient(cls: type, argv: list[str]) -> Any:
+    """Parse what belongs to ``cls``, whatever else there is; its defaults if that fails."""
     if "--help" in argv or "-h" in argv:
         argv = [a for a in argv if a not in ("--help", "-h")]
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         try:
-            return tyro.cli(cls, args=argv, return_unknown_args=True, add_help=False)
+            return tyro.cli(cls, args=argv, return_unknown_args=True, add_help=False)[0]
         except SystemExit:
-            return cls(), argv
+            return cls()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -192,8 +192,8 @@ class Generate:
     """Scale of classifier-free guidance; the model's own if not given."""
     steps: int | None = None
     """Denoising steps; the model's own if not given."""
-    batch: int = 32
-    """Images at a time."""
+    batch: int | None = None
+    """Images at a time; the model's own if not given."""
     out: Path
     """Folder for the images."""
     overwrite: bool = False
@@ -218,7 +218,7 @@ def generate(argv: list[str]) -> None:
             edits,
             asked,
             options.out,
-            split=options.part,
+            split=options.part if options.set else "none",
             batch=options.batch,
             strength=options.strength,
             any_base=options.any_base,
@@ -242,7 +242,7 @@ def _queries(options: Generate, backbone: "Backbone") -> "list[Query]":
         raise ExpungeError(f"steps {steps} and count {options.count}: expected both to be 1 or more")
     template = presets.prompt(backbone)
     prompts: list[tuple[str, str | None]] = [(p, None) for p in options.prompt]
-    prompts += [(template.replace("{}", stage.article(c)), c) for c in options.concept]
+    prompts += [(stage.fill(template, c), c) for c in options.concept]
     seed = options.seed
     if options.set is not None:
         from expunge.testbed import CONCEPTS
@@ -291,11 +291,11 @@ def measure(argv: list[str]) -> None:
     parsed: Any = parse(both, rest, f"expunge measure {name}")
     options: Measure = parsed.options
     from expunge.stages import measure as stage
-    from expunge.store import append_records
+    from expunge.store import write_records
 
     records = stage.measure(parsed.settings, name, options.images, options.target, options.retain)
     if options.out is not None:
-        append_records(options.out, records)
+        write_records(options.out, records, append=True)
     lines = [f"{r.metric:24} {r.value:6.1f} {r.unit} [{r.low:.1f}, {r.high:.1f}]  n = {r.n}" for r in records]
     options.talk.result({"records": [r.as_json() for r in records]}, "\n".join(lines))
 

@@ -1,4 +1,4 @@
-"""Everything that goes to disk and comes back: edits, image folders, records. Each file says ``format: 1``."""
+"""Everything that goes to disk and comes back: edits, image folders, concept sets, records."""
 
 import json
 import os
@@ -31,6 +31,10 @@ from expunge.core.query import Query
 from expunge.core.record import Record
 
 FORMAT = 1
+RUN = "run.json"
+"""The file in an image folder that says what made it."""
+MODEL = "expunge.json"
+"""The file in a model folder that says which kind of model it is, and which edits were fused."""
 
 
 # writing whole files or none ------------------------------------------------------------------------------------------
@@ -51,42 +55,57 @@ def check_new(path: Path, overwrite: bool) -> None:
 def new_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its name when the block ends well."""
     check_new(path, overwrite)
-    try:
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise ExpungeError(f"'{path}' cannot be written: {error.strerror}") from error
-    os.close(handle)
+        os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise ExpungeError(f"'{path}' cannot be written: {error.strerror or error}") from error
+        with _writing(path):
+            temporary.chmod(0o644)
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder beside ``path`` that takes its name when the block ends well."""
+def new_folder(path: Path, overwrite: bool = False, marker: str = RUN) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that takes its name when the block ends well.
+
+    With ``overwrite`` it replaces an empty folder, or one that holds the file ``marker``, which says that expunge made it;
+    anything else is refused.
+    """
     check_new(path, overwrite)
-    try:
+    if path.exists():
+        ours = path.is_dir() and ((path / marker).is_file() or not any(path.iterdir()))
+        if not ours or Path.cwd().resolve().is_relative_to(path.resolve()):
+            raise ExpungeError(
+                f"'{path}' was not made by this command: expected a new path, or one of its own to overwrite"
+            )
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    except OSError as error:
-        raise ExpungeError(f"'{path}' cannot be written: {error.strerror}") from error
+    old = temporary.with_name(f"{temporary.name}.old")
     try:
         yield temporary
-        temporary.chmod(0o755)
-        if path.exists():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        temporary.replace(path)
-    except OSError as error:
-        raise ExpungeError(f"'{path}' cannot be written: {error.strerror or error}") from error
+        with _writing(path):
+            temporary.chmod(0o755)
+            if path.exists():
+                path.rename(old)
+            temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say in one line which path could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise ExpungeError(f"'{path}' cannot be written: {error.strerror or error}") from error
 
 
 # edits ----------------------------------------------------------------------------------------------------------------
@@ -121,17 +140,20 @@ def read_header(path: str | Path) -> dict[str, Any]:
     try:
         with safe_open(path, "pt") as opened:
             metadata = opened.metadata() or {}
-        header = json.loads(metadata["expunge"])
+        header = dict(json.loads(metadata["expunge"]))
+        version = header["format"]
     except (SafetensorError, OSError) as error:
         raise ExpungeError(f"'{path}' is damaged or no safetensors file: {error}") from error
-    except (KeyError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ExpungeError(f"'{path}' is not an edit: expected an expunge header in its metadata") from error
-    version = header.get("format")
     if version != FORMAT:
         newer = isinstance(version, int) and version > FORMAT
         raise ExpungeError(
             f"'{path}' has format {version}: expected {FORMAT}" + (", so update expunge" if newer else "")
         )
+    absent = {"id", "kind", "fields", "requires", "provenance"} - set(header)
+    if absent:
+        raise ExpungeError(f"'{path}' has a header without '{absent.pop()}': expected one that expunge wrote")
     return header
 
 
@@ -149,7 +171,7 @@ def load_edit(path: str | Path) -> Edit:
         raise ExpungeError(f"'{path}' is damaged: {error}") from error
     try:
         edit = _parse(header, tensors)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ExpungeError(f"'{path}' has a header that expunge does not understand: {error}") from error
     if edit.id != header.get("id"):
         raise ExpungeError(f"'{path}' is damaged: its contents do not match its id {header.get('id')}")
@@ -195,20 +217,20 @@ def with_provenance(edit: Edit, provenance: Provenance | None, requires: tuple[s
 
 
 # image folders --------------------------------------------------------------------------------------------------------
-def image_name(query: Query) -> str:
-    """File name of a query's image."""
+def image_name(row: int, query: Query) -> str:
+    """File name of the image in a row of the metadata: unique, and readable."""
     words = re.sub(r"[^a-z0-9]+", "-", query.prompt.lower()).strip("-")[:60] or "empty"
-    return f"{words}-{query.seed:06d}.png"
+    return f"{row:05d}-{words}-{query.seed}.png"
 
 
 def write_images(folder: Path, queries: Sequence[Query], batches: Iterable[UInt8[Tensor, "b H W 3"]]) -> None:
     """Write images and their ``metadata.jsonl`` (the Hugging Face *imagefolder* layout) into an existing folder."""
-    waiting = iter(queries)
+    waiting = enumerate(queries)
     with (folder / "metadata.jsonl").open("w") as lines:
         for batch in batches:
             for pixels in batch.numpy():
-                query = next(waiting)
-                name = image_name(query)
+                row, query = next(waiting)
+                name = image_name(row, query)
                 Image.fromarray(pixels).save(folder / name)
                 lines.write(json.dumps({"file_name": name, **asdict(query)}) + "\n")
 
@@ -221,11 +243,16 @@ def write_json(path: Path, content: dict[str, Any], overwrite: bool = False) -> 
 
 def read_run(folder: Path) -> dict[str, Any]:
     """What made an image folder (``run.json``); an empty object if the folder is somebody else's."""
-    file = folder / "run.json"
+    file = folder / RUN
+    if not file.is_file():
+        return {}
     try:
-        return json.loads(file.read_text()) if file.is_file() else {}
-    except json.JSONDecodeError as error:
-        raise ExpungeError(f"'{file}' is damaged: {error}") from error
+        made = dict(json.loads(file.read_text()))
+        if made["format"] != FORMAT or not {"model", "edits", "split", "strength", "cost"} <= set(made):
+            raise ValueError("not of this format")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExpungeError(f"'{file}' is damaged: expected what `expunge generate` writes ({error})") from error
+    return made
 
 
 def read_images(folder: Path) -> list[Shot]:
@@ -238,15 +265,15 @@ def read_images(folder: Path) -> list[Shot]:
     if not file.is_file():
         raise ExpungeError(f"'{folder}' is not an image folder: expected a metadata.jsonl in it")
     shots: list[Shot] = []
-    for number, line in enumerate(file.read_text().splitlines(), 1):
+    for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1):
         try:
             row = json.loads(line)
-            name, prompt, seed, label = row["file_name"], str(row["prompt"]), int(row["seed"]), row.get("label")
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            name, prompt, seed, label = str(row["file_name"]), str(row["prompt"]), int(row["seed"]), row.get("label")
+            path = (folder / name).resolve()
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ExpungeError(
                 f"'{file}' line {number} is damaged: expected file_name, prompt and seed ({error})"
             ) from error
-        path = (folder / str(name)).resolve()
         if not path.is_relative_to(folder.resolve()):
             raise ExpungeError(
                 f"'{file}' line {number} names '{name}', which leads out of the folder: expected a file in it"
@@ -268,7 +295,7 @@ def read_pixels(path: Path) -> UInt8[Tensor, "H W 3"]:
     try:
         with Image.open(path) as image:
             return torch.from_numpy(np.array(image.convert("RGB")))
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise ExpungeError(f"'{path}' is not a readable image: {error}") from error
 
 
@@ -300,8 +327,8 @@ def read_set(name: str, folder: Path) -> ConceptSet:
 
 
 # records --------------------------------------------------------------------------------------------------------------
-def append_records(path: Path, records: Sequence[Record]) -> None:
-    """Add records to a ``.jsonl`` file; the file is replaced whole, so an interrupted write leaves the old one."""
-    old = path.read_text() if path.is_file() else ""
+def write_records(path: Path, records: Sequence[Record], append: bool = False) -> None:
+    """Write records to a ``.jsonl`` file, after those it has if ``append``; the file is replaced whole or not at all."""
+    old = path.read_text() if append and path.is_file() else ""
     with new_file(path, overwrite=True) as temporary:
         temporary.write_text(old + "".join(json.dumps(r.as_json(), sort_keys=True) + "\n" for r in records))

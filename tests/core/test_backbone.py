@@ -92,7 +92,33 @@ def test_refuses_tensors_that_do_not_fit_even_when_told(backbone, change):
     tensor = backbone.tensors([name])[name]
     replaced = {"unet.nothing.weight": tensor} if change == "name" else {name: tensor[:1]}
     with pytest.raises(ExpungeError, match="expected"):
-        backbone.attach(Weights(replaced, base_sha256=""), any_base=True)
+        backbone.attach(Weights(replaced, base_sha256={}), any_base=True)
+
+
+def test_a_failed_attachment_leaves_nothing(backbone, monkeypatch):
+    before = snapshot(backbone)
+    edit = random_edit(backbone, backbone.text_inputs())
+    owner, calls = type(backbone).parameter, []
+
+    def failing(self, name):
+        calls.append(name)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return owner(self, name)
+
+    monkeypatch.setattr(type(backbone), "parameter", failing)
+    with pytest.raises(KeyboardInterrupt):
+        backbone.attach(edit)
+    assert backbone.edits == []
+    assert snapshot(backbone) == before
+
+
+def test_an_edit_is_a_copy(backbone):
+    name = backbone.text_inputs()[0]
+    tensor = torch.zeros_like(backbone.tensors([name])[name])
+    edit = backbone.edit_of({name: tensor})
+    tensor.add_(1)
+    assert edit.replaced[name].abs().sum() == 0
 
 
 def test_refuses_twice_and_unattached(backbone):

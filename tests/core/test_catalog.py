@@ -34,6 +34,15 @@ def test_a_broken_plug_in_is_listed_with_its_problem(tmp_path, monkeypatch, text
         Catalog("erasers").load("third")
 
 
+def test_a_paper_in_keywords_or_in_part_is_read(tmp_path, monkeypatch):
+    (tmp_path / "odd_eraser.py").write_text(
+        'class Odd:\n    """Odd."""\n    paper: int = Paper(title="T", arxiv="1.2")\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = read_entry("odd", "odd_eraser", "Odd")
+    assert (entry.arxiv, entry.problem) == ("1.2", "")
+
+
 def test_a_third_party_s_plug_in_loads(tmp_path, monkeypatch):
     (tmp_path / "good_eraser.py").write_text('class Good:\n    """Does good."""\n')
     monkeypatch.syspath_prepend(tmp_path)

@@ -15,6 +15,12 @@ def test_wilson_equals_published_values(successes, n, low, high):
     assert interval.high == pytest.approx(high, abs=0.02)
 
 
+@pytest.mark.parametrize("n", [1, 3, 10, 25, 49, 250])
+def test_wilson_holds_its_value_at_both_ends(n):
+    assert wilson(0, n).low == 0.0
+    assert wilson(n, n).high == 100.0
+
+
 def test_clusters_that_agree_inside_are_as_uncertain_as_their_number():
     same = [[1.0] * 50, [0.0] * 50, [1.0] * 50, [0.0] * 50]
     interval = clustered(same)

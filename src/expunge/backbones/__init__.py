@@ -9,22 +9,20 @@ from expunge.core.errors import ExpungeError
 
 
 def of(model: Any) -> Backbone:
-    """The backbone around ``model``: itself, or the one kept on a diffusers pipeline, made at the first call.
+    """The backbone around ``model``: itself, or the one of a diffusers pipeline, made at the first call and kept.
 
     Raises:
         ExpungeError: if it is neither.
     """
     if isinstance(model, Backbone):
         return model
-    kept = getattr(model, "_expunge_backbone", None)
-    if kept is None:
-        if not all(hasattr(model, part) for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")):
-            raise ExpungeError(
-                f"a {type(model).__name__} cannot be edited: expected a StableDiffusionPipeline or an expunge backbone"
-            )
-        kept = StableDiffusion.from_pipeline(model)
-        model._expunge_backbone = kept
-    return kept
+    return StableDiffusion.from_pipeline(model)
+
+
+def kind_of(model: str) -> str:
+    """Under which a model's settings stand in ``presets.toml``, without opening it: ``testbed`` or ``sd``."""
+    marked = Path(model) / "expunge.json"
+    return "testbed" if model == "testbed" or (marked.is_file() and '"testbed"' in marked.read_text()) else "sd"
 
 
 def load(
@@ -41,11 +39,11 @@ def load(
         return StableDiffusion.from_folder(FOLDER, name="testbed", device=device, dtype=dtype)
     folder = Path(model)
     if not folder.is_dir():
-        folder = _download(model, revision)
+        folder = _download(model, revision, dtype)
     return StableDiffusion.from_folder(folder, name=model, device=device, dtype=dtype)
 
 
-def _download(model: str, revision: str | None) -> Path:
+def _download(model: str, revision: str | None, dtype: str) -> Path:
     """Snapshot of a hub repository: configurations, tokenizers and safetensors only."""
     looks_like_a_path = model.startswith((".", "/", "~")) or model.count("/") != 1 or model.endswith("/")
     if looks_like_a_path:
@@ -53,14 +51,12 @@ def _download(model: str, revision: str | None) -> Path:
             f"no model folder '{model}': expected 'testbed', a diffusers folder or a hub id such as 'owner/name'"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     patterns = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"]
+    unwanted = ["safety_checker/*", "*non_ema*", *([] if dtype == "float16" else ["*.fp16.safetensors"])]
     try:
-        return Path(
-            snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=["safety_checker/*"])
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=unwanted))
+    except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise ExpungeError(
             f"model '{model}' is neither a folder here nor could it be fetched from the hub: {reason}"

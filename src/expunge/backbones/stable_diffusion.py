@@ -39,16 +39,17 @@ class _Folder:
         index = path / "model_index.json"
         if not index.is_file():
             raise ExpungeError(f"'{path}' is not a diffusers folder: expected a model_index.json in it")
-        try:
-            self.classes: dict[str, Any] = json.loads(index.read_text())
-        except json.JSONDecodeError as error:
-            raise ExpungeError(f"'{index}' is damaged: {error}") from error
+        self.classes = _json(index)
         given = self.classes.get("_class_name")
         if given != "StableDiffusionPipeline":
             raise ExpungeError(f"'{path}' holds a {given}: expected a StableDiffusionPipeline (SD 1.x or 2.x)")
         for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
             if not (path / part).is_dir():
                 raise ExpungeError(f"'{path}' has no '{part}' folder: expected a complete diffusers folder")
+        for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+            named = self.classes.get(part)
+            if not (isinstance(named, list) and len(named) == 2 and all(isinstance(n, str) for n in named)):
+                raise ExpungeError(f"'{index}' names {named} as its {part}: expected a library and a class")
         self.path, self.device, self.dtype = path, device, dtype
         self._built: dict[str, Any] = {}
 
@@ -67,7 +68,8 @@ class _Folder:
         """File of each tensor of a component."""
         file, _ = self.weights_file(part)
         if file.suffix == ".json":
-            return {n: file.parent / f for n, f in json.loads(file.read_text())["weight_map"].items()}
+            shards = _json(file).get("weight_map", {})
+            return {n: file.parent / f for n, f in shards.items()}
         try:
             with safe_open(file, "pt") as opened:
                 return dict.fromkeys(opened.keys(), file)
@@ -82,11 +84,14 @@ class _Folder:
     def read(self, part: str, names: Sequence[str]) -> dict[str, Tensor]:
         files = self._files(part)
         found: dict[str, Tensor] = {}
-        for file in {files[n] for n in names}:
-            with safe_open(file, "pt") as opened:
-                for name in names:
-                    if files[name] == file:
-                        found[name] = opened.get_tensor(name).to(device=self.device, dtype=self.dtype)
+        try:
+            for file in {files[n] for n in names}:
+                with safe_open(file, "pt") as opened:
+                    for name in names:
+                        if files[name] == file:
+                            found[name] = opened.get_tensor(name).to(device=self.device, dtype=self.dtype)
+        except (SafetensorError, OSError) as error:
+            raise ExpungeError(f"'{self.path / part}' is damaged: {error}") from error
         return found
 
     def built(self, part: str) -> bool:
@@ -113,19 +118,30 @@ class _Folder:
                 f"'{self.path}' names {library}.{class_name} as its {part}, which {library} does not have"
             )
         folder = self.path / part
-        if part in ("tokenizer", "scheduler"):
-            return cls.from_pretrained(folder, local_files_only=True)
-        _, variant = self.weights_file(part)
-        dtype = {"dtype" if library == "transformers" else "torch_dtype": self.dtype}
+        options: dict[str, Any] = {"local_files_only": True}
+        if part not in ("tokenizer", "scheduler"):
+            _, options["variant"] = self.weights_file(part)
+            options["dtype" if library == "transformers" else "torch_dtype"] = self.dtype
+            options["use_safetensors"] = True
         try:
             with quiet():
-                module = cls.from_pretrained(
-                    folder, variant=variant, local_files_only=True, use_safetensors=True, **dtype
-                )
-        except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+                loaded = cls.from_pretrained(folder, **options)
+        except Exception as error:
             reason = str(error).strip().split("\n")[0]
             raise ExpungeError(f"'{folder}' cannot be loaded as {class_name}: {reason}") from error
-        return module.to(self.device).eval().requires_grad_(False)
+        return loaded if "variant" not in options else loaded.to(self.device).eval().requires_grad_(False)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ExpungeError: if it is damaged.
+    """
+    try:
+        return dict(json.loads(file.read_text()))
+    except (OSError, TypeError, ValueError) as error:
+        raise ExpungeError(f"'{file}' is damaged: {error}") from error
 
 
 @final
@@ -153,6 +169,8 @@ class quiet:  # noqa: N801  (used as a statement: `with quiet()`)
     """Silences the loading reports of diffusers and transformers."""
 
     def __enter__(self) -> None:
+        import diffusers  # noqa: F401  (its import sets its own log level, so it comes first)
+
         self.loggers = [logging.getLogger(n) for n in ("diffusers", "transformers")]
         self.levels = [logger.level for logger in self.loggers]
         for logger in self.loggers:
@@ -183,11 +201,21 @@ class StableDiffusion(Backbone):
         self._parts = parts
         self._inside = False
         self._hooks: list[Any] = []
-        if isinstance(parts, _Folder):
-            self.device, self.dtype = parts.device, parts.dtype
-        else:
-            first = next(iter(parts.get("unet").parameters()))
-            self.device, self.dtype = first.device, first.dtype
+        self.kind = self.family
+        if isinstance(parts, _Folder) and (parts.path / "expunge.json").is_file():
+            self.kind = str(_json(parts.path / "expunge.json").get("kind", self.family))
+
+    @property
+    @override
+    def device(self) -> torch.device:
+        parts = self._parts
+        return parts.device if isinstance(parts, _Folder) else next(parts.get("unet").parameters()).device
+
+    @property
+    @override
+    def dtype(self) -> torch.dtype:
+        parts = self._parts
+        return parts.dtype if isinstance(parts, _Folder) else next(parts.get("unet").parameters()).dtype
 
     @classmethod
     def from_folder(cls, path: Path, *, name: str, device: str = "cpu", dtype: str = "float32") -> "StableDiffusion":
@@ -200,14 +228,37 @@ class StableDiffusion(Backbone):
             raise unknown("dtype", dtype, DTYPES)
         try:
             where = torch.device(device)
-        except RuntimeError as error:
-            raise ExpungeError(f"unknown device '{device}': expected cpu, cuda, cuda:0 or mps") from error
+            torch.zeros(1, device=where).cpu()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise ExpungeError(f"device '{device}' is not to be had here: expected cpu, cuda, cuda:0 or mps") from error
         return cls(_Folder(path, where, DTYPES[dtype]), name)
 
     @classmethod
     def from_pipeline(cls, pipe: Any) -> "StableDiffusion":
-        """Wrap a pipeline that the user holds; its own ``__call__`` sees the edits too."""
-        return cls(_Pipeline(pipe), getattr(pipe, "name_or_path", None) or type(pipe).__name__)
+        """Wrap a pipeline that the user holds; its own ``__call__`` sees the edits too.
+
+        Raises:
+            ExpungeError: if it is not Stable Diffusion 1.x or 2.x, text to image or image to image.
+        """
+        parts = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+        if not all(hasattr(pipe, part) for part in parts) or hasattr(pipe, "text_encoder_2"):
+            raise ExpungeError(
+                f"a {type(pipe).__name__} cannot be edited: expected a StableDiffusionPipeline or an expunge backbone"
+            )
+        reads, writes = pipe.unet.config.cross_attention_dim, pipe.text_encoder.config.hidden_size
+        if reads != writes or "InstructPix2Pix" in type(pipe).__name__:
+            raise ExpungeError(
+                f"a {type(pipe).__name__} (UNet reads {reads} numbers a token, text encoder writes {writes}) cannot be "
+                "edited: expected Stable Diffusion 1.x or 2.x"
+            )
+        kept = getattr(
+            pipe.unet, "_expunge_backbone", None
+        )  # on the UNet, so that pipelines which share it share its edits
+        if kept is None:
+            kept = cls(_Pipeline(pipe), getattr(pipe, "name_or_path", None) or type(pipe).__name__)
+            pipe.unet._expunge_backbone = kept
+        kept._parts.pipe = pipe
+        return kept
 
     # text -------------------------------------------------------------------------------------------------------------
     @override
@@ -294,6 +345,9 @@ class StableDiffusion(Backbone):
         if any((q.guidance, q.steps) != (first.guidance, first.steps) for q in queries):
             raise ExpungeError("queries of one batch differ in guidance or steps: expected the same for all")
         template = self._parts.get("scheduler")
+        most = template.config.num_train_timesteps
+        if not 1 <= first.steps <= most:
+            raise ExpungeError(f"{first.steps} denoising steps: expected 1 to {most}")
         scheduler = type(template).from_config(template.config)
         scheduler.set_timesteps(first.steps, device=self.device)
         prompts = {q.prompt: i for i, q in enumerate(queries)}
@@ -314,7 +368,7 @@ class StableDiffusion(Backbone):
     @override
     def group(self, name: str) -> list[str]:
         if name == "text-encoder":
-            return [f"text_encoder.{n}" for n in self._parts.names("text_encoder")]
+            return [f"text_encoder.{n}" for n, _ in self._parts.get("text_encoder").named_parameters()]
         if name not in _GROUPS:
             raise unknown("parameter group", name, [*_GROUPS, "text-encoder"])
         return [n for n in (f"unet.{p}" for p in self._parts.names("unet")) if _GROUPS[name](n)]
@@ -337,7 +391,7 @@ class StableDiffusion(Backbone):
         found: dict[str, Tensor] = {}
         for part in ("unet", "text_encoder"):
             mine = [n.removeprefix(f"{part}.") for n in names if n.startswith(f"{part}.")]
-            if mine and self._parts.built(part):
+            if mine and (part == "text_encoder" or self._parts.built(part)):
                 parameters = dict(self._parts.get(part).named_parameters())
                 found.update({f"{part}.{n}": parameters[n].detach() for n in mine})
             elif mine:
@@ -378,7 +432,8 @@ class _Steering:
     """Carries guidance edits into a pipeline's own loop, which combines predictions by itself.
 
     The pipeline computes ``null + scale * (cond - null)``; handing it the guided prediction as both halves makes that the
-    guided prediction, whatever the scale.
+    guided prediction, whatever the scale. Without guidance (scale 1 or less) the pipeline has one half, and only what it is
+    conditioned on can be changed.
     """
 
     def __init__(self, backbone: StableDiffusion, pipe: Any) -> None:
@@ -394,18 +449,25 @@ class _Steering:
         if self.backbone._inside:
             return None
         t = float(kwargs["timestep"] if "timestep" in kwargs else args[1])
-        if t > self.last or self.index >= self.pipe.num_timesteps:
+        if t > self.last or self.index >= getattr(self.pipe, "_num_timesteps", 1):
             self.index, self.state = 0, {}  # another generation begins
         self.last = t
-        embeds = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
-        pair = self.pipe.do_classifier_free_guidance
+        named = "encoder_hidden_states" in kwargs
+        embeds = kwargs["encoder_hidden_states"] if named else args[2]
+        pair = self._pair(len(embeds))
         null, cond = embeds.chunk(2) if pair else (embeds, embeds)
         halves = (Conditioning(embeds=cond), Conditioning(embeds=null))
         for guidance in (e for e in self.backbone.edits if isinstance(e, Guidance)):
             halves = guidance.conditioning(self.backbone, *halves, self.state)
         self.halves = halves
         changed = torch.cat([halves[1].embeds, halves[0].embeds]) if pair else halves[0].embeds
-        return (args[:2], {**kwargs, "encoder_hidden_states": changed})
+        if named:
+            return (args, {**kwargs, "encoder_hidden_states": changed})
+        return ((*args[:2], changed, *args[3:]), kwargs)
+
+    def _pair(self, rows: int) -> bool:
+        """Whether the UNet is called on both halves of a guided pair (a call of the UNet by itself is not)."""
+        return getattr(self.pipe, "_guidance_scale", 0) > 1 and rows % 2 == 0
 
     def after(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Change the combined prediction, for edits that do."""
@@ -415,7 +477,7 @@ class _Steering:
         combining = [
             e for e in self.backbone.edits if isinstance(e, Guidance) and type(e).combine is not Guidance.combine
         ]
-        if not combining or not self.pipe.do_classifier_free_guidance:
+        if not combining or not self._pair(len(args[0])):
             return output
         predicted = output[0] if isinstance(output, tuple) else output.sample
         e_null, e_cond = predicted.chunk(2)

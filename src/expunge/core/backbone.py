@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from expunge.core.cost import Cost
-from expunge.core.edit import Edit, Guidance, GuidedStep, Weights, fingerprint
+from expunge.core.edit import Edit, Guidance, GuidedStep, Weights, fingerprints
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query
 
@@ -88,8 +88,18 @@ class Backbone(ABC):
     """``sd``, ``sdxl``, ``sd3``."""
     name: str
     """What the user called the model."""
-    device: torch.device
-    dtype: torch.dtype
+    kind: str
+    """Under which its settings stand in ``presets.toml``: the family, or ``testbed``."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where it runs."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Precision of its weights."""
 
     def __init__(self) -> None:
         self.cost = Cost()
@@ -215,7 +225,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def stored(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Tensors as loaded, without edits; read from the file when the model is not built."""
+        """Tensors as they stand in the model, or as they would be loaded when it is not built."""
 
     @abstractmethod
     def parameter(self, name: str) -> tuple[torch.nn.Module, str]:
@@ -269,18 +279,39 @@ class Backbone(ABC):
         if edit.id in attached:
             raise ExpungeError(f"edit {edit.id} is attached already: expected each edit once")
         missing = [r for r in edit.requires if r not in attached]
-        if missing and not any_base:
+        if missing:
             raise ExpungeError(
                 f"edit {edit.id} was made on top of edit {missing[0]}: expected that one to be attached first"
             )
         if isinstance(edit, Weights):
             self._check_base(edit, any_base)
         elif isinstance(edit, Guidance) and edit.alone and any(type(e) is type(edit) for e in self.edits):
-            raise ExpungeError(f"a {edit.fields()['eraser']} edit is attached already: expected one that names all targets")
+            raise ExpungeError(
+                f"a {edit.fields()['eraser']} edit is attached already: expected one that names all targets"
+            )
         elif strength != 1.0:
             raise ExpungeError(f"strength {strength} for a guidance edit: expected 1, since it has no weights to scale")
         self._stack.append((edit, strength))
-        self._refresh(edit)
+        try:
+            self._refresh(edit)
+        except BaseException:
+            self._stack.pop()
+            self._refresh(edit)
+            raise
+
+    @final
+    @contextmanager
+    def attached(self, edits: Sequence[Edit], strength: float = 1.0, any_base: bool = False) -> Iterator[None]:
+        """Attach edits in order and detach them on exit; ``strength`` is for those that have weights."""
+        done: list[Edit] = []
+        try:
+            for edit in edits:
+                self.attach(edit, strength=strength if isinstance(edit, Weights) else 1.0, any_base=any_base)
+                done.append(edit)
+            yield
+        finally:
+            for edit in reversed(done):
+                self.detach(edit)
 
     @final
     def detach(self, edit: Edit) -> None:
@@ -311,7 +342,7 @@ class Backbone(ABC):
             else (base[n].float() + changed[n].float() - now[n].float()).to(base[n])
             for n in changed
         }
-        return Weights(on_base, base_sha256=fingerprint(base), requires=tuple(e.id for e in self.edits))
+        return Weights(on_base, base_sha256=fingerprints(base), requires=tuple(e.id for e in self.edits))
 
     def _originals(self, names: Sequence[str]) -> dict[str, Tensor]:
         fresh = [n for n in names if n not in self._base]
@@ -343,7 +374,10 @@ class Backbone(ABC):
                 raise ExpungeError(
                     f"edit {edit.id} replaces '{name}' of shape {given}: expected {expected} for {self.name}"
                 )
-        if not any_base and fingerprint(base) != edit.base_sha256:
+        made = {str(t.dtype).removeprefix("torch.") for t in edit.replaced.values()}
+        here = {str(t.dtype).removeprefix("torch.") for t in base.values()}
+        known_as = fingerprints(base)
+        if not any_base and not any(known_as.get(d) == edit.base_sha256.get(d, "") for d in made | here):
             raise ExpungeError(
                 f"edit {edit.id} was made for another base than {self.name}: expected its own (or --any-base)"
             )

@@ -53,7 +53,7 @@ class Entry:
             raise ExpungeError(f"'{self.name}' cannot be used: {self.problem}")
         try:
             return getattr(importlib.import_module(self.module), self.class_name)
-        except ImportError as error:
+        except Exception as error:
             raise ExpungeError(f"'{self.name}' cannot be imported: {error}") from error
 
 
@@ -82,8 +82,11 @@ def _paper(cls: ast.ClassDef) -> tuple[str, str]:
     call = _paper_call(cls)
     if call is None:
         return "", ""
-    values = [a.value if isinstance(a, ast.Constant) else "" for a in call.args]
-    return f"{values[0]} ({values[1]}, {values[2]})", str(values[3])
+    given = dict(zip(Paper._fields, call.args, strict=False)) | {k.arg: k.value for k in call.keywords}
+    words = {k: v.value for k, v in given.items() if isinstance(v, ast.Constant)}
+    return f"{words.get('title', '')} ({words.get('authors', '')}, {words.get('year', '')})", str(
+        words.get("arxiv", "")
+    )
 
 
 def read_entry(name: str, module: str, class_name: str = "") -> Entry:
@@ -95,10 +98,10 @@ def read_entry(name: str, module: str, class_name: str = "") -> Entry:
             cls = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == class_name), cls)
         if cls is None:
             raise ExpungeError("its module defines no class")
-    except (SyntaxError, OSError, ExpungeError, ModuleNotFoundError) as error:
+        title, arxiv = _paper(cls)
+        summary = (ast.get_docstring(cls) or "").split("\n")[0]
+    except Exception as error:
         return Entry(name=name, module=module, class_name="", summary="", paper="", arxiv="", problem=str(error))
-    title, arxiv = _paper(cls)
-    summary = (ast.get_docstring(cls) or "").split("\n")[0]
     return Entry(name=name, module=module, class_name=cls.name, summary=summary, paper=title, arxiv=arxiv)
 
 

@@ -4,8 +4,10 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
@@ -37,12 +39,6 @@ class Provenance:
     expunge: str = ""
     """Version of the package that made it."""
 
-    @property
-    def knowledge(self) -> dict[str, Any]:
-        """What the method was told (design.md section 5)."""
-        anchors = [self.settings.get("anchor") if a is None else a for a in self.anchors]
-        return {"targets": self.targets, "anchors": anchors, "retain": self.retain}
-
 
 class Edit(ABC):
     """A change to a model that can be attached, detached, saved and loaded."""
@@ -59,16 +55,16 @@ class Edit(ABC):
     def tensors(self) -> dict[str, Tensor]:
         """The tensors it stores, by name."""
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Sixteen hexadecimal digits of the sha256 of its contents."""
         digest = hashlib.sha256(json.dumps([self.kind, self.fields(), self.requires], sort_keys=True).encode())
         digest.update(fingerprint(self.tensors()).encode())
         return digest.hexdigest()[:16]
 
-    def attach(self, model: Any, strength: float = 1.0) -> None:
-        """Attach to a backbone, or to a diffusers pipeline that you already hold."""
-        catalog.backbone_of(model).attach(self, strength=strength)
+    def attach(self, model: Any, strength: float = 1.0, any_base: bool = False) -> None:
+        """Attach to a backbone, or to a diffusers pipeline that you already hold; see `Backbone.attach`."""
+        catalog.backbone_of(model).attach(self, strength=strength, any_base=any_base)
 
     def detach(self, model: Any) -> None:
         """Detach again; after the last detach the model's tensors are bit for bit what they were."""
@@ -77,6 +73,14 @@ class Edit(ABC):
     def save(self, path: Any, overwrite: bool = False) -> None:
         """Write one safetensors file; an existing file is refused unless ``overwrite``."""
         catalog.store().save_edit(self, path, overwrite=overwrite)
+
+
+def fingerprints(tensors: dict[str, Tensor]) -> dict[str, str]:
+    """Fingerprints of a base as it would read in each precision, so that an edit made in one is known in the others."""
+    return {
+        str(dtype).removeprefix("torch."): fingerprint({n: t.to(dtype) for n, t in tensors.items()})
+        for dtype in (torch.float32, torch.float16, torch.bfloat16)
+    }
 
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:
@@ -98,17 +102,17 @@ class Weights(Edit):
         self,
         replaced: dict[str, Tensor],
         *,
-        base_sha256: str,
+        base_sha256: dict[str, str],
         requires: tuple[str, ...] = (),
         provenance: Provenance | None = None,
     ) -> None:
-        """Hold ``replaced`` tensors for the base whose own values of them have the fingerprint ``base_sha256``.
+        """Hold copies of ``replaced`` for the base whose own values of them have the fingerprints ``base_sha256``, by dtype.
 
         ``requires`` lists the ids of the edits that were attached when this one was made.
         """
         if not replaced:
             raise ExpungeError("a weights edit replaces no tensor: expected at least one")
-        self.replaced = dict(replaced)
+        self.replaced = {n: t.detach().clone() for n, t in replaced.items()}
         self.base_sha256 = base_sha256
         self.requires = requires
         self.provenance = provenance

@@ -58,6 +58,6 @@ class Eraser(ABC):
         """Work on ``task``, yielding after every update; the backbone is left as it was found."""
 
 
-def settings(eraser: Any) -> dict[str, Any]:
-    """The fields of an eraser as JSON."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(eraser).items()}
+def settings_of(plug_in: Any) -> dict[str, Any]:
+    """The fields of an eraser or a metric as JSON."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(plug_in).items()}

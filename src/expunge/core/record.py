@@ -30,6 +30,7 @@ class Record:
     n: int
     """Images behind the number."""
     n_seeds: int
+    """Different noise seeds among them (not training seeds)."""
     unit: str
     subject: str
     """``original``, ``edited`` or ``recovered``."""
@@ -56,7 +57,9 @@ def wilson(successes: int | float, n: int) -> Interval:
     p, z2 = successes / n, Z95**2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return Interval(100 * p, 100 * max(0.0, centre - half), 100 * min(1.0, centre + half))
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == n else centre + half
+    return Interval(100 * p, 100 * low, 100 * high)
 
 
 def clustered(values: Sequence[Sequence[float]], resamples: int = 2000, seed: int = 0) -> Interval:

@@ -18,7 +18,8 @@ from expunge.core.judge import Judge
 class Testbed(Judge):
     """Names the objects, or the style, of a 64x64 testbed image, and tells a picture from noise.
 
-    A category ("weapon", "animal") is a concept too: any of its objects counts. Judge A reports; judge B, of another architecture and seed, is the oracle that methods and attacks may ask.
+    A category ("weapon", "animal") is a concept too: any of its objects counts. Judge A reports; judge B, of another
+    architecture and seed, is the oracle that methods and attacks may ask.
     """
 
     name = "testbed"

@@ -11,7 +11,7 @@ from expunge.core.errors import unknown
 from expunge.core.query import queries
 from expunge.core.record import Record
 from expunge.stages import erase, generate, measure, presets
-from expunge.store import append_records, load_edit, new_file, read_images, read_set
+from expunge.store import load_edit, new_file, read_images, read_set, write_records
 from expunge.testbed import CONCEPTS, vocabulary
 
 METHOD = "uce"
@@ -34,15 +34,14 @@ def run(target: str, out: Path, count: int, overwrite: bool) -> list[Record]:
     done = erase.to_folder(backbone, METHOD, eraser, [Concept(name=target)], others, out, overwrite=overwrite)
     guidance, steps = presets.generation(backbone)
     template = presets.prompt(backbone)
-    asked = [(template.replace("{}", generate.article(c)), c) for c in (target, *others)]
+    asked = [(generate.fill(template, c), c) for c in (target, *others)]
     wanted = queries(asked, count, ten.test.seed, guidance, steps)
     records: list[Record] = []
-    (out / "records.jsonl").unlink(missing_ok=True)
     for name, edits in (("original", []), ("edited", [load_edit(done.path)])):
         generate.to_folder(backbone, edits, wanted, out / name, overwrite=overwrite)
         metric = measure.build("esr-psr", {})
         records += measure.measure(metric, "esr-psr", out / name, [target], others)
-    append_records(out / "records.jsonl", records)
+    write_records(out / "records.jsonl", records)
     compare(out, [target, *others], 5)
     return records
 

@@ -12,7 +12,7 @@ from expunge.core.backbone import Backbone
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept, check_targets
 from expunge.core.edit import Edit, Provenance
-from expunge.core.eraser import Eraser, Step, Task, settings
+from expunge.core.eraser import Eraser, Step, Task, settings_of
 from expunge.core.errors import ExpungeError, unknown
 from expunge.stages import presets
 from expunge.store import check_new, load_edit, save_edit, with_provenance
@@ -47,8 +47,8 @@ def erase(
     targets: str | Concept | Sequence[str | Concept],
     method: str = "uce",
     *,
-    retain: Sequence[str] = (),
-    settings_: dict[str, Any] | None = None,
+    retain: str | Sequence[str] = (),
+    settings: dict[str, Any] | None = None,
     preset: bool = True,
     seed: int = 0,
     on_step: Callable[[Step], None] | None = None,
@@ -59,8 +59,8 @@ def erase(
         model: a diffusers pipeline that you hold, a backbone, or a name as `load` takes it.
         targets: one concept or several, in words.
         method: catalog name of the eraser; see `expunge list`.
-        retain: words of concepts to keep.
-        settings_: the eraser's settings, over the preset's and the paper's.
+        retain: words of a concept to keep, or of several.
+        settings: the eraser's settings, over the preset's and the paper's.
         preset: start from the settings found for this kind of model, if there are any.
         seed: seed of whatever the method draws.
         on_step: called after every update.
@@ -69,8 +69,16 @@ def erase(
         ExpungeError: for bad input, in one line.
     """
     backbone = backbones.load(model) if isinstance(model, str) else backbones.of(model)
-    eraser = build(method, dict(settings_ or {}), presets.kind_of(backbone) if preset else None)
-    return run(backbone, method, eraser, concepts(targets), list(retain), seed, on_step)
+    eraser = build(method, dict(settings or {}), backbone.kind if preset else None)
+    return run(
+        backbone,
+        method,
+        eraser,
+        concepts(targets),
+        [retain] if isinstance(retain, str) else list(retain),
+        seed,
+        on_step,
+    )
 
 
 def concepts(targets: str | Concept | Sequence[str | Concept]) -> list[Concept]:
@@ -100,7 +108,7 @@ def run(
         raise ExpungeError(f"{method} made no update: expected at least one step")
     provenance = Provenance(
         eraser=method,
-        settings=settings(eraser),
+        settings=settings_of(eraser),
         targets=[t.name for t in targets],
         anchors=[t.anchor for t in targets],
         retain=retain,
@@ -127,11 +135,9 @@ def to_folder(
     overwrite: bool = False,
 ) -> EraseResult:
     """Erase on top of the ``attached`` edits and write ``out/edit.safetensors``."""
-    check_targets(targets, retain)
     file = out / "edit.safetensors"
     check_new(file, overwrite)
-    for path in attached:
-        backbone.attach(load_edit(path))
-    edit = run(backbone, method, eraser, targets, retain, seed)
+    with backbone.attached([load_edit(path) for path in attached]):
+        edit = run(backbone, method, eraser, targets, retain, seed)
     save_edit(edit, file, overwrite)
     return EraseResult(edit=edit, path=file, seconds=0.0 if edit.provenance is None else edit.provenance.seconds)

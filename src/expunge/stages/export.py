@@ -8,7 +8,7 @@ from expunge.backbones.stable_diffusion import StableDiffusion, quiet
 from expunge.core.backbone import Backbone
 from expunge.core.edit import Edit
 from expunge.core.errors import ExpungeError
-from expunge.store import new_folder
+from expunge.store import FORMAT, MODEL, new_folder, write_json
 
 CARD = """---
 library_name: diffusers
@@ -27,6 +27,8 @@ Made by [expunge](https://pypi.org/project/expunge). Loads without it:
 This card states what was done, not how well it worked: measure the folder with `expunge generate --model .` and
 `expunge measure`, and put the records here before you publish.
 
+The safety checker of the base model, if it had one, is not in this folder.
+
 ## What this does not show
 
 - That the concept cannot be reached by other words, learned embeddings, images or fine-tuning.
@@ -39,7 +41,7 @@ EDIT = """## Edit {id}
 - asked to keep: {retain}
 - method: {eraser} ({settings})
 - seed {seed}, {seconds} s, {equivalents} forward-equivalents, expunge {version}
-- sha256 of the base's own values of the replaced tensors: `{base}`
+- sha256 of the base's own values of the replaced tensors, as float32: `{base}`
 
 """
 
@@ -59,21 +61,14 @@ def to_folder(
         raise ExpungeError(
             f"edit {bare[0].id} is a {bare[0].kind} edit, which has no weights to fuse: expected weights edits"
         )
-    with new_folder(out, overwrite) as folder:
-        attached: list[Edit] = []
-        try:
-            for edit in edits:
-                backbone.attach(edit, any_base=any_base)
-                attached.append(edit)
-            with quiet():
-                from diffusers import StableDiffusionPipeline
+    with new_folder(out, overwrite, marker=MODEL) as folder:
+        with backbone.attached(edits, any_base=any_base), quiet():
+            from diffusers import StableDiffusionPipeline
 
-                none: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
-                pipe = StableDiffusionPipeline(**backbone.components(), **none, requires_safety_checker=False)
-                pipe.save_pretrained(folder, safe_serialization=True)
-        finally:
-            for edit in reversed(attached):
-                backbone.detach(edit)
+            none: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
+            pipe = StableDiffusionPipeline(**backbone.components(), **none, requires_safety_checker=False)
+            pipe.save_pretrained(folder, safe_serialization=True)
+        write_json(folder / MODEL, {"format": FORMAT, "kind": backbone.kind, "edits": [e.id for e in edits]})
         (folder / "README.md").write_text(card(backbone, edits))
     return out
 
@@ -96,6 +91,6 @@ def card(backbone: Backbone, edits: Sequence[Edit]) -> str:
             seconds=p.seconds,
             equivalents=p.cost.equivalents,
             version=p.expunge,
-            base=edit.fields().get("base_sha256", ""),
+            base=edit.fields()["base_sha256"].get("float32", ""),
         )
     return CARD.format(model=backbone.name, edits=described or "No edit: the model as it was.\n\n")

@@ -11,9 +11,15 @@ from expunge.core.backbone import Backbone
 from expunge.core.edit import Edit
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query
-from expunge.store import FORMAT, new_folder, write_images, write_json
+from expunge.stages import presets
+from expunge.store import FORMAT, RUN, new_folder, write_images, write_json
 
 PLURAL = frozenset({"grapes", "cherries", "scissors", "glasses", "crossed swords"})
+
+
+def fill(template: str, concept: str) -> str:
+    """Put ``concept`` into ``template``; after an "a" it gets the article it takes."""
+    return template.replace("a {}", article(concept)) if "a {}" in template else template.replace("{}", concept)
 
 
 def article(concept: str) -> str:
@@ -24,9 +30,13 @@ def article(concept: str) -> str:
 
 
 def render(
-    backbone: Backbone, queries: Sequence[Query], batch: int = 32, on_batch: Callable[[int], None] | None = None
+    backbone: Backbone,
+    queries: Sequence[Query],
+    batch: int | None = None,
+    on_batch: Callable[[int], None] | None = None,
 ) -> Iterator[UInt8[Tensor, "b H W 3"]]:
-    """Images of ``queries`` in order, in batches of queries that share guidance and steps."""
+    """Images of ``queries`` in order, in batches (of the preset's size) of queries that share guidance and steps."""
+    batch = presets.batch(backbone) if batch is None else batch
     if batch < 1:
         raise ExpungeError(f"batch {batch}: expected 1 or more")
     start = 0
@@ -52,7 +62,7 @@ def to_folder(
     out: Path,
     *,
     split: str = "test",
-    batch: int = 32,
+    batch: int | None = None,
     strength: float = 1.0,
     any_base: bool = False,
     overwrite: bool = False,
@@ -64,28 +74,23 @@ def to_folder(
     """
     if not queries:
         raise ExpungeError("nothing to generate: expected at least one prompt")
-    with new_folder(out, overwrite) as folder:
-        attached: list[Edit] = []
+    with new_folder(out, overwrite) as folder, backbone.attached(edits, strength, any_base):
         before = backbone.cost
-        try:
-            for edit in edits:
-                backbone.attach(edit, strength=1.0 if edit.kind == "guidance" else strength, any_base=any_base)
-                attached.append(edit)
-            write_images(folder, queries, render(backbone, queries, batch, on_batch))
-        finally:
-            for edit in reversed(attached):
-                backbone.detach(edit)
+        write_images(folder, queries, render(backbone, queries, batch, on_batch))
         made = {
             "format": FORMAT,
             "model": backbone.name,
             "family": backbone.family,
+            "dtype": str(backbone.dtype).removeprefix("torch."),
             "split": split,
             "strength": strength,
+            "any_base": any_base,
+            "sampling": {"guidance": queries[0].guidance, "steps": queries[0].steps},
             "edits": [
                 {"id": e.id, "kind": e.kind, "provenance": None if e.provenance is None else asdict(e.provenance)}
                 for e in edits
             ],
             "cost": asdict(backbone.cost - before),
         }
-        write_json(folder / "run.json", made)
+        write_json(folder / RUN, made)
     return out

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.core.catalog import Catalog
+from expunge.core.eraser import settings_of
 from expunge.core.errors import ExpungeError
 from expunge.core.metric import Metric
 from expunge.core.record import Record
@@ -48,11 +49,14 @@ def measure(metric: Metric, name: str, folder: Path, targets: Sequence[str], ret
         "knowledge": _knowledge(provenances),
         "provenance": {
             "metric": name,
-            "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(metric).items()},
+            "settings": settings_of(metric),
             "edits": [e["id"] for e in made.get("edits", [])],
             "made_by": [{k: p[k] for k in ("eraser", "settings", "seconds", "cost")} for p in provenances],
             "retain_measured": retain,
             "images": folder.name,
+            "strength": made.get("strength"),
+            "dtype": made.get("dtype"),
+            "sampling": made.get("sampling"),
             "cost": made.get("cost"),
         },
     }

@@ -13,20 +13,20 @@ def _presets() -> dict[str, Any]:
     return tomllib.loads((Path(__file__).parent.parent / "presets.toml").read_text())
 
 
-def kind_of(backbone: Backbone) -> str:
-    """The key under which a model's settings stand: ``testbed``, or its family."""
-    return "testbed" if backbone.name == "testbed" else backbone.family
-
-
 def generation(backbone: Backbone) -> tuple[float, int]:
     """Guidance and steps as the model ships."""
-    row = _presets()["generate"][kind_of(backbone)]
+    row = _presets()["generate"][backbone.kind]
     return float(row["guidance"]), int(row["steps"])
 
 
 def prompt(backbone: Backbone) -> str:
     """The template that asks the model for a concept."""
-    return _presets()["prompt"][kind_of(backbone)]
+    return _presets()["generate"][backbone.kind]["prompt"]
+
+
+def batch(backbone: Backbone) -> int:
+    """Images at a time."""
+    return int(_presets()["generate"][backbone.kind]["batch"])
 
 
 def eraser(method: str, model_kind: str) -> dict[str, Any]:

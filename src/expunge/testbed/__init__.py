@@ -1,6 +1,7 @@
 """The model in the box: its folder, its vocabulary and its image networks."""
 
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 from expunge.core.errors import ExpungeError
 
 VERSION = "testbed-1"
-FOLDER = Path(__file__).parent / "weights"
+SHIPPED = Path(__file__).parent / "weights"
 """A diffusers folder of a `StableDiffusionPipeline`; its weights never change under one version."""
+FOLDER = Path(os.environ.get("EXPUNGE_TESTBED", SHIPPED))
+"""The testbed in use: the one shipped, or a rebuilt one that the environment names."""
 CONCEPTS = Path(__file__).parent / "concepts"
 """Concept sets, one TOML file each."""
 

@@ -2,6 +2,9 @@
 
 import argparse
 import json
+import os
+import shutil
+import subprocess
 import sys
 import time
 from functools import cached_property
@@ -14,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from expunge import testbed
+from expunge.store import new_file, new_folder
 from expunge.testbed.networks import Recognizer
 from expunge.testbed.recipe import (
     artwork,
@@ -52,6 +56,7 @@ class Recipe:
 
     def __init__(self, cache: Path) -> None:
         self.cache = cache
+        self.weights = cache / "weights"
 
     @cached_property
     def art(self) -> artwork.Artwork:
@@ -73,7 +78,9 @@ class Recipe:
     def vae(self) -> AutoencoderTiny:
         folder = self.cache / "vae"
         if not folder.exists():
-            autoencoder.train(self.bank, STEPS["autoencoder"], log).save_pretrained(folder)
+            trained = autoencoder.train(self.bank, STEPS["autoencoder"], log)
+            with new_folder(folder) as temporary:
+                trained.save_pretrained(temporary)
         return AutoencoderTiny.from_pretrained(folder).eval()
 
     def recognizer(self, name: str) -> Recognizer:
@@ -86,7 +93,8 @@ class Recipe:
         file = self.cache / f"{name}.safetensors"
         if not file.exists():
             net = recognizers.train(name, heads, self.bank, STEPS[name], SEEDS[name], log)
-            save_file({k: v.contiguous() for k, v in net.state_dict().items()}, file)
+            with new_file(file) as temporary:
+                save_file({k: v.contiguous() for k, v in net.state_dict().items()}, temporary)
         net = Recognizer(name, heads)
         net.load_state_dict(load_file(file))
         return net.eval()
@@ -126,7 +134,8 @@ class Recipe:
                 {"mean": features.mean(0), "std": features.std(0), **project.state_dict()},
                 self.cache / "partner_projection.safetensors",
             )
-            trained.save_pretrained(folder)
+            with new_folder(folder) as temporary:
+                trained.save_pretrained(temporary)
         return CLIPTextModelWithProjection.from_pretrained(folder).eval()
 
     @cached_property
@@ -138,7 +147,9 @@ class Recipe:
     def denoiser(self) -> None:
         file = self.cache / "latents.pt"
         if not file.exists():
-            torch.save(denoiser.latents(self.vae, self.bank), file)
+            encoded = denoiser.latents(self.vae, self.bank)
+            with new_file(file) as temporary:
+                torch.save(encoded, temporary)
             log("latents encoded")
         z = torch.load(file, weights_only=True)
         log(f"latents: {tuple(z.shape)}, mean {z.float().mean():.3f}, std {z.float().std():.3f}")
@@ -152,7 +163,8 @@ class Recipe:
             self.cache / "denoiser.pt",
             log,
         )
-        unet.save_pretrained(self.cache / "unet")
+        with new_folder(self.cache / "unet", overwrite=True, marker="config.json") as temporary:
+            unet.save_pretrained(temporary)
 
     def leave_one_out(self) -> None:
         """Accuracy of judge A's architecture on each icon set when trained on the other five."""
@@ -180,13 +192,26 @@ class Recipe:
         file.write_text(json.dumps(found))
 
     def assemble(self) -> None:
-        """Write the package's weights, unless they are there."""
-        if not testbed.FOLDER.exists():
-            assemble.assemble(self, testbed.FOLDER)
+        """Put the parts together in the cache."""
+        if not self.weights.exists():
+            assemble.assemble(self, self.weights)
 
     def score(self) -> None:
-        """Write the testbed's scores beside the other benchmarks of a checkout."""
-        score.write(self, Path("benchmarks") / "testbed.json")
+        """Score what was assembled, in a process that takes it for the testbed; fails below the gates."""
+        file = self.cache / "testbed.json"
+        if not file.exists():
+            code = "from expunge.testbed.recipe.__main__ import Recipe, score; from pathlib import Path; import sys; "
+            code += "score.write(Recipe(Path(sys.argv[1])), Path(sys.argv[2]))"
+            environment = {**os.environ, "EXPUNGE_TESTBED": str(self.weights)}
+            subprocess.run([sys.executable, "-c", code, str(self.cache), str(file)], check=True, env=environment)
+        missed = score.missed(json.loads(file.read_text()))
+        log("every gate reached" if not missed else f"below the gates: {', '.join(missed)}")
+
+    def install(self) -> None:
+        """Make what was assembled the package's testbed, and its scores the committed ones."""
+        shutil.copytree(self.weights, testbed.SHIPPED, dirs_exist_ok=True)
+        shutil.copy(self.cache / "testbed.json", Path("benchmarks") / "testbed.json")
+        shutil.copy(self.cache / "testbed.png", Path("docs") / "images" / "testbed.png")
 
     def run(self, stage: str) -> None:
         if stage in ("judge_a", "judge_b", "partner", "features"):
@@ -202,12 +227,16 @@ class Recipe:
 def main() -> None:
     """Run the named stages in order."""
     stages = [*STEPS, "assemble", "score"]
+    every = [*stages, "install"]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "stages", nargs="*", choices=[*stages, []], default=stages, metavar="STAGE", help=f"any of {stages}"
+        "stages", nargs="*", metavar="STAGE", help=f"any of {', '.join(every)}; all but install if none is named"
     )
     parser.add_argument("--cache", type=Path, required=True, help="folder for downloads, checkpoints and results")
     options = parser.parse_args()
+    unknown = set(options.stages) - set(every)
+    if unknown:
+        parser.error(f"unknown stage {unknown.pop()}: expected any of {', '.join(every)}")
     recipe = Recipe(options.cache)
     for stage in options.stages or stages:
         log(f"stage {stage}")

@@ -81,7 +81,7 @@ def draw(text: str) -> np.ndarray:
 
 
 def keywords(label: str, tags: list[str], names: set[str], drop: set[str]) -> list[str]:
-    """Tags that are not words of any object's name: what reaches an object without naming it."""
+    """Tags that are not words of any object's name (plurals of it may be among them)."""
     words = set(re.findall(r"[a-z]+", " ".join(names))) | set(re.findall(r"[a-z]+", label.lower()))
     keep = [t.lower() for t in tags if re.fullmatch(r"[A-Za-z][A-Za-z ]+", t)]
     return [t for t in keep if t not in drop and not words & set(t.split())]

@@ -8,7 +8,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from safetensors.torch import save_file
 
-from expunge.store import new_folder
+from expunge.store import FORMAT, MODEL, new_folder, write_json
 from expunge.testbed import VERSION
 from expunge.testbed.networks import ARCHITECTURES
 from expunge.testbed.recipe import denoiser, scenes
@@ -57,6 +57,7 @@ def assemble(recipe: Any, out: Path, overwrite: bool = False) -> None:
             "vae": ["diffusers", "AutoencoderTiny"],
         }
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+        write_json(folder / MODEL, {"format": FORMAT, "kind": "testbed", "edits": []})
         (folder / "vocabulary.json").write_text(json.dumps(vocabulary(recipe.art), indent=1) + "\n")
         (folder / "networks").mkdir()
         for name in ARCHITECTURES:

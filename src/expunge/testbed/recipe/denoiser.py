@@ -53,7 +53,7 @@ def scheduler() -> DDIMScheduler:
 
 @torch.no_grad()
 def latents(vae: AutoencoderTiny, bank: Bank) -> Tensor:
-    """Scaled latents of all scenes the UNet may see, bfloat16 ``[n, 4, 16, 16]``."""
+    """Scaled latents of all scenes the UNet may see, float16 ``[n, 4, 16, 16]``."""
     keep = np.flatnonzero(~bank.withheld)
     vae = vae.to(memory_format=torch.channels_last)
     parts = []

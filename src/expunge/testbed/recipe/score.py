@@ -140,7 +140,7 @@ def _of_judges(recipe: Any, judge: Testbed, second: Testbed) -> dict[str, Any]:
         "judge_leave_one_set_out": {
             "value": round(100 * float(np.mean([v["left_out"] for v in left_out.values()])), 2),
             "in_set": round(100 * float(np.mean([v["in_set"] for v in left_out.values()])), 2),
-            "by_set": left_out,
+            "by_set": {style: {k: round(100 * x, 2) for k, x in v.items()} for style, v in left_out.items()},
         },
         "tokens": {
             "vocabulary": len(recipe.tokenizer),
@@ -177,10 +177,26 @@ def grid(file: Path) -> None:
     Image.fromarray(sheet.numpy()).resize((len(names) * 96, 7 * 96), Image.Resampling.BICUBIC).save(file)
 
 
+GATES = {
+    "object_top1": 85,
+    "object_top5": 97,
+    "objects10_top1": 95,
+    "style_top1": 80,
+    "two_objects": 60,
+    "heldout_weapon_rate": 60,
+}
+"""What a testbed should reach, in percent."""
+
+
+def missed(scores: dict[str, Any]) -> list[str]:
+    """The gates that ``scores`` do not reach."""
+    return [f"{name} {scores[name]} < {gate}" for name, gate in GATES.items() if scores[name] < gate]
+
+
 def write(recipe: Any, file: Path) -> None:
-    """Score and write ``file``: plain percentages at the top, their intervals and n under ``detail``."""
+    """Write ``file`` (plain percentages at the top, intervals and n under ``detail``) and, beside it, the card's picture."""
+    grid(file.with_suffix(".png"))
     detail = score(recipe)
     plain = {k: v["value"] for k, v in detail.items() if isinstance(v, dict) and "value" in v}
-    content = {"format": 1, "version": testbed.VERSION, **plain, "detail": detail}
+    content = {"format": 1, "version": testbed.VERSION, **plain, "targets_missed": missed(plain), "detail": detail}
     file.write_text(json.dumps(content, indent=1) + "\n")
-    grid(Path("docs") / "images" / "testbed.png")
