@@ -257,7 +257,7 @@ class StableDiffusion(Backbone):
         if kept is None:
             kept = cls(_Pipeline(pipe), getattr(pipe, "name_or_path", None) or type(pipe).__name__)
             pipe.unet._expunge_backbone = kept
-        kept._parts.pipe = pipe
+        kept._parts = _Pipeline(pipe)
         return kept
 
     # text -------------------------------------------------------------------------------------------------------------

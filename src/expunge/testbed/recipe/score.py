@@ -49,7 +49,7 @@ def _valid(judge: Testbed, images: Tensor) -> list[bool]:
     return [ok for part in images.split(256) for ok in judge.valid(part).tolist()]
 
 
-def _clustered(hits: list[bool], clusters: Sequence[str]) -> dict[str, float]:
+def _clustered(hits: list[bool], clusters: Sequence[str]) -> dict[str, Any]:
     """Percent with an interval over clusters (objects, phrases), which are not independent draws."""
     groups = [[float(h) for h, c in zip(hits, clusters, strict=True) if c == name] for name in dict.fromkeys(clusters)]
     interval = clustered(groups)
