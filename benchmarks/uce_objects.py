@@ -2,7 +2,8 @@
 
 ``python benchmarks/uce_objects.py dev`` tries settings on ``objects10_dev`` (uce-dev.jsonl, .md). Without a word it runs
 the four splits of ``objects10``, with and without a retain list, and two edits stacked (uce-objects.jsonl, .md). Images
-go to runs/ and are made once, so a killed run resumes.
+go to runs/ and are made once, so a killed run resumes. Edits are computed in float32; images are generated with bfloat16
+weights, which is half again as fast on a CPU that has it.
 """
 
 import json
@@ -40,6 +41,7 @@ class Bench:
 
     def __init__(self, name: str, part: str, per_class: int, per_never_named: int) -> None:
         self.backbone = backbones.load("testbed")
+        self.painter = backbones.load("testbed", dtype="bfloat16")
         self.ten = read_set(name, CONCEPTS)
         self.rest = read_set("everyday", CONCEPTS)
         self.part = part
@@ -65,7 +67,7 @@ class Bench:
         if made is None or [e["id"] for e in made] != [e.id for e in edits]:
             print(f"generating {name}", flush=True)
             asked = [q for q in self.asked if labels is None or q.label in labels]
-            generate.to_folder(self.backbone, edits, asked, folder, split=self.part, overwrite=True)
+            generate.to_folder(self.painter, edits, asked, folder, split=self.part, overwrite=True)
         return folder
 
     def measure(

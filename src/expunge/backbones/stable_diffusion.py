@@ -301,7 +301,8 @@ class StableDiffusion(Backbone):
     def denoise(self, x: Float[Tensor, "b c h w"], t: Tensor, cond: Conditioning) -> Float[Tensor, "b c h w"]:
         self._inside = True
         try:
-            return self._parts.get("unet")(x, t, encoder_hidden_states=cond.embeds, return_dict=False)[0]
+            out = self._parts.get("unet")(x.to(self.dtype), t, encoder_hidden_states=cond.embeds, return_dict=False)[0]
+            return out.to(x.dtype)
         finally:
             self._inside = False
 
@@ -319,7 +320,7 @@ class StableDiffusion(Backbone):
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b H W 3"]:
         vae = self._parts.get("vae")
-        x = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+        x = vae.decode((latents / vae.config.scaling_factor).to(self.dtype), return_dict=False)[0].float()
         return ((x / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
     @override
@@ -336,7 +337,7 @@ class StableDiffusion(Backbone):
         config = self._parts.get("unet").config
         size = config.sample_size if isinstance(config.sample_size, (list, tuple)) else (config.sample_size,) * 2
         drawn = torch.randn((1, config.in_channels, *size), generator=generator)
-        return drawn.to(device=self.device, dtype=self.dtype)
+        return drawn.to(self.device)
 
     @override
     @torch.no_grad()

@@ -204,7 +204,10 @@ class Backbone(ABC):
 
     @abstractmethod
     def noise(self, seed: int) -> Float[Tensor, "1 c h w"]:
-        """The starting noise of a seed, drawn on the CPU so that seeds agree across devices."""
+        """The starting noise of a seed, drawn on the CPU so that seeds agree across devices.
+
+        Float32: the sampler keeps latents in full precision, whatever the weights'.
+        """
 
     @abstractmethod
     def generate(self, queries: Sequence[Query]) -> Images:
