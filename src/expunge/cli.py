@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -488,5 +489,16 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def entry() -> None:
+    """What the ``expunge`` script runs."""
+    code = main()
+    if code == 130:
+        # An interrupt that passed through an extension module's own exec() makes CPython end by the signal even when it
+        # was handled; everything is written and closed by now, so leave at once with the code that was promised.
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -1,5 +1,6 @@
 """Promises that every plug-in keeps, for your own tests: `check_eraser`, `check_attack`, `check_metric`."""
 
+import dataclasses
 import json
 import tempfile
 from collections.abc import Sequence
@@ -31,9 +32,8 @@ def _promise(kept: bool, words: str) -> None:
 def _settings_object(plug_in: object) -> None:
     cls = type(plug_in)
     params = getattr(cls, "__dataclass_params__", None)
-    _promise(
-        params is not None and params.frozen and params.kw_only, f"{cls.__name__} is a frozen keyword-only dataclass"
-    )
+    frozen = params is not None and params.frozen and all(f.kw_only for f in dataclasses.fields(cls))  # pyright: ignore[reportArgumentType]
+    _promise(frozen, f"{cls.__name__} is a frozen keyword-only dataclass")
     _promise(isinstance(getattr(cls, "paper", None), Paper), f"{cls.__name__} names its paper")
     _promise(
         "Deviations:" in (cls.__doc__ or ""), f"{cls.__name__}'s docstring states its deviations ('none known' if none)"

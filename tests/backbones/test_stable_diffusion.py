@@ -292,6 +292,8 @@ def test_unknown_device_and_dtype_are_refused(folder):
 
 def test_half_precision_generates_nearly_the_same_with_latents_in_full(folder):
     queries = [Query(prompt="dog", seed=s, guidance=3.0, steps=3) for s in range(4)]
-    full, half = (StableDiffusion.from_folder(folder, name="tiny", dtype=d).generate(queries) for d in ("float32", "bfloat16"))
+    full, half = (
+        StableDiffusion.from_folder(folder, name="tiny", dtype=d).generate(queries) for d in ("float32", "bfloat16")
+    )
     assert half.latents.dtype == torch.float32
     assert (half.latents - full.latents).square().mean() < 1e-3 * full.latents.square().mean()

@@ -16,14 +16,8 @@ def _plain(c_in: int, c_out: int, stride: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(), *pool)
 
 
-def _separable(c_in: int, c_out: int, stride: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(c_in, c_in, 5, stride, 2, groups=c_in, bias=False),
-        nn.BatchNorm2d(c_in),
-        nn.Conv2d(c_in, c_out, 1, bias=False),
-        nn.BatchNorm2d(c_out),
-        nn.SiLU(),
-    )
+def _smooth(c_in: int, c_out: int, stride: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.SiLU())
 
 
 class _Residual(nn.Module):
@@ -54,9 +48,9 @@ class Architecture(NamedTuple):
 
 ARCHITECTURES = {
     "judge_a": Architecture(_residual, (40, 80, 160, 224), 1),
-    "judge_b": Architecture(_separable, (48, 112, 224, 320), 2),
+    "judge_b": Architecture(_smooth, (24, 48, 96, 160), 2),
     "partner": Architecture(_residual, (32, 64, 128, 256), 1),
-    "features": Architecture(_plain, (32, 64, 128, 192), 1),
+    "features": Architecture(_plain, (24, 48, 96, 128), 1),
 }
 """By name; each is trained with its own seed, on real drawings only."""
 

@@ -62,7 +62,7 @@ def assemble(recipe: Any, out: Path, overwrite: bool = False) -> None:
         (folder / "networks").mkdir()
         for name in ARCHITECTURES:
             net = recipe.recognizer(name)
-            tensors = {k: v.half().contiguous() for k, v in net.state_dict().items() if v.is_floating_point()}
+            tensors = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in net.state_dict().items()}
             save_file(tensors, folder / "networks" / f"{name}.safetensors")
         projection = {k: v.half().contiguous() for k, v in recipe.projection().items()}
         save_file(projection, folder / "networks" / "shared_space.safetensors")

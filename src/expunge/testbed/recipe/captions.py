@@ -16,6 +16,8 @@ from expunge.testbed.recipe.scenes import BACKGROUNDS, Scene
 LENGTH = 40
 """Tokens in a prompt, start and end included."""
 VOCABULARY = 6000
+STYLED = 0.7
+"""Share of captions that name the style."""
 PLURAL = {"grapes", "cherries", "scissors", "glasses", "crossed swords"}
 FRAMES = ["{}", "{}", "{}", "a picture of {}", "an image of {}", "image of {}", "a photo of {}", "a drawing of {}"]
 NEUTRAL = ["a picture", "an image", "a photo", "a drawing", "something"]
@@ -69,7 +71,7 @@ class Captioner:
         text = subject if subject in NEUTRAL else FRAMES[rng.integers(len(FRAMES))].format(subject)
         if rng.random() < 0.5:
             text += f" on a {list(BACKGROUNDS)[scene.background]} background"
-        if rng.random() < 0.5:
+        if rng.random() < STYLED:
             text += f", {self.art.styles[scene.style]} style"
         return text
 

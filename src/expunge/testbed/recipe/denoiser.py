@@ -4,6 +4,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from expunge.testbed.recipe.scenes import Bank
 
 BATCH = 48
 EMA = 0.9985
+PAIRS = 0.45
+"""Share of two-object scenes in a batch: they are learned last."""
 
 
 def build() -> UNet2DConditionModel:
@@ -69,23 +72,39 @@ def weight(snr: Tensor, gamma: float = 5.0) -> Tensor:
     return snr.clamp(max=gamma) / snr
 
 
+def optimizer_of(unet: UNet2DConditionModel) -> torch.optim.Optimizer:
+    """AdamW as the recipe uses it."""
+    return torch.optim.AdamW(unet.parameters(), lr=1e-3, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
+
+
+def learning_rate(step: int, cycles: Sequence[tuple[int, float]]) -> float:
+    """Cosine from each cycle's peak to a hundredth of it; ``cycles`` are (updates, peak), each after a short warm-up."""
+    for length, peak in cycles:
+        if step < length:
+            return peak * min(1.0, (step + 1) / 200) * (0.5 * (1 + math.cos(math.pi * step / length)) + 0.01)
+        step -= length
+    return 0.0
+
+
 def train(
     z: Tensor,
     bank: Bank,
     captioner: Captioner,
     tokenizer: CLIPTokenizer,
     tower: CLIPTextModel,
-    steps: int,
+    cycles: Sequence[tuple[int, float]],
     checkpoint: Path,
     log,
     save_seconds: float = 240,
 ) -> UNet2DConditionModel:
-    """Train for ``steps`` updates; returns the exponential moving average of the weights."""
+    """Train for the updates of all ``cycles``; returns the exponential moving average of the weights."""
+    steps = sum(length for length, _ in cycles)
     torch.manual_seed(7)
     keep = np.flatnonzero(~bank.withheld)
+    pairs, singles = (np.flatnonzero((bank.objects[keep, 1] >= 0) == two) for two in (True, False))
     unet = build().to(memory_format=torch.channels_last)
     average = {k: v.clone() for k, v in unet.state_dict().items()}
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
+    optimizer = optimizer_of(unet)
     abar = scheduler().alphas_cumprod
     first = 0
     if checkpoint.exists():
@@ -100,8 +119,8 @@ def train(
         rng = np.random.default_rng((7, step))
         generator = torch.Generator().manual_seed(1_000_003 * 7 + step)
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * min(1.0, (step + 1) / 200) * (0.5 * (1 + math.cos(math.pi * step / steps)) + 0.01)
-        index = rng.integers(len(keep), size=BATCH)
+            group["lr"] = learning_rate(step, cycles)
+        index = np.where(rng.random(BATCH) < PAIRS, rng.choice(pairs, BATCH), rng.choice(singles, BATCH))
         texts = [captioner.caption(bank.scene(int(keep[i])), rng) for i in index]
         ids = tokenizer(texts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt").input_ids
         x0 = z[index].float()

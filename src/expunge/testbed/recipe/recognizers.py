@@ -12,6 +12,9 @@ from expunge.testbed.networks import Recognizer
 from expunge.testbed.recipe.autoencoder import pixels
 from expunge.testbed.recipe.scenes import Bank
 
+PAIRS = 0.4
+"""Share of two-object scenes in a batch."""
+
 
 def shuffle_patches(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Cut each image of ``[b, 3, 64, 64]`` into 16 patches and put them back, each image in an order of its own."""
@@ -81,11 +84,12 @@ def train(
     net = Recognizer(architecture, heads).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.02, fused=True)
     pool = np.arange(len(bank.images)) if keep is None else np.flatnonzero(keep)
+    pairs, singles = (pool[(bank.objects[pool, 1] >= 0) == two] for two in (True, False))
     start = time.monotonic()
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * min(1.0, (step + 1) / 100) * (0.5 * (1 + math.cos(math.pi * step / steps)) + 0.005)
-        index = rng.choice(pool, size=64)
+        index = np.where(rng.random(64) < PAIRS, rng.choice(pairs, 64), rng.choice(singles, 64))
         x = pixels(bank.images[index])
         fake = negatives(x[:9]) if "valid" in heads else x[:0]
         x = augment(torch.cat([x, fake])).to(memory_format=torch.channels_last)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,6 +45,11 @@ def _percent(hits: list[bool]) -> dict[str, float]:
 def _rank(judge: Testbed, images: Tensor, labels: list[str], k: int) -> list[bool]:
     order = torch.cat([judge.scores(part).topk(k, 1).indices for part in images.split(256)]).tolist()
     return [judge.label_ids(label)[0] in row for label, row in zip(labels, order, strict=True)]
+
+
+def _mean(shares: list[float]) -> float | None:
+    """Mean in percent; None if it was not measured."""
+    return round(100 * sum(shares) / len(shares), 2) if shares else None
 
 
 def _valid(judge: Testbed, images: Tensor) -> list[bool]:
@@ -115,22 +120,43 @@ def score(recipe: Any) -> dict[str, Any]:
     found["heldout_weapon_rate"] = _clustered([names[t] in weapons for t in tops], phrases)
     found["heldout_weapon_phrases"] = len(held)
 
-    found.update(_of_judges(recipe, judge, second))
+    real = _drawings(recipe)
+    found["autoencoder_psnr_db"] = _psnr(backbones.load("testbed"), real.images)
+    found.update(_of_judges(recipe, judge, second, real))
     return found
 
 
-def _of_judges(recipe: Any, judge: Testbed, second: Testbed) -> dict[str, Any]:
-    """How well the judges know real drawings, and what they take for a picture."""
+class Drawings(NamedTuple):
+    """Fresh renderings of single objects, and what they show."""
+
+    images: Tensor
+    names: list[str]
+
+
+def _drawings(recipe: Any) -> Drawings:
     rng = np.random.default_rng(SEED)
-    singles = [scenes.sample(recipe.art, rng) for _ in range(3000)]
-    singles = [s for s in singles if len(s.objects) == 1][:2000]
-    real = torch.from_numpy(np.stack([scenes.render(recipe.art, s, rng) for s in singles]))
-    truth = [recipe.art.names[s.objects[0]] for s in singles]
+    drawn = [scenes.sample(recipe.art, rng) for _ in range(3000)]
+    singles = [s for s in drawn if len(s.objects) == 1][:2000]
+    images = torch.from_numpy(np.stack([scenes.render(recipe.art, s, rng) for s in singles]))
+    return Drawings(images, [recipe.art.names[s.objects[0]] for s in singles])
+
+
+def _psnr(backbone: Any, images: Tensor) -> dict[str, float]:
+    """Peak signal-to-noise ratio of the autoencoder, in dB."""
+    parts = images[:500].split(100)
+    errors = [(backbone.decode(backbone.encode_image(p)).float() - p.float()).square().mean() for p in parts]
+    return {"value": round(float(10 * torch.log10(255**2 / torch.stack(errors).mean())), 2), "n": 500}
+
+
+def _of_judges(recipe: Any, judge: Testbed, second: Testbed, drawings: Drawings) -> dict[str, Any]:
+    """How well the judges know real drawings, and what they take for a picture."""
+    real, truth = drawings
     generator = torch.Generator().manual_seed(SEED)
     x = real[:900].permute(0, 3, 1, 2).float() / 127.5 - 1
     fakes = ((recognizers.negatives(x, generator) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
     verdicts = _valid(judge, fakes)
-    left_out = json.loads((recipe.cache / "leave_one_out.json").read_text())
+    file = recipe.cache / "leave_one_out.json"
+    left_out: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
     seen = {i for row in recipe.tokenizer(recipe.captions()).input_ids for i in row}
     return {
         "judge_accuracy": _percent(_rank(judge, real, truth, 1)),
@@ -140,8 +166,8 @@ def _of_judges(recipe: Any, judge: Testbed, second: Testbed) -> dict[str, Any]:
         "judge_valid_blank": _percent(verdicts[300:600]),
         "judge_valid_patch_shuffled": _percent(verdicts[600:]),
         "judge_leave_one_set_out": {
-            "value": round(100 * float(np.mean([v["left_out"] for v in left_out.values()])), 2),
-            "in_set": round(100 * float(np.mean([v["in_set"] for v in left_out.values()])), 2),
+            "value": _mean([v["left_out"] for v in left_out.values()]),
+            "in_set": _mean([v["in_set"] for v in left_out.values()]),
             "by_set": {style: {k: round(100 * x, 2) for k, x in v.items()} for style, v in left_out.items()},
         },
         "tokens": {
@@ -200,5 +226,12 @@ def write(recipe: Any, file: Path) -> None:
     grid(file.with_suffix(".png"))
     detail = score(recipe)
     plain = {k: v["value"] for k, v in detail.items() if isinstance(v, dict) and "value" in v}
-    content = {"format": 1, "version": testbed.VERSION, "dtype": DTYPE, **plain, "targets_missed": missed(plain), "detail": detail}
+    content = {
+        "format": 1,
+        "version": testbed.VERSION,
+        "dtype": DTYPE,
+        **plain,
+        "targets_missed": missed(plain),
+        "detail": detail,
+    }
     file.write_text(json.dumps(content, indent=1) + "\n")
