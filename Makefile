@@ -27,7 +27,7 @@ type: setup
 
 check: test lint type
 
-testbed: setup  ## rebuild the testbed from public artwork (npm needed; about two hours on two cores; resumes)
+testbed: setup  ## rebuild the testbed from public artwork (npm needed; about three and a half hours on two cores; resumes)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[recipe]'
 	$(BIN)/python -m expunge.testbed.recipe --cache runs/testbed
 

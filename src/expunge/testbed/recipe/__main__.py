@@ -32,19 +32,19 @@ from expunge.testbed.recipe import (
 )
 
 SCENES = 60_000
-CYCLES = [(3800, 1e-3), (5600, 8e-4)]
+CYCLES = [(3800, 1e-3), (4600, 8e-4)]
 """The denoiser's learning-rate cycles: updates and peak."""
 STEPS = {
     "autoencoder": 3300,
     "partner": 1300,
     "text_tower": 1400,
     "denoiser": sum(length for length, _ in CYCLES),
-    "judge_a": 1600,
-    "judge_b": 900,
-    "features": 600,
-    "leave_one_out": 350,
+    "judge_a": 3000,
+    "judge_b": 2500,
+    "features": 1500,
+    "leave_one_out": 600,
 }
-"""Updates of each stage: about 9, 3, 8, 66, 4, 4, 2 and 6 minutes on two cores."""
+"""Updates of each stage: about 9, 3, 8, 150, 10, 5, 3 and 12 minutes on two cores."""
 SEEDS = {"partner": 11, "judge_a": 12, "judge_b": 13, "features": 14, "leave_one_out": 15}
 
 
