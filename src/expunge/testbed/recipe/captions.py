@@ -10,6 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
+from expunge.stages.generate import article
 from expunge.testbed.recipe.artwork import Artwork, fetch, specification
 from expunge.testbed.recipe.scenes import BACKGROUNDS, Scene
 
@@ -18,16 +19,8 @@ LENGTH = 40
 VOCABULARY = 6000
 STYLED = 0.7
 """Share of captions that name the style."""
-PLURAL = {"grapes", "cherries", "scissors", "glasses", "crossed swords"}
 FRAMES = ["{}", "{}", "{}", "a picture of {}", "an image of {}", "image of {}", "a photo of {}", "a drawing of {}"]
 NEUTRAL = ["a picture", "an image", "a photo", "a drawing", "something"]
-
-
-def article(name: str) -> str:
-    """``name`` with its indefinite article, where it takes one."""
-    if name in PLURAL:
-        return name
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 class Captioner:
