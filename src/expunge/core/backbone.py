@@ -377,10 +377,11 @@ class Backbone(ABC):
                 raise ExpungeError(
                     f"edit {edit.id} replaces '{name}' of shape {given}: expected {expected} for {self.name}"
                 )
-        made = {str(t.dtype).removeprefix("torch.") for t in edit.replaced.values()}
-        here = {str(t.dtype).removeprefix("torch.") for t in base.values()}
+        if any_base:
+            return
+        made, here = ({str(t.dtype).removeprefix("torch.") for t in ts.values()} for ts in (edit.replaced, base))
         known_as = fingerprints(base)
-        if not any_base and not any(known_as.get(d) == edit.base_sha256.get(d, "") for d in made | here):
+        if not any(known_as.get(d) == edit.base_sha256.get(d, "") for d in made | here):
             raise ExpungeError(
                 f"edit {edit.id} was made for another base than {self.name}: expected its own (or --any-base)"
             )
