@@ -8,7 +8,7 @@ from typing import Any
 
 from expunge.core.errors import ExpungeError
 
-VERSION = "testbed-0"
+VERSION = "testbed-1"
 SHIPPED = Path(__file__).parent / "weights"
 """A diffusers folder of a `StableDiffusionPipeline`; its weights never change under one version."""
 FOLDER = Path(os.environ.get("EXPUNGE_TESTBED", SHIPPED))

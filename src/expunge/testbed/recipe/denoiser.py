@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from expunge.testbed.recipe.autoencoder import pixels
+from expunge.testbed.recipe.autoencoder import pixels, precision
 from expunge.testbed.recipe.captions import LENGTH, Captioner
 from expunge.testbed.recipe.scenes import Bank
 
@@ -61,7 +61,7 @@ def latents(vae: AutoencoderTiny, bank: Bank) -> Tensor:
     vae = vae.to(memory_format=torch.channels_last)
     parts = []
     for part in np.array_split(keep, len(keep) // 128):
-        with torch.autocast("cpu", torch.bfloat16):
+        with precision():
             z = vae.encode(pixels(bank.images[part]).to(memory_format=torch.channels_last)).latents
         parts.append((z.float() * vae.config.scaling_factor).to(torch.float16))
     return torch.cat(parts)
@@ -128,7 +128,7 @@ def train(
         t = torch.randint(0, 1000, (BATCH,), generator=generator)
         a = abar[t][:, None, None, None]
         xt = (a.sqrt() * x0 + (1 - a).sqrt() * noise).to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel([SDPBackend.MATH]):
+        with precision(), sdpa_kernel([SDPBackend.MATH]):
             with torch.no_grad():
                 context = tower(input_ids=ids).last_hidden_state
             predicted = unet(xt, t, context).sample.float()

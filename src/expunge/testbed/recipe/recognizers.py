@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from expunge.testbed.networks import Recognizer
-from expunge.testbed.recipe.autoencoder import pixels
+from expunge.testbed.recipe.autoencoder import pixels, precision
 from expunge.testbed.recipe.scenes import Bank
 
 PAIRS = 0.4
@@ -95,7 +95,7 @@ def train(
         x = augment(torch.cat([x, fake])).to(memory_format=torch.channels_last)
         hot = F.pad(targets(bank, index, heads["objects"]), (0, 0, 0, len(fake)))
         style, background = (torch.from_numpy(a[index].astype(np.int64)) for a in (bank.styles, bank.backgrounds))
-        with torch.autocast("cpu", torch.bfloat16):
+        with precision():
             logits = {k: v.float() for k, v in net(x).items()}
         value = loss(logits, hot, style, background, len(index))
         optimizer.zero_grad()

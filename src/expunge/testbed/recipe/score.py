@@ -19,8 +19,6 @@ from expunge.stages import generate, presets
 from expunge.store import read_set
 from expunge.testbed.recipe import recognizers, scenes
 
-DTYPE = "bfloat16"
-"""Weights while scoring: half again as fast on a CPU that has it."""
 SEED = 70_000
 """Seeds of scoring are used nowhere else."""
 
@@ -65,7 +63,7 @@ def _clustered(hits: list[bool], clusters: Sequence[str]) -> dict[str, Any]:
 
 def score(recipe: Any) -> dict[str, Any]:
     """All scores, each with interval and n; the plain percentages stand under the names the issue gives."""
-    backbone = backbones.load("testbed", dtype=DTYPE)
+    backbone = backbones.load("testbed", dtype=backbones.fast_dtype())
     judge, second, styles = Testbed(), Testbed("b"), Testbed(labels="styles")
     words = testbed.vocabulary()
     names = list(words["objects"])
@@ -229,7 +227,7 @@ def write(recipe: Any, file: Path) -> None:
     content = {
         "format": 1,
         "version": testbed.VERSION,
-        "dtype": DTYPE,
+        "dtype": backbones.fast_dtype(),
         **plain,
         "targets_missed": missed(plain),
         "detail": detail,

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from expunge.testbed.networks import Recognizer
-from expunge.testbed.recipe.autoencoder import pixels
+from expunge.testbed.recipe.autoencoder import pixels, precision
 from expunge.testbed.recipe.captions import LENGTH, NEUTRAL, Captioner
 from expunge.testbed.recipe.recognizers import targets
 from expunge.testbed.recipe.scenes import Bank
@@ -85,7 +85,7 @@ def train(
         texts = [clutter(t, words, rng) for t in plain]
         padding = "max_length" if step % 8 == 0 else "longest"
         ids = tokenizer(texts, padding=padding, truncation=True, max_length=LENGTH, return_tensors="pt").input_ids
-        with torch.autocast("cpu", torch.bfloat16):
+        with precision():
             text = tower(input_ids=ids).text_embeds.float()
         image = project(features[index])
         logits = F.normalize(text) @ F.normalize(image).T * scale.exp().clamp(max=100)
