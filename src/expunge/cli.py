@@ -8,11 +8,12 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from expunge.core.errors import ExpungeError, unknown
+from expunge.core.errors import ExpungeError, ExpungeWarning, unknown
 
 if TYPE_CHECKING:
     from expunge.core.backbone import Backbone
@@ -89,7 +90,7 @@ class Erase:
     retain: Words = ()
     """A concept to keep, in words; repeat for several."""
     out: Path
-    """Folder for edit.safetensors."""
+    """Folder for edit.safetensors (and key.safetensors, for a method with a private key)."""
     on: Paths = ()
     """An edit the model already carries; repeat in order."""
     preset: bool = True
@@ -120,10 +121,11 @@ def erase(argv: list[str]) -> None:
 
     kind = backbones.kind_of(_lenient(Model, rest).model)
     use = {} if "--no-preset" in rest else presets.eraser(method, kind)
+    start = stage.build(method, use, None)
     both = dataclasses.make_dataclass(
         "Options",
         [
-            ("settings", OmitArgPrefixes[cls], dataclasses.field(default_factory=lambda: cls(**use))),
+            ("settings", OmitArgPrefixes[cls], dataclasses.field(default_factory=lambda: start)),
             ("options", OmitArgPrefixes[Erase]),
         ],
         kw_only=True,
@@ -131,28 +133,32 @@ def erase(argv: list[str]) -> None:
     both.__doc__ = (cls.__doc__ or "").split("\n")[0]
     parsed: Any = parse(both, rest, f"expunge erase {method}")
     options: Erase = parsed.options
-    done = stage.to_folder(
-        options.model.open(),
-        method,
-        parsed.settings,
-        stage.concepts(options.target),
-        list(options.retain),
-        options.out,
-        attached=options.on,
-        seed=options.seed,
-        overwrite=options.overwrite,
-    )
+    with options.talk.progress(f"erasing with {method}", getattr(parsed.settings, "iterations", 1)) as advance:
+        done = stage.to_folder(
+            options.model.open(),
+            method,
+            parsed.settings,
+            stage.concepts(options.target),
+            list(options.retain),
+            options.out,
+            attached=options.on,
+            seed=options.seed,
+            overwrite=options.overwrite,
+            on_step=None if advance is None else lambda _: advance(1),
+        )
     cost = done.edit.provenance.cost.equivalents if done.edit.provenance else 0
     note = f"preset {use} for {kind}; " if use else ""
     options.talk.result(
         {
             "edit": str(done.path),
+            "key": None if done.key is None else str(done.key),
             "id": done.edit.id,
             "seconds": done.seconds,
             "forward_equivalents": cost,
             "preset": use,
         },
-        f"{done.path}: {', '.join(options.target)} removed by {method} ({note}{done.seconds:.1f} s, cost {cost} forwards)",
+        f"{done.path}: {', '.join(options.target)} removed by {method} ({note}{done.seconds:.1f} s, cost {cost} forwards)"
+        + ("" if done.key is None else f"\n{done.key}: the private key, which brings it back (keep it to yourself)"),
     )
 
 
@@ -468,6 +474,18 @@ def usage() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 for bad input, 130 for Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+        warnings.showwarning = lambda message, category, *more, **named: (
+            sys.stderr.write(f"expunge: warning: {message}\n")
+            if issubclass(category, ExpungeWarning)
+            else shown(message, category, *more, **named)
+        )
+        return _run(argv)
+
+
+def _run(argv: list[str]) -> int:
+    """One command, with its errors turned into exit codes."""
     try:
         if not argv or argv[0] in ("-h", "--help"):
             say(usage())

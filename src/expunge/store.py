@@ -1,5 +1,6 @@
 """Everything that goes to disk and comes back: edits, image folders, concept sets, records."""
 
+import errno
 import json
 import os
 import re
@@ -31,6 +32,8 @@ from expunge.core.query import Query
 from expunge.core.record import Record
 
 FORMAT = 1
+EDIT, KEY = "edit.safetensors", "key.safetensors"
+"""What an erasure writes: the edit and, where the method makes one, the private key to it."""
 RUN = "run.json"
 """The file in an image folder that says what made it."""
 MODEL = "expunge.json"
@@ -52,7 +55,7 @@ def check_new(path: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def new_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
+def new_file(path: Path, overwrite: bool = False, mode: int = 0o644) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its name when the block ends well."""
     check_new(path, overwrite)
     with _writing(path):
@@ -61,9 +64,9 @@ def new_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
         os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
         with _writing(path):
-            temporary.chmod(0o644)
+            yield temporary
+            temporary.chmod(mode)
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -88,7 +91,8 @@ def new_folder(path: Path, overwrite: bool = False, marker: str = RUN) -> Iterat
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     old = temporary.with_name(f"{temporary.name}.old")
     try:
-        yield temporary
+        with _writing(path, full_only=True):
+            yield temporary
         with _writing(path):
             temporary.chmod(0o755)
             if path.exists():
@@ -100,11 +104,15 @@ def new_folder(path: Path, overwrite: bool = False, marker: str = RUN) -> Iterat
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Say in one line which path could not be written."""
+def _writing(path: Path, full_only: bool = False) -> Iterator[None]:
+    """Say in one line which path could not be written; of what else may go wrong inside, only a full disk if ``full_only``."""
     try:
         yield
+    except SafetensorError as error:
+        raise ExpungeError(f"'{path}' cannot be written: {error}") from error
     except OSError as error:
+        if full_only and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
         raise ExpungeError(f"'{path}' cannot be written: {error.strerror or error}") from error
 
 
@@ -124,7 +132,7 @@ def save_edit(edit: Edit, path: str | Path, overwrite: bool = False) -> None:
         "provenance": None if edit.provenance is None else asdict(edit.provenance),
     }
     tensors = {n: t.detach().cpu().contiguous() for n, t in edit.tensors().items()}
-    with new_file(Path(path), overwrite) as temporary:
+    with new_file(Path(path), overwrite, mode=0o600 if edit.private else 0o644) as temporary:
         save_file(tensors, temporary, metadata={"expunge": json.dumps(header, sort_keys=True)})
 
 
@@ -193,7 +201,7 @@ def _parse(header: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
     unknown_fields = set(given) - {f.name for f in fields(cls)}  # pyright: ignore[reportArgumentType]
     if unknown_fields:
         raise ExpungeError(f"a {cls.__name__} with a field '{unknown_fields.pop()}': expected a newer expunge")
-    edit = cls(**given)
+    edit = cls.restore(given, tensors)
     return with_provenance(edit, provenance, requires)
 
 

@@ -3,17 +3,18 @@
 import dataclasses
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from expunge.core.attack import Attack
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.concept import Concept
 from expunge.core.edit import Edit, Weights, fingerprint
-from expunge.core.eraser import Eraser, Task, settings_of
+from expunge.core.eraser import Eraser, Step, Task, settings_of
 from expunge.core.errors import ExpungeError
 from expunge.core.metric import Metric, Shot
 from expunge.core.query import Query
@@ -60,12 +61,24 @@ def check_eraser(eraser: Eraser, backbone: Backbone, task: Task | None = None) -
     except TypeError as error:
         raise BrokenPromiseError("settings are JSON") from error
     before = _snapshot(backbone)
-    last = list(eraser.steps(backbone, task))
-    _promise(bool(last), "an eraser yields at least one step")
-    edit = last[-1].edit
+    spent = backbone.cost
+    last, state, count = _drained(eraser, backbone, task)
+    spent = backbone.cost - spent
+    edit = last.edit()
     _promise(_snapshot(backbone) == before and not backbone.edits, "erasing leaves the model as it was")
-    again = list(eraser.steps(backbone, task))[-1].edit
-    _promise(again.id == edit.id, "the same seed gives the same edit")
+    _promise(_drained(eraser, backbone, task)[0].edit().id == edit.id, "the same seed gives the same edit")
+    if count > 1:
+        resumed = _drained(eraser, backbone, task, state)[0].edit()
+        _promise(resumed.id == edit.id, "an erasure that is interrupted and resumed gives the same edit")
+    if spent.equivalents:
+        foreseen = eraser.cost(len(task.targets), len(task.retain)).equivalents
+        _promise(
+            abs(foreseen / spent.equivalents - 1) < 0.5,
+            f"its cost is foreseen ({foreseen}, it took {spent.equivalents})",
+        )
+    _promise((last.key is not None) == type(eraser).has_key, "it makes a key if it says so")
+    if last.key is not None:
+        _check_key(last.key(edit), edit, backbone, before)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "edit.safetensors"
         save_edit(edit, path)
@@ -73,6 +86,41 @@ def check_eraser(eraser: Eraser, backbone: Backbone, task: Task | None = None) -
     _promise(loaded.id == edit.id and type(loaded) is type(edit), "an edit survives saving and loading")
     _check_attached(loaded, backbone, task, before)
     return edit
+
+
+def _drained(
+    eraser: Eraser, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None
+) -> tuple[Step, Mapping[str, Tensor], int]:
+    """The last step, the state after the first one, and how many steps there were."""
+    step, state, count = None, {}, 0
+    for step in eraser.steps(backbone, task, resume):
+        state = step.state() if count == 0 else state
+        count += 1
+    if step is None:
+        raise BrokenPromiseError("an eraser yields at least one step")
+    return step, state, count
+
+
+def _check_key(key: Edit, edit: Edit, backbone: Backbone, before: str) -> None:
+    _promise(key.private, "a key is private")
+    _promise(edit.id in key.requires, "a key names the edit it belongs to")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "key.safetensors"
+        save_edit(key, path)
+        _promise(path.stat().st_mode & 0o077 == 0, "nobody but its owner can read a key's file")
+        loaded = load_edit(path)
+    _promise(loaded.id == key.id, "a key survives saving and loading")
+    try:
+        backbone.attach(loaded)
+    except ExpungeError:
+        pass
+    else:
+        raise BrokenPromiseError("a key is refused by a model without its edit")
+    backbone.attach(edit)
+    backbone.attach(loaded)
+    backbone.detach(loaded)
+    backbone.detach(edit)
+    _promise(_snapshot(backbone) == before, "detaching a key and its edit is bit-exact")
 
 
 def _check_attached(edit: Edit, backbone: Backbone, task: Task, before: str) -> None:

@@ -10,14 +10,16 @@ from expunge.core.concept import Concept
 from expunge.core.eraser import Eraser, Step
 from expunge.core.judge import Judge
 from expunge.erasers.uce import UCE
+from expunge.stages import erase
 from expunge.testing import BrokenPromiseError, check_eraser, check_metric
 
-SETTINGS = {"uce": {"anchor": "cat"}}
+SHORT = {"iterations": 3, "batch": 2, "lr": 1e-3, "sampling": {"sampling_steps": 4}}
+SETTINGS = {"uce": {"anchor": "cat"}, "esd": SHORT, "kpop": {**SHORT, "prompt_lr": 0.1, "k": 3}}
 
 
 @pytest.mark.parametrize("name", Catalog("erasers").entries())
 def test_eraser(name, backbone):
-    check_eraser(Catalog("erasers").load(name)(**SETTINGS.get(name, {})), backbone)
+    check_eraser(erase.build(name, SETTINGS.get(name, {}), None), backbone)
 
 
 @pytest.mark.parametrize("name", Catalog("metrics").entries())
@@ -48,7 +50,7 @@ class Vandal(Eraser):
 
     def steps(self, backbone, task, resume=None):
         step: Step = next(iter(UCE(anchor=self.anchor).steps(backbone, task)))
-        backbone.attach(step.edit)
+        backbone.attach(step.edit())
         yield step
 
 
@@ -65,7 +67,7 @@ class Idle(Eraser):
     anchor: str = "cat"
 
     def steps(self, backbone, task, resume=None):
-        yield Step(index=0, edit=backbone.edit_of(backbone.tensors(backbone.text_inputs())))
+        yield Step(index=0, edit=lambda: backbone.edit_of(backbone.tensors(backbone.text_inputs())))
 
 
 def test_the_contract_catches_a_silent_no_op(backbone):

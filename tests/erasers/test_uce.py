@@ -10,7 +10,7 @@ from expunge.erasers.uce import UCE
 def edit_of(eraser, backbone, targets, retain=()):
     task = Task(targets=[Concept(name=t) if isinstance(t, str) else t for t in targets], retain=retain)
     (step,) = eraser.steps(backbone, task)
-    return step.edit
+    return step.edit()
 
 
 def last_vector(backbone, text):

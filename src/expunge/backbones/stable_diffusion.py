@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from typing_extensions import override
 
-from expunge.core.backbone import Attention, Backbone, Conditioning, Images
+from expunge.core.backbone import Attention, Backbone, Conditioning, Images, InjectedPrompt
 from expunge.core.edit import Guidance, GuidedStep
 from expunge.core.errors import ExpungeError, unknown
 from expunge.core.query import Query
@@ -201,6 +201,7 @@ class StableDiffusion(Backbone):
         self._parts = parts
         self._inside = False
         self._hooks: list[Any] = []
+        self._samplers: dict[int, Any] = {}
         self.kind = self.family
         if isinstance(parts, _Folder) and (parts.path / "expunge.json").is_file():
             self.kind = str(_json(parts.path / "expunge.json").get("kind", self.family))
@@ -300,11 +301,59 @@ class StableDiffusion(Backbone):
     @override
     def denoise(self, x: Float[Tensor, "b c h w"], t: Tensor, cond: Conditioning) -> Float[Tensor, "b c h w"]:
         self._inside = True
+        injected = self._inject(cond.prompt)
         try:
             out = self._parts.get("unet")(x.to(self.dtype), t, encoder_hidden_states=cond.embeds, return_dict=False)[0]
             return out.to(x.dtype)
         finally:
+            for handle in injected:
+                handle.remove()
             self._inside = False
+
+    def _inject(self, prompt: InjectedPrompt | None) -> list[Any]:
+        """Hooks that let the layers of ``prompt.blocks`` read its tokens after the text's."""
+        if prompt is None:
+            return []
+        everyone = bool(prompt.rows.all())
+
+        def lengthen(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            text = kwargs["encoder_hidden_states"]
+            changed = {**kwargs, "encoder_hidden_states": torch.cat([text, prompt.tokens.to(text)], 1)}
+            if not everyone:
+                own, extra = torch.zeros(len(text), text.shape[1]).to(text), prompt.tokens.shape[1]
+                closed = torch.where(prompt.rows, 0.0, torch.finfo(text.dtype).min).to(text)[:, None].expand(-1, extra)
+                changed["attention_mask"] = torch.cat([own, closed], 1)[:, None]
+            return args, changed
+
+        unet = self._parts.get("unet")
+        layers = [n.removeprefix("unet.") for n, a in self.attentions().items() if a.block in prompt.blocks]
+        return [unet.get_submodule(n).register_forward_pre_hook(lengthen, with_kwargs=True) for n in layers]
+
+    # trajectories -----------------------------------------------------------------------------------------------------
+    @override
+    def timesteps(self, steps: int) -> list[int]:
+        return self._ddim(steps).timesteps.tolist()
+
+    @override
+    def step_back(
+        self, x: Float[Tensor, "b c h w"], predicted: Float[Tensor, "b c h w"], t: int, steps: int
+    ) -> Float[Tensor, "b c h w"]:
+        return self._ddim(steps).step(predicted, t, x, return_dict=False)[0]
+
+    def _ddim(self, steps: int) -> Any:
+        """DDIM over the model's own noise schedule, as SD 1.4 ships it, whatever sampler the model comes with."""
+        if steps not in self._samplers:
+            from diffusers import DDIMScheduler
+
+            config = self._parts.get("scheduler").config
+            if not 1 <= steps <= config.num_train_timesteps:
+                raise ExpungeError(f"{steps} denoising steps: expected 1 to {config.num_train_timesteps}")
+            ours = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading"}
+            with quiet():
+                sampler = DDIMScheduler.from_config(config, **ours)
+            sampler.set_timesteps(steps, device=self.device)
+            self._samplers[steps] = sampler
+        return self._samplers[steps]
 
     # latents ----------------------------------------------------------------------------------------------------------
     @override
@@ -354,7 +403,7 @@ class StableDiffusion(Backbone):
         prompts = {q.prompt: i for i, q in enumerate(queries)}
         encoded = self.encode(list(prompts))
         rows = torch.tensor([list(prompts).index(q.prompt) for q in queries], device=self.device)
-        cond, null = encoded.map(lambda t: t[rows]), self.encode([""])
+        cond, null = encoded.rows(rows), self.encode([""])
         generators = [torch.Generator().manual_seed(q.seed) for q in queries]
         x = torch.cat([self._noise(g) for g in generators]) * scheduler.init_noise_sigma
         options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
@@ -442,6 +491,12 @@ class _Steering:
         self.last, self.index = -1.0, 0
         self.state: dict[str, Tensor] = {}
         self.halves: tuple[Conditioning, Conditioning] | None = None
+        self.injected: list[Any] = []
+
+    def _uninject(self) -> None:
+        for handle in self.injected:
+            handle.remove()
+        self.injected = []
 
     def before(
         self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -461,7 +516,10 @@ class _Steering:
         for guidance in (e for e in self.backbone.edits if isinstance(e, Guidance)):
             halves = guidance.conditioning(self.backbone, *halves, self.state)
         self.halves = halves
-        changed = torch.cat([halves[1].embeds, halves[0].embeds]) if pair else halves[0].embeds
+        both = halves[1].join(halves[0]) if pair else halves[0]
+        self._uninject()
+        self.injected = self.backbone._inject(both.prompt)
+        changed = both.embeds
         if named:
             return (args, {**kwargs, "encoder_hidden_states": changed})
         return ((*args[:2], changed, *args[3:]), kwargs)
@@ -474,6 +532,7 @@ class _Steering:
         """Change the combined prediction, for edits that do."""
         if self.backbone._inside or self.halves is None:
             return output
+        self._uninject()
         self.index += 1
         combining = [
             e for e in self.backbone.edits if isinstance(e, Guidance) and type(e).combine is not Guidance.combine

@@ -3,17 +3,29 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple, final
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from expunge.core.cost import Cost
 from expunge.core.edit import Edit, Guidance, GuidedStep, Weights, fingerprints
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class InjectedPrompt:
+    """Learned tokens that some cross-attention layers read after the text's own; the layers' own matrices project them."""
+
+    tokens: Float[Tensor, "b k d"]
+    rows: Bool[Tensor, "b"]
+    """Rows that read them; the others attend to the text alone."""
+    blocks: tuple[str, ...]
+    """Which layers: any of ``down``, ``mid``, ``up``."""
 
 
 @final
@@ -27,6 +39,7 @@ class Conditioning:
     tokens: Int[Tensor, "b n"] | None = None
     """Token ids, where the conditioning came from a prompt."""
     extra: dict[str, Tensor] = field(default_factory=dict)
+    prompt: InjectedPrompt | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
         """Apply ``change`` to every tensor."""
@@ -36,6 +49,9 @@ class Conditioning:
             mask=None if self.mask is None else change(self.mask),
             tokens=None if self.tokens is None else change(self.tokens),
             extra={k: change(v) for k, v in self.extra.items()},
+            prompt=None
+            if self.prompt is None
+            else replace(self.prompt, tokens=change(self.prompt.tokens), rows=change(self.prompt.rows)),
         )
 
     def expand(self, rows: int) -> "Conditioning":
@@ -43,14 +59,21 @@ class Conditioning:
         return self if len(self.embeds) == rows else self.map(lambda t: t.expand(rows, *t.shape[1:]))
 
     def join(self, other: "Conditioning") -> "Conditioning":
-        """Rows of ``self``, then rows of ``other``; tokens are kept only if both have them."""
-        second = iter(_tensors(other))
+        """Rows of ``self``, then rows of ``other``; tokens are kept only if both have them.
+
+        Raises:
+            ExpungeError: if only one of the two has an injected prompt.
+        """
+        if (self.prompt is None) != (other.prompt is None):
+            raise ExpungeError("one half of a guided pair has an injected prompt: expected both or neither")
         keep = self.tokens is not None and other.tokens is not None
-        first = self if keep else Conditioning(embeds=self.embeds, pooled=self.pooled, mask=self.mask, extra=self.extra)
-        if not keep:
-            stripped = Conditioning(embeds=other.embeds, pooled=other.pooled, mask=other.mask, extra=other.extra)
-            second = iter(_tensors(stripped))
+        first, last = (c if keep else replace(c, tokens=None) for c in (self, other))
+        second = iter(_tensors(last))
         return first.map(lambda t: torch.cat([t, next(second)]))
+
+    def rows(self, index: Int[Tensor, "b"]) -> "Conditioning":
+        """The rows ``index``, in that order; a row may be taken several times."""
+        return self.map(lambda t: t[index])
 
 
 def _tensors(cond: Conditioning) -> list[Tensor]:
@@ -69,6 +92,15 @@ class Attention(NamedTuple):
     out: str
     block: str
     """``down``, ``mid`` or ``up``."""
+
+
+class Guided(NamedTuple):
+    """A guided prediction, and the two predictions it was combined from."""
+
+    combined: Float[Tensor, "b c h w"]
+    cond: Float[Tensor, "b c h w"]
+    null: Float[Tensor, "b c h w"] | None
+    """None at scale 1, where the unconditional prediction is not needed."""
 
 
 class Images(NamedTuple):
@@ -154,6 +186,20 @@ class Backbone(ABC):
         scale: float,
         state: dict[str, Tensor],
     ) -> Float[Tensor, "b c h w"]:
+        """The combined prediction of `guide`."""
+        return self.guide(x, t, step, cond, null, scale, state).combined
+
+    @final
+    def guide(
+        self,
+        x: Float[Tensor, "b c h w"],
+        t: int | float,
+        step: int,
+        cond: Conditioning,
+        null: Conditioning,
+        scale: float,
+        state: dict[str, Tensor],
+    ) -> Guided:
         """Classifier-free guidance with every attached guidance edit: the only place where predictions are combined.
 
         ``step`` counts denoising steps from 0; ``state`` belongs to one generation. At scale 1 with no guidance edit it is the
@@ -165,7 +211,8 @@ class Backbone(ABC):
         for guidance in guidances:
             cond, null = guidance.conditioning(self, cond, null, state)
         if scale == 1 and not guidances:
-            return self.predict(x, t, cond)
+            alone = self.predict(x, t, cond)
+            return Guided(alone, alone, None)
         both = self.predict(torch.cat([x, x]), t, null.expand(rows).join(cond.expand(rows)))
         e_null, e_cond = both.chunk(2)
         out = e_null + scale * (e_cond - e_null)
@@ -185,7 +232,18 @@ class Backbone(ABC):
                     state=state,
                 ),
             )
-        return out
+        return Guided(out, e_cond, e_null)
+
+    # trajectories -----------------------------------------------------------------------------------------------------
+    @abstractmethod
+    def timesteps(self, steps: int) -> list[int]:
+        """Timesteps of a deterministic trajectory of ``steps`` steps, noisy first (DDIM's; Euler's for a flow)."""
+
+    @abstractmethod
+    def step_back(
+        self, x: Float[Tensor, "b c h w"], predicted: Float[Tensor, "b c h w"], t: int, steps: int
+    ) -> Float[Tensor, "b c h w"]:
+        """One step of that trajectory: from timestep ``t`` to the next, less noisy one (DDIM with eta 0)."""
 
     # latents ----------------------------------------------------------------------------------------------------------
     @abstractmethod
@@ -273,7 +331,8 @@ class Backbone(ABC):
         Args:
             edit: the edit.
             strength: 1 is the edit as made, 0 nothing, 0.5 half way (weights only).
-            any_base: accept replaced tensors that were made for another base, as long as the shapes fit.
+            any_base: accept replaced tensors that were made for another base, as long as the shapes fit, and guidance without
+                the edits it was made for.
 
         Raises:
             ExpungeError: if it is attached already, needs others that are not, or was made for another base.
@@ -282,7 +341,7 @@ class Backbone(ABC):
         if edit.id in attached:
             raise ExpungeError(f"edit {edit.id} is attached already: expected each edit once")
         missing = [r for r in edit.requires if r not in attached]
-        if missing:
+        if missing and not (any_base and isinstance(edit, Guidance)):
             raise ExpungeError(
                 f"edit {edit.id} was made on top of edit {missing[0]}: expected that one to be attached first"
             )

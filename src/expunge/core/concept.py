@@ -1,5 +1,6 @@
 """What is removed, what is kept, and the files that name both."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -73,3 +74,15 @@ def check_targets(targets: list[Concept], retain: list[str]) -> None:
             raise ExpungeError(f"target '{name}' is given twice: expected each concept once")
     if "" in kept:
         raise ExpungeError("a retained word is empty: expected the words of a concept to keep")
+
+
+def phrases(templates: Sequence[str], word: str) -> list[str]:
+    """``word`` in each template.
+
+    Raises:
+        ExpungeError: if there is no template, or one has not exactly one ``{}``.
+    """
+    bad = [t for t in templates if t.count("{}") != 1]
+    if bad or not templates:
+        raise ExpungeError(f"template '{bad[0] if bad else ''}' has not one {{}}: expected it where the concept goes")
+    return [t.replace("{}", word) for t in templates]

@@ -19,5 +19,8 @@ class Cost:
         """Forward-equivalents: a forward and backward counts as 3 (methods.md 0.4)."""
         return self.forward + 3 * self.trained
 
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(forward=self.forward + other.forward, trained=self.trained + other.trained)
+
     def __sub__(self, other: "Cost") -> "Cost":
         return Cost(forward=self.forward - other.forward, trained=self.trained - other.trained)

@@ -38,6 +38,8 @@ class Provenance:
     seconds: float = 0.0
     expunge: str = ""
     """Version of the package that made it."""
+    salt_sha256: str = ""
+    """Hash of the secret in the key file, for a method that has a key."""
 
 
 class Edit(ABC):
@@ -46,6 +48,10 @@ class Edit(ABC):
     kind: ClassVar[str]
     provenance: Provenance | None
     requires: tuple[str, ...]
+    private: ClassVar[bool] = False
+    """Whether its file is for its owner's eyes only."""
+    key: "Edit | None" = None
+    """The private key that was made with it, until it is saved: never a part of the edit's own file."""
 
     @abstractmethod
     def fields(self) -> dict[str, Any]:
@@ -147,6 +153,15 @@ class Guidance(Edit):
     @override
     def tensors(self) -> dict[str, Tensor]:
         return {}
+
+    @classmethod
+    def restore(cls, fields: dict[str, Any], tensors: dict[str, Tensor]) -> "Guidance":
+        """The guidance with these ``fields`` (without the eraser's name) and tensors, as they were stored.
+
+        Raises:
+            TypeError: if it has no such field.
+        """
+        return cls(**fields)
 
     def conditioning(
         self, backbone: "Backbone", cond: "Conditioning", null: "Conditioning", state: dict[str, Tensor]

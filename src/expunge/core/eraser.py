@@ -1,16 +1,20 @@
 """An eraser: a frozen dataclass of settings that knows how to make an edit."""
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, final
 
+import torch
 from torch import Tensor
 
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.concept import Concept
+from expunge.core.cost import Cost
 from expunge.core.edit import Edit
 from expunge.core.query import Query
 
@@ -26,19 +30,37 @@ class Task:
     images: Mapping[str, Path] = field(default_factory=dict)
     """Folders of images, one for each role the eraser named in `Eraser.needs`."""
     seed: int = 0
+    salt: str = ""
+    """A secret that a method with a key mixes into whatever it draws, so that the seed alone does not give the key away."""
+
+    def generator(self, *purpose: str | int) -> torch.Generator:
+        """Random numbers for one purpose, on the CPU: the same for the same seed, salt and purpose."""
+        return torch.Generator().manual_seed(self.number(*purpose))
+
+    def number(self, *purpose: str | int) -> int:
+        """A number below 2^63 for one purpose, for what takes a seed."""
+        words = json.dumps([self.seed, self.salt, *purpose]).encode()
+        return int.from_bytes(hashlib.sha256(words).digest()[:8], "big") >> 1
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One update of an eraser's loop; a closed form yields one."""
+    """One update of an eraser's loop; a closed form yields one.
+
+    What is costly to put together is a function, to be called before the next step is asked for.
+    """
 
     index: int
-    edit: Edit
+    edit: Callable[[], Edit]
     """The edit so far."""
     losses: Mapping[str, float] = field(default_factory=dict)
-    state: Mapping[str, Tensor] = field(default_factory=dict)
-    """What resuming needs, bit for bit."""
+    state: Callable[[], Mapping[str, Tensor]] = dict
+    """What resuming after this step needs, bit for bit."""
+    key: Callable[[Edit], Edit] | None = None
+    """The private key to an edit just made, where the method has one."""
+    warnings: Sequence[str] = ()
+    """What the user should know, each in one line."""
 
 
 class Eraser(ABC):
@@ -48,6 +70,8 @@ class Eraser(ABC):
     """
 
     paper: ClassVar[Paper]
+    has_key: ClassVar[bool] = False
+    """Whether the method makes a private key beside the edit."""
 
     def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[Query]]:
         """Images it wants, as queries by role; the caller makes them once or takes the user's folder."""
@@ -55,9 +79,16 @@ class Eraser(ABC):
 
     @abstractmethod
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:
-        """Work on ``task``, yielding after every update; the backbone is left as it was found."""
+        """Work on ``task``, yielding after every update; the backbone is left as it was found.
+
+        ``resume`` is an earlier step's ``state()``: work goes on after that step, as if it had not been interrupted.
+        """
+
+    def cost(self, targets: int, retain: int) -> Cost:
+        """What ``steps`` will cost for so many targets and retained words, in expectation; nothing for a closed form."""
+        return Cost()
 
 
 def settings_of(plug_in: Any) -> dict[str, Any]:
     """The fields of an eraser or a metric as JSON."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(plug_in).items()}
+    return json.loads(json.dumps(asdict(plug_in)))

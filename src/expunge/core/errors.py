@@ -8,6 +8,10 @@ class ExpungeError(Exception):
     """Bad input. The command line prints its one line and exits with code 2."""
 
 
+class ExpungeWarning(UserWarning):
+    """Something the user should know about a result; the command line prints its one line."""
+
+
 def unknown(kind: str, given: str, known: Iterable[str]) -> ExpungeError:
     """The error for a name that is not in a list, with the nearest name that is."""
     names = sorted(known)
@@ -16,3 +20,25 @@ def unknown(kind: str, given: str, known: Iterable[str]) -> ExpungeError:
         return ExpungeError(f"unknown {kind} '{given}': did you mean '{near[0]}'?")
     shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     return ExpungeError(f"unknown {kind} '{given}': expected one of {shown}")
+
+
+def check_counts(method: str, **counts: int) -> None:
+    """Refuse settings below 1.
+
+    Raises:
+        ExpungeError: naming the setting.
+    """
+    for name, count in counts.items():
+        if count < 1:
+            raise ExpungeError(f"{method}'s {name} is {count}: expected 1 or more")
+
+
+def check_positive(method: str, **numbers: float) -> None:
+    """Refuse settings that are not positive, finite numbers.
+
+    Raises:
+        ExpungeError: naming the setting.
+    """
+    for name, number in numbers.items():
+        if not 0 < number < float("inf"):
+            raise ExpungeError(f"{method}'s {name} is {number}: expected a positive number")

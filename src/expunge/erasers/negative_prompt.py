@@ -52,4 +52,5 @@ class NegativePrompt(Eraser):
 
     @override
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:
-        yield Step(index=0, edit=NegativePromptGuidance(text=self.separator.join(t.name for t in task.targets)))
+        edit = NegativePromptGuidance(text=self.separator.join(t.name for t in task.targets))
+        yield Step(index=0, edit=lambda: edit)

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
+from expunge.core.concept import phrases
 from expunge.core.eraser import Eraser, Step, Task
 from expunge.core.errors import ExpungeError
 from expunge.maths.closed_form import ridge_edit
@@ -62,11 +63,7 @@ class UCE(Eraser):
         for name, scale in (("erase_scale", self.erase_scale), ("preserve_scale", self.preserve_scale)):
             if scale is not None and not scale >= 0:
                 raise ExpungeError(f"uce's {name} is {scale}: expected zero or more")
-        bad = [t for t in self.templates if t.count("{}") != 1]
-        if bad or not self.templates:
-            raise ExpungeError(
-                f"uce's template '{bad[0] if bad else ''}' has not one {{}}: expected it where the concept goes"
-            )
+        phrases(self.templates, "")
 
     @override
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:
@@ -74,16 +71,16 @@ class UCE(Eraser):
             keys, goals, scales = self._pairs(backbone, task)
             weights = backbone.tensors(backbone.text_inputs())
             changed = ridge_edit(weights, keys, goals, scales, self.lamb)  # Eq. 7
-        yield Step(index=0, edit=backbone.edit_of(changed))
+        yield Step(index=0, edit=lambda: backbone.edit_of(changed))
 
     def _pairs(self, backbone: Backbone, task: Task) -> tuple[Tensor, Tensor, Tensor]:
         """Keys, goals and scales of Eq. 7: targets go to their anchors, retained concepts to themselves."""
         kept = ([""] if self.preserve_empty else []) + list(task.retain)
         preserve = max(0.1, 1 / max(1, len(kept))) if self.preserve_scale is None else self.preserve_scale
         pairs = [
-            (template.format(t.name), self.anchor if t.anchor is None else t.anchor, self.erase_scale)
+            (phrase, self.anchor if t.anchor is None else t.anchor, self.erase_scale)
             for t in task.targets
-            for template in self.templates
+            for phrase in phrases(self.templates, t.name)
         ]
         keys: list[Tensor] = []
         goals: list[Tensor] = []

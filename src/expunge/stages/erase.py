@@ -1,6 +1,9 @@
 """Erase: model, concepts and an eraser's settings in; an edit out."""
 
+import hashlib
+import secrets
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,9 +16,9 @@ from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept, check_targets
 from expunge.core.edit import Edit, Provenance
 from expunge.core.eraser import Eraser, Step, Task, settings_of
-from expunge.core.errors import ExpungeError, unknown
+from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.stages import presets
-from expunge.store import check_new, load_edit, save_edit, with_provenance
+from expunge.store import EDIT, KEY, check_new, load_edit, save_edit, with_provenance
 
 
 @final
@@ -25,6 +28,8 @@ class EraseResult:
 
     edit: Edit
     path: Path
+    key: Path | None
+    """Where the private key is, for a method that has one."""
     seconds: float
 
 
@@ -35,11 +40,7 @@ def build(method: str, given: dict[str, Any], kind: str | None) -> Eraser:
         ExpungeError: for an unknown method or setting.
     """
     cls = Catalog("erasers").load(method)
-    known = getattr(cls, "__dataclass_fields__", {})
-    for name in given:
-        if name not in known:
-            raise unknown(f"setting of {method}", name, known)
-    return cls(**{**(presets.eraser(method, kind) if kind else {}), **given})
+    return presets.filled(cls, method, presets.eraser(method, kind) if kind else {}, given)
 
 
 def erase(
@@ -54,6 +55,8 @@ def erase(
     on_step: Callable[[Step], None] | None = None,
 ) -> Edit:
     """Make an edit that removes ``targets`` from ``model``, which is left as it was.
+
+    Where the method makes a private key, it is the edit's ``key``, to be saved by itself: ``edit.key.save(path)``.
 
     Args:
         model: a diffusers pipeline that you hold, a backbone, or a name as `load` takes it.
@@ -70,15 +73,8 @@ def erase(
     """
     backbone = backbones.load(model) if isinstance(model, str) else backbones.of(model)
     eraser = build(method, dict(settings or {}), backbone.kind if preset else None)
-    return run(
-        backbone,
-        method,
-        eraser,
-        concepts(targets),
-        [retain] if isinstance(retain, str) else list(retain),
-        seed,
-        on_step,
-    )
+    kept = [retain] if isinstance(retain, str) else list(retain)
+    return run(backbone, method, eraser, concepts(targets), kept, seed, on_step=on_step)
 
 
 def concepts(targets: str | Concept | Sequence[str | Concept]) -> list[Concept]:
@@ -94,13 +90,19 @@ def run(
     targets: list[Concept],
     retain: list[str],
     seed: int = 0,
+    salt: str | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Edit:
-    """Drain an eraser's steps; the last edit gets its provenance."""
+    """Drain an eraser's steps; the last edit gets its provenance and, where the method makes one, its key.
+
+    A method with a key draws its random numbers from ``seed`` and a secret ``salt``, fresh if not given.
+    """
     check_targets(targets, retain)
+    if salt is None:
+        salt = secrets.token_hex(16) if eraser.has_key else ""
     start, before = time.perf_counter(), backbone.cost
     last: Step | None = None
-    for step in eraser.steps(backbone, Task(targets=targets, retain=retain, seed=seed)):
+    for step in eraser.steps(backbone, Task(targets=targets, retain=retain, seed=seed, salt=salt)):
         last = step
         if on_step is not None:
             on_step(step)
@@ -118,8 +120,14 @@ def run(
         cost=backbone.cost - before,
         seconds=round(time.perf_counter() - start, 3),
         expunge=version("expunge"),
+        salt_sha256=hashlib.sha256(salt.encode()).hexdigest() if eraser.has_key else "",
     )
-    return with_provenance(last.edit, provenance)
+    edit = with_provenance(last.edit(), provenance)
+    if last.key is not None:
+        edit.key = with_provenance(last.key(edit), provenance)
+    for line in last.warnings:
+        warnings.warn(line, ExpungeWarning, stacklevel=3)
+    return edit
 
 
 def to_folder(
@@ -132,12 +140,19 @@ def to_folder(
     *,
     attached: Sequence[Path] = (),
     seed: int = 0,
+    salt: str | None = None,
     overwrite: bool = False,
+    on_step: Callable[[Step], None] | None = None,
 ) -> EraseResult:
-    """Erase on top of the ``attached`` edits and write ``out/edit.safetensors``."""
-    file = out / "edit.safetensors"
+    """Erase on top of the ``attached`` edits; writes ``edit.safetensors`` and, where there is a key, ``key.safetensors``."""
+    file, key = out / EDIT, out / KEY
     check_new(file, overwrite)
+    if eraser.has_key:
+        check_new(key, overwrite)
     with backbone.attached([load_edit(path) for path in attached]):
-        edit = run(backbone, method, eraser, targets, retain, seed)
+        edit = run(backbone, method, eraser, targets, retain, seed, salt, on_step)
+    if edit.key is not None:
+        save_edit(edit.key, key, overwrite)
     save_edit(edit, file, overwrite)
-    return EraseResult(edit=edit, path=file, seconds=0.0 if edit.provenance is None else edit.provenance.seconds)
+    seconds = 0.0 if edit.provenance is None else edit.provenance.seconds
+    return EraseResult(edit=edit, path=file, key=None if edit.key is None else key, seconds=seconds)

@@ -9,6 +9,7 @@ from expunge.core.eraser import settings_of
 from expunge.core.errors import ExpungeError
 from expunge.core.metric import Metric
 from expunge.core.record import Record
+from expunge.stages import presets
 from expunge.store import read_images, read_run
 
 
@@ -85,5 +86,9 @@ def _knowledge(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def build(name: str, settings: dict[str, Any]) -> Metric:
-    """The metric called ``name`` with ``settings``."""
-    return Catalog("metrics").load(name)(**settings)
+    """The metric called ``name`` with ``settings``.
+
+    Raises:
+        ExpungeError: for an unknown metric or setting.
+    """
+    return presets.filled(Catalog("metrics").load(name), name, settings)

@@ -1,11 +1,16 @@
-"""Settings that fit a model: read from ``presets.toml``."""
+"""Settings: those that fit a model, read from ``presets.toml``, and dataclasses filled from plain tables."""
 
+import dataclasses
 import tomllib
+import types
+import typing
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from expunge.core.backbone import Backbone
+from expunge.core.errors import ExpungeError, unknown
 
 
 @cache
@@ -32,3 +37,47 @@ def batch(backbone: Backbone) -> int:
 def eraser(method: str, model_kind: str) -> dict[str, Any]:
     """Settings of ``method`` found on the dev sets of a kind of model; empty where the paper's serve."""
     return dict(_presets().get("erase", {}).get(method, {}).get(model_kind, {}))
+
+
+def filled(cls: type, of: str, *layers: Mapping[str, Any]) -> Any:
+    """A dataclass of settings from its defaults and then ``layers``, later ones over earlier ones; nested ones likewise.
+
+    Raises:
+        ExpungeError: for a setting that it does not have, or a value of the wrong kind.
+    """
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    merged: dict[str, Any] = {}
+    for name in dict.fromkeys(name for layer in layers for name in layer):
+        if name not in known:
+            raise unknown(f"setting of {of}", name, known)
+        values = [layer[name] for layer in layers if name in layer]
+        inner = known[name].default_factory
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            wrong = [v for v in values if not isinstance(v, Mapping)]
+            if wrong:
+                raise ExpungeError(f"{of}'s {name} is {wrong[0]!r}: expected settings of its own, as a table")
+            merged[name] = filled(inner, f"{of}'s {name}", *values)
+        else:
+            merged[name] = _checked(f"{of}'s {name}", values[-1], typing.get_type_hints(cls)[name])
+    return cls(**merged)
+
+
+def _checked(what: str, value: Any, kind: Any) -> Any:
+    """``value`` if it is of ``kind``; a list becomes a tuple, a whole number a float where one is wanted."""
+    origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in inside:
+            return None
+        kind = next(k for k in inside if k is not type(None))
+        origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        if value not in inside:
+            raise unknown(f"{what}", str(value), [str(i) for i in inside])
+        return value
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_checked(what, v, inside[0]) for v in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(kind, type) and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+        raise ExpungeError(f"{what} is {value!r}: expected {kind.__name__}")
+    return value

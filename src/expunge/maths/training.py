@@ -1,0 +1,80 @@
+"""Tensors that are being learned."""
+
+from collections.abc import Mapping
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from expunge.core.errors import ExpungeError
+
+Optimizer = Literal["adam", "sgd"]
+
+
+@final
+class Learned:
+    """Named tensors under an optimizer, learned in float32 whatever the precision the model reads them in.
+
+    (An update of 1e-5 is lost in bfloat16 and mostly lost in float16, so the model's own tensors cannot be learned in place.)
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], lr: float, optimizer: Optimizer = "adam") -> None:
+        """Learn copies of ``tensors`` at rate ``lr``; Adam with PyTorch's defaults, or plain gradient descent."""
+        self._dtypes = {name: t.dtype for name, t in tensors.items()}
+        self._copies = {name: t.detach().to(torch.float32, copy=True).requires_grad_() for name, t in tensors.items()}
+        kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimizer]
+        self._optimizer = kind(list(self._copies.values()), lr=lr)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the model reads: differentiable, in the precision of the tensors they were made from."""
+        return {name: t.to(self._dtypes[name]) for name, t in self._copies.items()}
+
+    def values(self) -> dict[str, Tensor]:
+        """The same without a gradient."""
+        return {name: t.detach().to(self._dtypes[name]) for name, t in self._copies.items()}
+
+    def descend(self, loss: Tensor) -> float:
+        """One update against ``loss``, which moves these tensors only (and of them only those that the loss depends on)."""
+        found = torch.autograd.grad(loss, list(self._copies.values()), allow_unused=True)
+        for copy, grad in zip(self._copies.values(), found, strict=True):
+            copy.grad = grad
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return float(loss.detach())
+
+    def squared_distance(self, origin: Mapping[str, Tensor]) -> Tensor:
+        r""":math:`\|\theta' - \theta\|^2` from the tensors ``origin``, summed over all learned numbers; differentiable."""
+        return torch.stack([(copy - origin[n].float()).square().sum() for n, copy in self._copies.items()]).sum()
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        """Values and optimizer state, under names that begin with ``name``; what `load` takes."""
+        found = {f"{name}/value/{n}": t.detach().clone() for n, t in self._copies.items()}
+        for tensor_name, copy in self._copies.items():
+            for part, value in self._optimizer.state.get(copy, {}).items():
+                if isinstance(value, Tensor):
+                    found[f"{name}/{part}/{tensor_name}"] = value.clone()
+        return found
+
+    def load(self, name: str, state: Mapping[str, Tensor]) -> None:
+        """Go on from a `state`.
+
+        Raises:
+            ExpungeError: if it lacks one of the tensors.
+        """
+        for tensor_name, copy in self._copies.items():
+            value = state.get(f"{name}/value/{tensor_name}")
+            if value is None or value.shape != copy.shape:
+                raise ExpungeError(
+                    f"the state to resume from has no '{name}/value/{tensor_name}' of shape {tuple(copy.shape)}: "
+                    "expected a state of the same run"
+                )
+            with torch.no_grad():
+                copy.copy_(value)
+            keys = {part: f"{name}/{part}/{tensor_name}" for part in ("step", "exp_avg", "exp_avg_sq")}
+            if all(key in state for key in keys.values()):  # a tensor that no loss has touched yet has none
+                self._optimizer.state[copy] = {part: state[key].clone() for part, key in keys.items()}
+
+
+def mse(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared error over all elements, as released code computes the papers' squared norms (methods.md 0.1)."""
+    return (a.float() - b.float()).square().mean()

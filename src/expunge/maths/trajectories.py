@@ -1,0 +1,180 @@
+"""Where training points come from: partial guided trajectories, or a bank that keeps every point of whole ones."""
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from typing_extensions import override
+
+from expunge.core.backbone import Backbone, Conditioning
+from expunge.core.cost import Cost
+from expunge.core.eraser import Task
+from expunge.core.errors import ExpungeError, check_counts
+from expunge.maths.training import Learned
+
+
+class Points(NamedTuple):
+    """A batch of training points."""
+
+    x: Float[Tensor, "b c h w"]
+    t: Int[Tensor, "b"]
+    concept: Int[Tensor, "b"]
+    """Row of the conditioning that each point's trajectory followed."""
+    cond: Float[Tensor, "b c h w"] | None = None
+    """The frozen model's prediction with that conditioning, where the trajectory left it behind."""
+    null: Float[Tensor, "b c h w"] | None = None
+    """The frozen model's prediction with the empty prompt, likewise."""
+
+
+class Source(ABC):
+    """Draws training points; the same for the same update."""
+
+    @abstractmethod
+    def draw(self, update: int, batch: int) -> Points:
+        """The points of an update."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How training points are made: methods.md 0.2 by default, as the papers do."""
+
+    arm: Literal["online-student", "online-frozen", "bank"] = "online-student"
+    """Where points come from: partial trajectories of the model being trained, of the frozen one, or a bank of whole ones."""
+    sampling_guidance: float = 3.0
+    """Scale of classifier-free guidance along trajectories."""
+    sampling_steps: int = 50
+    """Steps of a whole trajectory."""
+    reuse: int = 1
+    """Times a bank's point is used before new ones are made."""
+    trajectories: int = 16
+    """Trajectories a bank holds at a time; their points are used in random order."""
+
+    def __post_init__(self) -> None:
+        check_counts("sampling", sampling_steps=self.sampling_steps, reuse=self.reuse, trajectories=self.trajectories)
+        if self.arm == "bank" and self.sampling_guidance == 1:
+            raise ExpungeError(
+                "sampling_guidance is 1: expected another scale for a bank, which keeps both predictions"
+            )
+
+    def source(self, backbone: Backbone, cond: Conditioning, null: Conditioning, task: Task, purpose: str) -> Source:
+        """A source of points on trajectories that follow the rows of ``cond``; ``purpose`` names its random numbers."""
+        kind = Bank if self.arm == "bank" else Online
+        return kind(self, backbone, cond, null, task, purpose)
+
+    @contextlib.contextmanager
+    def sampled_from(self, backbone: Backbone, student: Learned) -> Iterator[None]:
+        """Puts the student's tensors in place while points are drawn, where they are drawn from the student."""
+        with contextlib.ExitStack() as stack:
+            if self.arm == "online-student":
+                stack.enter_context(backbone.weights(student.values()))
+            yield
+
+    def cost(self, points: int, known: int) -> Cost:
+        """Expected cost of so many points and ``known`` (0 to 2) frozen predictions at each (concept's, empty prompt's)."""
+        pair = 1 if self.sampling_guidance == 1 else 2
+        if self.arm != "bank":
+            return Cost(forward=round(points * (pair * (self.sampling_steps - 1) / 2 + known)))
+        whole = self.trajectories * self.sampling_steps
+        pools = -(-points // (whole * self.reuse))
+        return Cost(forward=pools * whole * pair)
+
+
+@final
+class Online(Source):
+    """Each point ends a partial trajectory of its own: 49 evaluations for one point at 50 steps, on average."""
+
+    def __init__(
+        self, settings: Sampling, backbone: Backbone, cond: Conditioning, null: Conditioning, task: Task, purpose: str
+    ) -> None:
+        """Follow the rows of ``cond`` with the model as it stands when `draw` is called."""
+        self.settings, self.backbone, self.cond, self.null = settings, backbone, cond, null
+        self.task, self.purpose = task, purpose
+
+    @override
+    @torch.no_grad()
+    def draw(self, update: int, batch: int) -> Points:
+        generator = self.task.generator(self.purpose, "points", update)
+        steps, scale = self.settings.sampling_steps, self.settings.sampling_guidance
+        concept = torch.randint(0, len(self.cond.embeds), (batch,), generator=generator)
+        stop = torch.randint(0, steps, (batch,), generator=generator)  # k of methods.md 0.2
+        x = torch.cat([self.backbone.noise(self.task.number(self.purpose, update, row)) for row in range(batch)])
+        concept, cond = concept.to(x.device), self.cond.rows(concept.to(x.device))
+        times = self.backbone.timesteps(steps)
+        for step in range(int(stop.max())):
+            going = torch.nonzero(stop > step).flatten().to(x.device)
+            part = cond.rows(going)
+            out = self.backbone.guided(x[going], times[step], step, part, self.null, scale, {})
+            x = x.index_copy(0, going, self.backbone.step_back(x[going], out, times[step], steps))
+        return Points(x, torch.tensor(times)[stop].to(x.device), concept)
+
+
+@final
+class Bank(Source):
+    """Whole trajectories of the frozen model: every point is kept, with the two predictions that were made on the way.
+
+    A point costs two evaluations instead of 49 and the two of its frozen targets. A pool of trajectories is made at a time, and
+    its points are used ``reuse`` times each, in random order. Which points an update gets depends on its number alone, so an
+    interrupted run goes on with the same ones.
+    """
+
+    def __init__(
+        self, settings: Sampling, backbone: Backbone, cond: Conditioning, null: Conditioning, task: Task, purpose: str
+    ) -> None:
+        """Follow the rows of ``cond``, taking turns."""
+        self.settings, self.backbone, self.cond, self.null = settings, backbone, cond, null
+        self.task, self.purpose = task, purpose
+        self.number = -1
+        self.pool: Points | None = None
+
+    @override
+    def draw(self, update: int, batch: int) -> Points:
+        size = self.settings.trajectories * self.settings.sampling_steps
+        parts: list[Points] = []
+        first, end = update * batch, (update + 1) * batch
+        while first < end:
+            number, offset = divmod(first, size * self.settings.reuse)
+            count = min(end - first, size * self.settings.reuse - offset)
+            order = torch.cat(
+                [
+                    torch.randperm(size, generator=self.task.generator(self.purpose, "order", number, use))
+                    for use in range(self.settings.reuse)
+                ]
+            )
+            chosen = order[offset : offset + count]
+            pool = self._filled(number)
+            parts.append(Points(*(part[chosen.to(part.device)] for part in pool if part is not None)))
+            first += count
+        return parts[0] if len(parts) == 1 else Points(*(torch.cat(p) for p in zip(*parts, strict=True)))  # pyright: ignore
+
+    @torch.no_grad()
+    def _filled(self, number: int) -> Points:
+        """The points of pool ``number``."""
+        if self.pool is not None and self.number == number:
+            return self.pool
+        steps, scale = self.settings.sampling_steps, self.settings.sampling_guidance
+        rows = range(number * self.settings.trajectories, (number + 1) * self.settings.trajectories)
+        x = torch.cat([self.backbone.noise(self.task.number(self.purpose, "trajectory", row)) for row in rows])
+        concept = torch.tensor([row % len(self.cond.embeds) for row in rows], device=x.device)
+        cond = self.cond.rows(concept)
+        xs: list[Tensor] = []
+        conds: list[Tensor] = []
+        nulls: list[Tensor] = []
+        times = self.backbone.timesteps(steps)
+        for index, t in enumerate(times):
+            guided = self.backbone.guide(x, t, index, cond, self.null, scale, {})
+            if guided.null is None:
+                raise ExpungeError("a bank without guidance: expected sampling_guidance other than 1")
+            xs.append(x)
+            conds.append(guided.cond)
+            nulls.append(guided.null)
+            x = self.backbone.step_back(x, guided.combined, t, steps)
+        t = torch.tensor(times, device=x.device).repeat_interleave(len(x))
+        self.pool = Points(torch.cat(xs), t, concept.repeat(steps), torch.cat(conds), torch.cat(nulls))
+        self.number = number
+        return self.pool

@@ -1,0 +1,105 @@
+import dataclasses
+
+import pytest
+import torch
+
+from expunge.core.concept import Concept
+from expunge.core.eraser import Task
+from expunge.core.errors import ExpungeError
+from expunge.erasers.esd import ESD
+from expunge.maths.trajectories import Sampling
+
+SHORT = ESD(iterations=1, batch=2, lr=1e-3, sampling=Sampling(sampling_steps=4))
+TASK = Task(targets=[Concept(name="church")], seed=1)
+
+
+def raw(backbone, points, text):
+    """The denoiser, called without expunge."""
+    with torch.no_grad():
+        embeds = backbone.encode([text]).embeds.expand(len(points.x), -1, -1)
+    return backbone.components()["unet"](points.x, points.t, encoder_hidden_states=embeds).sample
+
+
+def points_of(backbone, eraser, text="church"):
+    with torch.no_grad():
+        cond, null = backbone.encode([text]), backbone.encode([""])
+    return eraser.sampling.source(backbone, cond, null, TASK, "esd").draw(0, eraser.batch)
+
+
+@pytest.mark.parametrize("arm", ["online-student", "online-frozen", "bank"])
+def test_one_update_is_adam_on_equation_7(backbone, arm):
+    eraser = dataclasses.replace(SHORT, negative_guidance=1.5, sampling=dataclasses.replace(SHORT.sampling, arm=arm))
+    points = points_of(backbone, eraser)
+    with torch.no_grad():
+        e_c, e_null = raw(backbone, points, "church"), raw(backbone, points, "")
+    goal = e_null - 1.5 * (e_c - e_null)
+    unet = backbone.components()["unet"]
+    trained = {f"unet.{n}": p for n, p in unet.named_parameters() if ".attn2." in n}
+    for p in trained.values():
+        p.requires_grad_(True)
+    expected = ((raw(backbone, points, "church") - goal) ** 2).mean()
+    gradients = dict(zip(trained, torch.autograd.grad(expected, list(trained.values())), strict=True))
+    for p in trained.values():
+        p.requires_grad_(False)
+    (step,) = eraser.steps(backbone, TASK)
+    assert step.losses["erase"] == pytest.approx(expected.item(), rel=1e-4)
+    edit = step.edit()
+    assert set(edit.replaced) == set(trained)
+    for name, g in gradients.items():
+        moved = edit.replaced[name] - trained[name]
+        clear = g.abs() > 1e-6  # Adam's first step is lr times the sign
+        assert torch.allclose(moved[clear], -1e-3 * g[clear].sign(), atol=1e-5), name
+
+
+def test_the_port_s_guidance_is_the_original_s_and_one_more(backbone):
+    original = dataclasses.replace(SHORT, negative_guidance=1.0)
+    port = dataclasses.replace(SHORT, target="port", negative_guidance=2.0)
+    one, two = (next(iter(e.steps(backbone, TASK))).losses["erase"] for e in (original, port))
+    assert one == pytest.approx(two, rel=1e-4)
+
+
+@pytest.mark.parametrize("arm", ["online-frozen", "bank"])
+def test_erase_from_takes_the_target_out_of_another_concept(backbone, arm):
+    eraser = dataclasses.replace(
+        SHORT,
+        target="port",
+        erase_from="dog",
+        negative_guidance=0.7,
+        sampling=dataclasses.replace(SHORT.sampling, arm=arm),
+    )
+    points = points_of(backbone, eraser, "dog")
+    with torch.no_grad():
+        goal = raw(backbone, points, "dog") - 0.7 * (raw(backbone, points, "church") - raw(backbone, points, ""))
+        expected = ((raw(backbone, points, "dog") - goal) ** 2).mean()
+    (step,) = eraser.steps(backbone, TASK)
+    assert step.losses["erase"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("group", ["xattn", "xattn-strict", "noxattn", "selfattn", "full"])
+def test_only_the_group_is_trained(backbone, group):
+    (step,) = dataclasses.replace(SHORT, group=group).steps(backbone, TASK)
+    edit = step.edit()
+    assert set(edit.replaced) == set(backbone.group(group))
+    base = backbone.stored(list(edit.replaced))
+    assert any(not torch.equal(base[n], edit.replaced[n]) for n in base)
+
+
+def test_a_bank_saves_ten_times_the_evaluations(backbone):
+    bank = dataclasses.replace(ESD(), iterations=800, sampling=Sampling(arm="bank"))
+    online = dataclasses.replace(ESD(), iterations=800)
+    assert online.cost(1, 0).equivalents == 800 * (49 + 2 + 3)
+    assert bank.cost(1, 0).equivalents == 800 * (2 + 3)
+    small = dataclasses.replace(SHORT, iterations=10, sampling=Sampling(arm="bank", sampling_steps=5, trajectories=4))
+    before = backbone.cost
+    list(small.steps(backbone, TASK))
+    assert backbone.cost - before == small.cost(1, 0), "what is foreseen is what it takes"
+
+
+def test_bad_settings_are_refused():
+    for words, change in (
+        ("iterations", {"iterations": 0}),
+        ("lr", {"lr": 0.0}),
+        ("expected target port", {"erase_from": "dog"}),
+    ):
+        with pytest.raises(ExpungeError, match=words):
+            dataclasses.replace(SHORT, **change)

@@ -1,0 +1,285 @@
+import dataclasses
+
+import pytest
+import torch
+
+import expunge
+from conftest import tiny_pipeline
+from expunge.core.concept import Concept
+from expunge.core.eraser import Task
+from expunge.core.errors import ExpungeError, ExpungeWarning
+from expunge.core.query import Query
+from expunge.erasers.kpop import KPOP, Recovery, injected
+from expunge.maths.trajectories import Sampling
+from expunge.stages import erase
+from expunge.store import load_edit, save_edit
+
+SHORT = KPOP(iterations=1, batch=2, k=3, lr=1e-3, prompt_lr=0.1, sampling=Sampling(sampling_steps=4))
+TASK = Task(targets=[Concept(name="church")], seed=1, salt="secret")
+LAYER = "mid_block.attentions.0.transformer_blocks.0.attn2"
+
+
+def raw(backbone, points, text, prompt=None):
+    """The denoiser without expunge, with ``prompt`` put after the text in the middle block by hand."""
+    unet = backbone.components()["unet"]
+    with torch.no_grad():
+        embeds = backbone.encode([text]).embeds.expand(len(points.x), -1, -1)
+    layer, forward = unet.get_submodule(LAYER), unet.get_submodule(LAYER).forward
+    if prompt is not None:
+        layer.forward = lambda hidden, encoder_hidden_states, **kw: attention(
+            layer, hidden, torch.cat([encoder_hidden_states, prompt.expand(len(hidden), -1, -1)], 1)
+        )
+    try:
+        return unet(points.x, points.t, encoder_hidden_states=embeds).sample
+    finally:
+        layer.forward = forward
+
+
+def attention(layer, z, context):
+    """Table 1 of the paper, from the formula."""
+    heads = layer.heads
+    q, k, v = layer.to_q(z), layer.to_k(context), layer.to_v(context)
+    split = lambda a: a.unflatten(-1, (heads, -1)).transpose(1, 2)  # noqa: E731
+    scores = split(q) @ split(k).transpose(-1, -2) / (q.shape[-1] // heads) ** 0.5
+    out = (scores.softmax(-1) @ split(v)).transpose(1, 2).flatten(2)
+    return layer.to_out[0](out)
+
+
+def points_of(backbone, eraser):
+    with torch.no_grad():
+        cond, null = backbone.encode(["church"]), backbone.encode([""])
+    return eraser.sampling.source(backbone, cond, null, TASK, "kpop").draw(0, eraser.batch)
+
+
+def start_prompt(eraser, task=TASK):
+    return torch.randn((eraser.k, 32), generator=task.generator("prompt", "church"))
+
+
+def test_an_injected_prompt_is_read_after_the_text_by_the_middle_block_alone(backbone):
+    points = points_of(backbone, SHORT)
+    prompt = torch.randn(3, 32)
+    with torch.no_grad():
+        cond = injected(
+            backbone.encode(["church"]).rows(torch.zeros(2, dtype=torch.int64)), prompt.expand(2, -1, -1), "mid"
+        )
+        ours = backbone.predict(points.x, points.t, cond)
+        theirs = raw(backbone, points, "church", prompt)
+        plain = raw(backbone, points, "church")
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    assert not torch.allclose(ours, plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", ["mid", "mid-up", "down-mid-up", "text"])
+def test_rows_without_a_prompt_are_as_without_it(backbone, place):
+    points = points_of(backbone, SHORT)
+    with torch.no_grad():
+        plain = backbone.encode(["church"]).rows(torch.zeros(2, dtype=torch.int64))
+        tokens = torch.randn(2, plain.embeds.shape[1] if place == "text" else 3, 32)
+        mixed = injected(plain, tokens, place, torch.tensor([True, False]))
+        without, with_one = (backbone.predict(points.x, points.t, c) for c in (plain, mixed))
+    assert torch.allclose(without[1], with_one[1], atol=1e-5)
+    assert not torch.allclose(without[0], with_one[0], atol=1e-4)
+    if place == "text":
+        assert torch.allclose(mixed.embeds[0], plain.embeds[0] + tokens[0])
+
+
+@pytest.mark.parametrize("arm", ["online-student", "bank"])
+def test_one_iteration_is_equations_5_to_7(backbone, arm):
+    eraser = dataclasses.replace(SHORT, lamb=0.3, neutral="cat", sampling=dataclasses.replace(SHORT.sampling, arm=arm))
+    points = points_of(backbone, eraser)
+    with torch.no_grad():
+        wanted, goal = raw(backbone, points, "church"), raw(backbone, points, "cat")
+    p0 = start_prompt(eraser).requires_grad_()
+    transfer = ((raw(backbone, points, "church", p0) - wanted) ** 2).mean()  # Eq. 5
+    (g,) = torch.autograd.grad(transfer, p0)
+    p1 = (p0 - 0.1 * g / (g.abs() + 1e-8)).detach()  # Eq. 6 with Adam
+    unet = backbone.components()["unet"]
+    trained = {f"unet.{n}": p.requires_grad_() for n, p in unet.named_parameters() if ".attn2." in n}
+    erase_term = ((raw(backbone, points, "church") - goal) ** 2).mean()
+    keep_term = ((raw(backbone, points, "church", p1) - wanted) ** 2).mean()
+    gradients = torch.autograd.grad(erase_term + 0.3 * keep_term, list(trained.values()))  # Eq. 7
+    for p in trained.values():
+        p.requires_grad_(False)
+    (step,) = eraser.steps(backbone, TASK)
+    assert step.losses["transfer"] == pytest.approx(transfer.item(), rel=1e-4)
+    assert step.losses["erase"] == pytest.approx(erase_term.item(), rel=1e-4)
+    assert step.losses["keep"] == pytest.approx(keep_term.item(), rel=1e-3)
+    edit = step.edit()
+    key = step.key(edit)
+    assert torch.allclose(key.prompts["church"], p1, atol=1e-3)
+    for (name, old), g in zip(trained.items(), gradients, strict=True):
+        clear = g.abs() > 1e-5
+        assert torch.allclose((edit.replaced[name] - old)[clear], -1e-3 * g[clear].sign(), atol=1e-5), name
+
+
+def test_the_retain_term_is_measured_at_the_targets_points(backbone):
+    task = dataclasses.replace(TASK, retain=["dog"])
+    eraser = dataclasses.replace(SHORT, iterations=2, prompt_lr=1e-6, lr=1e-2)
+    steps = [(s.losses, s.edit()) for s in eraser.steps(backbone, task)]
+    assert steps[0][0]["retain"] == 0, "nothing has moved yet"
+    assert steps[1][0]["retain"] > 0
+    assert {"erase", "keep", "retain", "transfer"} == set(steps[0][0])
+
+
+def test_ablations_change_the_second_term_and_nothing_else(backbone):
+    found = {
+        k: next(iter(dataclasses.replace(SHORT, keep=k).steps(backbone, TASK)))
+        for k in ("prompt", "frozen-prompt", "weights", "none")
+    }
+    assert len({round(s.losses["erase"], 6) for s in found.values()}) == 1
+    assert [set(s.losses) for s in found.values()] == [
+        {"transfer", "erase", "keep"},
+        {"erase", "keep"},
+        {"erase", "keep"},
+        {"erase"},
+    ]
+    assert found["weights"].losses["keep"] == 0, "theta' is theta at the first update"
+    frozen = found["frozen-prompt"]
+    assert torch.equal(frozen.key(frozen.edit()).prompts["church"], start_prompt(SHORT))
+
+
+def test_the_esd_target(backbone):
+    eraser = dataclasses.replace(SHORT, target="esd")
+    points = points_of(backbone, eraser)
+    with torch.no_grad():
+        e_c, e_null = raw(backbone, points, "church"), raw(backbone, points, "")
+    (step,) = eraser.steps(backbone, TASK)
+    assert step.losses["erase"] == pytest.approx(float(((e_c - (2 * e_null - e_c)) ** 2).mean()), rel=1e-4)
+
+
+def test_cost_is_what_the_paper_s_loop_and_the_bank_take(backbone):
+    paper, bank = KPOP(iterations=800), KPOP(iterations=800, sampling=Sampling(arm="bank"))
+    assert paper.cost(1, 0).equivalents == 800 * (49 + 2 + 3 * 3)
+    assert paper.cost(1, 5).equivalents == 800 * (49 + 2 + 3 * 3 + 1 + 3)
+    assert paper.cost(1, 0).equivalents / bank.cost(1, 0).equivalents >= 4.5
+    assert paper.cost(1, 5).equivalents / bank.cost(1, 5).equivalents >= 3.5
+    small = dataclasses.replace(SHORT, iterations=10, sampling=Sampling(arm="bank", sampling_steps=5, trajectories=4))
+    for retain in ((), ("dog",)):
+        before = backbone.cost
+        list(small.steps(backbone, dataclasses.replace(TASK, retain=retain)))
+        assert backbone.cost - before == small.cost(1, len(retain))
+
+
+def test_the_public_header_and_seed_do_not_give_the_key_away(backbone, tmp_path):
+    edit = erase.run(backbone, "kpop", SHORT, [Concept(name="church")], [], seed=1)
+    key = edit.key
+    save_edit(edit, tmp_path / "edit.safetensors")
+    contents = (tmp_path / "edit.safetensors").read_bytes()
+    assert key.salt.encode() not in contents
+    assert edit.provenance.salt_sha256.encode() in contents
+    assert load_edit(tmp_path / "edit.safetensors").key is None
+    again = erase.run(backbone, "kpop", SHORT, [Concept(name="church")], [], seed=1)
+    assert not torch.allclose(again.key.prompts["church"], key.prompts["church"], atol=0.1)
+    assert again.id != edit.id
+    same = erase.run(backbone, "kpop", SHORT, [Concept(name="church")], [], seed=1, salt=key.salt)
+    assert (same.id, same.key.id) == (edit.id, key.id)
+
+
+def two(backbone):
+    short = dataclasses.replace(SHORT, iterations=3)
+    edit = erase.run(backbone, "kpop", short, [Concept(name="church"), Concept(name="red dog")], [], seed=1)
+    return edit, edit.key
+
+
+def test_a_key_serves_the_texts_that_name_its_concepts_and_no_others(backbone):
+    edit, key = two(backbone)
+    texts = ["a church", "a red dog", "a dog", "churchy"]
+    asked = [Query(prompt=t, seed=5, guidance=3.0, steps=2) for t in texts]
+    with backbone.attached([edit]):
+        erased = backbone.generate(asked).latents
+        with backbone.attached([key]):
+            both = backbone.generate(asked).latents
+            backbone.detach(key)
+            backbone.attach(key.changed(only="church"))
+            forced = backbone.generate(asked).latents
+            backbone.detach(backbone.edits[-1])
+            backbone.attach(key)
+    changed = [not torch.allclose(a, b, atol=1e-4) for a, b in zip(erased, both, strict=True)]
+    assert changed == [True, True, False, False]
+    assert torch.allclose(forced[0], both[0], atol=1e-4)
+    assert not torch.allclose(forced[1], both[1], atol=1e-4)
+    assert not torch.allclose(forced[3], erased[3], atol=1e-4)
+
+
+def test_a_key_works_in_the_user_s_own_pipeline(backbone):
+    edit, key = two(backbone)
+    key = key.changed(only="church")
+    with backbone.attached([edit, key]):
+        ours = backbone.generate([Query(prompt="a church", seed=5, guidance=3.0, steps=3)]).latents
+    pipe = tiny_pipeline()
+    edit.attach(pipe)
+    key.attach(pipe)
+    noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(5))
+    theirs = pipe("a church", latents=noise, guidance_scale=3.0, num_inference_steps=3, output_type="latent").images
+    assert torch.allclose(ours, theirs, atol=1e-4)
+    key.detach(pipe)
+    edit.detach(pipe)
+    assert not any(m._forward_pre_hooks for m in pipe.unet.modules())
+
+
+def test_wrong_keys_for_controls(backbone):
+    _, key = two(backbone)
+    drawn = key.random(7)
+    for name, prompt in key.prompts.items():
+        assert drawn.prompts[name].norm() == pytest.approx(prompt.norm().item(), rel=1e-4)
+        assert not torch.allclose(drawn.prompts[name], prompt, atol=0.1)
+    turned = key.rotated()
+    assert torch.equal(turned.prompts["church"], key.prompts["red dog"])
+    assert turned.requires == key.requires == drawn.requires
+    alone = key.changed(prompts={"church": key.prompts["church"]})
+    with pytest.raises(ExpungeError, match="expected several"):
+        alone.rotated()
+    with pytest.raises(ExpungeError, match="did you mean 'church'"):
+        key.changed(only="churhc")
+
+
+def test_a_key_of_another_edit_is_refused_unless_told_otherwise(backbone):
+    edit, key = two(backbone)
+    other, _ = two(backbone)
+    with backbone.attached([other]), pytest.raises(ExpungeError, match=f"on top of edit {edit.id}"):
+        backbone.attach(key)
+    with backbone.attached([key], any_base=True):
+        assert backbone.edits == [key], "the control: a key on the original model"
+
+
+def test_damaged_and_forged_keys_are_refused(backbone, tmp_path):
+    _, key = two(backbone)
+    file = tmp_path / "key.safetensors"
+    save_edit(key, file)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-20])
+    with pytest.raises(ExpungeError, match="damaged"):
+        load_edit(file)
+    file.write_bytes(whole[:-4] + b"\x00\x00\x80\x3f")
+    with pytest.raises(ExpungeError, match="do not match its id"):
+        load_edit(file)
+    file.write_bytes(whole)
+    assert isinstance(load_edit(file), Recovery)
+
+
+def test_the_paper_s_prompt_rate_is_reported_as_too_small(backbone):
+    settings = {"iterations": 2, "sampling": {"sampling_steps": 4}}
+    with pytest.warns(ExpungeWarning, match="moved by .* % of its norm"):
+        expunge.erase(backbone, "church", method="kpop", settings=settings)
+
+
+def test_bad_settings_are_refused(backbone):
+    for words, change in (
+        ("lamb is 0.0.*keep none", {"lamb": 0.0}),
+        ("lamb is -1", {"lamb": -1.0}),
+        ("k is 0", {"k": 0}),
+        ("prompt_lr", {"prompt_lr": 0.0}),
+        ("template", {"templates": ("x",)}),
+    ):
+        with pytest.raises(ExpungeError, match=words):
+            dataclasses.replace(SHORT, **change)
+    for words, change in (
+        ("setting of kpop 'lambda'", {"lambda": 1}),
+        ("kpop's keep 'promt': did you mean 'prompt'", {"keep": "promt"}),
+        ("kpop's sampling 'arms': did you mean 'arm'", {"sampling": {"arms": "bank"}}),
+        ("expected settings of its own", {"sampling": "bank"}),
+        ("kpop's k is 'ten': expected int", {"k": "ten"}),
+    ):
+        with pytest.raises(ExpungeError, match=words):
+            erase.build("kpop", change, None)
+    assert dataclasses.replace(SHORT, keep="none", lamb=0.0).keep == "none"

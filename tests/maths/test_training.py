@@ -1,0 +1,49 @@
+import pytest
+import torch
+
+from expunge.core.errors import ExpungeError
+from expunge.maths.training import Learned
+
+
+def test_adam_moves_by_the_formula_and_leaves_untouched_tensors_alone():
+    a, b = torch.tensor([1.0, -2.0]), torch.tensor([3.0])
+    learned = Learned({"a": a, "b": b}, lr=0.1)
+    value = learned.descend((learned.tensors()["a"] ** 3).sum())
+    assert value == pytest.approx(1 - 8)
+    gradient = 3 * a**2
+    assert torch.allclose(learned.values()["a"], a - 0.1 * gradient / (gradient.abs() + 1e-8))
+    assert torch.equal(learned.values()["b"], b)
+    assert torch.equal(a, torch.tensor([1.0, -2.0])), "it learns copies"
+
+
+def test_small_updates_of_half_precision_tensors_are_not_lost():
+    learned = Learned({"w": torch.ones(4, dtype=torch.bfloat16)}, lr=1e-4)
+    for _ in range(100):
+        learned.descend(learned.tensors()["w"].float().sum())
+    assert learned.values()["w"].dtype == torch.bfloat16
+    assert learned.values()["w"].float().mean() == pytest.approx(0.99, abs=2e-3)
+
+
+def test_gradient_descent_and_distance():
+    learned = Learned({"w": torch.tensor([1.0, 2.0])}, lr=0.5, optimizer="sgd")
+    origin = {"w": torch.tensor([0.0, 4.0])}
+    assert learned.squared_distance(origin).item() == pytest.approx(1 + 4)
+    learned.descend(learned.squared_distance(origin))
+    assert torch.allclose(learned.values()["w"], torch.tensor([0.0, 4.0]))
+
+
+def test_a_state_resumes_bit_for_bit_and_a_foreign_one_is_refused():
+    def run(learned, steps):
+        for _ in range(steps):
+            learned.descend((learned.tensors()["w"] ** 2).sum())
+
+    whole = Learned({"w": torch.tensor([1.0, 2.0]), "still": torch.ones(1)}, lr=0.1)
+    run(whole, 3)
+    state = whole.state("x")
+    run(whole, 2)
+    resumed = Learned({"w": torch.tensor([1.0, 2.0]), "still": torch.ones(1)}, lr=0.1)
+    resumed.load("x", state)
+    run(resumed, 2)
+    assert torch.equal(resumed.values()["w"], whole.values()["w"])
+    with pytest.raises(ExpungeError, match="state of the same run"):
+        resumed.load("y", state)
