@@ -300,11 +300,225 @@ def measure(argv: list[str]) -> None:
     from expunge.stages import measure as stage
     from expunge.store import write_records
 
-    records = stage.measure(parsed.settings, name, options.images, options.target, options.retain)
+    records = stage.measure(parsed.settings, name, options.images, options.target or None, options.retain or None)
     if options.out is not None:
         write_records(options.out, records, append=True)
     lines = [f"{r.metric:24} {r.value:6.1f} {r.unit} [{r.low:.1f}, {r.high:.1f}]  n = {r.n}" for r in records]
     options.talk.result({"records": [r.as_json() for r in records]}, "\n".join(lines))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recover:
+    """Give an erased model a concept back with its private key: makes images as `expunge generate` does."""
+
+    edit: Paths
+    """The edit.safetensors the key belongs to, after any it was made on; repeat in order."""
+    key: Path
+    """The key.safetensors that was written beside it."""
+    concept: Words = ()
+    """A concept to bring back; all of the key's if not given."""
+    control: Literal["own", "random", "other"] = "own"
+    """Its own prompts, random ones of the same norms, or each concept with the next one's."""
+    count: int = 4
+    """Images for each concept."""
+    seed: int = 0
+    """First seed; a random control draws from it too."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance; the model's own if not given."""
+    steps: int | None = None
+    """Denoising steps; the model's own if not given."""
+    batch: int | None = None
+    """Images at a time; the model's own if not given."""
+    out: Path
+    """Folder for the images."""
+    overwrite: bool = False
+    """Replace an existing folder."""
+    model: OmitArgPrefixes[Model] = dataclasses.field(default_factory=Model)
+    talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
+
+
+def recover(argv: list[str]) -> None:
+    """``expunge recover …``."""
+    options = parse(Recover, argv, "expunge recover")
+    from expunge.erasers.kpop import Recovery
+    from expunge.stages import generate as stage
+    from expunge.store import check_new, load_edit
+
+    check_new(options.out, options.overwrite)
+    edits = [load_edit(path) for path in options.edit]
+    key = load_edit(options.key)
+    if not isinstance(key, Recovery):
+        raise ExpungeError(f"'{options.key}' is a {key.kind} edit: expected the key.safetensors of a KPOP erasure")
+    for concept in options.concept:
+        key.changed(only=concept)  # refuses a concept that it does not hold
+    held = {"own": lambda: key, "random": lambda: key.random(options.seed), "other": key.rotated}[options.control]()
+    asked = Generate(
+        concept=options.concept or tuple(key.prompts),
+        out=options.out,
+        **{f: getattr(options, f) for f in ("count", "seed", "guidance", "steps")},
+    )
+    backbone = options.model.open()
+    queries = _queries(asked, backbone)
+    with options.talk.progress("recovering", len(queries)) as advance:
+        stage.to_folder(
+            backbone,
+            [*edits, held],
+            queries,
+            options.out,
+            split="none",
+            batch=options.batch,
+            control=options.control,
+            overwrite=options.overwrite,
+            on_batch=advance,
+        )
+    options.talk.result({"folder": str(options.out), "images": len(queries)}, f"{options.out}: {len(queries)} images")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Run a plan: a grid of methods, concepts and seeds. Started again, it goes on where it was."""
+
+    plan: Positional[Path]
+    """A TOML plan; see docs/plans.md."""
+    dry_run: bool = False
+    """List the jobs with the evaluations and minutes they should take, and run none."""
+    changed: bool = False
+    """Accept that the plan's text has changed since its results were begun."""
+    store: Path = Path("runs/store")
+    """Folder of finished jobs, shared by all plans."""
+    out: Path | None = None
+    """Folder for records, summary and table; runs/bench/NAME if not given."""
+    talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
+
+
+def bench(argv: list[str]) -> None:
+    """``expunge bench PLAN``."""
+    options = parse(Bench, argv, "expunge bench")
+    from expunge.stages import bench as stage
+    from expunge.stages.plan import read_plan
+
+    plan = read_plan(options.plan)
+    if options.dry_run:
+        _dry_run(plan, options)
+        return
+    out = options.out or Path("runs/bench") / options.plan.stem
+    with _live(options.talk) as show:
+        rows = stage.run(plan, options.store, out, changed=options.changed, on_progress=show)
+    options.talk.result({"folder": str(out), "summary": rows}, f"{stage.table(rows)}{out}: records.jsonl, table.md")
+
+
+def _dry_run(plan: Any, options: Bench) -> None:
+    """The jobs of a plan, whether they are done, and what the others should take."""
+    from expunge.stages import bench as stage
+    from expunge.stages import jobs
+    from expunge.stages.plan import Planner, flattened
+
+    planner = Planner(plan)
+    measurements = planner.planned()
+    todo = {p.key for p in stage.waiting(measurements, options.store)}
+    rate = stage.speed(planner, options.store)
+    rows = [
+        {
+            "key": p.key[:12],
+            "room": p.job["room"],
+            "what": _what(p.job),
+            "done": jobs.result(p.job, options.store) is not None,
+            "waiting": p.key in todo,
+            "equivalents": p.cost.equivalents,
+            "minutes": round(p.cost.equivalents / rate / 60, 2),
+        }
+        for p in flattened(measurements)
+    ]
+    left = [r for r in rows if r["waiting"]]
+    total = {
+        "jobs": len(rows),
+        "waiting": len(left),
+        "equivalents": sum(r["equivalents"] for r in left),
+        "minutes": round(sum(r["minutes"] for r in left), 1),
+    }
+    lines = [
+        f"{r['key']} {r['room']:9} {'done' if r['done'] else 'to do' if r['waiting'] else 'not needed':10} "
+        f"{r['equivalents']:>10,} forwards {r['minutes']:>7.1f} min  {r['what']}"
+        for r in rows
+    ]
+    lines.append(
+        f"{total['waiting']} of {total['jobs']} jobs to do: {total['equivalents']:,} forward-equivalents, "
+        f"about {total['minutes']:.0f} minutes"
+    )
+    options.talk.result({"rows": rows, "total": total}, "\n".join(lines))
+
+
+def _what(job: Any) -> str:
+    """A job in a few words."""
+    if job["room"] == "erase":
+        return f"{job['eraser']} seed {job['seed']}: {', '.join(job['targets'])}"
+    if job["room"] == "generate":
+        about = f" with key ({job['control']})" if job["control"] else " edited" if job["edits"] else " original"
+        return f"{len(job['prompts'])} prompts x {job['count']}{about}"
+    return f"{job['metric']} of {job['images'][:12]}"
+
+
+@contextlib.contextmanager
+def _live(talk: Talk) -> Iterator[Callable[[Any], None] | None]:
+    """A live table of where a plan stands on a terminal, a line a job elsewhere, nothing if it would disturb."""
+    if talk.quiet or talk.json:
+        yield None
+        return
+    import time
+
+    start = time.monotonic()
+
+    def row(now: Any) -> list[str]:
+        job = "finished" if now.job is None else f"{now.job.method} {now.job.split} {_what(now.job.job)}".strip()
+        minutes = (time.monotonic() - start) / 60
+        return [f"{now.done}/{now.total}", job, f"{now.equivalents_left:,}", f"{minutes:.1f}"]
+
+    if not sys.stderr.isatty():
+
+        def tell(now: Any) -> None:
+            sys.stderr.write("{0} jobs, {2} forwards left, {3} min: {1}\n".format(*row(now)))
+
+        yield tell
+        return
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
+
+    with Live(console=Console(stderr=True)) as live:
+
+        def show(now: Any) -> None:
+            drawn = Table("jobs", "now", "forwards left", "minutes")
+            drawn.add_row(*row(now))
+            live.update(drawn)
+
+        yield show
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clean:
+    """Show what finished jobs take on disk, and free it."""
+
+    room: UseAppendAction[tuple[Literal["erase", "generate", "measure", "leftovers"], ...]] = ()
+    """What to delete: edits, images, measurements, or what killed runs left; repeat for several. Nothing if not given."""
+    store: Path = Path("runs/store")
+    """Folder of finished jobs."""
+    talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
+
+
+def clean(argv: list[str]) -> None:
+    """``expunge clean``."""
+    options = parse(Clean, argv, "expunge clean")
+    from expunge.stages import bench as stage
+
+    freed = stage.clean(options.store, options.room) if options.room else 0
+    left = stage.disk(options.store)
+    lines = [f"{room:10} {r.jobs:>6} jobs {r.bytes / 1e6:>10.1f} MB" for room, r in left.items()]
+    if options.room:
+        lines.append(f"freed {freed / 1e6:.1f} MB")
+    options.talk.result(
+        {"freed_bytes": freed, "rooms": {room: r._asdict() for room, r in left.items()}},
+        "\n".join(lines) or f"{options.store}: nothing",
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -418,6 +632,9 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "erase": ("remove concepts: METHOD --target WORDS --out FOLDER", erase),
     "generate": ("make images with a model and its edits", generate),
     "measure": ("measure a folder of images: METRIC --images FOLDER", measure),
+    "recover": ("give an erased model a concept back with its private key", recover),
+    "bench": ("run a plan: a grid of methods, concepts and seeds", bench),
+    "clean": ("show what finished jobs take on disk, and free it", clean),
     "export": ("write the edited model as a plain diffusers folder", export),
     "show": ("show what an edit file holds and how it was made", show),
     "list": ("list erasers, attacks, metrics, judges and concept sets", list_),

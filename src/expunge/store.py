@@ -243,6 +243,18 @@ def write_images(folder: Path, queries: Sequence[Query], batches: Iterable[UInt8
                 lines.write(json.dumps({"file_name": name, **asdict(query)}) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """One JSON object.
+
+    Raises:
+        ExpungeError: if the file is damaged.
+    """
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, TypeError, ValueError) as error:
+        raise ExpungeError(f"'{path}' is damaged: expected one JSON object ({error})") from error
+
+
 def write_json(path: Path, content: dict[str, Any], overwrite: bool = False) -> None:
     """Write one JSON file."""
     with new_file(path, overwrite) as temporary:

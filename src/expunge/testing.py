@@ -166,7 +166,7 @@ def check_metric(metric: Metric, shots: Sequence[Shot], targets: Sequence[str], 
     for m in found:
         value, low, high = m.interval
         _promise(low <= value <= high, f"{m.metric}'s value lies in its interval")
-        _promise(len(m.per_image) == m.n > 0, f"{m.metric} keeps its values per image")
+        _promise(len(m.per_image) == len(m.labels) == m.n > 0, f"{m.metric} keeps its values per image")
     turned = metric.measure(list(reversed(shots)), targets, retain)
     same = {m.metric: round(m.interval.value, 9) for m in found} == {
         m.metric: round(m.interval.value, 9) for m in turned

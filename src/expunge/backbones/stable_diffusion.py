@@ -1,5 +1,6 @@
 """Stable Diffusion 1.x and 2.x, and the testbed, which has their layout."""
 
+import hashlib
 import inspect
 import json
 import logging
@@ -202,6 +203,7 @@ class StableDiffusion(Backbone):
         self._inside = False
         self._hooks: list[Any] = []
         self._samplers: dict[int, Any] = {}
+        self._identity: str | None = None
         self.kind = self.family
         if isinstance(parts, _Folder) and (parts.path / "expunge.json").is_file():
             self.kind = str(_json(parts.path / "expunge.json").get("kind", self.family))
@@ -217,6 +219,20 @@ class StableDiffusion(Backbone):
     def dtype(self) -> torch.dtype:
         parts = self._parts
         return parts.dtype if isinstance(parts, _Folder) else next(parts.get("unet").parameters()).dtype
+
+    @override
+    def identity(self) -> str:
+        if not isinstance(self._parts, _Folder):
+            raise ExpungeError("a pipeline in memory has no files to tell it by: expected a model opened from a folder")
+        if self._identity is None:
+            digest = hashlib.sha256()
+            for file in sorted(self._parts.path.glob("*/*")):
+                if file.suffix in (".safetensors", ".json", ".txt") and file.is_file():
+                    with file.open("rb") as opened:
+                        content = hashlib.file_digest(opened, "sha256").hexdigest()
+                    digest.update(f"{file.relative_to(self._parts.path)} {content}\n".encode())
+            self._identity = digest.hexdigest()
+        return self._identity
 
     @classmethod
     def from_folder(cls, path: Path, *, name: str, device: str = "cpu", dtype: str = "float32") -> "StableDiffusion":
@@ -350,7 +366,7 @@ class StableDiffusion(Backbone):
                 raise ExpungeError(f"{steps} denoising steps: expected 1 to {config.num_train_timesteps}")
             ours = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading"}
             with quiet():
-                sampler = DDIMScheduler.from_config(config, **ours)
+                sampler: Any = DDIMScheduler.from_config(config, **ours)
             sampler.set_timesteps(steps, device=self.device)
             self._samplers[steps] = sampler
         return self._samplers[steps]

@@ -133,6 +133,10 @@ class Backbone(ABC):
     def dtype(self) -> torch.dtype:
         """Precision of its weights."""
 
+    @abstractmethod
+    def identity(self) -> str:
+        """Sha256 of the model's files: the same for the same model wherever it lies."""
+
     def __init__(self) -> None:
         self.cost = Cost()
         self._stack: list[tuple[Edit, float]] = []

@@ -70,6 +70,8 @@ class Eraser(ABC):
     """
 
     paper: ClassVar[Paper]
+    version: ClassVar[int] = 1
+    """Raised when the same settings begin to give another edit, so that stored results are not taken for its."""
     has_key: ClassVar[bool] = False
     """Whether the method makes a private key beside the edit."""
 

@@ -37,6 +37,8 @@ class Measurement:
     n: int
     n_seeds: int
     per_image: Sequence[float]
+    labels: Sequence[str]
+    """The concept that each of the values is of."""
 
 
 class Metric(ABC):
@@ -44,6 +46,8 @@ class Metric(ABC):
 
     paper: ClassVar[Paper]
     higher_is_better: ClassVar[bool]
+    version: ClassVar[int] = 1
+    """Raised when the same images begin to give other numbers."""
 
     @abstractmethod
     def measure(self, shots: Sequence[Shot], targets: Sequence[str], retain: Sequence[str]) -> list[Measurement]:

@@ -1,7 +1,7 @@
 """Records: one number a line, with what it takes to believe it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, final
 
@@ -60,6 +60,37 @@ def wilson(successes: int | float, n: int) -> Interval:
     low = 0.0 if successes == 0 else centre - half
     high = 1.0 if successes == n else centre + half
     return Interval(100 * p, 100 * low, 100 * high)
+
+
+Runs = Mapping[int, Mapping[str, Sequence[tuple[str, float]]]]
+"""Values with the concept each is of, by training seed and split."""
+
+
+def nested(runs: Runs, resamples: int = 2000, seed: int = 0) -> Interval:
+    """Mean of all values and its 95 % interval: resamples training seeds, then concepts within each run (design.md 5).
+
+    With one training seed the interval covers concepts only.
+    """
+    seeds = sorted(runs)
+    splits = sorted({split for by_split in runs.values() for split in by_split})
+    generator = torch.Generator().manual_seed(seed)
+    sums, sizes = torch.zeros(2, resamples, len(seeds), len(splits), dtype=torch.float64)
+    for i, training in enumerate(seeds):
+        for j, split in enumerate(splits):
+            clusters: dict[str, list[float]] = {}
+            for label, value in runs[training].get(split, ()):
+                clusters.setdefault(label, []).append(value)
+            if clusters:
+                drawn = torch.randint(len(clusters), (resamples, len(clusters)), generator=generator)
+                sums[:, i, j] = torch.tensor([sum(c) for c in clusters.values()], dtype=torch.float64)[drawn].sum(1)
+                sizes[:, i, j] = torch.tensor([len(c) for c in clusters.values()], dtype=torch.float64)[drawn].sum(1)
+    chosen = torch.randint(len(seeds), (resamples, len(seeds)), generator=generator)
+    pick = chosen[:, :, None].expand(-1, -1, len(splits))
+    means = sums.gather(1, pick).sum((1, 2)) / sizes.gather(1, pick).sum((1, 2))
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    values = [value for by_split in runs.values() for row in by_split.values() for _, value in row]
+    value = math.fsum(values) / len(values)
+    return Interval(value, min(low, value), max(high, value))
 
 
 def clustered(values: Sequence[Sequence[float]], resamples: int = 2000, seed: int = 0) -> Interval:

@@ -109,4 +109,5 @@ def _measurement(metric: str, shots: Sequence[Shot], values: list[float]) -> Mea
         n=len(values),
         n_seeds=len({s.seed for s in shots}),
         per_image=values,
+        labels=[str(s.label) for s in shots],
     )

@@ -65,11 +65,13 @@ def to_folder(
     batch: int | None = None,
     strength: float = 1.0,
     any_base: bool = False,
+    control: str | None = None,
     overwrite: bool = False,
     on_batch: Callable[[int], None] | None = None,
 ) -> Path:
     """Generate with ``edits`` attached (and detached afterwards) into the folder ``out``.
 
+    ``control`` names the kind of recovery that the images show, if they show one.
     Beside images and ``metadata.jsonl`` it writes ``run.json``: model, edits, settings, and the evaluations it took.
     """
     if not queries:
@@ -85,6 +87,7 @@ def to_folder(
             "split": split,
             "strength": strength,
             "any_base": any_base,
+            "control": control,
             "sampling": {"guidance": queries[0].guidance, "steps": queries[0].steps},
             "edits": [
                 {"id": e.id, "kind": e.kind, "provenance": None if e.provenance is None else asdict(e.provenance)}

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from expunge.core.catalog import Catalog
 from expunge.core.eraser import settings_of
@@ -13,15 +13,31 @@ from expunge.stages import presets
 from expunge.store import read_images, read_run
 
 
-def measure(metric: Metric, name: str, folder: Path, targets: Sequence[str], retain: Sequence[str]) -> list[Record]:
-    """Records of one image folder.
+class Measured(NamedTuple):
+    """A record, and the values behind it with the concept that each is of."""
+
+    record: Record
+    values: list[tuple[str, float]]
+
+
+def measure(
+    metric: Metric, name: str, folder: Path, targets: Sequence[str] | None = None, retain: Sequence[str] | None = None
+) -> list[Record]:
+    """Records of one image folder; see `measured`."""
+    return [m.record for m in measured(metric, name, folder, targets, retain)]
+
+
+def measured(
+    metric: Metric, name: str, folder: Path, targets: Sequence[str] | None = None, retain: Sequence[str] | None = None
+) -> list[Measured]:
+    """Records of one image folder, with the values behind them.
 
     Args:
         metric: the metric with its settings.
         name: its catalog name, for the provenance.
         folder: images with their ``metadata.jsonl``.
-        targets: concepts that should be gone; those of the folder's edits if empty.
-        retain: concepts that should have stayed; every other label in the folder if empty.
+        targets: concepts that should be gone; those of the folder's edits by default.
+        retain: concepts that should have stayed; every other label in the folder by default.
 
     Raises:
         ExpungeError: if the folder is damaged, or says nothing about a target.
@@ -29,9 +45,10 @@ def measure(metric: Metric, name: str, folder: Path, targets: Sequence[str], ret
     shots = read_images(folder)
     made = read_run(folder)
     provenances = [e["provenance"] for e in made.get("edits", []) if e.get("provenance")]
-    targets = list(targets) or [t for p in provenances for t in p["targets"]]
+    told = list(dict.fromkeys(t for p in provenances for t in p["targets"]))
+    targets = told if targets is None else list(targets)
     labels = sorted({s.label for s in shots if s.label is not None})
-    retain = list(retain) or [label for label in labels if label not in targets]
+    retain = [label for label in labels if label not in targets] if retain is None else list(retain)
     both = set(targets) & set(retain)
     if both:
         raise ExpungeError(f"'{both.pop()}' is both a target and a retained word: expected it in one of the two lists")
@@ -41,9 +58,9 @@ def measure(metric: Metric, name: str, folder: Path, targets: Sequence[str], ret
             f"'{folder}' has no image labelled '{absent[0]}': expected one of {', '.join(labels) or 'none'}"
         )
     common: dict[str, Any] = {
-        "subject": "edited" if made.get("edits") else "original",
+        "subject": "recovered" if made.get("control") else "edited" if made.get("edits") else "original",
         "eraser": "+".join(p["eraser"] for p in provenances) or None,
-        "concepts": targets,
+        "concepts": targets or told,
         "model": made.get("model", "unknown"),
         "split": made.get("split", "unknown"),
         "seed": provenances[-1]["seed"] if provenances else 0,
@@ -56,21 +73,25 @@ def measure(metric: Metric, name: str, folder: Path, targets: Sequence[str], ret
             "retain_measured": retain,
             "images": folder.name,
             "strength": made.get("strength"),
+            "control": made.get("control"),
             "dtype": made.get("dtype"),
             "sampling": made.get("sampling"),
             "cost": made.get("cost"),
         },
     }
     return [
-        Record(
-            metric=m.metric,
-            value=round(m.interval.value, 4),
-            low=round(m.interval.low, 4),
-            high=round(m.interval.high, 4),
-            n=m.n,
-            n_seeds=m.n_seeds,
-            unit=m.unit,
-            **common,
+        Measured(
+            Record(
+                metric=m.metric,
+                value=round(m.interval.value, 4),
+                low=round(m.interval.low, 4),
+                high=round(m.interval.high, 4),
+                n=m.n,
+                n_seeds=m.n_seeds,
+                unit=m.unit,
+                **common,
+            ),
+            list(zip(m.labels, m.per_image, strict=True)),
         )
         for m in metric.measure(shots, targets, retain)
     ]

@@ -64,6 +64,8 @@ def filled(cls: type, of: str, *layers: Mapping[str, Any]) -> Any:
 
 def _checked(what: str, value: Any, kind: Any) -> Any:
     """``value`` if it is of ``kind``; a list becomes a tuple, a whole number a float where one is wanted."""
+    if kind is Any:
+        return value
     origin, inside = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in inside:
@@ -76,6 +78,8 @@ def _checked(what: str, value: Any, kind: Any) -> Any:
         return value
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_checked(what, v, inside[0]) for v in value)
+    if origin is dict:
+        kind = dict
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(kind, type) and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):

@@ -1,0 +1,160 @@
+"""Jobs: pure JSON in, one result file out; a result that exists is not computed again.
+
+A job is an object with its room (``erase``, ``generate`` or ``measure``), everything the room needs, and the keys of the jobs
+whose files it reads. Its own key is the sha256 of all that. `run_job` needs nothing else than a job and a store, so that any
+executor can call it.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from expunge import backbones
+from expunge.core.backbone import Backbone
+from expunge.core.concept import Concept
+from expunge.core.cost import Cost
+from expunge.core.edit import Edit
+from expunge.core.errors import ExpungeError, unknown
+from expunge.core.query import Query
+from expunge.erasers.kpop import Recovery
+from expunge.stages import erase, generate, measure
+from expunge.store import EDIT, FORMAT, KEY, load_edit, new_folder, read_json, save_edit, write_json
+
+RESULT = "result.json"
+"""The file in a job's folder that says it is done."""
+IMAGES = "images"
+
+Job = Mapping[str, Any]
+
+
+def key(job: Job) -> str:
+    """A job's content key."""
+    return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
+
+
+def folder(job_key: str, room: str, store: Path) -> Path:
+    """Where a job's files are."""
+    return store / f"{room}-{job_key[:24]}"
+
+
+def result(job: Job, store: Path) -> dict[str, Any] | None:
+    """The result of a job that is done, or None.
+
+    Raises:
+        ExpungeError: if its file is damaged.
+    """
+    file = folder(key(job), job["room"], store) / RESULT
+    return read_json(file) if file.is_file() else None
+
+
+def run_job(job: Job, store: Path) -> dict[str, Any]:
+    """Do a job whose upstream jobs are done, unless it is done already; returns its result.
+
+    A job that is killed leaves nothing that counts: its folder appears, whole, when it is finished.
+
+    Raises:
+        ExpungeError: for an unknown room, a missing upstream result, or bad settings.
+    """
+    done = result(job, store)
+    if done is not None:
+        return done
+    if job["room"] not in ROOMS:
+        raise unknown("room", str(job["room"]), ROOMS)
+    start = time.perf_counter()
+    with new_folder(folder(key(job), job["room"], store), marker=RESULT) as out:
+        found = ROOMS[job["room"]](job, store, out)
+        seconds = round(time.perf_counter() - start, 3)
+        content = {"format": FORMAT, "job": dict(job), "seconds": seconds, **found}
+        write_json(out / RESULT, content)
+    return content
+
+
+@lru_cache(maxsize=2)
+def model(name: str, dtype: str) -> Backbone:
+    """The model of a job, kept from one job to the next."""
+    return backbones.load(name, dtype=dtype)
+
+
+def _erase(job: Job, store: Path, out: Path) -> dict[str, Any]:
+    """An edit and, where the method makes one, its key."""
+    backbone = _model(job)
+    eraser = erase.build(job["eraser"], job["settings"], None)
+    targets = [Concept(name=name) for name in job["targets"]]
+    done = erase.run(backbone, job["eraser"], eraser, targets, job["retain"], job["seed"], job["salt"])
+    save_edit(done, out / EDIT)
+    if done.key is not None:
+        save_edit(done.key, out / KEY)
+    return {"edit": done.id, "cost": asdict(done.provenance.cost) if done.provenance else asdict(Cost())}
+
+
+def _generate(job: Job, store: Path, out: Path) -> dict[str, Any]:
+    """An image folder, with the edits of earlier jobs and perhaps the key of one of them."""
+    backbone = _model(job)
+    edits: list[Edit] = [load_edit(_upstream(k, "erase", store) / EDIT) for k in job["edits"]]
+    control = job["control"]
+    if control is not None:
+        held = load_edit(_upstream(job["key"], "erase", store) / KEY)
+        if not isinstance(held, Recovery):
+            raise ExpungeError(f"the key of job {job['key'][:8]} is a {type(held).__name__}: expected KPOP's")
+        edits.append(CONTROLS[control](held, job))
+    queries = [Query(**q) for q in _queries(job)]
+    generate.to_folder(
+        backbone, edits, queries, out / IMAGES, split=job["part"], any_base=control is not None, control=control
+    )
+    return {"cost": read_json(out / IMAGES / "run.json")["cost"], "images": len(queries)}
+
+
+def _queries(job: Job) -> list[dict[str, Any]]:
+    """One query for each prompt and seed of a job."""
+    return [
+        {"prompt": p, "label": label, "seed": job["seed"] + i, "guidance": job["guidance"], "steps": job["steps"]}
+        for p, label in job["prompts"]
+        for i in range(job["count"])
+    ]
+
+
+def _measure(job: Job, store: Path, out: Path) -> dict[str, Any]:
+    """Records of one image folder, and the values behind them."""
+    metric = measure.build(job["metric"], job["settings"])
+    images = _upstream(job["images"], "generate", store) / IMAGES
+    measured = measure.measured(metric, job["metric"], images, job["targets"], job["retain"])
+    return {
+        "records": [m.record.as_json() for m in measured],
+        "values": [[list(pair) for pair in m.values] for m in measured],
+        "cost": asdict(Cost()),
+    }
+
+
+ROOMS: dict[str, Callable[[Job, Path, Path], dict[str, Any]]] = {
+    "erase": _erase,
+    "generate": _generate,
+    "measure": _measure,
+}
+CONTROLS: dict[str, Callable[[Recovery, Job], Recovery]] = {
+    "own": lambda held, job: held,
+    "random": lambda held, job: held.random(job["seed"]),
+    "other": lambda held, job: held.rotated(),
+    "neutral": lambda held, job: held.changed(only=job["only"]),
+    "elsewhere": lambda held, job: held,
+}
+"""Which key is injected, by the name of the control: its own, two wrong ones, its own whatever the text says, and its own in
+another model."""
+
+
+def _model(job: Job) -> Backbone:
+    backbone = model(job["model"], job["dtype"])
+    if backbone.identity() != job["model_sha256"]:
+        raise ExpungeError(f"model '{job['model']}' has changed since the job was planned: expected the same files")
+    return backbone
+
+
+def _upstream(job_key: str, room: str, store: Path) -> Path:
+    found = folder(job_key, room, store)
+    if not (found / RESULT).is_file():
+        raise ExpungeError(f"'{found}' has no result: expected job {job_key[:8]} to be done first")
+    return found

@@ -1,0 +1,233 @@
+"""Plans end to end on the testbed: three concepts, an image each."""
+
+import json
+import random
+import resource
+import subprocess
+import sys
+import time
+
+import pytest
+
+from expunge.cli import main
+from expunge.core.errors import ExpungeError
+from expunge.core.record import nested
+from expunge.stages import bench, jobs
+from expunge.stages.plan import Planner, flattened, read_plan
+
+SET = """
+about = "Three objects."
+concepts = ["church", "dog", "radio"]
+[splits]
+a = ["church", "dog"]
+b = ["dog", "radio"]
+[dev]
+seed = 1
+[dev.prompts]
+church = ["a church"]
+dog = ["a dog"]
+radio = ["a radio"]
+[test]
+seed = 9
+[test.prompts]
+church = ["image of a church"]
+dog = ["image of a dog"]
+radio = ["image of a radio"]
+"""
+PLAN = """
+about = "A small plan."
+set = "{set}"
+count = 1
+control_count = 1
+compare = [["kpop", "uce"]]
+
+[grid]
+method = ["original", "uce", "kpop"]
+split = ["a"]
+seed = [0, 1]
+
+[method.uce]
+eraser = "uce"
+retain = true
+
+[method.kpop]
+eraser = "kpop"
+controls = ["own", "random", "other", "neutral", "original", "uce"]
+preset = false
+settings = {{ iterations = 2, lr = 1e-3, prompt_lr = 0.1, sampling = {{ sampling_steps = 2 }} }}
+"""
+
+
+@pytest.fixture
+def plan(tmp_path):
+    (tmp_path / "three.toml").write_text(SET)
+    file = tmp_path / "plan.toml"
+    file.write_text(PLAN.format(set=tmp_path / "three.toml"))
+    return file
+
+
+def words(plan, tmp_path, *more):
+    return ["bench", str(plan), "--store", str(tmp_path / "store"), "--out", str(tmp_path / "out"), *more]
+
+
+def numbers(folder):
+    """What a run found: everything in its records but how long it took."""
+    rows = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    for row in rows:
+        for made in row["provenance"]["made_by"]:
+            del made["seconds"]
+    return rows
+
+
+def test_a_plan_runs_once_and_only_what_is_missing(plan, tmp_path, capsys):
+    assert main([*words(plan, tmp_path, "--dry-run", "--json")]) == 0
+    foreseen = json.loads(capsys.readouterr().out)["total"]
+    assert foreseen["waiting"] == foreseen["jobs"] > 0
+    assert main([*words(plan, tmp_path, "--json")]) == 0
+    summary = json.loads(capsys.readouterr().out)["summary"]
+    rows = numbers(tmp_path / "out")
+    assert {r["subject"] for r in rows} == {"original", "edited", "recovered"}
+    groups = {(r["provenance"]["method"], r["provenance"]["group"]) for r in rows}
+    assert {("kpop", f"key: {c}") for c in ("own", "random", "other", "original", "uce")} <= groups
+    assert ("kpop", "neutral") in groups
+    by = {(r["method"], r["group"], r["metric"]): r for r in summary}
+    assert by["kpop", "set", "esr@1"]["n"] == 2 * 2
+    assert by["kpop", "set", "esr@1"]["training_seeds"] == 2
+    assert by["original", "set", "esr@1"]["training_seeds"] == 1
+    assert by["kpop - uce", "set", "psr@1"]["n"] == 2
+    assert by["kpop", "set", "esr@1"]["erase_equivalents"] > 0
+    assert "| kpop |" in (tmp_path / "out" / "table.md").read_text()
+
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "store").rglob("*")}
+    assert main([*words(plan, tmp_path, "--quiet")]) == 0
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "store").rglob("*")} == made, "nothing is made twice"
+    assert numbers(tmp_path / "out") == rows
+
+    capsys.readouterr()
+    assert main(["clean", "--store", str(tmp_path / "store"), "--room", "generate", "--json"]) == 0
+    cleaned = json.loads(capsys.readouterr().out)
+    assert cleaned["freed_bytes"] > 0
+    assert set(cleaned["rooms"]) == {"erase", "measure"}
+    assert main([*words(plan, tmp_path, "--dry-run", "--json")]) == 0
+    assert json.loads(capsys.readouterr().out)["total"]["waiting"] == 0, "measured images are not made again"
+
+    plan.write_text(plan.read_text().replace("count = 1\n", "count = 2\n", 1))
+    assert main(words(plan, tmp_path)) == 2
+    assert "another text of this plan" in capsys.readouterr().err
+    assert numbers(tmp_path / "out") == rows
+
+
+def test_the_images_of_a_method_are_made_once_for_all_metrics(plan):
+    plan.write_text(
+        plan.read_text().replace(
+            "count = 1\n", 'metrics = ["esr-psr", {name = "esr-psr", judge = "testbed:network=b"}]\n', 1
+        )
+    )
+    planned = flattened(Planner(read_plan(plan)).planned())
+    rooms = [p.job["room"] for p in planned]
+    assert rooms.count("erase") == 2 * 2
+    assert rooms.count("measure") == 2 * rooms.count("generate")
+    assert all(json.loads(json.dumps(p.job)) == p.job for p in planned), "jobs are pure JSON"
+    seen = set()
+    for p in planned:
+        assert all(u.key in seen for u in p.upstream)
+        seen.add(p.key)
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_numbers(plan, tmp_path):
+    command = [sys.executable, "-m", "expunge.cli", "bench", str(plan), "--quiet"]
+    whole = [*command, "--store", str(tmp_path / "whole"), "--out", str(tmp_path / "whole-out")]
+    start = time.monotonic()
+    subprocess.run(whole, check=True)
+    lasted = time.monotonic() - start
+    torn = [*command, "--store", str(tmp_path / "torn"), "--out", str(tmp_path / "torn-out")]
+    draw = random.Random(5)
+    for _ in range(3):
+        process = subprocess.Popen(torn)
+        time.sleep(lasted * draw.uniform(0.4, 0.8))
+        process.kill()
+        process.wait()
+    subprocess.run(torn, check=True)
+    assert numbers(tmp_path / "torn-out") == numbers(tmp_path / "whole-out")
+
+    def pixels(store):
+        return {
+            str(p.relative_to(tmp_path / store)): p.read_bytes() for p in (tmp_path / store).glob("generate-*/*/*.png")
+        }
+
+    assert pixels("torn") == pixels("whole")
+
+
+def test_a_full_disk_is_one_line_and_leaves_earlier_results(plan, tmp_path):
+    """A limit on file sizes stands in for the disk: an edit does not fit, a result does."""
+    command = [sys.executable, "-m", "expunge.cli", *words(plan, tmp_path, "--quiet")]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))  # noqa: E731
+    failed = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True)
+    assert failed.returncode == 2, failed.stderr
+    assert len(failed.stderr.strip().splitlines()) == 1
+    assert "cannot be written" in failed.stderr
+    assert "File too large" in failed.stderr
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "store").glob("*/result.json")}
+    assert before, "the original's images and their measurement were done"
+    subprocess.run(command, check=True)
+    assert all(p.stat().st_mtime_ns == t for p, t in before.items())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('method = ["original"', 'method = ["orignal"', "did you mean 'original'"),
+        ('eraser = "kpop"', 'eraser = "kpopp"', "did you mean 'kpop'"),
+        ("count = 1\n", 'metrics = ["esr"]\n', "unknown metric 'esr'"),
+        ("count = 1\n", "count = 0\n", "count is 0"),
+        ("count = 1\n", "cuont = 1\n", "did you mean 'count'"),
+        ('split = ["a"]', 'split = ["z"]', "unknown split"),
+        ("iterations = 2", "iteration = 2", "did you mean 'iterations'"),
+        ("lr = 1e-3", "lamb = 0", "kpop's lamb is 0"),
+        ('"random"', '"rnadom"', "did you mean 'random'"),
+        ('eraser = "uce"', 'eraser = "uce"\ncontrols = ["own"]', "makes no key"),
+        ('about = "A small plan."', "", "has no 'about'"),
+        ('about = "A small plan."', "about = ", "cannot be read as TOML"),
+        ("[grid]", "[grdi]", "has no 'grid'"),
+    ],
+)
+def test_a_bad_plan_is_refused_before_anything_runs(plan, tmp_path, capsys, old, new, expected):
+    assert old in plan.read_text()
+    plan.write_text(plan.read_text().replace(old, new, 1))
+    assert main(words(plan, tmp_path)) == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "store").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_job_without_its_upstream_and_a_missing_plan_are_refused(plan, tmp_path, capsys):
+    planned = flattened(Planner(read_plan(plan)).planned())
+    measurement = next(p for p in planned if p.job["room"] == "measure")
+    with pytest.raises(ExpungeError, match="to be done first"):
+        jobs.run_job(measurement.job, tmp_path / "store")
+    assert main(["bench", str(tmp_path / "none.toml")]) == 2
+    assert "no plan" in capsys.readouterr().err
+
+
+def test_nested_intervals_cover_training_seeds():
+    """Two seeds that disagree by 20 points: the interval of their mean must reach both."""
+    runs = {seed: {"v1": [(f"c{i % 5}", float(i < limit)) for i in range(100)]} for seed, limit in ((0, 80), (1, 60))}
+    value, low, high = nested(runs)
+    assert value == pytest.approx(0.7)
+    assert low <= 0.6
+    assert high >= 0.8
+    agreeing = {0: runs[0], 1: runs[0]}
+    assert nested(agreeing).value == pytest.approx(0.8)
+
+
+def test_paired_differences_cancel_what_two_methods_share():
+    values = [("a", 1.0), ("a", 0.0), ("b", 1.0), ("b", 0.0)]
+    difference = {0: {"v1": [(label, v - v) for label, v in values]}}
+    assert nested(difference) == (0.0, 0.0, 0.0)
+
+
+def test_the_table_shows_what_came_back():
+    row = {"method": "kpop", "group": "key: own", "metric": "esr@1", "value": 30.0, "low": 20.0, "high": 45.0}
+    assert "| kpop | 70.0 [55.0, 80.0] |" in bench.table([row])
