@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup demo test lint type check testbed bench-uce bench-uce-dev bench-uce-objects
+.PHONY: setup demo test lint type check testbed bench-uce bench-uce-stacked
 .DEFAULT_GOAL := check
 
 setup: .venv/installed
@@ -34,8 +34,10 @@ testbed: setup  ## rebuild the testbed from public artwork (npm needed; about th
 bench-uce: setup  ## UCE's time and memory on a random-weight checkpoint of SD1.4's size
 	$(BIN)/python benchmarks/uce_size.py
 
-bench-uce-dev: setup  ## UCE's settings on the dev ten (about 4 minutes)
-	$(BIN)/python benchmarks/uce_objects.py dev
+bench-uce-stacked: setup  ## two UCE edits stacked and detached again (about 3 minutes)
+	$(BIN)/python benchmarks/uce_stacked.py
 
-bench-uce-objects: setup  ## UCE on objects10: the table of docs/uce.md (about 20 minutes; resumes)
-	$(BIN)/python benchmarks/uce_objects.py
+bench-%: setup benchmarks/%.toml  ## run a plan of benchmarks/ and put its records and table beside it; resumes
+	$(BIN)/expunge bench benchmarks/$*.toml
+	cp runs/bench/$*/records.jsonl benchmarks/$*.jsonl
+	cp runs/bench/$*/table.md benchmarks/$*.md

@@ -69,7 +69,7 @@ def test_templates_are_for_targets_only(backbone):
 
 
 def test_the_first_script_s_scale_and_empty_prompt(backbone):
-    eraser = UCE(tokens="tail", anchor=" ", preserve_scale=None, preserve_empty=True)
+    eraser = UCE(tokens="tail", anchor=" ", preserve_scale="auto", preserve_empty=True)
     keys, goals, scales = eraser._pairs(backbone, Task(targets=[Concept(name="dog")], retain=["fish", "cat"]))
     assert torch.equal(keys[-48:-32], backbone.encode([""]).embeds[0]), "all tokens of the empty prompt"
     assert torch.allclose(scales[-48:], torch.tensor(1 / 3)), "max(0.1, 1 / 3)"

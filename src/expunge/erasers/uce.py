@@ -29,7 +29,7 @@ class UCE(Eraser):
     ``trainscripts/uce_sd_erase.py`` (``tokens="last"``, the default) and ``train_erase.py`` (``tokens="tail"``).
     Reads text only: no images, no evaluation of the UNet.
     As in the current script, the empty anchor has no last word and is read at the start token. The first script's settings are
-    ``tokens="tail", anchor=" ", preserve_scale=None, preserve_empty=True``.
+    ``tokens="tail", anchor=" ", preserve_scale="auto", preserve_empty=True``.
     Deviations: solves in float64 instead of inverting in float32; the `tensor` technique and debiasing are not built.
     """
 
@@ -44,8 +44,8 @@ class UCE(Eraser):
     """Pull towards the old weights, lambda in Eq. 7."""
     erase_scale: float = 1.0
     """Weight of each target, s_e."""
-    preserve_scale: float | None = 1.0
-    """Weight of each retained concept, s_p; none is the first script's max(0.1, 1 / number of retained concepts)."""
+    preserve_scale: float | Literal["auto"] = 1.0
+    """Weight of each retained concept, s_p; auto is the first script's max(0.1, 1 / number of retained concepts)."""
     preserve_empty: bool = False
     """Also keep the empty prompt, as the first script does."""
     anchor: str = ""
@@ -61,7 +61,7 @@ class UCE(Eraser):
                 f"uce's lamb is {self.lamb}: expected a positive number (the system is singular without it)"
             )
         for name, scale in (("erase_scale", self.erase_scale), ("preserve_scale", self.preserve_scale)):
-            if scale is not None and not scale >= 0:
+            if not isinstance(scale, str) and not scale >= 0:
                 raise ExpungeError(f"uce's {name} is {scale}: expected zero or more")
         phrases(self.templates, "")
 
@@ -76,7 +76,7 @@ class UCE(Eraser):
     def _pairs(self, backbone: Backbone, task: Task) -> tuple[Tensor, Tensor, Tensor]:
         """Keys, goals and scales of Eq. 7: targets go to their anchors, retained concepts to themselves."""
         kept = ([""] if self.preserve_empty else []) + list(task.retain)
-        preserve = max(0.1, 1 / max(1, len(kept))) if self.preserve_scale is None else self.preserve_scale
+        preserve = max(0.1, 1 / max(1, len(kept))) if self.preserve_scale == "auto" else self.preserve_scale
         pairs = [
             (phrase, self.anchor if t.anchor is None else t.anchor, self.erase_scale)
             for t in task.targets

@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,7 +95,7 @@ def write(plan: Plan, measurements: Sequence[Planned], store: Path, out: Path) -
         found = jobs.run_job(m.job, store)
         row = {"method": m.method, "split": m.split, "training_seed": m.seed, "group": m.group}
         lines += [{**r, "provenance": {**r["provenance"], **row}} for r in found["records"]]
-    summary = [*_summary(measurements, store), *_differences(plan, measurements, store)]
+    summary = [*_summary(measurements, store), *_became(lines), *_differences(plan, measurements, store)]
     _write_lines(out / "records.jsonl", lines)
     _write_lines(out / "summary.jsonl", summary)
     with new_file(out / "table.md", overwrite=True) as temporary:
@@ -130,6 +131,33 @@ def _summary(measurements: Sequence[Planned], store: Path) -> list[dict[str, Any
         rows.append(_row(method, group, metric, Interval(over_images.value, low, high), len(values), runs))
     spent = _spent(measurements, store)
     return [{**row, **spent.get(row["method"], {})} for row in rows]
+
+
+def _became(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What a method's targets turned into: the three labels seen most, by their share of all target images.
+
+    A run's record names its own five most seen labels only, so a share is a lower bound.
+    """
+    shown: dict[str, Counter[str]] = {}
+    total: Counter[str] = Counter()
+    for line in lines:
+        made = line["provenance"]
+        if made["group"] == "set" and line["metric"].startswith("became@"):
+            label = line["metric"].removeprefix("became@")
+            shown.setdefault(made["method"], Counter())[label] += round(line["value"] * line["n"] / 100)
+        elif made["group"] == "set" and line["metric"] == "esr@1":
+            total[made["method"]] += line["n"]
+    return [
+        {
+            "format": FORMAT,
+            "method": method,
+            "group": "set",
+            "metric": "became",
+            "shares": {label: round(100 * n / total[method], 1) for label, n in labels.most_common(3)},
+            "n": total[method],
+        }
+        for method, labels in shown.items()
+    ]
 
 
 def _row(method: str, group: str, metric: str, interval: Interval, n: int, runs: Runs) -> dict[str, Any]:
@@ -190,7 +218,7 @@ def table(summary: Sequence[Mapping[str, Any]]) -> str:
     """The summary in Markdown: a row a method, a column a metric; recoveries below, as the share that came back."""
     text = ""
     for title, groups in (("", ("set", "others")), ("Recovery with a key, top-1 in percent", None)):
-        rows = [r for r in summary if (r["group"] in groups if groups else _recovered(r))]
+        rows = [r for r in summary if (_tabled(r) if groups else _recovered(r))]
         places = list(dict.fromkeys((r["group"], r["metric"]) for r in rows))
         if not places:
             continue
@@ -208,6 +236,10 @@ def table(summary: Sequence[Mapping[str, Any]]) -> str:
     return text
 
 
+def _tabled(row: Mapping[str, Any]) -> bool:
+    return row["group"] == "set" or (row["group"] == "others" and row["metric"] == "psr@1")
+
+
 def _recovered(row: Mapping[str, Any]) -> bool:
     return row["group"] not in ("set", "others") and row["metric"] == "esr@1"
 
@@ -215,6 +247,8 @@ def _recovered(row: Mapping[str, Any]) -> bool:
 def _cell(row: Mapping[str, Any] | None, turned: bool) -> str:
     if row is None:
         return "–"
+    if row["metric"] == "became":
+        return ", ".join(f"{label} {share:.0f}" for label, share in row["shares"].items())
     value, low, high = row["value"], row["low"], row["high"]
     if turned:  # what was not erased came back
         value, low, high = 100 - value, 100 - high, 100 - low

@@ -1,5 +1,6 @@
 """Settings: those that fit a model, read from ``presets.toml``, and dataclasses filled from plain tables."""
 
+import contextlib
 import dataclasses
 import tomllib
 import types
@@ -68,15 +69,17 @@ def _checked(what: str, value: Any, kind: Any) -> Any:
         return value
     origin, inside = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in inside:
-            return None
-        kind = next(k for k in inside if k is not type(None))
-        origin, inside = typing.get_origin(kind), typing.get_args(kind)
+        for one in inside:
+            with contextlib.suppress(ExpungeError):
+                return _checked(what, value, one)
+        raise ExpungeError(f"{what} is {value!r}: expected {kind}")
     if origin is typing.Literal:
         if value not in inside:
             raise unknown(f"{what}", str(value), [str(i) for i in inside])
         return value
-    if origin is tuple and isinstance(value, list | tuple):
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ExpungeError(f"{what} is {value!r}: expected a list")
         return tuple(_checked(what, v, inside[0]) for v in value)
     if origin is dict:
         kind = dict
