@@ -189,3 +189,74 @@ def test_ctrl_c_exits_130_and_leaves_nothing(folder, tmp_path):
     assert process.returncode == 130, error.decode()
     assert error.decode().strip().endswith("expunge: interrupted")
     assert list(tmp_path.iterdir()) == []
+
+
+KPOP = ["--iterations", 2, "--sampling-steps", 2, "--lr", 1e-3, "--prompt-lr", 0.1, "--no-preset", "--quiet"]
+
+
+def test_erase_with_a_key_and_recover_on_a_checkpoint_in_sd_s_layout(folder, tmp_path, capsys):
+    out, model = tmp_path / "kpop", ["--model", folder]
+    run("erase", "kpop", "--target", "church", "--target", "dog", *KPOP, *model, "--out", out)
+    edit, key = out / "edit.safetensors", out / "key.safetensors"
+    assert key.stat().st_mode & 0o777 == 0o600
+    capsys.readouterr()
+    run("show", edit, "--json")
+    shown = capsys.readouterr().out
+    run("show", key, "--json")
+    salt = json.loads(capsys.readouterr().out)["fields"]["salt"]
+    assert salt not in shown
+
+    sampled = ["--count", 1, "--steps", 2, *model, "--quiet"]
+    run("generate", "--concept", "church", "--concept", "dog", "--edit", edit, *sampled, "--out", tmp_path / "erased")
+    latents = {}
+    for control in ("own", "random", "other"):
+        place = tmp_path / control
+        run("recover", "--edit", edit, "--key", key, "--control", control, *sampled, "--out", place)
+        made = json.loads((place / "run.json").read_text())
+        assert made["control"] == control
+        assert [e["provenance"]["eraser"] for e in made["edits"]] == ["kpop"]
+        latents[control] = [read_pixels(p) for p in sorted(place.glob("*.png"))]
+    latents["erased"] = [read_pixels(p) for p in sorted((tmp_path / "erased").glob("*.png"))]
+    assert all(len(images) == 2 for images in latents.values())
+    assert not torch.equal(latents["own"][0], latents["random"][0])
+
+    run("recover", "--edit", edit, "--key", key, "--concept", "chruch", *sampled, "--out", tmp_path / "no", code=2)
+    assert "did you mean 'church'" in capsys.readouterr().err
+    run("recover", "--edit", edit, "--key", edit, *sampled, "--out", tmp_path / "no", code=2)
+    assert "expected the key.safetensors" in capsys.readouterr().err
+    run("generate", "--prompt", "dog", "--edit", key, *sampled, "--out", tmp_path / "no", code=2)
+    assert "expected that one to be attached first" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+    first = json.loads(shown)["id"]
+    run("erase", "kpop", "--target", "church", *KPOP, *model, "--out", out, "--overwrite")
+    assert (out / f"key-{first}.safetensors").is_file(), "an old key is kept"
+    run(
+        "erase",
+        "esd",
+        "--target",
+        "church",
+        "--iterations",
+        1,
+        "--sampling-steps",
+        2,
+        *model,
+        "--out",
+        out,
+        "--overwrite",
+    )
+    assert not key.exists(), "no key lies beside an edit that has none"
+
+
+def test_bad_settings_of_trained_erasers(folder, tmp_path, capsys):
+    for words, options in (
+        ("kpop's lamb is 0.0", ["kpop", "--lamb", 0]),
+        ("kpop's k is 0", ["kpop", "--k", 0]),
+        ("did you mean 'xattn'", ["esd", "--group", "xatn"]),
+        ("expected goal port", ["esd", "--erase-from", "dog"]),
+    ):
+        run("erase", *options, "--target", "church", "--model", folder, "--out", tmp_path / "x", code=2)
+        error = capsys.readouterr().err
+        assert words in error
+        assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "x").exists()

@@ -125,7 +125,11 @@ def erase(argv: list[str]) -> None:
     both = dataclasses.make_dataclass(
         "Options",
         [
-            ("settings", OmitArgPrefixes[cls], dataclasses.field(default_factory=lambda: start)),
+            (
+                "settings",
+                OmitArgPrefixes[Annotated[cls, arg(help=f"Settings of {method}.")]],
+                dataclasses.field(default_factory=lambda: start),
+            ),
             ("options", OmitArgPrefixes[Erase]),
         ],
         kw_only=True,
@@ -289,7 +293,11 @@ def measure(argv: list[str]) -> None:
     both = dataclasses.make_dataclass(
         "Options",
         [
-            ("settings", OmitArgPrefixes[cls], dataclasses.field(default_factory=cls)),
+            (
+                "settings",
+                OmitArgPrefixes[Annotated[cls, arg(help=f"Settings of {name}.")]],
+                dataclasses.field(default_factory=cls),
+            ),
             ("options", OmitArgPrefixes[Measure]),
         ],
         kw_only=True,
@@ -726,7 +734,12 @@ def _run(argv: list[str]) -> int:
 
 def entry() -> None:
     """What the ``expunge`` script runs."""
-    code = main()
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     if code == 130:
         # An interrupt that passed through an extension module's own exec() makes CPython end by the signal even when it
         # was handled; everything is written and closed by now, so leave at once with the code that was promised.

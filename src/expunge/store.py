@@ -9,7 +9,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -198,9 +198,6 @@ def _parse(header: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
     given = dict(header["fields"])
     eraser = Catalog("erasers").load(given.pop("eraser"))
     cls = guidance_class(eraser)
-    unknown_fields = set(given) - {f.name for f in fields(cls)}  # pyright: ignore[reportArgumentType]
-    if unknown_fields:
-        raise ExpungeError(f"a {cls.__name__} with a field '{unknown_fields.pop()}': expected a newer expunge")
     edit = cls.restore(given, tensors)
     return with_provenance(edit, provenance, requires)
 

@@ -66,10 +66,12 @@ def check_eraser(eraser: Eraser, backbone: Backbone, task: Task | None = None) -
     spent = backbone.cost - spent
     edit = last.edit()
     _promise(_snapshot(backbone) == before and not backbone.edits, "erasing leaves the model as it was")
-    _promise(_drained(eraser, backbone, task)[0].edit().id == edit.id, "the same seed gives the same edit")
+    again = _drained(eraser, backbone, task)[0]
+    _promise(again.edit().id == edit.id and _key_id(again) == _key_id(last), "the same seed gives the same edit")
     if count > 1:
-        resumed = _drained(eraser, backbone, task, state)[0].edit()
-        _promise(resumed.id == edit.id, "an erasure that is interrupted and resumed gives the same edit")
+        resumed, _, left = _drained(eraser, backbone, task, state)
+        same = resumed.edit().id == edit.id and _key_id(resumed) == _key_id(last)
+        _promise(left == count - 1 and same, "an erasure that is interrupted goes on to the same edit")
     if spent.equivalents:
         foreseen = eraser.cost(len(task.targets), len(task.retain)).equivalents
         _promise(
@@ -99,6 +101,10 @@ def _drained(
     if step is None:
         raise BrokenPromiseError("an eraser yields at least one step")
     return step, state, count
+
+
+def _key_id(step: Step) -> str | None:
+    return None if step.key is None else step.key(step.edit()).id
 
 
 def _check_key(key: Edit, edit: Edit, backbone: Backbone, before: str) -> None:

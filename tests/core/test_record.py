@@ -1,6 +1,7 @@
 import pytest
+import torch
 
-from expunge.core.record import clustered, wilson
+from expunge.core.record import clustered, nested, paired_proportions, wilson
 
 
 @pytest.mark.parametrize(
@@ -31,3 +32,44 @@ def test_clusters_that_agree_inside_are_as_uncertain_as_their_number():
 
 def test_clusters_of_different_size_weigh_by_their_size():
     assert clustered([[1.0], [0.0, 0.0, 0.0]]).value == 0.25
+
+
+def test_a_concept_is_as_hard_in_every_run():
+    """Ten concepts, five always right: more runs of the same concepts say nothing new about concepts."""
+    row = [(f"c{i}", float(i < 5)) for i in range(10)]
+    one = nested({0: {"v1": row}})
+    many = nested({seed: dict.fromkeys(("v1", "v2", "v3", "v4"), row) for seed in (0, 1)})
+    assert many.high - many.low == pytest.approx(one.high - one.low, abs=0.05)
+    assert one.high - one.low == pytest.approx(2 * 1.96 * (0.25 / 10) ** 0.5, abs=0.06), "of a mean of ten, from theory"
+
+
+def newcombe(cells):
+    a, b, c, d = cells
+    ones = [1.0] * (a + b) + [0.0] * (c + d)
+    others = [1.0] * a + [0.0] * b + [1.0] * c + [0.0] * d
+    return paired_proportions(ones, others)
+
+
+def test_paired_intervals_without_correlation_are_the_unpaired_ones():
+    """With cells of equal size the pairs are uncorrelated: Newcombe's interval of two independent proportions."""
+    value, low, high = newcombe((10, 10, 10, 10))
+    p, lower, upper = wilson(20, 40)
+    assert value == 0
+    assert high == pytest.approx(((upper - p) ** 2 + (p - lower) ** 2) ** 0.5)
+    assert low == pytest.approx(-high)
+
+
+def test_where_all_pairs_agree_the_interval_has_wilson_s_width():
+    assert newcombe((0, 0, 0, 50)) == pytest.approx((0, -wilson(0, 50).high, wilson(0, 50).high))
+    assert newcombe((50, 0, 0, 0)) == pytest.approx((0, -wilson(0, 50).high, wilson(0, 50).high))
+
+
+def test_paired_intervals_hold_the_truth_as_often_as_they_say():
+    """Simulated pairs with P(1,1) = .5, P(1,0) = .2, P(0,1) = .1: the difference is 10 points."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.multinomial(torch.tensor([0.5, 0.2, 0.1, 0.2]), 600 * 80, True, generator=generator).reshape(600, 80)
+    held = 0
+    for row in drawn.tolist():
+        _, low, high = newcombe([row.count(i) for i in range(4)])
+        held += low <= 10 <= high
+    assert 0.93 <= held / 600 <= 0.975

@@ -6,17 +6,19 @@ import torch
 from expunge.core.concept import Concept
 from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError
+from expunge.erasers.negative_prompt import NegativePromptGuidance
 from expunge.maths.training import Learned
 from expunge.maths.trajectories import Sampling
 
 TASK = Task(targets=[Concept(name="church"), Concept(name="dog")], seed=3)
 BANK = Sampling(arm="bank", sampling_steps=5, trajectories=3, reuse=2)
+"""Two concepts: four trajectories a pool, so that both have as many."""
 
 
-def source(backbone, settings):
+def source(backbone, settings, points=40):
     with torch.no_grad():
         cond, null = backbone.encode(["church", "dog"]), backbone.encode([""])
-    return settings.source(backbone, cond, null, TASK, "test")
+    return settings.source(backbone, cond, null, TASK, "test", points)
 
 
 def ddim(backbone, x, prompt, scale, steps, count):
@@ -52,8 +54,8 @@ def test_online_points_end_partial_ddim_trajectories(backbone):
 
 
 def test_a_bank_keeps_every_point_and_the_frozen_predictions(backbone):
-    points = source(backbone, BANK).draw(0, 15)
-    assert sorted(points.t.tolist()) == sorted([1, 201, 401, 601, 801] * 3), "each point of three trajectories once"
+    points = source(backbone, BANK).draw(0, 20)
+    assert sorted(points.t.tolist()) == sorted([1, 201, 401, 601, 801] * 4), "each point of four trajectories once"
     with torch.no_grad():
         cond = backbone.encode(["church", "dog"]).rows(points.concept)
         e_c = backbone.predict(points.x, points.t, cond)
@@ -62,25 +64,25 @@ def test_a_bank_keeps_every_point_and_the_frozen_predictions(backbone):
     assert torch.allclose(points.null, e_null, atol=1e-5)
     row = int(torch.nonzero(points.t == 401)[0])
     word = ["church", "dog"][points.concept[row]]
-    ends = [ddim(backbone, backbone.noise(TASK.number("test", "trajectory", j)), word, 3.0, 5, 2)[0] for j in range(3)]
+    ends = [ddim(backbone, backbone.noise(TASK.number("test", "trajectory", j)), word, 3.0, 5, 2)[0] for j in range(4)]
     assert any(torch.allclose(points.x[row : row + 1], end, atol=1e-4) for end in ends)
 
 
 def test_a_bank_uses_a_point_as_often_as_it_is_told_and_no_more(backbone):
     bank = source(backbone, BANK)
     before = backbone.cost
-    seen = torch.cat([bank.draw(update, 5).x for update in range(6)])
-    assert (backbone.cost - before).equivalents == 3 * 5 * 2, "one pool"
+    seen = torch.cat([bank.draw(update, 5).x for update in range(8)])
+    assert (backbone.cost - before).equivalents == 4 * 5 * 2, "one pool"
     points, counts = seen.flatten(1).unique(dim=0, return_counts=True)
-    assert len(points) == 15
-    assert counts.tolist() == [2] * 15
+    assert len(points) == 20
+    assert counts.tolist() == [2] * 20
 
 
 def test_an_update_s_points_depend_on_its_number_alone(backbone):
-    through = source(backbone, BANK)
-    several = [through.draw(update, 4) for update in range(9)]  # update 7 straddles two pools
-    for update in (7, 8):
-        fresh = source(backbone, BANK).draw(update, 4)
+    through = source(backbone, BANK, 54)
+    several = [through.draw(update, 6) for update in range(9)]  # update 6 straddles two pools
+    for update in (6, 8):
+        fresh = source(backbone, BANK, 54).draw(update, 6)
         assert torch.equal(fresh.x, several[update].x)
         assert torch.equal(fresh.t, several[update].t)
 
@@ -108,3 +110,19 @@ def test_bad_settings_are_refused():
             dataclasses.replace(BANK, **change)
     with pytest.raises(ExpungeError, match="keeps both predictions"):
         dataclasses.replace(BANK, sampling_guidance=1.0)
+
+
+def test_every_concept_has_as_many_trajectories_and_the_last_pool_no_more_than_it_takes(backbone):
+    settings = Sampling(arm="bank", sampling_steps=5, trajectories=3)
+    assert settings.pools(100, 2) == [4, 4, 4, 4, 4]
+    assert settings.pools(101, 2)[-1] == 1
+    assert settings.pools(5, 7) == [1]
+    assert settings.pools(70, 7) == [7, 7]
+    seen = source(backbone, settings, 20).draw(0, 20).concept
+    assert seen.bincount().tolist() == [10, 10]
+
+
+def test_a_bank_refuses_a_steered_model(backbone):
+    backbone.attach(NegativePromptGuidance(text="dog"))
+    with pytest.raises(ExpungeError, match="expected weights edits only"):
+        source(backbone, BANK)

@@ -47,7 +47,7 @@ def test_unlabelled_and_unknown_are_refused(images):
 
 
 def test_records_say_where_they_come_from(images):
-    records = measure(EsrPsr(), "esr-psr", images, ["church"], [])
+    records = measure(EsrPsr(), "esr-psr", images, ["church"])
     by = {r.metric: r for r in records}
     assert by["psr@1"].provenance["retain_measured"] == ["dog", "radio"], "every other label of the folder"
     assert by["esr@1"].subject == "original"

@@ -21,6 +21,7 @@ concepts = ["church", "dog", "radio"]
 [splits]
 a = ["church", "dog"]
 b = ["dog", "radio"]
+c = ["radio"]
 [dev]
 seed = 1
 [dev.prompts]
@@ -52,7 +53,7 @@ retain = true
 
 [method.kpop]
 eraser = "kpop"
-controls = ["own", "random", "other", "neutral", "original", "uce"]
+controls = ["own", "random"]
 preset = false
 settings = {{ iterations = 2, lr = 1e-3, prompt_lr = 0.1, sampling = {{ sampling_steps = 2 }} }}
 """
@@ -80,6 +81,8 @@ def numbers(folder):
 
 
 def test_a_plan_runs_once_and_only_what_is_missing(plan, tmp_path, capsys):
+    every = '["none", "own", "random", "other", "neutral", "original", "uce"]'
+    plan.write_text(plan.read_text().replace('["own", "random"]', every))
     assert main([*words(plan, tmp_path, "--dry-run", "--json")]) == 0
     foreseen = json.loads(capsys.readouterr().out)["total"]
     assert foreseen["waiting"] == foreseen["jobs"] > 0
@@ -88,13 +91,16 @@ def test_a_plan_runs_once_and_only_what_is_missing(plan, tmp_path, capsys):
     rows = numbers(tmp_path / "out")
     assert {r["subject"] for r in rows} == {"original", "edited", "recovered"}
     groups = {(r["provenance"]["method"], r["provenance"]["group"]) for r in rows}
-    assert {("kpop", f"key: {c}") for c in ("own", "random", "other", "original", "uce")} <= groups
-    assert ("kpop", "neutral") in groups
+    assert {("kpop", f"key: {c}") for c in ("none", "own", "random", "other", "neutral", "original", "uce")} <= groups
     by = {(r["method"], r["group"], r["metric"]): r for r in summary}
     assert by["kpop", "set", "esr@1"]["n"] == 2 * 2
     assert by["kpop", "set", "esr@1"]["training_seeds"] == 2
     assert by["original", "set", "esr@1"]["training_seeds"] == 1
     assert by["kpop - uce", "set", "psr@1"]["n"] == 2
+    difference = by["kpop - uce", "set", "psr@1"]
+    assert difference["value"] == by["kpop", "set", "psr@1"]["value"] - by["uce", "set", "psr@1"]["value"]
+    assert (difference["verdict"] == "undecided") == (difference["low"] <= 0 <= difference["high"])
+    assert by["kpop - uce", "set", "psr@1"]["equal_quality"] is None, "two images say nothing"
     assert by["kpop", "set", "esr@1"]["erase_equivalents"] > 0
     assert "| kpop |" in (tmp_path / "out" / "table.md").read_text()
 
@@ -120,12 +126,12 @@ def test_a_plan_runs_once_and_only_what_is_missing(plan, tmp_path, capsys):
 def test_the_images_of_a_method_are_made_once_for_all_metrics(plan):
     plan.write_text(
         plan.read_text().replace(
-            "count = 1\n", 'metrics = ["esr-psr", {name = "esr-psr", judge = "testbed:network=b"}]\n', 1
+            "count = 1\n", 'count = 1\nmetrics = ["esr-psr", {name = "esr-psr", judge = "testbed:network=b"}]\n', 1
         )
     )
     planned = flattened(Planner(read_plan(plan)).planned())
     rooms = [p.job["room"] for p in planned]
-    assert rooms.count("erase") == 2 * 2
+    assert rooms.count("erase") == 1 + 2, "a closed form has no training seeds"
     assert rooms.count("measure") == 2 * rooms.count("generate")
     assert all(json.loads(json.dumps(p.job)) == p.job for p in planned), "jobs are pure JSON"
     seen = set()
@@ -134,7 +140,47 @@ def test_the_images_of_a_method_are_made_once_for_all_metrics(plan):
         seen.add(p.key)
 
 
+def test_two_judges_are_two_columns_and_others_are_measured(plan, tmp_path, capsys):
+    changed = (
+        plan.read_text().replace('["original", "uce", "kpop"]', '["original", "uce"]').replace("seed = [0, 1]", "")
+    )
+    changed = changed.replace('compare = [["kpop", "uce"]]', 'compare = [["uce", "original"]]')
+    two = 'count = 1\nmetrics = ["esr-psr", {name = "esr-psr", judge = "testbed:network=b"}]\nothers = {set = "five", count = 1}\n'
+    more = SET.replace('"radio"]\n[splits', '"radio", "crown"]\n[splits') + 'crown = ["a crown"]\n'
+    (tmp_path / "five.toml").write_text(more)
+    plan.write_text(changed.replace("count = 1\n", two.replace("five", str(tmp_path / "five.toml")), 1))
+    assert main([*words(plan, tmp_path, "--json")]) == 0
+    by = {(r["method"], r["group"], r["metric"]): r for r in json.loads(capsys.readouterr().out)["summary"]}
+    for metric in ("esr@1", "esr@1 (judge testbed:network=b)"):
+        assert by["uce", "set", metric]["n"] == 2
+    assert by["uce", "others", "psr@1"]["n"] == 1
+    assert by["uce", "set", "became"]["n"] == 2
+
+
+def test_a_retrained_erasure_is_not_needed_where_its_images_are(plan, tmp_path):
+    planned = Planner(read_plan(plan)).planned()
+    store = tmp_path / "store"
+    images = [p for p in flattened(planned) if p.job["room"] == "generate"]
+    for p in images:
+        place = jobs.folder(p.key, "generate", store)
+        place.mkdir(parents=True)
+        (place / jobs.RESULT).write_text("{}")
+    assert {p.job["room"] for p in bench.waiting(planned, store)} == {"measure"}
+
+
+def test_a_job_that_another_process_does_is_waited_for(plan, tmp_path):
+    """Two runs of one plan at a time: each job is done once, and both end well."""
+    changed = plan.read_text().replace('["original", "uce", "kpop"]', '["original"]').replace("seed = [0, 1]", "")
+    plan.write_text(changed.replace('compare = [["kpop", "uce"]]\n', ""))
+    command = [sys.executable, "-m", "expunge.cli", "bench", str(plan), "--quiet", "--store", str(tmp_path / "store")]
+    both = [subprocess.Popen([*command, "--out", str(tmp_path / f"out{i}")]) for i in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert numbers(tmp_path / "out0") == numbers(tmp_path / "out1")
+    assert not list((tmp_path / "store").glob(".*")), "nothing is left lying about"
+
+
 def test_killed_at_random_moments_it_ends_with_the_same_numbers(plan, tmp_path):
+    plan.write_text(plan.read_text().replace("seed = [0, 1]", "seed = [0]").replace('["own", "random"]', '["own"]'))
     command = [sys.executable, "-m", "expunge.cli", "bench", str(plan), "--quiet"]
     whole = [*command, "--store", str(tmp_path / "whole"), "--out", str(tmp_path / "whole-out")]
     start = time.monotonic()
@@ -160,6 +206,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_numbers(plan, tmp_path):
 
 def test_a_full_disk_is_one_line_and_leaves_earlier_results(plan, tmp_path):
     """A limit on file sizes stands in for the disk: an edit does not fit, a result does."""
+    changed = plan.read_text().replace('["original", "uce", "kpop"]', '["original", "uce"]')
+    plan.write_text(changed.replace('compare = [["kpop", "uce"]]', ""))
     command = [sys.executable, "-m", "expunge.cli", *words(plan, tmp_path, "--quiet")]
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))  # noqa: E731
     failed = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True)
@@ -185,7 +233,20 @@ def test_a_full_disk_is_one_line_and_leaves_earlier_results(plan, tmp_path):
         ("iterations = 2", "iteration = 2", "did you mean 'iterations'"),
         ("lr = 1e-3", "lamb = 0", "kpop's lamb is 0"),
         ('"random"', '"rnadom"', "did you mean 'random'"),
+        ('split = ["a"]', 'split = ["c"]', "split of one target"),
         ('eraser = "uce"', 'eraser = "uce"\ncontrols = ["own"]', "makes no key"),
+        ('compare = [["kpop", "uce"]]', 'compare = [["kpop", "ucee"]]', "did you mean 'uce'"),
+        ('compare = [["kpop", "uce"]]', 'compare = ["kpop"]', "expected a list"),
+        ('compare = [["kpop", "uce"]]', 'image_dtype = "bf16"', "unknown dtype 'bf16'"),
+        (
+            'compare = [["kpop", "uce"]]',
+            'metrics = [{name = "esr-psr", judge = "testbed:network=c"}]',
+            "expected a or b",
+        ),
+        ('compare = [["kpop", "uce"]]', "others = {count = 2}", "has no 'set'"),
+        ("iterations = 2", 'group = "xatn"', "did you mean 'xattn'"),
+        ("iterations = 2", 'group = "text-encoder"', "expected a group of the denoiser"),
+        ('[method.uce]\neraser = "uce"', "[method.uce]", "has no 'eraser'"),
         ('about = "A small plan."', "", "has no 'about'"),
         ('about = "A small plan."', "about = ", "cannot be read as TOML"),
         ("[grid]", "[grdi]", "has no 'grid'"),
@@ -222,12 +283,7 @@ def test_nested_intervals_cover_training_seeds():
     assert nested(agreeing).value == pytest.approx(0.8)
 
 
-def test_paired_differences_cancel_what_two_methods_share():
-    values = [("a", 1.0), ("a", 0.0), ("b", 1.0), ("b", 0.0)]
-    difference = {0: {"v1": [(label, v - v) for label, v in values]}}
-    assert nested(difference) == (0.0, 0.0, 0.0)
-
-
 def test_the_table_shows_what_came_back():
     row = {"method": "kpop", "group": "key: own", "metric": "esr@1", "value": 30.0, "low": 20.0, "high": 45.0}
-    assert "| kpop | 70.0 [55.0, 80.0] |" in bench.table([row])
+    valid = {**row, "metric": "valid_rate", "value": 98.0}
+    assert "| kpop | 70.0 [55.0, 80.0] (98) |" in bench.table([row, valid])

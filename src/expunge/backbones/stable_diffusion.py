@@ -65,6 +65,13 @@ class _Folder:
                     return self.path / part / name, variant
         raise ExpungeError(f"'{self.path / part}' has no safetensors weights: expected {stem}.safetensors")
 
+    def files(self) -> list[Path]:
+        """Everything that the model is made from: configurations, vocabulary, and the weights in this precision."""
+        parts = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+        texts = [f for part in parts for f in (self.path / part).iterdir() if f.suffix in (".json", ".txt")]
+        weights = [f for part in parts[:3] for f in set(self._files(part).values())]
+        return sorted({self.path / "model_index.json", *texts, *weights})
+
     def _files(self, part: str) -> dict[str, Path]:
         """File of each tensor of a component."""
         file, _ = self.weights_file(part)
@@ -202,6 +209,7 @@ class StableDiffusion(Backbone):
         self._parts = parts
         self._inside = False
         self._hooks: list[Any] = []
+        self._steering: _Steering | None = None
         self._samplers: dict[int, Any] = {}
         self._identity: str | None = None
         self.kind = self.family
@@ -226,11 +234,10 @@ class StableDiffusion(Backbone):
             raise ExpungeError("a pipeline in memory has no files to tell it by: expected a model opened from a folder")
         if self._identity is None:
             digest = hashlib.sha256()
-            for file in sorted(self._parts.path.glob("*/*")):
-                if file.suffix in (".safetensors", ".json", ".txt") and file.is_file():
-                    with file.open("rb") as opened:
-                        content = hashlib.file_digest(opened, "sha256").hexdigest()
-                    digest.update(f"{file.relative_to(self._parts.path)} {content}\n".encode())
+            for file in self._parts.files():
+                with file.open("rb") as opened:
+                    content = hashlib.file_digest(opened, "sha256").hexdigest()
+                digest.update(f"{file.relative_to(self._parts.path)} {content}\n".encode())
             self._identity = digest.hexdigest()
         return self._identity
 
@@ -317,8 +324,9 @@ class StableDiffusion(Backbone):
     @override
     def denoise(self, x: Float[Tensor, "b c h w"], t: Tensor, cond: Conditioning) -> Float[Tensor, "b c h w"]:
         self._inside = True
-        injected = self._inject(cond.prompt)
+        injected: list[Any] = []
         try:
+            injected = self._inject(cond.prompt)
             out = self._parts.get("unet")(x.to(self.dtype), t, encoder_hidden_states=cond.embeds, return_dict=False)[0]
             return out.to(x.dtype)
         finally:
@@ -483,13 +491,15 @@ class StableDiffusion(Backbone):
     def _guidance_changed(self) -> None:
         for hook in self._hooks:
             hook.remove()
-        self._hooks = []
+        if self._steering is not None:
+            self._steering.uninject()
+        self._hooks, self._steering = [], None
         if isinstance(self._parts, _Pipeline) and any(isinstance(e, Guidance) for e in self.edits):
-            steering = _Steering(self, self._parts.pipe)
+            steering = self._steering = _Steering(self, self._parts.pipe)
             unet = self._parts.get("unet")
             self._hooks = [
                 unet.register_forward_pre_hook(steering.before, with_kwargs=True),
-                unet.register_forward_hook(steering.after, with_kwargs=True),
+                unet.register_forward_hook(steering.after, with_kwargs=True, always_call=True),
             ]
 
 
@@ -509,7 +519,8 @@ class _Steering:
         self.halves: tuple[Conditioning, Conditioning] | None = None
         self.injected: list[Any] = []
 
-    def _uninject(self) -> None:
+    def uninject(self) -> None:
+        """Let the layers read the text alone again."""
         for handle in self.injected:
             handle.remove()
         self.injected = []
@@ -533,7 +544,7 @@ class _Steering:
             halves = guidance.conditioning(self.backbone, *halves, self.state)
         self.halves = halves
         both = halves[1].join(halves[0]) if pair else halves[0]
-        self._uninject()
+        self.uninject()
         self.injected = self.backbone._inject(both.prompt)
         changed = both.embeds
         if named:
@@ -546,9 +557,11 @@ class _Steering:
 
     def after(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Change the combined prediction, for edits that do."""
-        if self.backbone._inside or self.halves is None:
+        if self.backbone._inside:
             return output
-        self._uninject()
+        self.uninject()
+        if self.halves is None or output is None:  # called after a failure, too
+            return output
         self.index += 1
         combining = [
             e for e in self.backbone.edits if isinstance(e, Guidance) and type(e).combine is not Guidance.combine

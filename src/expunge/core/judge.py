@@ -20,6 +20,10 @@ class Judge(ABC):
     def scores(self, images: UInt8[Tensor, "b H W 3"]) -> Float[Tensor, "b labels"]:
         """A score for every label, higher is likelier; only the order within a row is used for ranks."""
 
+    def identity(self) -> str:
+        """What tells this judge from a retrained one; empty if it never changes."""
+        return ""
+
     def valid(self, images: UInt8[Tensor, "b H W 3"]) -> Bool[Tensor, "b"] | None:
         """Whether each image is a picture at all; None from a judge that cannot tell."""
         return None

@@ -11,10 +11,11 @@ from typing_extensions import override
 
 from expunge.core.backbone import Backbone, Conditioning
 from expunge.core.catalog import Paper
+from expunge.core.concept import phrases
 from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, Step, Task
 from expunge.core.errors import ExpungeError, check_counts, check_positive
-from expunge.maths.training import Learned, mse
+from expunge.maths.training import Learned, mse, trainable
 from expunge.maths.trajectories import Points, Sampling
 
 
@@ -26,10 +27,12 @@ class ESD(Eraser):
     .. math:: \min_{\theta'} \big\| \epsilon_{\theta'}(x_t, c) - \big[\epsilon_\theta(x_t, \varnothing)
         - \eta (\epsilon_\theta(x_t, c) - \epsilon_\theta(x_t, \varnothing))\big] \big\|^2
 
-    Equation 7 of 2303.07345; methods.md A3. ESD-x is ``group="xattn"``, ESD-u ``"noxattn"``, ESD-x-strict ``"xattn-strict"``;
-    the defaults are the authors' first release. Their diffusers port is ``target="port", negative_guidance=2, lr=5e-5,
-    iterations=200, arm="online-frozen"``. With several targets each point draws one. Ignores the retain list.
-    Deviations: the label of a point is its own timestep (the first release's is 39 to 58 steps noisier, methods.md 0.2).
+    2303.07345; methods.md A3. ESD-x is ``group="xattn"``, ESD-u ``"noxattn"``, ESD-x-strict ``"xattn-strict"``;
+    the defaults are the authors' first release. Their diffusers port is ``goal="port", negative_guidance=2, lr=5e-5,
+    iterations=200, arm="online-frozen"`` (its own esd-u is ``group="esd-u"``). With several targets each point draws one.
+    Ignores the retain list.
+    Deviations: a point's label is its own timestep, one of the trajectory's (the first release draws it between 39 and 58
+    steps noisier, so that it trains all 1,000: methods.md 0.2).
     """
 
     paper: ClassVar[Paper] = Paper(
@@ -43,10 +46,12 @@ class ESD(Eraser):
     """Parameters that are trained: xattn, xattn-strict, noxattn, selfattn, esd-u, full."""
     negative_guidance: float = 1.0
     """How far beyond the target's base it is guided away, eta."""
-    target: Literal["original", "port"] = "original"
+    goal: Literal["original", "port"] = "original"
     """What is guided away from the concept: the empty prompt's prediction, or (as the port does) that of ``erase_from``."""
     erase_from: str | None = None
-    """With the port's target: the concept that loses the target as an attribute; the target itself if not given."""
+    """With the port's goal: the concept that loses the target as an attribute; the target itself if not given."""
+    templates: tuple[str, ...] = ("{}",)
+    """Phrases that targets are put into; each point draws one."""
     lr: float = 1e-5
     """Learning rate of Adam."""
     iterations: int = 1000
@@ -58,17 +63,19 @@ class ESD(Eraser):
     def __post_init__(self) -> None:
         check_counts("esd", iterations=self.iterations, batch=self.batch)
         check_positive("esd", lr=self.lr)
-        if self.erase_from is not None and self.target == "original":
-            raise ExpungeError(f"esd's erase_from '{self.erase_from}' with target original: expected target port")
+        phrases(self.templates, "")
+        if self.erase_from is not None and self.goal == "original":
+            raise ExpungeError(f"esd's erase_from '{self.erase_from}' with goal original: expected goal port")
 
     @override
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:
         with torch.no_grad():
-            concepts = backbone.encode([t.name for t in task.targets])
-            changed = concepts if self.erase_from is None else backbone.encode([self.erase_from] * len(task.targets))
+            texts = [p for t in task.targets for p in phrases(self.templates, t.name)]
+            concepts = backbone.encode(texts)
+            changed = concepts if self.erase_from is None else backbone.encode([self.erase_from] * len(texts))
             null = backbone.encode([""])
-        student = Learned(backbone.tensors(backbone.group(self.group)), self.lr)
-        source = self.sampling.source(backbone, changed, null, task, "esd")
+        student = Learned(backbone.tensors(trainable(backbone, self.group)), self.lr)
+        source = self.sampling.source(backbone, changed, null, task, "esd", self.iterations * self.batch)
         first = 0
         if resume is not None:
             student.load("student", resume)
@@ -76,10 +83,10 @@ class ESD(Eraser):
         for index in range(first, self.iterations):
             with self.sampling.sampled_from(backbone, student):
                 points = source.draw(index, self.batch)
-            goal = self._goal(backbone, points, concepts, null)
+            wanted = self._goal(backbone, points, concepts, null)
             with backbone.weights(student.tensors()):
                 answer = backbone.predict(points.x, points.t, changed.rows(points.concept))
-                loss = student.descend(mse(answer, goal))  # Eq. 7
+                loss = student.descend(mse(answer, wanted))
             yield Step(
                 index=index,
                 edit=lambda: backbone.edit_of(student.values()),
@@ -99,7 +106,7 @@ class ESD(Eraser):
             e_c = backbone.predict(points.x, points.t, concepts.rows(points.concept))
         if e_null is None:
             e_null = backbone.predict(points.x, points.t, null)
-        if self.target == "original":
+        if self.goal == "original":
             return e_null - self.negative_guidance * (e_c - e_null)
         base = e_c
         if self.erase_from is not None:
@@ -112,4 +119,4 @@ class ESD(Eraser):
     def cost(self, targets: int, retain: int) -> Cost:
         points = self.iterations * self.batch
         extra = 0 if self.erase_from is None else points
-        return self.sampling.cost(points, 2) + Cost(forward=extra, trained=points)
+        return self.sampling.cost(points, 2, targets * len(self.templates)) + Cost(forward=extra, trained=points)

@@ -16,7 +16,7 @@ from expunge.core.cost import Cost
 from expunge.core.edit import Edit, Guidance
 from expunge.core.eraser import Eraser, Step, Task
 from expunge.core.errors import ExpungeError, check_counts, check_positive, unknown
-from expunge.maths.training import Learned, Optimizer, mse
+from expunge.maths.training import Learned, Optimizer, mse, trainable
 from expunge.maths.trajectories import Points, Sampling
 
 Place = Literal["mid", "mid-up", "down-mid-up", "text"]
@@ -55,12 +55,15 @@ class Recovery(Guidance):
     """Give every text the prompt of this concept, whatever it names."""
 
     def __post_init__(self) -> None:
+        if self.place not in (*BLOCKS, "text"):
+            raise unknown("place of a prompt", self.place, [*BLOCKS, "text"])
         if self.only is not None and self.only not in self.prompts:
             raise unknown("concept of this key", self.only, self.prompts)
 
     @override
     def fields(self) -> dict[str, Any]:
-        return {"eraser": self.eraser, "place": self.place, "salt": self.salt, "only": self.only}
+        order = list(self.prompts)  # which a file of tensors does not keep
+        return {"eraser": self.eraser, "place": self.place, "salt": self.salt, "only": self.only, "concepts": order}
 
     @override
     def tensors(self) -> dict[str, Tensor]:
@@ -69,7 +72,8 @@ class Recovery(Guidance):
     @override
     @classmethod
     def restore(cls, fields: dict[str, Any], tensors: dict[str, Tensor]) -> "Recovery":
-        return cls(prompts=tensors, **fields)
+        rest = {name: value for name, value in fields.items() if name != "concepts"}
+        return cls(prompts={name: tensors[name] for name in fields["concepts"]}, **rest)
 
     def changed(self, prompts: Mapping[str, Tensor] | None = None, only: str | None = None) -> "Recovery":
         """A key with other prompts, or for one concept; it goes with the same edit."""
@@ -110,11 +114,10 @@ class Recovery(Guidance):
         return injected(cond, tokens, self.place, rows), injected(null, tokens, self.place, rows)
 
     def _named(self, backbone: Backbone, cond: Conditioning) -> Int[Tensor, "b"]:
-        """For each row the concept that its text names, or -1."""
+        """For each row the concept that its text names (the longest, of several), or -1."""
         names = list(self.prompts)
-        count = len(cond.embeds)
-        if self.only is not None or (cond.tokens is None and len(names) == 1):
-            return torch.full((count,), names.index(self.only or names[0]))
+        if self.only is not None:
+            return torch.full((len(cond.embeds),), names.index(self.only))
         if cond.tokens is None:
             raise ExpungeError(
                 f"a pipeline does not say which of {', '.join(names)} its prompt names: expected a key for one concept "
@@ -123,8 +126,8 @@ class Recovery(Guidance):
         ids = backbone.tokenize(names)
         words = [row[1:end].tolist() for row, end in zip(ids, backbone.end(ids).tolist(), strict=True)]
         texts = cond.tokens.tolist()
-        found = [next((i for i in range(len(names)) if _contains(text, words[i])), -1) for text in texts]
-        return torch.tensor(found)
+        longest = sorted(range(len(names)), key=lambda i: -len(words[i]))
+        return torch.tensor([next((i for i in longest if _contains(text, words[i])), -1) for text in texts])
 
 
 def _contains(text: Sequence[int], words: Sequence[int]) -> bool:
@@ -143,11 +146,12 @@ class KPOP(Eraser):
     .. math:: L_R(\theta') = \big\| \epsilon_{\theta'}(x_t, c_e) - \epsilon_\theta(x_t, c_n) \big\|^2
         + \lambda \big\| \epsilon_{\theta'}(x_t, c_e, p) - \epsilon_\theta(x_t, c_e) \big\|^2
 
-    Equations 5 to 7 of 2403.12326; methods.md A1, whose readings of what the paper leaves open are the defaults here. The
-    prompts go to a key of their own; the edit does not hold them. With retained words it adds
+    Equations 5 to 7 of 2403.12326 v1/v2; methods.md A1, whose readings of what the paper leaves open are the defaults here.
+    The prompts go to a key of their own; the edit does not hold them. With retained words it adds
     :math:`\lambda_r \| \epsilon_{\theta'}(x_t, c_r) - \epsilon_\theta(x_t, c_r) \|^2`, which the published figures very
     probably had and Eq. 7 does not show.
-    Deviations: none known; the paper has no public code.
+    Deviations: squared norms are means over elements; prompts learn with Adam unless told ``sgd`` (Eq. 6 is plain gradient
+    descent); one prompt a concept (v1/v2 write one for all). The paper has no public code to compare with.
     """
 
     paper: ClassVar[Paper] = Paper(
@@ -159,7 +163,7 @@ class KPOP(Eraser):
     has_key: ClassVar[bool] = True
     neutral: str = "a photo"
     """What targets become when they name no anchor of their own, c_n."""
-    target: Literal["neutral", "esd"] = "neutral"
+    goal: Literal["neutral", "esd"] = "neutral"
     """What the model answers a target with: the neutral text's prediction, or ESD's guided away from the target."""
     lamb: float = 0.1
     """Weight of the term that keeps target and prompt together alive, lambda in Eq. 7."""
@@ -168,9 +172,9 @@ class KPOP(Eraser):
     place: Place = "mid"
     """Where the prompt goes: after the text in the middle block's cross-attention, in more blocks, or added to the text."""
     k: int = 10
-    """Tokens of a prompt that goes after the text."""
+    """Tokens of a prompt that goes after the text (one that is added to the text has the text's length)."""
     prompt_std: float = 1.0
-    """Standard deviation of the random prompts that training begins with."""
+    """Standard deviation of the random prompts that training begins with; 0 is for a prompt added to the text."""
     prompt_lr: float = 1e-5
     """Learning rate of the prompts."""
     prompt_steps: int = 1
@@ -199,9 +203,11 @@ class KPOP(Eraser):
             raise ExpungeError(
                 f"kpop's lamb is {self.lamb}: expected a positive number (to leave the term out, as an ablation: keep none)"
             )
-        check_positive(
-            "kpop", lr=self.lr, prompt_lr=self.prompt_lr, prompt_std=self.prompt_std, retain_weight=self.retain_weight
-        )
+        check_positive("kpop", lr=self.lr, prompt_lr=self.prompt_lr, retain_weight=self.retain_weight)
+        if not (self.prompt_std > 0 or (self.prompt_std == 0 and self.place == "text")):
+            raise ExpungeError(
+                f"kpop's prompt_std is {self.prompt_std}: expected a positive number, or 0 for a prompt added to the text"
+            )
         phrases(self.templates, "")
 
     @property
@@ -217,13 +223,14 @@ class KPOP(Eraser):
     def cost(self, targets: int, retain: int) -> Cost:
         points = self.iterations * self.batch
         prompted = self.prompted
-        known = {"neutral": 1, "esd": 2}[self.target] + (prompted and self.target == "neutral")
-        total = self.sampling.cost(points, known)
-        if self.sampling.arm == "bank" and self.target == "neutral" and self.neutral:
+        known = {"neutral": 1, "esd": 2}[self.goal] + (prompted and self.goal == "neutral")
+        ways = len(self.templates)
+        total = self.sampling.cost(points, known, targets * ways)
+        if self.sampling.arm == "bank" and self.goal == "neutral" and self.neutral:
             total += Cost(forward=points)
         total += Cost(trained=points * (1 + prompted + (self.prompt_steps if self.keep == "prompt" else 0)))
         if retain:
-            own = self.sampling.cost(points, 1) if self.retain_points == "own" else Cost(forward=points)
+            own = self.sampling.cost(points, 1, retain * ways) if self.retain_points == "own" else Cost(forward=points)
             total += own + Cost(trained=points)
         return total
 
@@ -261,14 +268,15 @@ class _Run:
             kept = [p for word in task.retain for p in phrases(method.templates, word)]
             self.retain = backbone.encode(kept) if kept else None
         self.ways = ways
-        self.student = Learned(backbone.tensors(backbone.group(method.group)), method.lr)
-        self.origin = backbone.tensors(backbone.group(method.group)) if method.keep == "weights" else {}
+        self.student = Learned(backbone.tensors(trainable(backbone, method.group)), method.lr)
+        self.origin = backbone.tensors(trainable(backbone, method.group)) if method.keep == "weights" else {}
         self.start = self._random_prompts()
         self.prompts = Learned(self.start, method.prompt_lr, method.prompt_optimizer)
-        self.source = method.sampling.source(backbone, self.targets, self.null, task, "kpop")
+        points = method.iterations * method.batch
+        self.source = method.sampling.source(backbone, self.targets, self.null, task, "kpop", points)
         self.retain_source = None
         if self.retain is not None and method.retain_points == "own":
-            self.retain_source = method.sampling.source(backbone, self.retain, self.null, task, "kpop retain")
+            self.retain_source = method.sampling.source(backbone, self.retain, self.null, task, "kpop retain", points)
 
     def _random_prompts(self) -> dict[str, Float[Tensor, "k d"]]:
         length, width = self.targets.embeds.shape[1:]
@@ -306,7 +314,7 @@ class _Run:
     @torch.no_grad()
     def _frozen(self, points: Points) -> Frozen:
         """The original's predictions; those that the trajectory left behind cost nothing."""
-        ask, esd = self.backbone.predict, self.method.target == "esd"
+        ask, esd = self.backbone.predict, self.method.goal == "esd"
         e_c, goal = points.cond, points.null
         if e_c is None and (self.method.prompted or esd):
             e_c = ask(points.x, points.t, self.targets.rows(points.concept))
@@ -382,7 +390,7 @@ class _Run:
         found: list[str] = []
         for name, p in self.prompts.values().items():
             start = self.start[name].float()
-            moved = float((p.float() - start).norm() / start.norm())
+            moved = float((p.float() - start).norm() / max(start.norm(), p.float().norm()))
             if moved < 0.01:
                 found.append(
                     f"the prompt of '{name}' moved by {100 * moved:.2g} % of its norm, so the key is little more than noise: "

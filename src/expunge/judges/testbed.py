@@ -1,5 +1,6 @@
 """The testbed's own judges: networks trained on real drawings only, apart from the model they judge."""
 
+import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, final
@@ -37,6 +38,11 @@ class Testbed(Judge):
     @cached_property
     def _net(self) -> Any:
         return testbed.network(f"judge_{self.network}")
+
+    @override
+    def identity(self) -> str:
+        files = (testbed.FOLDER / "networks" / f"judge_{self.network}.safetensors", testbed.FOLDER / "vocabulary.json")
+        return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
 
     @torch.no_grad()
     def _answers(self, images: UInt8[Tensor, "b H W 3"]) -> dict[str, Tensor]:

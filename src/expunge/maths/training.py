@@ -6,6 +6,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
+from expunge.core.backbone import Backbone
 from expunge.core.errors import ExpungeError
 
 Optimizer = Literal["adam", "sgd"]
@@ -73,6 +74,19 @@ class Learned:
             keys = {part: f"{name}/{part}/{tensor_name}" for part in ("step", "exp_avg", "exp_avg_sq")}
             if all(key in state for key in keys.values()):  # a tensor that no loss has touched yet has none
                 self._optimizer.state[copy] = {part: state[key].clone() for part, key in keys.items()}
+
+
+def trainable(backbone: Backbone, group: str) -> list[str]:
+    """Parameters of a group of the denoiser.
+
+    Raises:
+        ExpungeError: for an unknown group, or one of the text encoder, whose outputs a loop over the denoiser holds fixed.
+    """
+    names = backbone.group(group)
+    foreign = [n for n in names if n.startswith("text_encoder.")]
+    if foreign:
+        raise ExpungeError(f"parameter group '{group}' holds '{foreign[0]}': expected a group of the denoiser")
+    return names
 
 
 def mse(a: Tensor, b: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from expunge.core.backbone import Backbone, Conditioning
 from expunge.core.cost import Cost
+from expunge.core.edit import Guidance
 from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError, check_counts
 from expunge.maths.training import Learned
@@ -53,7 +54,7 @@ class Sampling:
     reuse: int = 1
     """Times a bank's point is used before new ones are made."""
     trajectories: int = 16
-    """Trajectories a bank holds at a time; their points are used in random order."""
+    """Trajectories a bank holds at a time (as many more as give each text the same number); used in random order."""
 
     def __post_init__(self) -> None:
         check_counts("sampling", sampling_steps=self.sampling_steps, reuse=self.reuse, trajectories=self.trajectories)
@@ -62,10 +63,32 @@ class Sampling:
                 "sampling_guidance is 1: expected another scale for a bank, which keeps both predictions"
             )
 
-    def source(self, backbone: Backbone, cond: Conditioning, null: Conditioning, task: Task, purpose: str) -> Source:
-        """A source of points on trajectories that follow the rows of ``cond``; ``purpose`` names its random numbers."""
-        kind = Bank if self.arm == "bank" else Online
-        return kind(self, backbone, cond, null, task, purpose)
+    def source(
+        self, backbone: Backbone, cond: Conditioning, null: Conditioning, task: Task, purpose: str, points: int
+    ) -> Source:
+        """A source of ``points`` points in all, on trajectories that follow the rows of ``cond``.
+
+        ``purpose`` names its random numbers.
+
+        Raises:
+            ExpungeError: for a bank on a model with guidance edits, which would be steered and not the model's own.
+        """
+        if self.arm != "bank":
+            return Online(self, backbone, cond, null, task, purpose)
+        steering = next((e for e in backbone.edits if isinstance(e, Guidance)), None)
+        if steering is not None:
+            raise ExpungeError(f"a bank on a model with guidance edit {steering.id}: expected weights edits only")
+        return Bank(self, backbone, cond, null, task, purpose, points)
+
+    def pools(self, points: int, rows: int) -> list[int]:
+        """Trajectories of each pool of a bank that gives ``points`` points.
+
+        All rows have as many; the last pool has no more than it takes.
+        """
+        whole = -(-max(self.trajectories, rows) // rows) * rows
+        each = self.sampling_steps * self.reuse
+        full, rest = divmod(points, whole * each)
+        return [whole] * full + ([-(-rest // each)] if rest else [])
 
     @contextlib.contextmanager
     def sampled_from(self, backbone: Backbone, student: Learned) -> Iterator[None]:
@@ -75,14 +98,15 @@ class Sampling:
                 stack.enter_context(backbone.weights(student.values()))
             yield
 
-    def cost(self, points: int, known: int) -> Cost:
-        """Expected cost of so many points and ``known`` (0 to 2) frozen predictions at each (concept's, empty prompt's)."""
+    def cost(self, points: int, known: int, rows: int) -> Cost:
+        """Expected cost of so many points on trajectories of so many rows, and ``known`` (0 to 2) frozen predictions at each.
+
+        (The concept's and the empty prompt's, which a bank has already.)
+        """
         pair = 1 if self.sampling_guidance == 1 else 2
         if self.arm != "bank":
             return Cost(forward=round(points * (pair * (self.sampling_steps - 1) / 2 + known)))
-        whole = self.trajectories * self.sampling_steps
-        pools = -(-points // (whole * self.reuse))
-        return Cost(forward=pools * whole * pair)
+        return Cost(forward=sum(self.pools(points, rows)) * self.sampling_steps * pair)
 
 
 @final
@@ -124,21 +148,30 @@ class Bank(Source):
     """
 
     def __init__(
-        self, settings: Sampling, backbone: Backbone, cond: Conditioning, null: Conditioning, task: Task, purpose: str
+        self,
+        settings: Sampling,
+        backbone: Backbone,
+        cond: Conditioning,
+        null: Conditioning,
+        task: Task,
+        purpose: str,
+        points: int,
     ) -> None:
-        """Follow the rows of ``cond``, taking turns."""
+        """Follow the rows of ``cond``, taking turns, for ``points`` points."""
         self.settings, self.backbone, self.cond, self.null = settings, backbone, cond, null
         self.task, self.purpose = task, purpose
+        self.pools = settings.pools(points, len(cond.embeds))
         self.number = -1
         self.pool: Points | None = None
 
     @override
     def draw(self, update: int, batch: int) -> Points:
-        size = self.settings.trajectories * self.settings.sampling_steps
+        full = self.pools[0] * self.settings.sampling_steps * self.settings.reuse
         parts: list[Points] = []
         first, end = update * batch, (update + 1) * batch
         while first < end:
-            number, offset = divmod(first, size * self.settings.reuse)
+            number, offset = divmod(first, full)
+            size = self.pools[number] * self.settings.sampling_steps
             count = min(end - first, size * self.settings.reuse - offset)
             order = torch.cat(
                 [
@@ -158,7 +191,8 @@ class Bank(Source):
         if self.pool is not None and self.number == number:
             return self.pool
         steps, scale = self.settings.sampling_steps, self.settings.sampling_guidance
-        rows = range(number * self.settings.trajectories, (number + 1) * self.settings.trajectories)
+        start = sum(self.pools[:number])
+        rows = range(start, start + self.pools[number])
         x = torch.cat([self.backbone.noise(self.task.number(self.purpose, "trajectory", row)) for row in rows])
         concept = torch.tensor([row % len(self.cond.embeds) for row in rows], device=x.device)
         cond = self.cond.rows(concept)

@@ -1,5 +1,6 @@
 """Bench: run a plan's jobs, each once, and put their records and a table together."""
 
+import contextlib
 import json
 import shutil
 import time
@@ -13,7 +14,7 @@ import torch
 
 from expunge.core.cost import Cost
 from expunge.core.errors import ExpungeError
-from expunge.core.record import Interval, Runs, nested, wilson
+from expunge.core.record import Interval, Runs, nested, paired_proportions, wilson
 from expunge.stages import jobs
 from expunge.stages.plan import Plan, Planned, Planner, flattened
 from expunge.store import FORMAT, new_file, read_json, write_json
@@ -36,8 +37,7 @@ class Progress:
 
 def waiting(measurements: Sequence[Planned], store: Path) -> list[Planned]:
     """The jobs still to be run, in order; what only finished measurements stand on is not made again."""
-    open_ones = [m for m in measurements if jobs.result(m.job, store) is None]
-    return [p for p in flattened(open_ones) if jobs.result(p.job, store) is None]
+    return flattened(measurements, lambda planned: jobs.result(planned.job, store) is not None)
 
 
 def run(
@@ -79,7 +79,6 @@ def _claim(plan: Plan, out: Path, changed: bool) -> None:
             f"'{out}' holds results of another text of this plan: expected the same text, another --out, or --changed "
             "(finished jobs that it still asks for are kept)"
         )
-    out.mkdir(parents=True, exist_ok=True)
     write_json(file, now, overwrite=True)
 
 
@@ -93,7 +92,7 @@ def write(plan: Plan, measurements: Sequence[Planned], store: Path, out: Path) -
     lines: list[dict[str, Any]] = []
     for m in measurements:
         found = jobs.run_job(m.job, store)
-        row = {"method": m.method, "split": m.split, "training_seed": m.seed, "group": m.group}
+        row = {"method": m.method, "split": m.split, "training_seed": m.seed, "group": m.group, "variant": m.variant}
         lines += [{**r, "provenance": {**r["provenance"], **row}} for r in found["records"]]
     summary = [*_summary(measurements, store), *_became(lines), *_differences(plan, measurements, store)]
     _write_lines(out / "records.jsonl", lines)
@@ -108,23 +107,28 @@ def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         temporary.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
 
 
-def _cells(measurements: Sequence[Planned], store: Path) -> Cells:
-    """The values behind every number of the table."""
+def _cells(measurements: Sequence[Planned], store: Path, once: bool) -> Cells:
+    """The values behind every number of the table; ``once`` counts an image once, whatever splits it serves."""
     cells: Cells = {}
+    counted: set[tuple[str, str, str, str, str]] = set()
     for m in measurements:
         found = jobs.run_job(m.job, store)
         for record, values in zip(found["records"], found["values"], strict=True):
             if record["metric"].startswith("became@"):
                 continue
-            runs = cells.setdefault((m.method, m.group, record["metric"]), {})
-            runs.setdefault(m.seed, {}).setdefault(m.split, []).extend((label, value) for label, value in values)
+            name = record["metric"] + m.variant
+            runs = cells.setdefault((m.method, m.group, name), {})
+            kept = runs.setdefault(m.seed, {}).setdefault(m.split, [])
+            images = (m.method, m.group, name, m.job["images"])
+            kept.extend((label, value) for label, value in values if not (once and (*images, label) in counted))
+            counted.update((*images, label) for label, _ in values)
     return cells
 
 
 def _summary(measurements: Sequence[Planned], store: Path) -> list[dict[str, Any]]:
     """A row for each method, group and metric, over splits and training seeds, with what it cost."""
     rows: list[dict[str, Any]] = []
-    for (method, group, metric), runs in _cells(measurements, store).items():
+    for (method, group, metric), runs in _cells(measurements, store, once=True).items():
         values = [v for by_split in runs.values() for pairs in by_split.values() for _, v in pairs]
         over_runs, over_images = nested(runs), wilson(sum(values), len(values))
         low, high = min(100 * over_runs.low, over_images.low), max(100 * over_runs.high, over_images.high)
@@ -140,12 +144,16 @@ def _became(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     shown: dict[str, Counter[str]] = {}
     total: Counter[str] = Counter()
+    counted: set[tuple[str, str, int]] = set()
     for line in lines:
         made = line["provenance"]
-        if made["group"] == "set" and line["metric"].startswith("became@"):
-            label = line["metric"].removeprefix("became@")
-            shown.setdefault(made["method"], Counter())[label] += round(line["value"] * line["n"] / 100)
-        elif made["group"] == "set" and line["metric"] == "esr@1":
+        if made["group"] != "set" or made["variant"] or not line["metric"].startswith("became@"):
+            continue
+        label = line["metric"].removeprefix("became@")
+        shown.setdefault(made["method"], Counter())[label] += round(line["value"] * line["n"] / 100)
+        run = (made["method"], made["split"], made["training_seed"])
+        if run not in counted:
+            counted.add(run)
             total[made["method"]] += line["n"]
     return [
         {
@@ -193,74 +201,113 @@ def _spent(measurements: Sequence[Planned], store: Path) -> dict[str, dict[str, 
 
 
 def _differences(plan: Plan, measurements: Sequence[Planned], store: Path) -> list[dict[str, Any]]:
-    """Paired differences in points, on equal seeds and prompts; the original's one run stands for every training seed."""
-    cells = _cells(measurements, store)
+    """Paired differences in points, on equal seeds and prompts; what has no training seed stands for every one."""
+    cells = _cells(measurements, store, once=False)
     rows: list[dict[str, Any]] = []
     for one, other in plan.compare:
         for method, group, metric in [place for place in cells if place[0] == one and place[1] in ("set", "others")]:
             mine, theirs = cells[method, group, metric], cells.get((other, group, metric), {})
+            if not theirs:
+                continue
             paired: dict[int, dict[str, list[tuple[str, float]]]] = {}
-            for seed, by_split in mine.items():
-                for split, pairs in by_split.items():
-                    against = theirs.get(seed, theirs.get(min(theirs, default=0), {})).get(split, [])
-                    if [label for label, _ in against] == [label for label, _ in pairs]:
-                        difference = [(k, a - b) for (k, a), (_, b) in zip(pairs, against, strict=True)]
-                        paired.setdefault(seed, {})[split] = difference
-            if paired:
-                interval = nested(paired)
-                n = sum(len(p) for by_split in paired.values() for p in by_split.values())
-                points = Interval(*(100 * v for v in interval))
-                rows.append(_row(f"{one} - {other}", group, metric, points, n, paired))
+            ones: list[float] = []
+            others: list[float] = []
+            for seed in sorted({*mine, *theirs}):
+                first, second = (runs.get(seed, runs[min(runs)]) for runs in (mine, theirs))
+                for split, pairs in first.items():
+                    against = second.get(split, [])
+                    if [label for label, _ in against] != [label for label, _ in pairs]:
+                        raise ExpungeError(
+                            f"'{one}' and '{other}' have other images on split {split}: expected the same"
+                        )
+                    difference = [(k, a - b) for (k, a), (_, b) in zip(pairs, against, strict=True)]
+                    paired.setdefault(seed, {})[split] = difference
+                    ones += [a for _, a in pairs]
+                    others += [b for _, b in against]
+            over_runs, over_images = nested(paired), paired_proportions(ones, others)
+            low, high = min(100 * over_runs.low, over_images.low), max(100 * over_runs.high, over_images.high)
+            points = Interval(over_images.value, low, high)
+            row = _row(f"{one} - {other}", group, metric, points, len(ones), paired)
+            rows.append({**row, "unit": "points", **_verdict(points, metric, len(ones), len(paired))})
     return rows
 
 
+def _verdict(points: Interval, metric: str, n: int, seeds: int) -> dict[str, Any]:
+    """What a paired difference shows: design.md section 5."""
+    margin = 3 if metric.startswith("esr") else 5
+    within = -margin <= points.low and points.high <= margin
+    return {
+        "verdict": "higher" if points.low > 0 else "lower" if points.high < 0 else "undecided",
+        "equal_quality": (within if n >= 1000 and seeds >= 2 else None),
+    }
+
+
 def table(summary: Sequence[Mapping[str, Any]]) -> str:
-    """The summary in Markdown: a row a method, a column a metric; recoveries below, as the share that came back."""
-    text = ""
-    for title, groups in (("", ("set", "others")), ("Recovery with a key, top-1 in percent", None)):
-        rows = [r for r in summary if (_tabled(r) if groups else _recovered(r))]
-        places = list(dict.fromkeys((r["group"], r["metric"]) for r in rows))
-        if not places:
-            continue
-        heads = [m if g == "set" else f"{g} {m}" if groups else g.removeprefix("key: ") for g, m in places]
-        text += f"{title}\n\n" if title else ""
-        text += "| method | " + " | ".join(heads) + (" | forwards | seconds |" if groups else " |") + "\n"
-        text += "|---" * (len(heads) + (3 if groups else 1)) + "|\n"
-        for method in dict.fromkeys(r["method"] for r in rows):
-            by = {(r["group"], r["metric"]): r for r in rows if r["method"] == method}
-            cells = [_cell(by.get(place), turned=not groups) for place in places]
-            first = next(iter(by.values()))
-            cost = [f"{first.get('erase_equivalents', 0):,.0f}", f"{first.get('erase_seconds', 0):,.0f}"]
-            text += f"| {method} | " + " | ".join([*cells, *(cost if groups else [])]) + " |\n"
-        text += "\n"
-    return text
+    """The summary in Markdown: a row a method and a column a metric; then recoveries, and paired differences."""
+    plain = [r for r in summary if "verdict" not in r]
+    main = _grid([r for r in plain if _tabled(r)], _head, _cell, cost=True)
+    returned = [r for r in plain if r["group"].startswith("key: ") and r["metric"].startswith("esr@1")]
+    valid = {(r["method"], r["group"]): r["value"] for r in plain if r["metric"].startswith("valid_rate")}
+
+    def came_back(row: Mapping[str, Any]) -> str:
+        turned = {**row, "value": 100 - row["value"], "low": 100 - row["high"], "high": 100 - row["low"]}
+        return f"{_cell(turned)} ({valid.get((row['method'], row['group']), 0):.0f})"
+
+    parts = [main]
+    if returned:
+        title = "Recovery, by what is injected: images that show the target, in percent (valid images in percent)"
+        parts += [title, _grid(returned, lambda r: r["group"].removeprefix("key: "), came_back, cost=False)]
+    paired = [r for r in summary if "verdict" in r and _tabled(r)]
+    if paired:
+        parts += [
+            "Paired differences in points",
+            _grid(paired, _head, lambda r: f"{_cell(r)} {r['verdict']}", cost=False),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _grid(
+    rows: Sequence[Mapping[str, Any]],
+    head: Callable[[Mapping[str, Any]], str],
+    cell: Callable[[Mapping[str, Any]], str],
+    cost: bool,
+) -> str:
+    heads = list(dict.fromkeys(head(r) for r in rows))
+    lines = ["| method | " + " | ".join(heads) + (" | forwards | seconds |" if cost else " |")]
+    lines.append("|---" * (len(heads) + (3 if cost else 1)) + "|")
+    for method in dict.fromkeys(r["method"] for r in rows):
+        by = {head(r): r for r in rows if r["method"] == method}
+        cells = [cell(by[name]) if name in by else "–" for name in heads]
+        spent = next(iter(by.values()))
+        if cost:
+            cells += [f"{spent.get('erase_equivalents', 0):,.0f}", f"{spent.get('erase_seconds', 0):,.1f}"]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _head(row: Mapping[str, Any]) -> str:
+    return row["metric"] if row["group"] == "set" else f"{row['group']} {row['metric']}"
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    if row["metric"] == "became":
+        return ", ".join(f"{label} {share:.0f}" for label, share in row["shares"].items())
+    return f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
 
 
 def _tabled(row: Mapping[str, Any]) -> bool:
-    return row["group"] == "set" or (row["group"] == "others" and row["metric"] == "psr@1")
-
-
-def _recovered(row: Mapping[str, Any]) -> bool:
-    return row["group"] not in ("set", "others") and row["metric"] == "esr@1"
-
-
-def _cell(row: Mapping[str, Any] | None, turned: bool) -> str:
-    if row is None:
-        return "–"
-    if row["metric"] == "became":
-        return ", ".join(f"{label} {share:.0f}" for label, share in row["shares"].items())
-    value, low, high = row["value"], row["low"], row["high"]
-    if turned:  # what was not erased came back
-        value, low, high = 100 - value, 100 - high, 100 - low
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+    return row["group"] == "set" or (row["group"] == "others" and row["metric"].startswith("psr@1"))
 
 
 # what it will take, and what it takes ---------------------------------------------------------------------------------
 def speed(planner: Planner, store: Path) -> float:
     """Forward-equivalents a second: of the store's finished jobs, or of a short trial if there are none."""
     spent = seconds = 0.0
-    for file in store.glob(f"*/{jobs.RESULT}") if store.is_dir() else ():
+    wanted = {planner.identity(planner.plan.dtype), planner.identity(planner.image_dtype)}
+    for file in store.glob(f"[!.]*/{jobs.RESULT}") if store.is_dir() else ():
         done = read_json(file)
+        if done["job"].get("model_sha256") not in wanted:
+            continue
         equivalents = Cost(**done["cost"]).equivalents
         if equivalents:
             spent, seconds = spent + equivalents, seconds + done["seconds"]
@@ -288,7 +335,7 @@ def disk(store: Path) -> dict[str, Room]:
     for path in sorted(store.iterdir()) if store.is_dir() else ():
         room = _room(path)
         if room is not None:
-            size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+            size = _size(path)
             before = found.get(room, Room(0, 0))
             found[room] = Room(before.jobs + 1, before.bytes + size)
     return found
@@ -298,10 +345,25 @@ def clean(store: Path, rooms: Sequence[str]) -> int:
     """Delete the jobs of ``rooms`` (``leftovers`` are what killed runs left behind); returns the bytes freed."""
     freed = 0
     for path in sorted(store.iterdir()) if store.is_dir() else ():
-        if _room(path) in rooms:
-            freed += sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-            shutil.rmtree(path)
+        room = _room(path)
+        if room not in rooms:
+            continue
+        name = path.name
+        if room == "leftovers":
+            name = name.removeprefix(".").removesuffix(".old").rpartition(".")[0]
+        with jobs.claimed(path.with_name(name), wait=False) as ours:
+            if ours:  # a running job's files stay
+                freed += _size(path)
+                shutil.rmtree(path, ignore_errors=True)
     return freed
+
+
+def _size(path: Path) -> int:
+    total = 0
+    for file in path.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a running job may take it away
+            total += file.stat().st_size if file.is_file() else 0
+    return total
 
 
 def _room(path: Path) -> str | None:

@@ -18,7 +18,7 @@ from expunge.core.edit import Edit, Provenance
 from expunge.core.eraser import Eraser, Step, Task, settings_of
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.stages import presets
-from expunge.store import EDIT, KEY, check_new, load_edit, save_edit, with_provenance
+from expunge.store import EDIT, KEY, check_new, load_edit, read_header, save_edit, with_provenance
 
 
 @final
@@ -144,15 +144,21 @@ def to_folder(
     overwrite: bool = False,
     on_step: Callable[[Step], None] | None = None,
 ) -> EraseResult:
-    """Erase on top of the ``attached`` edits; writes ``edit.safetensors`` and, where there is a key, ``key.safetensors``."""
+    """Erase on top of the ``attached`` edits; writes ``edit.safetensors`` and, where there is a key, ``key.safetensors``.
+
+    A key that was there before is never lost: it is renamed after the edit it belongs to.
+    """
     file, key = out / EDIT, out / KEY
     check_new(file, overwrite)
     if eraser.has_key:
         check_new(key, overwrite)
     with backbone.attached([load_edit(path) for path in attached]):
         edit = run(backbone, method, eraser, targets, retain, seed, salt, on_step)
+    if key.exists():  # an old edit's key, which nothing can make again
+        old = read_header(key)["requires"][-1:]
+        key.rename(key.with_name(f"key-{''.join(old)}.safetensors"))
     if edit.key is not None:
-        save_edit(edit.key, key, overwrite)
+        save_edit(edit.key, key)
     save_edit(edit, file, overwrite)
     seconds = 0.0 if edit.provenance is None else edit.provenance.seconds
     return EraseResult(edit=edit, path=file, key=None if edit.key is None else key, seconds=seconds)

@@ -14,6 +14,8 @@ from expunge.core.query import Query
 from expunge.stages import presets
 from expunge.store import FORMAT, RUN, new_folder, write_images, write_json
 
+VERSION = 1
+"""Raised when the same model, edits and queries begin to give other images, so that stored ones are not taken for them."""
 PLURAL = frozenset({"grapes", "cherries", "scissors", "glasses", "crossed swords"})
 
 
@@ -92,7 +94,9 @@ def to_folder(
             "edits": [
                 {"id": e.id, "kind": e.kind, "provenance": None if e.provenance is None else asdict(e.provenance)}
                 for e in edits
+                if not e.private
             ],
+            "key": next((e.id for e in edits if e.private), None),
             "cost": asdict(backbone.cost - before),
         }
         write_json(folder / RUN, made)

@@ -8,11 +8,17 @@ executor can call it.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
 
 from expunge import backbones
 from expunge.core.backbone import Backbone
@@ -23,7 +29,7 @@ from expunge.core.errors import ExpungeError, unknown
 from expunge.core.query import Query
 from expunge.erasers.kpop import Recovery
 from expunge.stages import erase, generate, measure
-from expunge.store import EDIT, FORMAT, KEY, load_edit, new_folder, read_json, save_edit, write_json
+from expunge.store import EDIT, FORMAT, KEY, check_new, load_edit, new_folder, read_json, save_edit, write_json
 
 RESULT = "result.json"
 """The file in a job's folder that says it is done."""
@@ -33,8 +39,9 @@ Job = Mapping[str, Any]
 
 
 def key(job: Job) -> str:
-    """A job's content key."""
-    return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
+    """A job's content key; what the model is called, or where it lies, does not count."""
+    counted = {name: value for name, value in job.items() if name != "model"}
+    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
 
 
 def folder(job_key: str, room: str, store: Path) -> Path:
@@ -65,13 +72,40 @@ def run_job(job: Job, store: Path) -> dict[str, Any]:
         return done
     if job["room"] not in ROOMS:
         raise unknown("room", str(job["room"]), ROOMS)
-    start = time.perf_counter()
-    with new_folder(folder(key(job), job["room"], store), marker=RESULT) as out:
-        found = ROOMS[job["room"]](job, store, out)
-        seconds = round(time.perf_counter() - start, 3)
-        content = {"format": FORMAT, "job": dict(job), "seconds": seconds, **found}
-        write_json(out / RESULT, content)
+    place = folder(key(job), job["room"], store)
+    with claimed(place):
+        done = result(job, store)  # by another process, while this one waited
+        if done is not None:
+            return done
+        start = time.perf_counter()
+        with new_folder(place, marker=RESULT) as out:
+            found = ROOMS[job["room"]](job, store, out)
+            seconds = round(time.perf_counter() - start, 3)
+            content = {"format": FORMAT, "job": dict(job), "seconds": seconds, **found}
+            write_json(out / RESULT, content)
     return content
+
+
+@contextmanager
+def claimed(place: Path, wait: bool = True) -> Iterator[bool]:
+    """Keep other processes from a job's folder, where the system has file locks; gives whether it is ours.
+
+    A killed process gives its claims up. With ``wait`` it is always ours, sooner or later.
+    """
+    if fcntl is None:
+        yield True
+        return
+    check_new(place.parent, overwrite=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = place.parent / f".{place.name}.lock"
+    with lock.open("w") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+        lock.unlink(missing_ok=True)
 
 
 @lru_cache(maxsize=2)
@@ -101,7 +135,7 @@ def _generate(job: Job, store: Path, out: Path) -> dict[str, Any]:
         held = load_edit(_upstream(job["key"], "erase", store) / KEY)
         if not isinstance(held, Recovery):
             raise ExpungeError(f"the key of job {job['key'][:8]} is a {type(held).__name__}: expected KPOP's")
-        edits.append(CONTROLS[control](held, job))
+        edits.append(CONTROLS[control](held, job).changed(only=job["only"]))
     queries = [Query(**q) for q in _queries(job)]
     generate.to_folder(
         backbone, edits, queries, out / IMAGES, split=job["part"], any_base=control is not None, control=control
@@ -137,13 +171,10 @@ ROOMS: dict[str, Callable[[Job, Path, Path], dict[str, Any]]] = {
 }
 CONTROLS: dict[str, Callable[[Recovery, Job], Recovery]] = {
     "own": lambda held, job: held,
-    "random": lambda held, job: held.random(job["seed"]),
+    "random": lambda held, job: held.random(int(job["key"][:12], 16)),  # another one for each erasure
     "other": lambda held, job: held.rotated(),
-    "neutral": lambda held, job: held.changed(only=job["only"]),
-    "elsewhere": lambda held, job: held,
 }
-"""Which key is injected, by the name of the control: its own, two wrong ones, its own whatever the text says, and its own in
-another model."""
+"""What is injected, by the name of the control: the prompts of the key itself, or wrong ones."""
 
 
 def _model(job: Job) -> Backbone:

@@ -74,6 +74,7 @@ def measured(
             "images": folder.name,
             "strength": made.get("strength"),
             "control": made.get("control"),
+            "key": made.get("key"),
             "dtype": made.get("dtype"),
             "sampling": made.get("sampling"),
             "cost": made.get("cost"),
@@ -101,7 +102,12 @@ def _knowledge(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What the methods were told, over all edits."""
     return {
         "targets": [t for p in provenances for t in p["targets"]],
-        "anchors": [a or p["settings"].get("anchor") for p in provenances for a in p["anchors"]],
+        "anchors": [
+            p["settings"].get("anchor", p["settings"].get("neutral")) if a is None else a
+            for p in provenances
+            for a in p["anchors"]
+        ],
+        "templates": [t for p in provenances for t in p["settings"].get("templates", [])],
         "retain": [r for p in provenances for r in p["retain"]],
     }
 

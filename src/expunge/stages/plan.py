@@ -1,12 +1,12 @@
 """Plans: a grid of methods, concepts and seeds as a TOML file; read into jobs."""
 
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from expunge import backbones
 from expunge.core.backbone import Backbone
@@ -15,12 +15,18 @@ from expunge.core.concept import ConceptSet
 from expunge.core.cost import Cost
 from expunge.core.eraser import settings_of
 from expunge.core.errors import ExpungeError, check_counts, unknown
-from expunge.stages import erase, jobs, measure, presets
+from expunge.maths.training import trainable
+from expunge.stages import erase, generate, jobs, measure, presets
 from expunge.store import read_set
 from expunge.testbed import CONCEPTS
 
 SALT = "a benchmark's keys are not secret"
 """In the place of a secret, so that a plan gives the same keys every time."""
+
+
+CONTROLS = ("none", "own", "random", "other", "neutral", "original")
+"""Recoveries: the edited model without a key, with its own, with random prompts of the same norms, with each concept's prompt
+exchanged for the next one's, with its own and a neutral text, and the original model with the key."""
 
 
 @final
@@ -49,8 +55,11 @@ class Method:
     """Start from the preset of the model's kind."""
     retain: bool = False
     """Whether it is told the concepts of the set that are to stay."""
-    controls: tuple[str, ...] = ()
-    """Recoveries to try with its key: own, random, other, neutral, original, or the name of another method."""
+    controls: tuple[str, ...] | None = None
+    """Recoveries to try with its key: none, own, random, other, neutral, original, or the name of another method.
+
+    All but the last if not given, for an eraser that makes keys.
+    """
 
 
 @final
@@ -93,7 +102,7 @@ class Plan:
     """The text of the control in which a key stands alone."""
     others: dict[str, Any] | None = None
     """Prompts for what nobody names."""
-    compare: tuple[Any, ...] = ()
+    compare: tuple[tuple[str, ...], ...] = ()
     """Pairs of methods whose difference on equal seeds and prompts is reported."""
 
 
@@ -109,7 +118,9 @@ class Planned:
     split: str = ""
     seed: int = 0
     group: str = ""
-    """What a measurement is of: ``set``, ``others``, or the name of a recovery control."""
+    """What a measurement is of: ``set``, ``others``, or ``key: CONTROL``."""
+    variant: str = ""
+    """How a measurement's metric differs from its defaults."""
 
     @property
     def key(self) -> str:
@@ -162,8 +173,24 @@ class Planner:
         self.set.part(plan.part)
         self.others: Others | None = None
         if plan.others is not None:
-            self.others = presets.filled(Others, "plan's others", plan.others)
+            others: Others = presets.filled(Others, "plan's others", plan.others)
+            check_counts("plan's others", count=others.count)
+            read_set(others.set, CONCEPTS)
+            self.others = others
+        for pair in plan.compare:
+            known = ["original", *self.methods]
+            if len(pair) != 2:
+                raise ExpungeError(f"plan's compare names {list(pair)}: expected pairs of methods")
+            for name in pair:
+                if name not in self.grid.method:
+                    raise unknown("method of the grid to compare", name, known)
+        reserved = [name for name in self.methods if name in ("original", *CONTROLS)]
+        if reserved:
+            raise ExpungeError(
+                f"a method is called '{reserved[0]}': expected another name than original or a control's"
+            )
         self.metrics = [_metric(entry) for entry in plan.metrics]
+        self._check_labels()
         self.image_dtype = backbones.fast_dtype() if plan.image_dtype == "fast" else plan.image_dtype
         kind = backbones.kind_of(plan.model)
         self.erasers = {
@@ -171,29 +198,61 @@ class Planner:
         }
         self._check_controls()
 
+    def _check_labels(self) -> None:
+        """Refuse a concept that a metric's judge does not know, before anything is trained."""
+        for metric in self.metrics:
+            judge = metric.settings.get("judge")
+            if judge is not None:
+                opened = Catalog("judges").open(judge)
+                for concept in {c for targets in self.splits.values() for c in targets} | set(self.set.concepts):
+                    opened.label_ids(concept)
+
     def _check_controls(self) -> None:
+        alone = any(len(self.splits[s]) < 2 for s in self.grid.split or self.splits)
         for name, method in self.methods.items():
-            for control in method.controls:
-                known = ["own", "random", "other", "neutral", "original", *self.methods]
-                if control not in known:
-                    raise unknown(f"control of method '{name}'", control, known)
+            for control in method.controls or ():
+                if control not in (*CONTROLS, *self.methods):
+                    raise unknown(f"control of method '{name}'", control, [*CONTROLS, *self.methods])
+                if control == "other" and alone:
+                    raise ExpungeError(
+                        f"method '{name}' with control other on a split of one target: expected two or more"
+                    )
             if method.controls and not self.erasers[name].has_key:
                 raise ExpungeError(f"method '{name}' has controls, but {method.eraser} makes no key: expected none")
+
+    def controls(self, name: str, targets: Sequence[str]) -> Sequence[str]:
+        """The recoveries to try with the key of method ``name``."""
+        given = self.methods[name].controls
+        if given is not None or not self.erasers[name].has_key:
+            return given or ()
+        return [c for c in CONTROLS if c != "other" or len(targets) > 1]
 
     @cached_property
     def backbone(self) -> Backbone:
         """The model that edits are made on."""
         return jobs.model(self.plan.model, self.plan.dtype)
 
+    def identity(self, dtype: str) -> str:
+        """Hash of the model's files in a precision."""
+        return jobs.model(self.plan.model, dtype).identity()
+
     def planned(self) -> list[Planned]:
-        """The measurements of the plan, each with the jobs it stands on."""
+        """The measurements of the plan, each with the jobs it stands on.
+
+        Raises:
+            ExpungeError: for a precision or a parameter group that the model does not have.
+        """
+        self.identity(self.image_dtype)
+        for eraser in self.erasers.values():
+            if hasattr(eraser, "group"):
+                trainable(self.backbone, getattr(eraser, "group"))  # noqa: B009  (not a field of every eraser)
         return list(self._measurements())
 
     def _measurements(self) -> Iterator[Planned]:
         chosen = self.grid.split or tuple(self.splits)
         for name, split, seed in product(self.grid.method, chosen, self.grid.seed):
-            if name == "original" and seed != self.grid.seed[0]:
-                continue
+            if not self._trained(name) and seed != self.grid.seed[0]:
+                continue  # nothing depends on the seed
             targets = list(self.splits[split])
             kept = [c for c in self.set.concepts if c not in targets]
             place = {"method": name, "split": split, "seed": seed}
@@ -208,25 +267,28 @@ class Planner:
             if edit is not None:
                 yield from self._recoveries(edit, name, targets, kept, place)
 
+    def _trained(self, name: str) -> bool:
+        return name != "original" and self.erasers[name].cost(1, 1) != Cost()
+
     def _recoveries(
         self, edit: Planned, name: str, targets: list[str], kept: list[str], place: Mapping[str, Any]
     ) -> Iterator[Planned]:
-        """Measurements of the targets with a key."""
-        prompts = [(p, c) for p, c in self._prompts() if c in targets]
-        for control in self.methods[name].controls:
+        """Measurements of the targets with a key: each with its own prompt, whatever words ask for it."""
+        count, first = self.plan.control_count, self._seed()
+        for control, target in product(self.controls(name, targets), targets):
+            asked = [(p, c) for p, c in self._prompts() if c == target]
+            injected, inside = "own", edit
             if control == "neutral":
-                for target in targets:
-                    asked = [(self.plan.neutral, target)]
-                    images = self._images(asked, self.plan.control_count, self._seed(), edit, "neutral", edit, target)
-                    yield from self._measured(images, [target], [], {**place, "group": "neutral"})
-                continue
-            inside: Planned | None = edit
-            label = control
-            if control in ("original", *self.methods):
-                inside = None if control == "original" else self._erase(control, targets, kept, int(place["seed"]))
-                label = "elsewhere"
-            images = self._images(prompts, self.plan.control_count, self._seed(), inside, label, edit)
-            yield from self._measured(images, targets, [], {**place, "group": f"key: {control}"})
+                asked = [(self.plan.neutral, target)]
+            elif control == "original":
+                inside = None
+            elif control in self.methods:
+                inside = self._erase(control, targets, kept, int(place["seed"]))
+            elif control != "none":
+                injected = control
+            held = (None, None, None) if control == "none" else (injected, edit, target)
+            images = self._images(asked, count, first, inside, *held)
+            yield from self._measured(images, [target], [], {**place, "group": f"key: {control}"})
 
     def _prompts(self) -> list[tuple[str, str]]:
         return list(self.set.part(self.plan.part).prompts)
@@ -235,7 +297,7 @@ class Planner:
         return self.set.part(self.plan.part).seed
 
     def _common(self, dtype: str) -> dict[str, Any]:
-        return {"model": self.plan.model, "model_sha256": self.backbone.identity(), "dtype": dtype}
+        return {"model": self.plan.model, "model_sha256": self.identity(dtype), "dtype": dtype}
 
     def _erase(self, name: str, targets: list[str], kept: list[str], seed: int) -> Planned:
         method, eraser = self.methods[name], self.erasers[name]
@@ -247,7 +309,7 @@ class Planner:
             "settings": settings_of(eraser),
             "targets": targets,
             "retain": retain,
-            "seed": seed,
+            "seed": seed if self._trained(name) else self.grid.seed[0],
             "salt": SALT if eraser.has_key else "",
             **self._common(self.plan.dtype),
         }
@@ -266,6 +328,7 @@ class Planner:
         guidance, steps = presets.generation(self.backbone)
         job = {
             "room": "generate",
+            "version": generate.VERSION,
             "prompts": [list(pair) for pair in prompts],
             "count": count,
             "seed": seed,
@@ -285,40 +348,60 @@ class Planner:
     def _measured(
         self, images: Planned, targets: list[str], kept: list[str], place: Mapping[str, Any]
     ) -> Iterator[Planned]:
-        for name, settings, version in self.metrics:
+        for metric in self.metrics:
             job = {
                 "room": "measure",
-                "metric": name,
-                "version": version,
-                "settings": settings,
+                "metric": metric.name,
+                "version": metric.version,
+                "settings": metric.settings,
+                "judge": metric.judge,
                 "images": images.key,
                 "targets": targets,
                 "retain": kept,
             }
-            yield Planned(job=job, upstream=(images,), **place)
+            yield Planned(job=job, upstream=(images,), variant=metric.variant, **place)
 
 
 def _several(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-def _metric(entry: Any) -> tuple[str, dict[str, Any], int]:
-    """Name, settings and version of a metric that a plan names."""
+class PlannedMetric(NamedTuple):
+    """A metric that a plan names."""
+
+    name: str
+    settings: dict[str, Any]
+    version: int
+    judge: str
+    """What its judge is told by, so that a retrained one measures again."""
+    variant: str
+
+
+def _metric(entry: Any) -> PlannedMetric:
+    if not isinstance(entry, str | dict):
+        raise ExpungeError(f"plan's metrics name {entry!r}: expected a name, or a table with a name and settings")
     table = {"name": entry} if isinstance(entry, str) else dict(entry)
     name = str(table.pop("name", ""))
     built = measure.build(name, table)
-    Catalog("metrics").entry(name)
-    return name, settings_of(built), built.version
+    settings = settings_of(built)
+    judge = Catalog("judges").open(settings["judge"]).identity() if "judge" in settings else ""
+    variant = ", ".join(f"{k} {v}" for k, v in table.items())
+    return PlannedMetric(name, settings, built.version, judge, f" ({variant})" if variant else "")
 
 
-def flattened(measurements: Sequence[Planned]) -> list[Planned]:
-    """All jobs in an order that can be run, each once: a measurement's upstream jobs come before it."""
+def flattened(measurements: Sequence[Planned], done: Callable[[Planned], bool] = lambda _: False) -> list[Planned]:
+    """Jobs in an order that can be run, each once: what a job stands on comes before it.
+
+    Jobs that are ``done`` are left out, and so is what nothing else stands on.
+    """
     found: dict[str, Planned] = {}
 
     def visit(planned: Planned) -> None:
+        if planned.key in found or done(planned):
+            return
         for upstream in planned.upstream:
             visit(upstream)
-        found.setdefault(planned.key, planned)
+        found[planned.key] = planned
 
     for measurement in measurements:
         visit(measurement)

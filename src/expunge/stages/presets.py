@@ -46,6 +46,9 @@ def filled(cls: type, of: str, *layers: Mapping[str, Any]) -> Any:
     Raises:
         ExpungeError: for a setting that it does not have, or a value of the wrong kind.
     """
+    for layer in layers:
+        if not isinstance(layer, Mapping):
+            raise ExpungeError(f"{of} is {layer!r}: expected a table of settings")
     known = {f.name: f for f in dataclasses.fields(cls)}
     merged: dict[str, Any] = {}
     for name in dict.fromkeys(name for layer in layers for name in layer):
@@ -60,6 +63,10 @@ def filled(cls: type, of: str, *layers: Mapping[str, Any]) -> Any:
             merged[name] = filled(inner, f"{of}'s {name}", *values)
         else:
             merged[name] = _checked(f"{of}'s {name}", values[-1], typing.get_type_hints(cls)[name])
+    for name, field in known.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in merged:
+            raise ExpungeError(f"{of} has no '{name}': expected one")
     return cls(**merged)
 
 
