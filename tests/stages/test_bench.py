@@ -145,7 +145,8 @@ def test_two_judges_are_two_columns_and_others_are_measured(plan, tmp_path, caps
         plan.read_text().replace('["original", "uce", "kpop"]', '["original", "uce"]').replace("seed = [0, 1]", "")
     )
     changed = changed.replace('compare = [["kpop", "uce"]]', 'compare = [["uce", "original"]]')
-    two = 'count = 1\nmetrics = ["esr-psr", {name = "esr-psr", judge = "testbed:network=b"}]\nothers = {set = "five", count = 1}\n'
+    two = 'count = 1\nmetrics = ["esr-psr", {name = "esr-psr", judge = "testbed:network=b"}]\n'
+    two += 'others = {set = "five", count = 1}\n'
     more = SET.replace('"radio"]\n[splits', '"radio", "crown"]\n[splits') + 'crown = ["a crown"]\n'
     (tmp_path / "five.toml").write_text(more)
     plan.write_text(changed.replace("count = 1\n", two.replace("five", str(tmp_path / "five.toml")), 1))

@@ -137,8 +137,6 @@ def test_scores_are_committed_under_the_agreed_names():
 
     names = ["object_top1", "object_top5", "objects10_top1", "style_top1", "two_objects", "heldout_weapon_rate"]
     names += ["judge_accuracy", "judge_leave_one_set_out", "judge_agreement"]
-    measured = {n: scores[n] for n in names if scores[n] is not None}
-    assert set(names) - set(measured) <= {"judge_leave_one_set_out"}, "that one may be pending in a draft"
-    assert all(0 <= value <= 100 for value in measured.values())
+    assert all(0 <= scores[name] <= 100 for name in names)
     assert scores["targets_missed"] == missed(scores)
     assert scores["version"] == testbed.VERSION

@@ -33,7 +33,7 @@ from expunge.testbed.recipe import (
 
 SCENES = 60_000
 CYCLES = [(3800, 1e-3), (4600, 8e-4)]
-"""The denoiser's learning-rate cycles: updates and peak."""
+"""The denoiser's learning-rate cycles: updates and peak. (`testbed-1` is the state after the first: docs/testbed.md.)"""
 STEPS = {
     "autoencoder": 3300,
     "partner": 1300,
@@ -44,7 +44,7 @@ STEPS = {
     "features": 1500,
     "leave_one_out": 700,
 }
-"""Updates of each stage: about 9, 3, 8, 150, 10, 5, 3 and 12 minutes on two cores."""
+"""Updates of each stage: about 9, 3, 8, 150, 10, 5, 3 and 8 minutes on two cores with bfloat16."""
 SEEDS = {"partner": 11, "judge_a": 12, "judge_b": 13, "features": 14, "leave_one_out": 15}
 
 
