@@ -348,20 +348,22 @@ class Recover:
 def recover(argv: list[str]) -> None:
     """``expunge recover …``."""
     options = parse(Recover, argv, "expunge recover")
-    from expunge.erasers.kpop import Recovery
+    from expunge.core.edit import Key
     from expunge.stages import generate as stage
     from expunge.store import check_new, load_edit
 
     check_new(options.out, options.overwrite)
     edits = [load_edit(path) for path in options.edit]
     key = load_edit(options.key)
-    if not isinstance(key, Recovery):
-        raise ExpungeError(f"'{options.key}' is a {key.kind} edit: expected the key.safetensors of a KPOP erasure")
+    if not isinstance(key, Key):
+        raise ExpungeError(
+            f"'{options.key}' is a {key.kind} edit: expected the key.safetensors of an erasure that made one"
+        )
     for concept in options.concept:
-        key.changed(only=concept)  # refuses a concept that it does not hold
+        key.only_for(concept)  # refuses a concept that it does not hold
     held = {"own": lambda: key, "random": lambda: key.random(options.seed), "other": key.rotated}[options.control]()
     asked = Generate(
-        concept=options.concept or tuple(key.prompts),
+        concept=options.concept or tuple(key.concepts),
         out=options.out,
         **{f: getattr(options, f) for f in ("count", "seed", "guidance", "steps")},
     )

@@ -207,7 +207,8 @@ def guidance_class(eraser: type) -> type[Guidance]:
     import sys
 
     module = sys.modules[eraser.__module__]
-    found = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Guidance) and c is not Guidance]
+    mine = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
+    found = [c for c in mine if issubclass(c, Guidance)]
     if len(found) != 1:
         raise ExpungeError(f"{eraser.__name__} defines {len(found)} guidances: expected one")
     return found[0]

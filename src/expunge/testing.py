@@ -13,7 +13,7 @@ from expunge.core.attack import Attack
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.concept import Concept
-from expunge.core.edit import Edit, Weights, fingerprint
+from expunge.core.edit import Edit, Key, Weights, fingerprint
 from expunge.core.eraser import Eraser, Step, Task, settings_of
 from expunge.core.errors import ExpungeError
 from expunge.core.metric import Metric, Shot
@@ -108,7 +108,7 @@ def _key_id(step: Step) -> str | None:
 
 
 def _check_key(key: Edit, edit: Edit, backbone: Backbone, before: str) -> None:
-    _promise(key.private, "a key is private")
+    _promise(isinstance(key, Key) and key.private, "a key is a Key, and private")
     _promise(edit.id in key.requires, "a key names the edit it belongs to")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "key.safetensors"

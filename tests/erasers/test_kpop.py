@@ -242,7 +242,7 @@ def test_a_key_serves_the_texts_that_name_its_concepts_and_no_others(backbone):
         with backbone.attached([key]):
             both = backbone.generate(asked).latents
             backbone.detach(key)
-            backbone.attach(key.changed(only="church"))
+            backbone.attach(key.only_for("church"))
             forced = backbone.generate(asked).latents
             backbone.detach(backbone.edits[-1])
             backbone.attach(key)
@@ -255,7 +255,7 @@ def test_a_key_serves_the_texts_that_name_its_concepts_and_no_others(backbone):
 
 def test_a_key_works_in_the_user_s_own_pipeline(backbone):
     edit, key = two(backbone)
-    key = key.changed(only="church")
+    key = key.only_for("church")
     with backbone.attached([edit, key]):
         ours = backbone.generate([Query(prompt="a church", seed=5, guidance=3.0, steps=3)]).latents
     pipe = tiny_pipeline()
@@ -290,7 +290,7 @@ def test_the_longest_concept_that_a_text_names_counts_saved_or_not(backbone, tmp
     loaded = load_edit(tmp_path / "key.safetensors")
     asked = [Query(prompt="a red dog", seed=5, guidance=3.0, steps=1)]
     found = []
-    for key in (edit.key, loaded, edit.key.changed(only="red dog")):
+    for key in (edit.key, loaded, edit.key.only_for("red dog")):
         with backbone.attached([edit, key]):
             found.append(backbone.generate(asked).latents)
     assert torch.equal(found[0], found[1])
@@ -307,11 +307,11 @@ def test_wrong_keys_for_controls(backbone):
     turned = key.rotated()
     assert torch.equal(turned.prompts["church"], key.prompts["red dog"])
     assert turned.requires == key.requires == drawn.requires
-    alone = key.changed(prompts={"church": key.prompts["church"]})
+    alone = dataclasses.replace(key, prompts={"church": key.prompts["church"]})
     with pytest.raises(ExpungeError, match="expected several"):
         alone.rotated()
     with pytest.raises(ExpungeError, match="did you mean 'church'"):
-        key.changed(only="churhc")
+        key.only_for("churhc")
 
 
 def test_a_key_of_another_edit_is_refused_unless_told_otherwise(backbone):

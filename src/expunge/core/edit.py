@@ -3,6 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, final
@@ -174,6 +175,40 @@ class Guidance(Edit):
     ) -> Float[Tensor, "b *chw"]:
         """Change the combined prediction; ``step`` has its ingredients."""
         return guided
+
+
+class Key(Guidance):
+    """A private edit that gives a model back what the edit it belongs to took; an eraser with `has_key` makes one.
+
+    Its wrong versions are the controls of a recovery.
+    """
+
+    private = True
+
+    @property
+    @abstractmethod
+    def concepts(self) -> Sequence[str]:
+        """What it can bring back."""
+
+    @abstractmethod
+    def only_for(self, concept: str | None) -> "Key":
+        """A key that brings back this concept whatever a text names; None undoes it.
+
+        Raises:
+            ExpungeError: for a concept that it does not hold.
+        """
+
+    @abstractmethod
+    def random(self, seed: int) -> "Key":
+        """A wrong key: noise as large as the true one."""
+
+    @abstractmethod
+    def rotated(self) -> "Key":
+        """A wrong key: each concept has the next one's part.
+
+        Raises:
+            ExpungeError: if it holds one concept only.
+        """
 
 
 @final

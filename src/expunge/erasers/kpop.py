@@ -13,7 +13,7 @@ from expunge.core.backbone import Backbone, Conditioning, InjectedPrompt
 from expunge.core.catalog import Paper
 from expunge.core.concept import phrases
 from expunge.core.cost import Cost
-from expunge.core.edit import Edit, Guidance
+from expunge.core.edit import Edit, Key
 from expunge.core.eraser import Eraser, Step, Task
 from expunge.core.errors import ExpungeError, check_counts, check_positive, unknown
 from expunge.maths.training import Learned, Optimizer, mse, trainable
@@ -40,12 +40,11 @@ def injected(
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Recovery(Guidance):
+class Recovery(Key):
     """The key: gives a sanitised model a concept back by injecting its prompt wherever a text names the concept."""
 
     eraser = "kpop"
     alone = True
-    private = True
     prompts: Mapping[str, Float[Tensor, "k d"]]
     """The learned prompt of each concept."""
     place: Place
@@ -75,30 +74,34 @@ class Recovery(Guidance):
         rest = {name: value for name, value in fields.items() if name != "concepts"}
         return cls(prompts={name: tensors[name] for name in fields["concepts"]}, **rest)
 
-    def changed(self, prompts: Mapping[str, Tensor] | None = None, only: str | None = None) -> "Recovery":
-        """A key with other prompts, or for one concept; it goes with the same edit."""
-        found = replace(self, prompts=self.prompts if prompts is None else prompts, only=only)
-        object.__setattr__(found, "requires", self.requires)
-        return found
+    @property
+    @override
+    def concepts(self) -> Sequence[str]:
+        return list(self.prompts)
 
+    @override
+    def only_for(self, concept: str | None) -> "Recovery":
+        return self._changed(replace(self, only=concept))
+
+    @override
     def random(self, seed: int) -> "Recovery":
-        """A wrong key: random prompts of the same norms."""
         generator = torch.Generator().manual_seed(seed)
         drawn = {name: torch.randn(p.shape, generator=generator) for name, p in self.prompts.items()}
-        return self.changed(
-            {n: (d * self.prompts[n].float().norm() / d.norm()).to(self.prompts[n]) for n, d in drawn.items()}
-        )
+        scaled = {n: (d * self.prompts[n].float().norm() / d.norm()).to(self.prompts[n]) for n, d in drawn.items()}
+        return self._changed(replace(self, prompts=scaled))
 
+    @override
     def rotated(self) -> "Recovery":
-        """A wrong key: each concept gets the next one's prompt.
-
-        Raises:
-            ExpungeError: if the key has one concept only.
-        """
         names = list(self.prompts)
         if len(names) < 2:
             raise ExpungeError(f"the key holds the prompt of '{names[0]}' only: expected several to exchange")
-        return self.changed({n: self.prompts[names[(i + 1) % len(names)]] for i, n in enumerate(names)})
+        following = {n: self.prompts[names[(i + 1) % len(names)]] for i, n in enumerate(names)}
+        return self._changed(replace(self, prompts=following))
+
+    def _changed(self, other: "Recovery") -> "Recovery":
+        """``other``, which goes with the same edit as this one."""
+        object.__setattr__(other, "requires", self.requires)
+        return other
 
     @override
     def conditioning(
@@ -121,7 +124,7 @@ class Recovery(Guidance):
         if cond.tokens is None:
             raise ExpungeError(
                 f"a pipeline does not say which of {', '.join(names)} its prompt names: expected a key for one concept "
-                "(`key.changed(only=...)`)"
+                "(`key.only_for(...)`)"
             )
         ids = backbone.tokenize(names)
         words = [row[1:end].tolist() for row, end in zip(ids, backbone.end(ids).tolist(), strict=True)]

@@ -24,10 +24,9 @@ from expunge import backbones
 from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept
 from expunge.core.cost import Cost
-from expunge.core.edit import Edit
+from expunge.core.edit import Edit, Key
 from expunge.core.errors import ExpungeError, unknown
 from expunge.core.query import Query
-from expunge.erasers.kpop import Recovery
 from expunge.stages import erase, generate, measure
 from expunge.store import EDIT, FORMAT, KEY, check_new, load_edit, new_folder, read_json, save_edit, write_json
 
@@ -133,9 +132,9 @@ def _generate(job: Job, store: Path, out: Path) -> dict[str, Any]:
     control = job["control"]
     if control is not None:
         held = load_edit(_upstream(job["key"], "erase", store) / KEY)
-        if not isinstance(held, Recovery):
-            raise ExpungeError(f"the key of job {job['key'][:8]} is a {type(held).__name__}: expected KPOP's")
-        edits.append(CONTROLS[control](held, job).changed(only=job["only"]))
+        if not isinstance(held, Key):
+            raise ExpungeError(f"the key of job {job['key'][:8]} is a {type(held).__name__}: expected a key")
+        edits.append(CONTROLS[control](held, job).only_for(job["only"]))
     queries = [Query(**q) for q in _queries(job)]
     generate.to_folder(
         backbone, edits, queries, out / IMAGES, split=job["part"], any_base=control is not None, control=control
@@ -169,7 +168,7 @@ ROOMS: dict[str, Callable[[Job, Path, Path], dict[str, Any]]] = {
     "generate": _generate,
     "measure": _measure,
 }
-CONTROLS: dict[str, Callable[[Recovery, Job], Recovery]] = {
+CONTROLS: dict[str, Callable[[Key, Job], Key]] = {
     "own": lambda held, job: held,
     "random": lambda held, job: held.random(int(job["key"][:12], 16)),  # another one for each erasure
     "other": lambda held, job: held.rotated(),
