@@ -234,7 +234,6 @@ def test_a_full_disk_is_one_line_and_leaves_earlier_results(plan, tmp_path):
         ("iterations = 2", "iteration = 2", "did you mean 'iterations'"),
         ("lr = 1e-3", "lamb = 0", "kpop's lamb is 0"),
         ('"random"', '"rnadom"', "did you mean 'random'"),
-        ('split = ["a"]', 'split = ["c"]', "split of one target"),
         ('eraser = "uce"', 'eraser = "uce"\ncontrols = ["own"]', "makes no key"),
         ('compare = [["kpop", "uce"]]', 'compare = [["kpop", "ucee"]]', "did you mean 'uce'"),
         ('compare = [["kpop", "uce"]]', 'compare = ["kpop"]', "expected a list"),
@@ -262,6 +261,14 @@ def test_a_bad_plan_is_refused_before_anything_runs(plan, tmp_path, capsys, old,
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "store").exists()
     assert not (tmp_path / "out").exists()
+
+
+def test_exchanged_keys_need_two_targets(plan, tmp_path, capsys):
+    changed = plan.read_text().replace('split = ["a"]', 'split = ["c"]').replace('["own", "random"]', '["other"]')
+    plan.write_text(changed)
+    assert main(words(plan, tmp_path)) == 2
+    assert "control other on a split of one target" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_job_without_its_upstream_and_a_missing_plan_are_refused(plan, tmp_path, capsys):
