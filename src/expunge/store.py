@@ -348,5 +348,10 @@ def read_set(name: str, folder: Path) -> ConceptSet:
 def write_records(path: Path, records: Sequence[Record], append: bool = False) -> None:
     """Write records to a ``.jsonl`` file, after those it has if ``append``; the file is replaced whole or not at all."""
     old = path.read_text() if append and path.is_file() else ""
+    write_lines(path, [r.as_json() for r in records], before=old)
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]], before: str = "") -> None:
+    """Write JSON objects, one a line, after the text ``before``; the file is replaced whole or not at all."""
     with new_file(path, overwrite=True) as temporary:
-        temporary.write_text(old + "".join(json.dumps(r.as_json(), sort_keys=True) + "\n" for r in records))
+        temporary.write_text(before + "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))

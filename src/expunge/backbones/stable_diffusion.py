@@ -29,6 +29,8 @@ _GROUPS: dict[str, Callable[[str], bool]] = {
     "esd-u": lambda n: ".attn2." not in n and "norm" not in n,
     "full": lambda n: True,
 }
+_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+"""The components of a pipeline, those with weights first."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -44,10 +46,10 @@ class _Folder:
         given = self.classes.get("_class_name")
         if given != "StableDiffusionPipeline":
             raise ExpungeError(f"'{path}' holds a {given}: expected a StableDiffusionPipeline (SD 1.x or 2.x)")
-        for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+        for part in _PARTS:
             if not (path / part).is_dir():
                 raise ExpungeError(f"'{path}' has no '{part}' folder: expected a complete diffusers folder")
-        for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+        for part in _PARTS:
             named = self.classes.get(part)
             if not (isinstance(named, list) and len(named) == 2 and all(isinstance(n, str) for n in named)):
                 raise ExpungeError(f"'{index}' names {named} as its {part}: expected a library and a class")
@@ -67,9 +69,8 @@ class _Folder:
 
     def files(self) -> list[Path]:
         """Everything that the model is made from: configurations, vocabulary, and the weights in this precision."""
-        parts = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-        texts = [f for part in parts for f in (self.path / part).iterdir() if f.suffix in (".json", ".txt")]
-        weights = [f for part in parts[:3] for f in set(self._files(part).values())]
+        texts = [f for part in _PARTS for f in (self.path / part).iterdir() if f.suffix in (".json", ".txt")]
+        weights = [f for part in _PARTS[:3] for f in set(self._files(part).values())]
         return sorted({self.path / "model_index.json", *texts, *weights})
 
     def _files(self, part: str) -> dict[str, Path]:
@@ -212,6 +213,7 @@ class StableDiffusion(Backbone):
         self._steering: _Steering | None = None
         self._samplers: dict[int, Any] = {}
         self._identity: str | None = None
+        self._attentions: dict[str, Attention] | None = None
         self.kind = self.family
         if isinstance(parts, _Folder) and (parts.path / "expunge.json").is_file():
             self.kind = str(_json(parts.path / "expunge.json").get("kind", self.family))
@@ -264,8 +266,7 @@ class StableDiffusion(Backbone):
         Raises:
             ExpungeError: if it is not Stable Diffusion 1.x or 2.x, text to image or image to image.
         """
-        parts = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-        if not all(hasattr(pipe, part) for part in parts) or hasattr(pipe, "text_encoder_2"):
+        if not all(hasattr(pipe, part) for part in _PARTS) or hasattr(pipe, "text_encoder_2"):
             raise ExpungeError(
                 f"a {type(pipe).__name__} cannot be edited: expected a StableDiffusionPipeline or an expunge backbone"
             )
@@ -434,7 +435,7 @@ class StableDiffusion(Backbone):
         state: dict[str, Tensor] = {}
         for index, t in enumerate(scheduler.timesteps):
             scaled = scheduler.scale_model_input(x, t)
-            predicted = self.guided(scaled, t.item(), index, cond, null, first.guidance, state)
+            predicted = self.guided(scaled, t.item(), index, cond, null, first.guidance, state).combined
             x = scheduler.step(predicted, t, x, return_dict=False, **options)[0]
         return Images(self.decode(x), x)
 
@@ -453,12 +454,16 @@ class StableDiffusion(Backbone):
 
     @override
     def attentions(self) -> dict[str, Attention]:
-        found: dict[str, Attention] = {}
-        for name, module in self._parts.get("unet").named_modules():
-            if name.endswith(".attn2"):
-                q, k, v, out = (f"unet.{name}.{p}.weight" for p in ("to_q", "to_k", "to_v", "to_out.0"))
-                found[f"unet.{name}"] = Attention(module.heads, q, k, v, out, name.split("_")[0])
-        return found
+        if (
+            self._attentions is None
+        ):  # a walk over all modules, which an injected prompt would repeat at every evaluation
+            found: dict[str, Attention] = {}
+            for name, module in self._parts.get("unet").named_modules():
+                if name.endswith(".attn2"):
+                    q, k, v, out = (f"unet.{name}.{p}.weight" for p in ("to_q", "to_k", "to_v", "to_out.0"))
+                    found[f"unet.{name}"] = Attention(module.heads, q, k, v, out, name.split("_")[0])
+            self._attentions = found
+        return self._attentions
 
     @override
     def stored(self, names: Sequence[str]) -> dict[str, Tensor]:

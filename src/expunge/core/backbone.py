@@ -189,20 +189,6 @@ class Backbone(ABC):
         null: Conditioning,
         scale: float,
         state: dict[str, Tensor],
-    ) -> Float[Tensor, "b c h w"]:
-        """The combined prediction of `guide`."""
-        return self.guide(x, t, step, cond, null, scale, state).combined
-
-    @final
-    def guide(
-        self,
-        x: Float[Tensor, "b c h w"],
-        t: int | float,
-        step: int,
-        cond: Conditioning,
-        null: Conditioning,
-        scale: float,
-        state: dict[str, Tensor],
     ) -> Guided:
         """Classifier-free guidance with every attached guidance edit: the only place where predictions are combined.
 

@@ -76,11 +76,12 @@ def nested(runs: Runs, resamples: int = 2000, seed: int = 0) -> Interval:
     seeds = sorted(runs)
     labels = sorted({label for by_split in runs.values() for row in by_split.values() for label, _ in row})
     sums, sizes = torch.zeros(2, len(seeds), len(labels), dtype=torch.float64)
+    column = {label: number for number, label in enumerate(labels)}
     for i, training in enumerate(seeds):
         for row in runs[training].values():
             for label, value in row:
-                sums[i, labels.index(label)] += value
-                sizes[i, labels.index(label)] += 1
+                sums[i, column[label]] += value
+                sizes[i, column[label]] += 1
     generator = torch.Generator().manual_seed(seed)
     concepts = _draws(resamples, len(labels), generator)
     trainings = _draws(resamples, len(seeds), generator)
@@ -121,9 +122,10 @@ def paired_proportions(ones: Sequence[float], others: Sequence[float]) -> Interv
 
 def clustered(values: Sequence[Sequence[float]], resamples: int = 2000, seed: int = 0) -> Interval:
     """Mean of all values and its 95 % interval, by resampling whole clusters (prompts, classes) with replacement."""
-    sums = torch.tensor([sum(v) for v in values], dtype=torch.float64)
-    sizes = torch.tensor([len(v) for v in values], dtype=torch.float64)
-    drawn = torch.randint(len(sums), (resamples, len(sums)), generator=torch.Generator().manual_seed(seed))
-    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
-    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Interval(float(sums.sum() / sizes.sum()), low, high)
+    row = [(f"{number:09}", value) for number, cluster in enumerate(values) for value in cluster]
+    return nested({0: {"": row}}, resamples, seed)
+
+
+def hull(percent: Interval, fraction: Interval) -> Interval:
+    """The value of an interval in percent, with limits that reach those of a bootstrapped one (a fraction) too."""
+    return Interval(percent.value, min(percent.low, 100 * fraction.low), max(percent.high, 100 * fraction.high))

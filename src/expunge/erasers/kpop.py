@@ -271,8 +271,8 @@ class _Run:
             kept = [p for word in task.retain for p in phrases(method.templates, word)]
             self.retain = backbone.encode(kept) if kept else None
         self.ways = ways
-        self.student = Learned(backbone.tensors(trainable(backbone, method.group)), method.lr)
-        self.origin = backbone.tensors(trainable(backbone, method.group)) if method.keep == "weights" else {}
+        self.origin = backbone.tensors(trainable(backbone, method.group))
+        self.student = Learned(self.origin, method.lr)
         self.start = self._random_prompts()
         self.prompts = Learned(self.start, method.prompt_lr, method.prompt_optimizer)
         points = method.iterations * method.batch

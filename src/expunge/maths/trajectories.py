@@ -133,7 +133,7 @@ class Online(Source):
         for step in range(int(stop.max())):
             going = torch.nonzero(stop > step).flatten().to(x.device)
             part = cond.rows(going)
-            out = self.backbone.guided(x[going], times[step], step, part, self.null, scale, {})
+            out = self.backbone.guided(x[going], times[step], step, part, self.null, scale, {}).combined
             x = x.index_copy(0, going, self.backbone.step_back(x[going], out, times[step], steps))
         return Points(x, torch.tensor(times)[stop].to(x.device), concept)
 
@@ -163,6 +163,7 @@ class Bank(Source):
         self.pools = settings.pools(points, len(cond.embeds))
         self.number = -1
         self.pool: Points | None = None
+        self.order = torch.empty(0, dtype=torch.int64)
 
     @override
     def draw(self, update: int, batch: int) -> Points:
@@ -173,14 +174,8 @@ class Bank(Source):
             number, offset = divmod(first, full)
             size = self.pools[number] * self.settings.sampling_steps
             count = min(end - first, size * self.settings.reuse - offset)
-            order = torch.cat(
-                [
-                    torch.randperm(size, generator=self.task.generator(self.purpose, "order", number, use))
-                    for use in range(self.settings.reuse)
-                ]
-            )
-            chosen = order[offset : offset + count]
             pool = self._filled(number)
+            chosen = self.order[offset : offset + count]
             parts.append(Points(*(part[chosen.to(part.device)] for part in pool if part is not None)))
             first += count
         return parts[0] if len(parts) == 1 else Points(*(torch.cat(p) for p in zip(*parts, strict=True)))  # pyright: ignore
@@ -201,7 +196,7 @@ class Bank(Source):
         nulls: list[Tensor] = []
         times = self.backbone.timesteps(steps)
         for index, t in enumerate(times):
-            guided = self.backbone.guide(x, t, index, cond, self.null, scale, {})
+            guided = self.backbone.guided(x, t, index, cond, self.null, scale, {})
             if guided.null is None:
                 raise ExpungeError("a bank without guidance: expected sampling_guidance other than 1")
             xs.append(x)
@@ -210,5 +205,11 @@ class Bank(Source):
             x = self.backbone.step_back(x, guided.combined, t, steps)
         t = torch.tensor(times, device=x.device).repeat_interleave(len(x))
         self.pool = Points(torch.cat(xs), t, concept.repeat(steps), torch.cat(conds), torch.cat(nulls))
+        self.order = torch.cat(
+            [
+                torch.randperm(len(t), generator=self.task.generator(self.purpose, "order", number, use))
+                for use in range(self.settings.reuse)
+            ]
+        )
         self.number = number
         return self.pool

@@ -12,7 +12,7 @@ from expunge.core.catalog import Catalog, Paper
 from expunge.core.errors import ExpungeError
 from expunge.core.judge import Judge
 from expunge.core.metric import Measurement, Metric, Shot
-from expunge.core.record import Interval, clustered, wilson
+from expunge.core.record import clustered, hull, wilson
 
 BATCH = 250
 
@@ -99,9 +99,7 @@ def _measurement(metric: str, shots: Sequence[Shot], values: list[float]) -> Mea
         interval = wilson(sum(values), len(values))
     else:
         clusters = [[v for s, v in zip(shots, values, strict=True) if s.label == label] for label in labels]
-        over_concepts, over_images = clustered(clusters), wilson(sum(values), len(values))
-        low, high = min(100 * over_concepts.low, over_images.low), max(100 * over_concepts.high, over_images.high)
-        interval = Interval(over_images.value, low, high)
+        interval = hull(wilson(sum(values), len(values)), clustered(clusters))
     return Measurement(
         metric=metric,
         interval=interval,

@@ -5,7 +5,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -14,10 +14,10 @@ import torch
 
 from expunge.core.cost import Cost
 from expunge.core.errors import ExpungeError
-from expunge.core.record import Interval, Runs, nested, paired_proportions, wilson
+from expunge.core.record import Interval, Runs, hull, nested, paired_proportions, wilson
 from expunge.stages import jobs
 from expunge.stages.plan import Plan, Planned, Planner, flattened
-from expunge.store import FORMAT, new_file, read_json, write_json
+from expunge.store import FORMAT, new_file, read_json, write_json, write_lines
 
 PLAN = "plan.json"
 """The plan that a folder of results belongs to, as it was read."""
@@ -83,6 +83,13 @@ def _claim(plan: Plan, out: Path, changed: bool) -> None:
 
 
 # what the records say -------------------------------------------------------------------------------------------------
+class Result(NamedTuple):
+    """A measurement, and what its job found."""
+
+    planned: Planned
+    found: dict[str, Any]
+
+
 Cells = dict[tuple[str, str, str], dict[int, dict[str, list[tuple[str, float]]]]]
 """Values by (method, group, metric)."""
 
@@ -90,29 +97,24 @@ Cells = dict[tuple[str, str, str], dict[int, dict[str, list[tuple[str, float]]]]
 def write(plan: Plan, measurements: Sequence[Planned], store: Path, out: Path) -> list[dict[str, Any]]:
     """Write records (one a job and metric) and their summary (one a method, group and metric) into ``out``."""
     lines: list[dict[str, Any]] = []
-    for m in measurements:
-        found = jobs.run_job(m.job, store)
+    results = [Result(m, jobs.run_job(m.job, store)) for m in measurements]
+    for m, found in results:
         row = {"method": m.method, "split": m.split, "training_seed": m.seed, "group": m.group, "variant": m.variant}
         lines += [{**r, "provenance": {**r["provenance"], **row}} for r in found["records"]]
-    summary = [*_summary(measurements, store), *_became(lines), *_differences(plan, measurements, store)]
-    _write_lines(out / "records.jsonl", lines)
-    _write_lines(out / "summary.jsonl", summary)
+    spent = _spent(measurements, store)
+    summary = [*_summary(results, spent), *_became(lines), *_differences(plan, results)]
+    write_lines(out / "records.jsonl", lines)
+    write_lines(out / "summary.jsonl", summary)
     with new_file(out / "table.md", overwrite=True) as temporary:
         temporary.write_text(f"{plan.about}\n\n{table(summary)}")
     return summary
 
 
-def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with new_file(path, overwrite=True) as temporary:
-        temporary.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
-
-
-def _cells(measurements: Sequence[Planned], store: Path, once: bool) -> Cells:
+def _cells(results: Sequence[Result], once: bool) -> Cells:
     """The values behind every number of the table; ``once`` counts an image once, whatever splits it serves."""
     cells: Cells = {}
     counted: set[tuple[str, str, str, str, str]] = set()
-    for m in measurements:
-        found = jobs.run_job(m.job, store)
+    for m, found in results:
         for record, values in zip(found["records"], found["values"], strict=True):
             if record["metric"].startswith("became@"):
                 continue
@@ -125,15 +127,13 @@ def _cells(measurements: Sequence[Planned], store: Path, once: bool) -> Cells:
     return cells
 
 
-def _summary(measurements: Sequence[Planned], store: Path) -> list[dict[str, Any]]:
+def _summary(results: Sequence[Result], spent: Mapping[str, dict[str, float]]) -> list[dict[str, Any]]:
     """A row for each method, group and metric, over splits and training seeds, with what it cost."""
     rows: list[dict[str, Any]] = []
-    for (method, group, metric), runs in _cells(measurements, store, once=True).items():
+    for (method, group, metric), runs in _cells(results, once=True).items():
         values = [v for by_split in runs.values() for pairs in by_split.values() for _, v in pairs]
-        over_runs, over_images = nested(runs), wilson(sum(values), len(values))
-        low, high = min(100 * over_runs.low, over_images.low), max(100 * over_runs.high, over_images.high)
-        rows.append(_row(method, group, metric, Interval(over_images.value, low, high), len(values), runs))
-    spent = _spent(measurements, store)
+        interval = hull(wilson(sum(values), len(values)), nested(runs))
+        rows.append(_row(method, group, metric, interval, len(values), runs))
     return [{**row, **spent.get(row["method"], {})} for row in rows]
 
 
@@ -200,9 +200,9 @@ def _spent(measurements: Sequence[Planned], store: Path) -> dict[str, dict[str, 
     }
 
 
-def _differences(plan: Plan, measurements: Sequence[Planned], store: Path) -> list[dict[str, Any]]:
+def _differences(plan: Plan, results: Sequence[Result]) -> list[dict[str, Any]]:
     """Paired differences in points, on equal seeds and prompts; what has no training seed stands for every one."""
-    cells = _cells(measurements, store, once=False)
+    cells = _cells(results, once=False)
     rows: list[dict[str, Any]] = []
     for one, other in plan.compare:
         for method, group, metric in [place for place in cells if place[0] == one and place[1] in ("set", "others")]:
@@ -224,9 +224,7 @@ def _differences(plan: Plan, measurements: Sequence[Planned], store: Path) -> li
                     paired.setdefault(seed, {})[split] = difference
                     ones += [a for _, a in pairs]
                     others += [b for _, b in against]
-            over_runs, over_images = nested(paired), paired_proportions(ones, others)
-            low, high = min(100 * over_runs.low, over_images.low), max(100 * over_runs.high, over_images.high)
-            points = Interval(over_images.value, low, high)
+            points = hull(paired_proportions(ones, others), nested(paired))
             row = _row(f"{one} - {other}", group, metric, points, len(ones), paired)
             rows.append({**row, "unit": "points", **_verdict(points, metric, len(ones), len(paired))})
     return rows

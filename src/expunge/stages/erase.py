@@ -140,7 +140,6 @@ def to_folder(
     *,
     attached: Sequence[Path] = (),
     seed: int = 0,
-    salt: str | None = None,
     overwrite: bool = False,
     on_step: Callable[[Step], None] | None = None,
 ) -> EraseResult:
@@ -153,7 +152,7 @@ def to_folder(
     if eraser.has_key:
         check_new(key, overwrite)
     with backbone.attached([load_edit(path) for path in attached]):
-        edit = run(backbone, method, eraser, targets, retain, seed, salt, on_step)
+        edit = run(backbone, method, eraser, targets, retain, seed, on_step=on_step)
     if key.exists():  # an old edit's key, which nothing can make again
         old = read_header(key)["requires"][-1:]
         key.rename(key.with_name(f"key-{''.join(old)}.safetensors"))

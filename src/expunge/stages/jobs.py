@@ -26,7 +26,7 @@ from expunge.core.concept import Concept
 from expunge.core.cost import Cost
 from expunge.core.edit import Edit, Key
 from expunge.core.errors import ExpungeError, unknown
-from expunge.core.query import Query
+from expunge.core.query import queries
 from expunge.stages import erase, generate, measure
 from expunge.store import EDIT, FORMAT, KEY, check_new, load_edit, new_folder, read_json, save_edit, write_json
 
@@ -135,20 +135,12 @@ def _generate(job: Job, store: Path, out: Path) -> dict[str, Any]:
         if not isinstance(held, Key):
             raise ExpungeError(f"the key of job {job['key'][:8]} is a {type(held).__name__}: expected a key")
         edits.append(CONTROLS[control](held, job).only_for(job["only"]))
-    queries = [Query(**q) for q in _queries(job)]
+    prompts = [(prompt, label) for prompt, label in job["prompts"]]
+    asked = queries(prompts, job["count"], job["seed"], job["guidance"], job["steps"])
     generate.to_folder(
-        backbone, edits, queries, out / IMAGES, split=job["part"], any_base=control is not None, control=control
+        backbone, edits, asked, out / IMAGES, split=job["part"], any_base=control is not None, control=control
     )
-    return {"cost": read_json(out / IMAGES / "run.json")["cost"], "images": len(queries)}
-
-
-def _queries(job: Job) -> list[dict[str, Any]]:
-    """One query for each prompt and seed of a job."""
-    return [
-        {"prompt": p, "label": label, "seed": job["seed"] + i, "guidance": job["guidance"], "steps": job["steps"]}
-        for p, label in job["prompts"]
-        for i in range(job["count"])
-    ]
+    return {"cost": read_json(out / IMAGES / "run.json")["cost"], "images": len(asked)}
 
 
 def _measure(job: Job, store: Path, out: Path) -> dict[str, Any]:

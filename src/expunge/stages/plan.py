@@ -122,7 +122,7 @@ class Planned:
     variant: str = ""
     """How a measurement's metric differs from its defaults."""
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The job's content key."""
         return jobs.key(self.job)
@@ -175,15 +175,14 @@ class Planner:
         if plan.others is not None:
             others: Others = presets.filled(Others, "plan's others", plan.others)
             check_counts("plan's others", count=others.count)
-            read_set(others.set, CONCEPTS)
             self.others = others
+            self.rest = read_set(others.set, CONCEPTS).part(plan.part)
         for pair in plan.compare:
-            known = ["original", *self.methods]
             if len(pair) != 2:
                 raise ExpungeError(f"plan's compare names {list(pair)}: expected pairs of methods")
             for name in pair:
                 if name not in self.grid.method:
-                    raise unknown("method of the grid to compare", name, known)
+                    raise unknown("method of the grid to compare", name, self.grid.method)
         reserved = [name for name in self.methods if name in ("original", *CONTROLS)]
         if reserved:
             raise ExpungeError(
@@ -260,9 +259,8 @@ class Planner:
             images = self._images(self._prompts(), self.plan.count, self._seed(), edit)
             yield from self._measured(images, targets, kept, {**place, "group": "set"})
             if self.others is not None:
-                rest = read_set(self.others.set, CONCEPTS)
-                prompts = [(p, c) for p, c in rest.part(self.plan.part).prompts if c not in self.set.concepts]
-                images = self._images(prompts, self.others.count, rest.part(self.plan.part).seed, edit)
+                prompts = [(p, c) for p, c in self.rest.prompts if c not in self.set.concepts]
+                images = self._images(prompts, self.others.count, self.rest.seed, edit)
                 yield from self._measured(images, [], sorted({c for _, c in prompts}), {**place, "group": "others"})
             if edit is not None:
                 yield from self._recoveries(edit, name, targets, kept, place)
