@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from expunge.core.errors import ExpungeError, ExpungeWarning, unknown
 
 if TYPE_CHECKING:
     from expunge.core.backbone import Backbone
+    from expunge.core.concept import Part
+    from expunge.core.edit import Edit
     from expunge.core.query import Query
 
 import tyro
@@ -107,14 +110,12 @@ def erase(argv: list[str]) -> None:
     """``expunge erase METHOD …``."""
     from expunge.core.catalog import Catalog
 
-    catalog = Catalog("erasers")
     if not argv or argv[0] in ("-h", "--help"):
-        rows = "\n".join(f"  {e.name:18} {e.summary}" for e in catalog.entries().values())
+        rows = "\n".join(f"  {e.name:18} {e.summary}" for e in Catalog("erasers").entries().values())
         say(f"usage: expunge erase METHOD --target WORDS --out FOLDER [options]\n\nmethods:\n{rows}\n\n"
             "expunge erase METHOD --help lists a method's settings.")  # fmt: skip
         return
     method, rest = argv[0], argv[1:]
-    cls = catalog.load(method)
     from expunge import backbones
     from expunge.stages import erase as stage
     from expunge.stages import presets
@@ -122,20 +123,7 @@ def erase(argv: list[str]) -> None:
     kind = backbones.kind_of(_lenient(Model, rest).model)
     use = {} if "--no-preset" in rest else presets.eraser(method, kind)
     start = stage.build(method, use, None)
-    both = dataclasses.make_dataclass(
-        "Options",
-        [
-            (
-                "settings",
-                OmitArgPrefixes[Annotated[cls, arg(help=f"Settings of {method}.")]],
-                dataclasses.field(default_factory=lambda: start),
-            ),
-            ("options", OmitArgPrefixes[Erase]),
-        ],
-        kw_only=True,
-    )
-    both.__doc__ = (cls.__doc__ or "").split("\n")[0]
-    parsed: Any = parse(both, rest, f"expunge erase {method}")
+    parsed = _parse_with(start, method, Erase, rest, f"expunge erase {method}")
     options: Erase = parsed.options
     with options.talk.progress(f"erasing with {method}", getattr(parsed.settings, "iterations", 1)) as advance:
         done = stage.to_folder(
@@ -166,6 +154,22 @@ def erase(argv: list[str]) -> None:
     )
 
 
+def _parse_with(settings: Any, name: str, options: type, argv: list[str], prog: str) -> Any:
+    """Parse a plug-in's settings (from the values of ``settings`` on) together with a command's options."""
+    cls = type(settings)
+    described = OmitArgPrefixes[Annotated[cls, arg(help=f"Settings of {name}.")]]
+    both = dataclasses.make_dataclass(
+        "Options",
+        [
+            ("settings", described, dataclasses.field(default_factory=lambda: settings)),
+            ("options", OmitArgPrefixes[options]),
+        ],
+        kw_only=True,
+    )
+    both.__doc__ = (cls.__doc__ or "").split("\n")[0]
+    return parse(both, argv, prog)
+
+
 def _lenient(cls: type, argv: list[str]) -> Any:
     """Parse what belongs to ``cls``, whatever else there is; its defaults if that fails."""
     if "--help" in argv or "-h" in argv:
@@ -175,6 +179,57 @@ def _lenient(cls: type, argv: list[str]) -> Any:
             return tyro.cli(cls, args=argv, return_unknown_args=True, add_help=False)[0]
         except SystemExit:
             return cls()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Images:
+    """Which images, how they are sampled, and where they go."""
+
+    count: int = 4
+    """Images for each prompt."""
+    seed: int | None = None
+    """First seed; the concept set's own if one is given, or 0."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance; the model's own if not given."""
+    steps: int | None = None
+    """Denoising steps; the model's own if not given."""
+    batch: int | None = None
+    """Images at a time; the model's own if not given."""
+    out: Path
+    """Folder for the images."""
+    overwrite: bool = False
+    """Replace an existing folder."""
+    model: OmitArgPrefixes[Model] = dataclasses.field(default_factory=Model)
+    talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
+
+    def asked(
+        self, backbone: "Backbone", prompts: Words = (), concepts: Words = (), part: "Part | None" = None
+    ) -> "list[Query]":
+        """Queries for prompts, for concepts in the model's own template, and for a part of a concept set."""
+        from expunge.core.query import queries
+        from expunge.stages import generate as stage
+        from expunge.stages import presets
+
+        guidance, steps = presets.generation(backbone)
+        guidance = guidance if self.guidance is None else self.guidance
+        steps = steps if self.steps is None else self.steps
+        if steps < 1 or self.count < 1:
+            raise ExpungeError(f"steps {steps} and count {self.count}: expected both to be 1 or more")
+        template = presets.prompt(backbone)
+        wanted: list[tuple[str, str | None]] = [(p, None) for p in prompts]
+        wanted += [(stage.fill(template, c), c) for c in concepts]
+        wanted += [] if part is None else list(part.prompts)
+        first = part.seed if self.seed is None and part is not None else self.seed or 0
+        return queries(wanted, self.count, first, guidance, steps)
+
+    def make(self, backbone: "Backbone", edits: "list[Edit]", queries: "list[Query]", title: str, **how: Any) -> None:
+        """Generate into the folder, with a progress bar; ``how`` goes to the stage."""
+        from expunge.stages import generate as stage
+
+        with self.talk.progress(title, len(queries)) as advance:
+            made = {"batch": self.batch, "overwrite": self.overwrite, "on_batch": advance}
+            stage.to_folder(backbone, edits, queries, self.out, **made, **how)
+        self.talk.result({"folder": str(self.out), "images": len(queries)}, f"{self.out}: {len(queries)} images")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -195,73 +250,27 @@ class Generate:
     """Strength of weights edits: 0 is nothing, 1 the edit as made."""
     any_base: bool = False
     """Attach edits that were made for another base."""
-    count: int = 4
-    """Images for each prompt."""
-    seed: int | None = None
-    """First seed; the concept set's own, or 0."""
-    guidance: float | None = None
-    """Scale of classifier-free guidance; the model's own if not given."""
-    steps: int | None = None
-    """Denoising steps; the model's own if not given."""
-    batch: int | None = None
-    """Images at a time; the model's own if not given."""
-    out: Path
-    """Folder for the images."""
-    overwrite: bool = False
-    """Replace an existing folder."""
-    model: OmitArgPrefixes[Model] = dataclasses.field(default_factory=Model)
-    talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
+    images: OmitArgPrefixes[Images]
 
 
 def generate(argv: list[str]) -> None:
     """``expunge generate …``."""
     options = parse(Generate, argv, "expunge generate")
-    from expunge.stages import generate as stage
-    from expunge.store import check_new, load_edit
+    from expunge.store import check_new, load_edit, read_set
+    from expunge.testbed import CONCEPTS
 
-    check_new(options.out, options.overwrite)
+    images = options.images
+    check_new(images.out, images.overwrite)
     edits = [load_edit(path) for path in options.edit]
-    backbone = options.model.open()
-    asked = _queries(options, backbone)
-    with options.talk.progress("generating", len(asked)) as advance:
-        folder = stage.to_folder(
-            backbone,
-            edits,
-            asked,
-            options.out,
-            split=options.part if options.set else "none",
-            batch=options.batch,
-            strength=options.strength,
-            any_base=options.any_base,
-            overwrite=options.overwrite,
-            on_batch=advance,
-        )
-    options.talk.result({"folder": str(folder), "images": len(asked)}, f"{folder}: {len(asked)} images")
-
-
-def _queries(options: Generate, backbone: "Backbone") -> "list[Query]":
-    """The queries that the options ask for."""
-    from expunge.core.query import queries
-    from expunge.stages import generate as stage
-    from expunge.stages import presets
-    from expunge.store import read_set
-
-    guidance, steps = presets.generation(backbone)
-    guidance = guidance if options.guidance is None else options.guidance
-    steps = steps if options.steps is None else options.steps
-    if steps < 1 or options.count < 1:
-        raise ExpungeError(f"steps {steps} and count {options.count}: expected both to be 1 or more")
-    template = presets.prompt(backbone)
-    prompts: list[tuple[str, str | None]] = [(p, None) for p in options.prompt]
-    prompts += [(stage.fill(template, c), c) for c in options.concept]
-    seed = options.seed
-    if options.set is not None:
-        from expunge.testbed import CONCEPTS
-
-        part = read_set(options.set, CONCEPTS).part(options.part)
-        prompts += list(part.prompts)
-        seed = part.seed if seed is None else seed
-    return queries(prompts, options.count, seed or 0, guidance, steps)
+    backbone = images.model.open()
+    part = None if options.set is None else read_set(options.set, CONCEPTS).part(options.part)
+    asked = images.asked(backbone, options.prompt, options.concept, part)
+    how = {
+        "split": "none" if part is None else options.part,
+        "strength": options.strength,
+        "any_base": options.any_base,
+    }
+    images.make(backbone, edits, asked, "generating", **how)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -290,20 +299,7 @@ def measure(argv: list[str]) -> None:
         return
     name, rest = argv[0], argv[1:]
     cls = catalog.load(name)
-    both = dataclasses.make_dataclass(
-        "Options",
-        [
-            (
-                "settings",
-                OmitArgPrefixes[Annotated[cls, arg(help=f"Settings of {name}.")]],
-                dataclasses.field(default_factory=cls),
-            ),
-            ("options", OmitArgPrefixes[Measure]),
-        ],
-        kw_only=True,
-    )
-    both.__doc__ = (cls.__doc__ or "").split("\n")[0]
-    parsed: Any = parse(both, rest, f"expunge measure {name}")
+    parsed = _parse_with(cls(), name, Measure, rest, f"expunge measure {name}")
     options: Measure = parsed.options
     from expunge.stages import measure as stage
     from expunge.store import write_records
@@ -327,32 +323,17 @@ class Recover:
     """A concept to bring back; all of the key's if not given."""
     control: Literal["own", "random", "other"] = "own"
     """Its own prompts, random ones of the same norms, or each concept with the next one's."""
-    count: int = 4
-    """Images for each concept."""
-    seed: int = 0
-    """First seed; a random control draws from it too."""
-    guidance: float | None = None
-    """Scale of classifier-free guidance; the model's own if not given."""
-    steps: int | None = None
-    """Denoising steps; the model's own if not given."""
-    batch: int | None = None
-    """Images at a time; the model's own if not given."""
-    out: Path
-    """Folder for the images."""
-    overwrite: bool = False
-    """Replace an existing folder."""
-    model: OmitArgPrefixes[Model] = dataclasses.field(default_factory=Model)
-    talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
+    images: OmitArgPrefixes[Images]
 
 
 def recover(argv: list[str]) -> None:
     """``expunge recover …``."""
     options = parse(Recover, argv, "expunge recover")
     from expunge.core.edit import Key
-    from expunge.stages import generate as stage
     from expunge.store import check_new, load_edit
 
-    check_new(options.out, options.overwrite)
+    images = options.images
+    check_new(images.out, images.overwrite)
     edits = [load_edit(path) for path in options.edit]
     key = load_edit(options.key)
     if not isinstance(key, Key):
@@ -361,27 +342,11 @@ def recover(argv: list[str]) -> None:
         )
     for concept in options.concept:
         key.only_for(concept)  # refuses a concept that it does not hold
-    held = {"own": lambda: key, "random": lambda: key.random(options.seed), "other": key.rotated}[options.control]()
-    asked = Generate(
-        concept=options.concept or tuple(key.concepts),
-        out=options.out,
-        **{f: getattr(options, f) for f in ("count", "seed", "guidance", "steps")},
-    )
-    backbone = options.model.open()
-    queries = _queries(asked, backbone)
-    with options.talk.progress("recovering", len(queries)) as advance:
-        stage.to_folder(
-            backbone,
-            [*edits, held],
-            queries,
-            options.out,
-            split="none",
-            batch=options.batch,
-            control=options.control,
-            overwrite=options.overwrite,
-            on_batch=advance,
-        )
-    options.talk.result({"folder": str(options.out), "images": len(queries)}, f"{options.out}: {len(queries)} images")
+    wrong = {"random": lambda: key.random(images.seed or 0), "other": key.rotated}
+    held = wrong[options.control]() if options.control in wrong else key
+    backbone = images.model.open()
+    asked = images.asked(backbone, concepts=options.concept or tuple(key.concepts))
+    images.make(backbone, [*edits, held], asked, "recovering", split="none", control=options.control)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -474,8 +439,6 @@ def _live(talk: Talk) -> Iterator[Callable[[Any], None] | None]:
     if talk.quiet or talk.json:
         yield None
         return
-    import time
-
     start = time.monotonic()
 
     def row(now: Any) -> list[str]:
