@@ -179,7 +179,9 @@ def test_ctrl_c_exits_130_and_leaves_nothing(folder, tmp_path):
         "--out",
         tmp_path / "o",
     ]
-    process = subprocess.Popen([sys.executable, "-m", "expunge.cli", *map(str, words)], stderr=subprocess.PIPE)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  (a background job's children start deaf to it)
+    command = [sys.executable, "-m", "expunge.cli", *map(str, words)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=heard)
     deadline = time.monotonic() + 60
     while not any(Path(tmp_path).iterdir()) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -1,4 +1,5 @@
 import re
+import shutil
 
 import diffusers
 import pytest
@@ -297,3 +298,25 @@ def test_half_precision_generates_nearly_the_same_with_latents_in_full(folder):
     )
     assert half.latents.dtype == torch.float32
     assert (half.latents - full.latents).square().mean() < 1e-3 * full.latents.square().mean()
+
+
+def test_identity_is_the_files_content_and_nothing_else(folder, other_folder, tmp_path):
+    def identity(path):
+        return StableDiffusion.from_folder(path, name=path.name).identity()
+
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    assert identity(moved) == identity(folder) != identity(other_folder)
+    (moved / "README.md").write_text("a card")
+    assert identity(moved) == identity(folder)
+    config = moved / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace("0.012", "0.013"))
+    assert identity(moved) != identity(folder)
+    with pytest.raises(ExpungeError, match="expected a model opened from a folder"):
+        StableDiffusion.from_pipeline(tiny_pipeline()).identity()
+
+
+@pytest.mark.parametrize(("known", "dtype"), [({"avx512_bf16": True}, "bfloat16"), ({"avx2": True}, "float32")])
+def test_bfloat16_is_fast_only_where_the_cpu_computes_in_it(monkeypatch, known, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    assert backbones.fast_dtype() == dtype

@@ -89,3 +89,16 @@ def test_targets_are_checked_before_anything_runs(backbone):
             expunge.erase(backbone, targets, retain=retain)
     with pytest.raises(ExpungeError, match="target is empty"):
         Concept(name="  ")
+
+
+@pytest.mark.parametrize("name", Catalog("judges").entries())
+def test_a_judge_is_known_by_its_network(name):
+    judges = Catalog("judges")
+    assert judges.open(name).identity() == judges.open(name).identity()
+
+
+def test_the_testbed_s_judges_are_told_apart():
+    one, other, styles = (
+        Catalog("judges").open(f"testbed:{how}") for how in ("network=a", "network=b", "labels=styles")
+    )
+    assert one.identity() == styles.identity() != other.identity()

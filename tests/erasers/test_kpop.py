@@ -364,3 +364,44 @@ def test_bad_settings_are_refused(backbone):
         with pytest.raises(ExpungeError, match=words):
             erase.build("kpop", change, None)
     assert dataclasses.replace(SHORT, keep="none", lamb=0.0).keep == "none"
+
+
+@pytest.mark.parametrize(
+    ("change", "retain"),
+    [({"keep": "none", "retain_weight": 2.5}, ["dog"]), ({"keep": "weights", "lamb": 30.0}, [])],
+)
+def test_the_second_update_weighs_its_terms(backbone, change, retain):
+    """At the first update these terms and their gradients are zero; the second one's Adam step shows their weights."""
+    task = dataclasses.replace(TASK, retain=retain)
+    eraser = dataclasses.replace(SHORT, iterations=2, sampling=Sampling(arm="bank", sampling_steps=4), **change)
+    first, second = (step.edit() for step in eraser.steps(backbone, task))
+    unet = backbone.components()["unet"]
+    trained = {f"unet.{n}": p for n, p in unet.named_parameters() if ".attn2." in n}
+    origin = {n: p.detach().clone() for n, p in trained.items()}
+    with torch.no_grad():
+        cond, null = backbone.encode(["church"]), backbone.encode([""])
+    source = eraser.sampling.source(backbone, cond, null, task, "kpop", 4)
+
+    def gradients(update):
+        points = source.draw(update, 2)
+        with torch.no_grad():
+            goal, kept = raw(backbone, points, "a photo"), raw(backbone, points, "dog")
+        with backbone.attached([first] if update else []):
+            for p in trained.values():
+                p.requires_grad_(True)
+            loss = ((raw(backbone, points, "church") - goal) ** 2).mean()
+            if retain:
+                loss = loss + 2.5 * ((raw(backbone, points, "dog") - kept) ** 2).mean()
+            else:
+                loss = loss + 30.0 * sum(((p - origin[n]) ** 2).sum() for n, p in trained.items())
+            found = torch.autograd.grad(loss, list(trained.values()))
+            for p in trained.values():
+                p.requires_grad_(False)
+        return found
+
+    for name, g1, g2 in zip(trained, gradients(0), gradients(1), strict=True):
+        m, v = 0.9 * 0.1 * g1 + 0.1 * g2, 0.999 * 0.001 * g1**2 + 0.001 * g2**2
+        step = -1e-3 * (m / (1 - 0.9**2)) / ((v / (1 - 0.999**2)).sqrt() + 1e-8)
+        clear = (g1.abs() > 1e-5) & (g2.abs() > 1e-5)
+        moved = second.replaced[name] - first.replaced[name]
+        assert torch.allclose(moved[clear], step[clear], atol=2e-5), name

@@ -11,9 +11,9 @@ import pytest
 
 from expunge.cli import main
 from expunge.core.errors import ExpungeError
-from expunge.core.record import nested
+from expunge.core.record import Interval, nested, paired_proportions
 from expunge.stages import bench, jobs
-from expunge.stages.plan import Planner, flattened, read_plan
+from expunge.stages.plan import Plan, Planned, Planner, flattened, read_plan
 
 SET = """
 about = "Three objects."
@@ -295,3 +295,63 @@ def test_the_table_shows_what_came_back():
     row = {"method": "kpop", "group": "key: own", "metric": "esr@1", "value": 30.0, "low": 20.0, "high": 45.0}
     valid = {**row, "metric": "valid_rate", "value": 98.0}
     assert "| kpop | 70.0 [55.0, 80.0] (98) |" in bench.table([row, valid])
+
+
+def measurement(method, label_values, records):
+    """A finished measurement of one image job a method, without running any."""
+    planned = Planned(job={"room": "measure", "images": method}, method=method, split="v1", group="set")
+    values = [[[label, value] for label, value in label_values]] * len(records)
+    return bench.Result(planned, {"records": records, "values": values})
+
+
+def test_equal_quality_needs_a_thousand_images_two_seeds_and_a_narrow_interval():
+    equal, wide = Interval(0.5, -2.0, 2.5), Interval(0.5, -4.0, 2.5)
+    assert bench._verdict(equal, "esr@1", 1000, 2) == {"verdict": "undecided", "equal_quality": True}
+    assert bench._verdict(wide, "esr@1", 1000, 2)["equal_quality"] is False
+    assert bench._verdict(wide, "psr@1", 1000, 2)["equal_quality"] is True
+    assert bench._verdict(equal, "esr@1", 999, 2)["equal_quality"] is None
+    assert bench._verdict(equal, "esr@1", 1000, 1)["equal_quality"] is None
+    assert bench._verdict(Interval(2.0, 1.0, 3.0), "esr@1", 10, 1)["verdict"] == "higher"
+    assert bench._verdict(Interval(-2.0, -3.0, -1.0), "esr@1", 10, 1)["verdict"] == "lower"
+
+
+def test_differences_are_paired_image_by_image():
+    record = {"metric": "psr@1"}
+    ones = [("dog", 1.0), ("dog", 1.0), ("cat", 1.0), ("cat", 0.0)]
+    others = [("dog", 1.0), ("dog", 0.0), ("cat", 0.0), ("cat", 0.0)]
+    plan = Plan(about="", set="", grid={}, compare=(("a", "b"),))
+    results = [measurement("a", ones, [record]), measurement("b", others, [record])]
+    (row,) = bench._differences(plan, results)
+    assert (row["method"], row["value"], row["n"]) == ("a - b", 50.0, 4)
+    assert row["low"] <= paired_proportions([v for _, v in ones], [v for _, v in others]).low + 1e-3
+    with pytest.raises(ExpungeError, match="other images on split v1"):
+        bench._differences(plan, [results[0], measurement("b", list(reversed(others)), [record])])
+
+
+def test_what_targets_became_is_a_share_of_all_their_images():
+    made = {"method": "uce", "group": "set", "variant": "", "training_seed": 0}
+    lines = [
+        {"metric": f"became@{label}", "value": value, "n": 50, "provenance": {**made, "split": split}}
+        for split, label, value in (("v1", "key", 40.0), ("v1", "cat", 10.0), ("v2", "key", 20.0))
+    ]
+    (row,) = bench._became(lines)
+    assert row["n"] == 100
+    assert row["shares"] == {"key": 30.0, "cat": 5.0}
+
+
+def test_speed_is_the_store_s_own_and_of_this_model(plan, tmp_path):
+    planner = Planner(read_plan(plan))
+    sha = planner.identity("float32")
+    for name, model, seconds in (("one", sha, 4.0), ("two", "another model", 1.0)):
+        place = tmp_path / "store" / f"generate-{name}"
+        place.mkdir(parents=True)
+        done = {"job": {"model_sha256": model}, "cost": {"forward": 40, "trained": 20}, "seconds": seconds}
+        (place / jobs.RESULT).write_text(json.dumps(done))
+    assert bench.speed(planner, tmp_path / "store") == pytest.approx((40 + 3 * 20) / 4)
+    assert bench.speed(planner, tmp_path / "none") > 0
+
+
+def test_a_job_s_key_is_of_what_changes_its_result():
+    job = {"room": "erase", "model": "testbed", "model_sha256": "a", "seed": 0}
+    assert jobs.key(job) == jobs.key({**job, "model": "/elsewhere/testbed"})
+    assert len({jobs.key({**job, **c}) for c in ({}, {"model_sha256": "b"}, {"seed": 1}, {"room": "generate"})}) == 4
