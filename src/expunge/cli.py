@@ -356,7 +356,7 @@ class Bench:
     plan: Positional[Path]
     """A TOML plan; see docs/plans.md."""
     dry_run: bool = False
-    """List the jobs with the evaluations and minutes they should take, and run none."""
+    """List the jobs, alike ones together, with the evaluations and minutes they should take, and run none."""
     changed: bool = False
     """Accept that the plan's text has changed since its results were begun."""
     store: Path = Path("runs/store")
@@ -411,10 +411,14 @@ def _dry_run(plan: Any, options: Bench) -> None:
         "equivalents": sum(r["equivalents"] for r in left),
         "minutes": round(sum(r["minutes"] for r in left), 1),
     }
+    alike: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for r in rows:
+        state = "done" if r["done"] else "to do" if r["waiting"] else "not needed"
+        alike.setdefault((r["room"], state, r["what"]), []).append(r)
     lines = [
-        f"{r['key']} {r['room']:9} {'done' if r['done'] else 'to do' if r['waiting'] else 'not needed':10} "
-        f"{r['equivalents']:>10,} forwards {r['minutes']:>7.1f} min  {r['what']}"
-        for r in rows
+        f"{len(found):>4} x {room:9} {state:10} {sum(r['equivalents'] for r in found):>10,} forwards "
+        f"{sum(r['minutes'] for r in found):>7.1f} min  {what}"
+        for (room, state, what), found in alike.items()
     ]
     lines.append(
         f"{total['waiting']} of {total['jobs']} jobs to do: {total['equivalents']:,} forward-equivalents, "
@@ -425,12 +429,12 @@ def _dry_run(plan: Any, options: Bench) -> None:
 
 def _what(job: Any) -> str:
     """A job in a few words."""
-    if job["room"] == "erase":
+    if job["room"] in ("erase", "memory"):
         return f"{job['eraser']} seed {job['seed']}: {', '.join(job['targets'])}"
     if job["room"] == "generate":
         about = f" with key ({job['control']})" if job["control"] else " edited" if job["edits"] else " original"
         return f"{len(job['prompts'])} prompts x {job['count']}{about}"
-    return f"{job['metric']} of {job['images'][:12]}"
+    return str(job["metric"])
 
 
 @contextlib.contextmanager
@@ -576,12 +580,12 @@ def list_(argv: list[str]) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Erase a concept from the testbed, show before and after on equal seeds, and measure."""
+    """Erase a concept from the testbed with KPOP, give it back with the key, show all on equal seeds, and measure."""
 
     target: str = "church"
     """The concept to erase."""
     out: Path = Path("runs/demo")
-    """Folder for edit.safetensors, compare.png and records.jsonl."""
+    """Folder for edit.safetensors, key.safetensors, compare.png and records.jsonl."""
     count: int = 10
     """Images for each of the ten objects."""
     overwrite: bool = True
@@ -594,7 +598,8 @@ def demo(argv: list[str]) -> None:
     options = parse(Demo, argv, "expunge demo")
     from expunge.stages import demo as stage
 
-    done = stage.run(options.target, options.out, options.count, options.overwrite)
+    tell = (lambda _: None) if options.talk.quiet or options.talk.json else (lambda line: sys.stderr.write(f"{line}\n"))
+    done = stage.run(options.target, options.out, options.count, options.overwrite, tell)
     options.talk.result(
         {"folder": str(options.out), "records": [r.as_json() for r in done]}, stage.table(options.out, done)
     )

@@ -351,6 +351,25 @@ def write_records(path: Path, records: Sequence[Record], append: bool = False) -
     write_lines(path, [r.as_json() for r in records], before=old)
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a ``.jsonl`` file.
+
+    Raises:
+        ExpungeError: if there is none, or a line is damaged.
+    """
+    rows: list[dict[str, Any]] = []
+    try:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            rows.append(json.loads(line))
+            if not isinstance(rows[-1], dict):
+                raise ExpungeError(f"line {number} of '{path}' is no JSON object: expected one a line")
+    except FileNotFoundError as error:
+        raise ExpungeError(f"no file '{path}': expected JSON Lines") from error
+    except (OSError, ValueError) as error:
+        raise ExpungeError(f"'{path}' cannot be read as JSON Lines: {error}") from error
+    return rows
+
+
 def write_lines(path: Path, rows: Iterable[dict[str, Any]], before: str = "") -> None:
     """Write JSON objects, one a line, after the text ``before``; the file is replaced whole or not at all."""
     with new_file(path, overwrite=True) as temporary:

@@ -75,6 +75,18 @@ def test_erase_from_takes_the_target_out_of_another_concept(backbone, arm):
     assert step.losses["erase"] == pytest.approx(expected.item(), rel=1e-4)
 
 
+def test_the_rate_decays(backbone):
+    moved = []
+    constant = dataclasses.replace(SHORT, iterations=2, sampling=Sampling(arm="online-frozen", sampling_steps=4))
+    first = next(iter(constant.steps(backbone, TASK))).state()
+    for decay in ("none", "linear"):
+        (step,) = dataclasses.replace(constant, decay=decay).steps(backbone, TASK, first)
+        moved.append({n: t - first[n] for n, t in step.state().items() if "/value/" in n})
+    for name, whole in moved[0].items():
+        assert torch.allclose(moved[1][name], whole / 2, atol=1e-7), name
+    assert max(float(m.abs().max()) for m in moved[0].values()) > 1e-4
+
+
 @pytest.mark.parametrize("group", ["xattn", "xattn-strict", "noxattn", "selfattn", "full"])
 def test_only_the_group_is_trained(backbone, group):
     (step,) = dataclasses.replace(SHORT, group=group).steps(backbone, TASK)

@@ -17,6 +17,7 @@ from expunge.store import load_edit, save_edit
 pytestmark = pytest.mark.filterwarnings("ignore::expunge.core.errors.ExpungeWarning")
 SHORT = KPOP(iterations=1, batch=2, k=3, lr=1e-3, prompt_lr=0.1, sampling=Sampling(sampling_steps=4))
 TASK = Task(targets=[Concept(name="church")], seed=1, salt="secret")
+FROZEN = Sampling(arm="online-frozen", sampling_steps=4)
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn2"
 
 
@@ -162,6 +163,20 @@ def test_other_places_and_groups_train(backbone, change):
         backbone.generate([Query(prompt="church", seed=1, guidance=3.0, steps=1)])
 
 
+def test_both_rates_decay(backbone):
+    """From one state, the second of two updates moves half as far."""
+    constant = dataclasses.replace(SHORT, iterations=2, keep="frozen-prompt", lamb=1e-9, sampling=FROZEN)
+    first = next(iter(constant.steps(backbone, TASK))).state()
+    moved = {}
+    for decay in ("none", "linear"):
+        (step,) = dataclasses.replace(constant, keep="prompt", decay=decay).steps(backbone, TASK, first)
+        after = step.state()
+        moved[decay] = {n: after[n] - first[n] for n in after if "/value/" in n}
+    for name, whole in moved["none"].items():
+        assert torch.allclose(moved["linear"][name], whole / 2, atol=2e-5), name
+    assert max(float(m.abs().max()) for n, m in moved["none"].items() if n.startswith("prompt/")) > 0.05
+
+
 def test_plain_gradient_descent_of_the_prompt(backbone):
     eraser = dataclasses.replace(SHORT, prompt_optimizer="sgd", prompt_lr=50.0)
     points = points_of(backbone, eraser)
@@ -296,6 +311,24 @@ def test_the_longest_concept_that_a_text_names_counts_saved_or_not(backbone, tmp
     assert torch.equal(found[0], found[1])
     assert torch.allclose(found[0], found[2], atol=1e-5)
     assert list(loaded.prompts) == ["red dog", "dog"]
+
+
+@pytest.mark.parametrize("place", ["mid", "text"])
+def test_a_key_may_leave_the_empty_half_of_a_guided_pair_alone(backbone, place, tmp_path):
+    length = backbone.encode([""]).embeds.shape[1] if place == "text" else 3
+    cond, null = backbone.encode(["a church", "a dog"]), backbone.encode([""]).expand(2)
+    x = torch.cat([backbone.noise(i) for i in range(2)])
+    read = {}
+    for halves in ("both", "text"):
+        key = Recovery(prompts={"church": torch.randn(length, 32)}, place=place, halves=halves, salt="s")
+        save_edit(key, tmp_path / f"{place}-{halves}.safetensors")
+        key = load_edit(tmp_path / f"{place}-{halves}.safetensors")
+        with torch.no_grad():
+            told = key.conditioning(backbone, cond, null, {})
+            read[halves] = [backbone.predict(x, 1, c) - backbone.predict(x, 1, o) for c, o in zip(told, (cond, null))]
+    changed = {h: [[bool(row.abs().max() > 1e-4) for row in half] for half in halves] for h, halves in read.items()}
+    assert changed["both"] == [[True, False], [True, False]]
+    assert changed["text"] == [[True, False], [False, False]]
 
 
 def test_wrong_keys_for_controls(backbone):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from expunge.core.errors import ExpungeError
-from expunge.maths.training import Learned
+from expunge.maths.training import Learned, pace
 
 
 def test_adam_moves_by_the_formula_and_leaves_untouched_tensors_alone():
@@ -30,6 +30,15 @@ def test_gradient_descent_and_distance():
     assert learned.squared_distance(origin).item() == pytest.approx(1 + 4)
     learned.descend(learned.squared_distance(origin))
     assert torch.allclose(learned.values()["w"], torch.tensor([0.0, 4.0]))
+
+
+def test_a_decaying_rate_is_a_straight_line_to_zero():
+    assert [pace("linear", i, 4) for i in range(4)] == [1, 0.75, 0.5, 0.25]
+    assert pace("none", 3, 4) == 1
+    learned = Learned({"a": torch.zeros(1)}, 0.1, "sgd")
+    for i in range(4):
+        learned.descend(learned.tensors()["a"].sum(), pace("linear", i, 4))
+    assert learned.values()["a"].item() == pytest.approx(-0.1 * 2.5)
 
 
 def test_a_state_resumes_bit_for_bit_and_a_foreign_one_is_refused():

@@ -82,7 +82,7 @@ def numbers(folder):
 
 def test_a_plan_runs_once_and_only_what_is_missing(plan, tmp_path, capsys):
     every = '["none", "own", "random", "other", "neutral", "original", "uce"]'
-    plan.write_text(plan.read_text().replace('["own", "random"]', every))
+    plan.write_text(plan.read_text().replace('["own", "random"]', every).replace("count = 1", "memory = true\ncount = 1", 1))
     assert main([*words(plan, tmp_path, "--dry-run", "--json")]) == 0
     foreseen = json.loads(capsys.readouterr().out)["total"]
     assert foreseen["waiting"] == foreseen["jobs"] > 0
@@ -102,6 +102,8 @@ def test_a_plan_runs_once_and_only_what_is_missing(plan, tmp_path, capsys):
     assert (difference["verdict"] == "undecided") == (difference["low"] <= 0 <= difference["high"])
     assert by["kpop - uce", "set", "psr@1"]["equal_quality"] is None, "two images say nothing"
     assert by["kpop", "set", "esr@1"]["erase_equivalents"] > 0
+    assert by["kpop", "set", "esr@1"]["erase_peak_bytes"] > by["uce", "set", "esr@1"]["erase_peak_bytes"] > 1e5
+    assert "erase_peak_bytes" not in by["original", "set", "esr@1"]
     assert "| kpop |" in (tmp_path / "out" / "table.md").read_text()
 
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "store").rglob("*")}
@@ -113,7 +115,7 @@ def test_a_plan_runs_once_and_only_what_is_missing(plan, tmp_path, capsys):
     assert main(["clean", "--store", str(tmp_path / "store"), "--room", "generate", "--json"]) == 0
     cleaned = json.loads(capsys.readouterr().out)
     assert cleaned["freed_bytes"] > 0
-    assert set(cleaned["rooms"]) == {"erase", "measure"}
+    assert set(cleaned["rooms"]) == {"erase", "measure", "memory"}
     assert main([*words(plan, tmp_path, "--dry-run", "--json")]) == 0
     assert json.loads(capsys.readouterr().out)["total"]["waiting"] == 0, "measured images are not made again"
 
@@ -156,6 +158,64 @@ def test_two_judges_are_two_columns_and_others_are_measured(plan, tmp_path, caps
         assert by["uce", "set", metric]["n"] == 2
     assert by["uce", "others", "psr@1"]["n"] == 1
     assert by["uce", "set", "became"]["n"] == 2
+
+
+CLASS = """
+about = "A class, whose name is no word that a model is told."
+concepts = ["animal"]
+[dev]
+seed = 1
+[dev.prompts]
+animal = ["a dog"]
+[test]
+seed = 9
+[test.prompts]
+animal = ["a dog", "a fish"]
+"""
+
+
+def test_a_class_is_erased_by_its_words_and_measured_on_further_prompts_beside_the_papers_figures(tmp_path, capsys):
+    (tmp_path / "class.toml").write_text(CLASS)
+    (tmp_path / "three.toml").write_text(SET)
+    published = {"table": "Table 9", "method": "UCE", "metric": "esr@1", "value": 87.6, "source": "somewhere"}
+    (tmp_path / "paper.jsonl").write_text(json.dumps(published) + "\n")
+    plan = tmp_path / "plan.toml"
+    plan.write_text(
+        f"""
+about = "A class."
+set = "{tmp_path / "class.toml"}"
+count = 1
+words = {{ animal = ["dog", "fish"] }}
+splits = {{ all = "animal" }}
+also = [{{ set = "{tmp_path / "three.toml"}", count = 2, metrics = [{{ name = "esr-psr", ks = [3] }}] }}]
+paper = {{ file = "{tmp_path / "paper.jsonl"}", rows = {{ uce = ["Table 9", "UCE"] }} }}
+[grid]
+method = ["uce", "kpop"]
+[method.uce]
+eraser = "uce"
+retain = ["radio"]
+[method.kpop]
+eraser = "kpop"
+preset = false
+"""
+    )
+    planner = Planner(read_plan(plan))
+    erasures = [p.job for p in flattened(planner.planned()) if p.job["room"] == "erase"]
+    assert [(j["targets"], j["retain"]) for j in erasures] == [(["dog", "fish"], ["radio"]), (["dog", "fish"], [])]
+    keys = [p.job for p in flattened(planner.planned()) if p.job["room"] == "generate" and p.job["control"]]
+    assert keys, "a class has recoveries"
+    assert all(j["only"] is None for j in keys), "a text gets the prompt of the word that it names"
+    assert planner.controls("kpop", ["animal"]) == ["none", "own", "random", "other", "original"]
+    plan.write_text(plan.read_text().replace('["uce", "kpop"]', '["uce"]'))
+    assert main([*words(plan, tmp_path, "--json")]) == 0
+    summary = json.loads(capsys.readouterr().out)["summary"]
+    by = {(r["method"], r["group"], r["metric"]): r for r in summary}
+    assert by["uce", "set", "esr@1"]["n"] == 2
+    assert by["uce", "three", "psr@3 (ks [3])"]["n"] == 3 * 2
+    assert by["uce", "paper", "esr@1"]["value"] == 87.6
+    head, _, row = (tmp_path / "out" / "table.md").read_text().split("\n\n")[1].splitlines()
+    cells = dict(zip(head.split(" | "), row.split(" | "), strict=True))
+    assert cells["paper esr@1"] == "87.6"
 
 
 def test_a_retrained_erasure_is_not_needed_where_its_images_are(plan, tmp_path):
@@ -250,6 +310,11 @@ def test_a_full_disk_is_one_line_and_leaves_earlier_results(plan, tmp_path):
         ('about = "A small plan."', "", "has no 'about'"),
         ('about = "A small plan."', "about = ", "cannot be read as TOML"),
         ("[grid]", "[grdi]", "has no 'grid'"),
+        ("count = 1\n", "count = 1\nalso = [{ set = 'everyday' }]\n", "also has no 'count'"),
+        ("count = 1\n", "count = 1\nsplits = { a = ['church', 'dgo'] }\n", "did you mean 'dog'"),
+        ("count = 1\n", "count = 1\nwords = { cat = 'tiger' }\n", "unknown concept"),
+        ("count = 1\n", "count = 1\npaper = { file = 'none.jsonl', rows = {} }\n", "no file 'none.jsonl'"),
+        ("retain = true", 'retain = ["dog"]', "both a target and a retained word"),
     ],
 )
 def test_a_bad_plan_is_refused_before_anything_runs(plan, tmp_path, capsys, old, new, expected):
@@ -268,6 +333,10 @@ def test_exchanged_keys_need_two_targets(plan, tmp_path, capsys):
     plan.write_text(changed)
     assert main(words(plan, tmp_path)) == 2
     assert "control other on a split of one target" in capsys.readouterr().err
+    classes = "count = 1\nwords = { radio = ['radio', 'wireless'] }\n"
+    plan.write_text(changed.replace('["other"]', '["neutral"]').replace("count = 1\n", classes, 1))
+    assert main(words(plan, tmp_path)) == 2
+    assert "control neutral for a class" in capsys.readouterr().err
     assert not (tmp_path / "store").exists()
 
 

@@ -15,7 +15,7 @@ from expunge.core.concept import phrases
 from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, Step, Task
 from expunge.core.errors import ExpungeError, check_counts, check_positive
-from expunge.maths.training import Learned, mse, trainable
+from expunge.maths.training import Decay, Learned, mse, pace, trainable
 from expunge.maths.trajectories import Points, Sampling
 
 
@@ -54,6 +54,8 @@ class ESD(Eraser):
     """Phrases that targets are put into; each point draws one."""
     lr: float = 1e-5
     """Learning rate of Adam."""
+    decay: Decay = "none"
+    """Whether the learning rate falls to zero on a straight line."""
     iterations: int = 1000
     """Updates."""
     batch: int = 1
@@ -86,7 +88,7 @@ class ESD(Eraser):
             wanted = self._goal(backbone, points, concepts, null)
             with backbone.weights(student.tensors()):
                 answer = backbone.predict(points.x, points.t, changed.rows(points.concept))
-                loss = student.descend(mse(answer, wanted))
+                loss = student.descend(mse(answer, wanted), pace(self.decay, index, self.iterations))
             yield Step(
                 index=index,
                 edit=lambda: backbone.edit_of(student.values()),

@@ -16,10 +16,11 @@ from expunge.core.cost import Cost
 from expunge.core.edit import Edit, Key
 from expunge.core.eraser import Eraser, Step, Task
 from expunge.core.errors import ExpungeError, check_counts, check_positive, unknown
-from expunge.maths.training import Learned, Optimizer, mse, trainable
+from expunge.maths.training import Decay, Learned, Optimizer, mse, pace, trainable
 from expunge.maths.trajectories import Points, Sampling
 
 Place = Literal["mid", "mid-up", "down-mid-up", "text"]
+Halves = Literal["both", "text"]
 BLOCKS: dict[str, tuple[str, ...]] = {
     "mid": ("mid",),
     "mid-up": ("mid", "up"),
@@ -50,19 +51,24 @@ class Recovery(Key):
     place: Place
     salt: str
     """The secret that training drew its random numbers with."""
+    halves: Halves = "both"
+    """Who reads a prompt, of a guided pair: both halves, or the one with the text."""
     only: str | None = None
     """Give every text the prompt of this concept, whatever it names."""
 
     def __post_init__(self) -> None:
         if self.place not in (*BLOCKS, "text"):
             raise unknown("place of a prompt", self.place, [*BLOCKS, "text"])
+        if self.halves not in ("both", "text"):
+            raise unknown("halves that read a prompt", self.halves, ["both", "text"])
         if self.only is not None and self.only not in self.prompts:
             raise unknown("concept of this key", self.only, self.prompts)
 
     @override
     def fields(self) -> dict[str, Any]:
         order = list(self.prompts)  # which a file of tensors does not keep
-        return {"eraser": self.eraser, "place": self.place, "salt": self.salt, "only": self.only, "concepts": order}
+        told = {"place": self.place, "halves": self.halves, "only": self.only, "concepts": order}
+        return {"eraser": self.eraser, "salt": self.salt, **told}
 
     @override
     def tensors(self) -> dict[str, Tensor]:
@@ -114,7 +120,8 @@ class Recovery(Key):
         if not rows.any():
             return cond, null
         tokens = torch.stack(list(self.prompts.values())).to(cond.embeds)[which.clamp(min=0)]
-        return injected(cond, tokens, self.place, rows), injected(null, tokens, self.place, rows)
+        empty = rows if self.halves == "both" else torch.zeros_like(rows)
+        return injected(cond, tokens, self.place, rows), injected(null, tokens, self.place, empty)
 
     def _named(self, backbone: Backbone, cond: Conditioning) -> Int[Tensor, "b"]:
         """For each row the concept that its text names (the longest, of several), or -1."""
@@ -176,6 +183,8 @@ class KPOP(Eraser):
     """Where the prompt goes: after the text in the middle block's cross-attention, in more blocks, or added to the text."""
     k: int = 10
     """Tokens of a prompt that goes after the text (one that is added to the text has the text's length)."""
+    halves: Halves = "both"
+    """Who reads the prompt at recovery, of a guided pair: both halves, or the one with the text, as training did."""
     prompt_std: float = 1.0
     """Standard deviation of the random prompts that training begins with; 0 is for a prompt added to the text."""
     prompt_lr: float = 1e-5
@@ -194,6 +203,8 @@ class KPOP(Eraser):
     """Parameters that are trained: xattn, xattn-strict, noxattn (the paper's for nudity), full."""
     lr: float = 1e-5
     """Learning rate of Adam for the model."""
+    decay: Decay = "none"
+    """Whether both learning rates fall to zero on a straight line."""
     iterations: int = 1000
     """Updates."""
     batch: int = 1
@@ -303,8 +314,8 @@ class _Run:
             frozen = self._frozen(points)
             losses: dict[str, float] = {}
             if frozen.target is not None and self.method.keep == "prompt":
-                losses["transfer"] = self._transfer(points, frozen.target)
-            losses |= self._remove(points, frozen, self._kept(index, points))
+                losses["transfer"] = self._transfer(index, points, frozen.target)
+            losses |= self._remove(index, points, frozen, self._kept(index, points))
             yield Step(
                 index=index,
                 edit=lambda: self.backbone.edit_of(self.student.values()),
@@ -329,12 +340,15 @@ class _Run:
             goal = goal - (e_c - goal)
         return Frozen(e_c if self.method.prompted else None, goal)
 
+    def _pace(self, index: int) -> float:
+        return pace(self.method.decay, index, self.method.iterations)
+
     def _tokens(self, points: Points, prompts: Mapping[str, Tensor]) -> Float[Tensor, "b k d"]:
         """The prompt of each point's concept."""
         names = [t.name for t in self.task.targets]
         return torch.stack([prompts[names[c // self.ways]] for c in points.concept.tolist()])
 
-    def _transfer(self, points: Points, wanted: Tensor) -> float:
+    def _transfer(self, index: int, points: Points, wanted: Tensor) -> float:
         """Eq. 5 and 6: the prompts learn, the student does not."""
         cond = self.targets.rows(points.concept)
         value = 0.0
@@ -342,7 +356,7 @@ class _Run:
             for _ in range(self.method.prompt_steps):
                 tokens = self._tokens(points, self.prompts.tensors())
                 answer = self.backbone.predict(points.x, points.t, injected(cond, tokens, self.method.place))
-                value = self.prompts.descend(mse(answer, wanted))
+                value = self.prompts.descend(mse(answer, wanted), self._pace(index))
         return value
 
     @torch.no_grad()
@@ -360,7 +374,7 @@ class _Run:
         cond = self.retain.rows(where.concept)
         return Kept(where, cond, self.backbone.predict(where.x, where.t, cond) if where.cond is None else where.cond)
 
-    def _remove(self, points: Points, frozen: Frozen, kept: Kept | None) -> dict[str, float]:
+    def _remove(self, index: int, points: Points, frozen: Frozen, kept: Kept | None) -> dict[str, float]:
         """Eq. 7, with the retain term if there is one: the student learns, the prompts do not."""
         method, ask = self.method, self.backbone.predict
         cond = self.targets.rows(points.concept)
@@ -374,7 +388,8 @@ class _Run:
             if kept is not None:
                 terms["retain"] = mse(ask(kept.points.x, kept.points.t, kept.cond), kept.expected)
             weights = {"erase": 1.0, "keep": method.lamb, "retain": method.retain_weight}
-            self.student.descend(torch.stack([weights[n] * term for n, term in terms.items()]).sum())
+            loss = torch.stack([weights[n] * term for n, term in terms.items()]).sum()
+            self.student.descend(loss, self._pace(index))
         return {name: float(term.detach()) for name, term in terms.items()}
 
     def _state(self, following: int) -> dict[str, Tensor]:
@@ -382,7 +397,7 @@ class _Run:
 
     def _key(self, edit: Edit) -> Edit:
         prompts = {name: p.clone() for name, p in self.prompts.values().items()}
-        key = Recovery(prompts=prompts, place=self.method.place, salt=self.task.salt)
+        key = Recovery(prompts=prompts, place=self.method.place, halves=self.method.halves, salt=self.task.salt)
         object.__setattr__(key, "requires", (*edit.requires, edit.id))
         return key
 

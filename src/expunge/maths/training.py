@@ -10,6 +10,12 @@ from expunge.core.backbone import Backbone
 from expunge.core.errors import ExpungeError
 
 Optimizer = Literal["adam", "sgd"]
+Decay = Literal["none", "linear"]
+
+
+def pace(decay: Decay, update: int, updates: int) -> float:
+    """What the learning rate is scaled by at ``update`` of ``updates``: 1, or a straight line from 1 down to 1 / updates."""
+    return 1.0 if decay == "none" else 1 - update / updates
 
 
 @final
@@ -24,6 +30,7 @@ class Learned:
         self._dtypes = {name: t.dtype for name, t in tensors.items()}
         self._copies = {name: t.detach().to(torch.float32, copy=True).requires_grad_() for name, t in tensors.items()}
         kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimizer]
+        self._lr = lr
         self._optimizer = kind(list(self._copies.values()), lr=lr)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -34,8 +41,12 @@ class Learned:
         """The same without a gradient."""
         return {name: t.detach().to(self._dtypes[name]) for name, t in self._copies.items()}
 
-    def descend(self, loss: Tensor) -> float:
-        """One update against ``loss``, which moves these tensors only (and of them only those that the loss depends on)."""
+    def descend(self, loss: Tensor, pace: float = 1.0) -> float:
+        """One update against ``loss``, which moves these tensors only (and of them only those that the loss depends on).
+
+        ``pace`` scales the learning rate.
+        """
+        self._optimizer.param_groups[0]["lr"] = self._lr * pace
         found = torch.autograd.grad(loss, list(self._copies.values()), allow_unused=True)
         for copy, grad in zip(self._copies.values(), found, strict=True):
             copy.grad = grad

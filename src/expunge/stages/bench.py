@@ -67,7 +67,7 @@ def run(
         left -= planned.cost.equivalents
     if on_progress is not None:
         on_progress(Progress(done=len(todo), total=len(todo), job=None, equivalents_left=0))
-    return write(plan, measurements, store, out)
+    return write(plan, measurements, store, out, planner.published)
 
 
 def _claim(plan: Plan, out: Path, changed: bool) -> None:
@@ -94,15 +94,20 @@ Cells = dict[tuple[str, str, str], dict[int, dict[str, list[tuple[str, float]]]]
 """Values by (method, group, metric)."""
 
 
-def write(plan: Plan, measurements: Sequence[Planned], store: Path, out: Path) -> list[dict[str, Any]]:
-    """Write records (one a job and metric) and their summary (one a method, group and metric) into ``out``."""
+def write(
+    plan: Plan, measurements: Sequence[Planned], store: Path, out: Path, published: Sequence[dict[str, Any]] = ()
+) -> list[dict[str, Any]]:
+    """Write records (one a job and metric) and their summary (one a method, group and metric) into ``out``.
+
+    ``published`` are rows of papers that the summary ends with.
+    """
     lines: list[dict[str, Any]] = []
     results = [Result(m, jobs.run_job(m.job, store)) for m in measurements]
     for m, found in results:
         row = {"method": m.method, "split": m.split, "training_seed": m.seed, "group": m.group, "variant": m.variant}
         lines += [{**r, "provenance": {**r["provenance"], **row}} for r in found["records"]]
     spent = _spent(measurements, store)
-    summary = [*_summary(results, spent), *_became(lines), *_differences(plan, results)]
+    summary = [*_summary(results, spent), *_became(lines), *_differences(plan, results), *published]
     write_lines(out / "records.jsonl", lines)
     write_lines(out / "summary.jsonl", summary)
     with new_file(out / "table.md", overwrite=True) as temporary:
@@ -183,8 +188,9 @@ def _row(method: str, group: str, metric: str, interval: Interval, n: int, runs:
 
 
 def _spent(measurements: Sequence[Planned], store: Path) -> dict[str, dict[str, float]]:
-    """Mean forward-equivalents and seconds of a method's erasures, where their results are still in the store."""
+    """Mean forward-equivalents and seconds of a method's erasures that are still in the store, and their peak of memory."""
     found: dict[str, list[dict[str, Any]]] = {}
+    bytes_of = {m.method: jobs.run_job(m.job, store)["peak_bytes"] for m in measurements if m.group == "memory"}
     for m in measurements:
         for p in flattened([m]):
             if p.job["room"] == "erase" and m.group == "set":
@@ -195,6 +201,7 @@ def _spent(measurements: Sequence[Planned], store: Path) -> dict[str, dict[str, 
         method: {
             "erase_equivalents": round(sum(Cost(**d["cost"]).equivalents for d in done) / len(done), 1),
             "erase_seconds": round(sum(d["seconds"] for d in done) / len(done), 1),
+            **({"erase_peak_bytes": bytes_of[method]} if method in bytes_of else {}),
         }
         for method, done in found.items()
     }
@@ -205,7 +212,7 @@ def _differences(plan: Plan, results: Sequence[Result]) -> list[dict[str, Any]]:
     cells = _cells(results, once=False)
     rows: list[dict[str, Any]] = []
     for one, other in plan.compare:
-        for method, group, metric in [place for place in cells if place[0] == one and place[1] in ("set", "others")]:
+        for method, group, metric in [place for place in cells if place[0] == one and not place[1].startswith("key: ")]:
             mine, theirs = cells[method, group, metric], cells.get((other, group, metric), {})
             if not theirs:
                 continue
@@ -271,14 +278,17 @@ def _grid(
     cost: bool,
 ) -> str:
     heads = list(dict.fromkeys(head(r) for r in rows))
-    lines = ["| method | " + " | ".join(heads) + (" | forwards | seconds |" if cost else " |")]
-    lines.append("|---" * (len(heads) + (3 if cost else 1)) + "|")
+    spending = {"erase_equivalents": "forwards", "erase_seconds": "seconds", "erase_peak_bytes": "peak MB"}
+    costs = [name for name in spending if cost and any(name in r for r in rows)]
+    lines = ["| " + " | ".join(["method", *heads, *(spending[name] for name in costs)]) + " |"]
+    lines.append("|---" * (1 + len(heads) + len(costs)) + "|")
     for method in dict.fromkeys(r["method"] for r in rows):
         by = {head(r): r for r in rows if r["method"] == method}
         cells = [cell(by[name]) if name in by else "–" for name in heads]
         spent = next(iter(by.values()))
-        if cost:
-            cells += [f"{spent.get('erase_equivalents', 0):,.0f}", f"{spent.get('erase_seconds', 0):,.1f}"]
+        for name in costs:
+            value = spent.get(name, 0) / (1e6 if name == "erase_peak_bytes" else 1)
+            cells.append(f"{value:,.1f}" if value < 10 else f"{value:,.0f}")
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -288,13 +298,17 @@ def _head(row: Mapping[str, Any]) -> str:
 
 
 def _cell(row: Mapping[str, Any]) -> str:
+    if row["group"] == "paper":
+        return f"{row['value']:.1f}"
     if row["metric"] == "became":
         return ", ".join(f"{label} {share:.0f}" for label, share in row["shares"].items())
     return f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
 
 
 def _tabled(row: Mapping[str, Any]) -> bool:
-    return row["group"] == "set" or (row["group"] == "others" and row["metric"].startswith("psr@1"))
+    if row["group"] in ("set", "paper"):
+        return True
+    return not row["group"].startswith("key: ") and row["metric"].startswith(("esr@1", "psr@1"))
 
 
 # what it will take, and what it takes ---------------------------------------------------------------------------------

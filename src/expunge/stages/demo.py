@@ -1,26 +1,38 @@
-"""The demo: erase one concept from the model in the box, compare on equal seeds, measure."""
+"""The demo: erase one concept from the model in the box, give it back with the key, compare on equal seeds, measure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
 from expunge import backbones
 from expunge.core.concept import Concept
-from expunge.core.errors import unknown
+from expunge.core.edit import Edit, Key
+from expunge.core.errors import ExpungeError, unknown
 from expunge.core.query import queries
 from expunge.core.record import Record
 from expunge.stages import erase, generate, measure, presets
 from expunge.store import load_edit, new_file, read_images, read_set, write_records
 from expunge.testbed import CONCEPTS, vocabulary
 
-METHOD = "uce"
+METHOD = "kpop"
+SIDES = {
+    "original": "original",
+    "erased": "erased",
+    "recovered": "erased, with the key",
+    "wrong-key": "erased, with a random key",
+}
+"""The folders of images, and what the comparison calls them."""
 SCALE = 2
 """Each pixel of the testbed is drawn as 2 x 2 in the comparison."""
 
 
-def run(target: str, out: Path, count: int, overwrite: bool) -> list[Record]:
-    """Erase ``target`` keeping the other objects of ``objects10``; returns the records of both sides.
+def run(
+    target: str, out: Path, count: int, overwrite: bool, tell: Callable[[str], None] = lambda _: None
+) -> list[Record]:
+    """Erase ``target`` keeping the other objects of ``objects10``, and recover it; returns the records of all four sides.
+
+    ``tell`` is told what begins.
 
     Raises:
         ExpungeError: if the testbed does not know ``target``.
@@ -31,32 +43,46 @@ def run(target: str, out: Path, count: int, overwrite: bool) -> list[Record]:
     others = [c for c in ten.concepts if c != target][:9]
     backbone = backbones.load("testbed")
     eraser = erase.build(METHOD, {}, "testbed")
+    tell(f"erasing {target} with {METHOD}")
     done = erase.to_folder(backbone, METHOD, eraser, [Concept(name=target)], others, out, overwrite=overwrite)
+    edit, key = load_edit(done.path), None if done.key is None else load_edit(done.key)
+    if not isinstance(key, Key):
+        raise ExpungeError(f"{METHOD} made no key: expected a method that does")
     guidance, steps = presets.generation(backbone)
     template = presets.prompt(backbone)
     asked = [(generate.fill(template, c), c) for c in (target, *others)]
     wanted = queries(asked, count, ten.test.seed, guidance, steps)
+    sides: dict[str, tuple[list[Edit], str | None]] = {
+        "original": ([], None),
+        "erased": ([edit], None),
+        "recovered": ([edit, key], "own"),
+        "wrong-key": ([edit, key.random(0)], "random"),
+    }
+    metric = measure.build("esr-psr", {})
     records: list[Record] = []
-    for name, edits in (("original", []), ("edited", [load_edit(done.path)])):
-        generate.to_folder(backbone, edits, wanted, out / name, overwrite=overwrite)
-        metric = measure.build("esr-psr", {})
+    for name, (edits, control) in sides.items():
+        shown = wanted[:count] if control else wanted  # a key acts where a text names the target
+        tell(f"{len(shown)} images: {SIDES[name]}")
+        generate.to_folder(backbone, edits, shown, out / name, control=control, overwrite=overwrite)
         records += measure.measure(metric, "esr-psr", out / name, [target], others)
     write_records(out / "records.jsonl", records)
-    compare(out, [target, *others], 5)
+    compare(out, [target, *others], min(count, 4))
     return records
 
 
 def compare(out: Path, concepts: Sequence[str], columns: int) -> None:
-    """Write ``compare.png``: for each concept a row of originals and, beside it, the same seeds after the edit."""
-    side, margin, head = 64 * SCALE, 150, 24
-    sheet = Image.new("RGB", (margin + (2 * columns) * side + 20, head + len(concepts) * side), "white")
+    """Write ``compare.png``: a row a concept, and side by side the same seeds of each side (with a key the target only)."""
+    side, margin, head, gap = 64 * SCALE, 150, 24, 20
+    width = margin + len(SIDES) * (columns * side + gap) - gap
+    sheet = Image.new("RGB", (width, head + len(concepts) * side), "white")
     pen = ImageDraw.Draw(sheet)
-    for half, name in enumerate(("original", "edited")):
-        left = margin + half * (columns * side + 20)
-        pen.text((left + 4, 6), name, fill="black")
+    for row, concept in enumerate(concepts):
+        pen.text((6, head + row * side + side // 2), concept, fill="black")
+    for panel, (name, title) in enumerate(SIDES.items()):
+        left = margin + panel * (columns * side + gap)
+        pen.text((left + 4, 6), title, fill="black")
         shots = read_images(out / name)
         for row, concept in enumerate(concepts):
-            pen.text((6, head + row * side + side // 2), concept, fill="black")
             for column, shot in enumerate([s for s in shots if s.label == concept][:columns]):
                 tile = Image.fromarray(shot.pixels().numpy()).resize((side, side), Image.Resampling.NEAREST)
                 sheet.paste(tile, (left + column * side, head + row * side))
@@ -66,15 +92,23 @@ def compare(out: Path, concepts: Sequence[str], columns: int) -> None:
 
 def table(out: Path, records: Sequence[Record]) -> str:
     """The records of a demo as text."""
-    lines = [f"{'':26}{'original':>26}{'edited':>26}"]
-    for metric in dict.fromkeys(r.metric for r in records if not r.metric.startswith("became")):
-        cells = [next(r for r in records if r.metric == metric and r.subject == s) for s in ("original", "edited")]
-        lines.append(f"{metric:26}" + "".join(f"{r.value:7.1f} % [{r.low:5.1f}, {r.high:5.1f}]" for r in cells))
+    by = {(name, r.metric): r for name, found in _sides(records).items() for r in found}
+    metrics = dict.fromkeys(r.metric for r in records if not r.metric.startswith("became"))
+    lines = [f"{'':18}" + "".join(f"{title:>26}" for title in SIDES.values())]
+    for metric in metrics:
+        cells = [by.get((name, metric)) for name in SIDES]
+        shown = [f"{r.value:7.1f} % [{r.low:5.1f}, {r.high:5.1f}]" if r else f"{'–':>12}" for r in cells]
+        lines.append(f"{metric:18}" + "".join(f"{cell:>26}" for cell in shown))
     became = [
         f"{r.metric.removeprefix('became@')} {r.value:.0f} %"
-        for r in records
-        if r.metric.startswith("became@") and r.subject == "edited"
+        for (name, metric), r in by.items()
+        if metric.startswith("became@") and name == "erased"
     ]
     return "\n".join(
         [*lines, f"prompts for {records[0].concepts[0]} now show: {', '.join(became)}", f"see {out / 'compare.png'}"]
     )
+
+
+def _sides(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Records by the folder they are of."""
+    return {name: [r for r in records if r.provenance["images"] == name] for name in SIDES}

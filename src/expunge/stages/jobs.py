@@ -1,6 +1,6 @@
 """Jobs: pure JSON in, one result file out; a result that exists is not computed again.
 
-A job is an object with its room (``erase``, ``generate`` or ``measure``), everything the room needs, and the keys of the jobs
+A job is an object with its room (``erase``, ``memory``, ``generate`` or ``measure``), everything the room needs, and the keys of the jobs
 whose files it reads. Its own key is the sha256 of all that. `run_job` needs nothing else than a job and a store, so that any
 executor can call it.
 """
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ except ImportError:  # not on Windows
 from expunge import backbones
 from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept
-from expunge.core.cost import Cost
+from expunge.core.cost import Cost, PeakBytes
 from expunge.core.edit import Edit, Key
+from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError, unknown
 from expunge.core.query import queries
 from expunge.stages import erase, generate, measure
@@ -125,6 +127,26 @@ def _erase(job: Job, store: Path, out: Path) -> dict[str, Any]:
     return {"edit": done.id, "cost": asdict(done.provenance.cost) if done.provenance else asdict(Cost())}
 
 
+def _memory(job: Job, store: Path, out: Path) -> dict[str, Any]:
+    """The most bytes that tensors take in an erasure's first updates: later ones take no more.
+
+    (Counting slows a small model by half, so an erasure is not counted while it is timed.)
+    """
+    backbone = _model(job)
+    eraser = erase.build(job["eraser"], job["settings"], None)
+    task = Task(
+        targets=[Concept(name=name) for name in job["targets"]],
+        retain=job["retain"],
+        seed=job["seed"],
+        salt=job["salt"],
+    )
+    before = backbone.cost
+    with PeakBytes() as memory:
+        for step in islice(eraser.steps(backbone, task), job["updates"]):
+            step.edit()
+    return {"records": [], "values": [], "peak_bytes": memory.peak, "cost": asdict(backbone.cost - before)}
+
+
 def _generate(job: Job, store: Path, out: Path) -> dict[str, Any]:
     """An image folder, with the edits of earlier jobs and perhaps the key of one of them."""
     backbone = _model(job)
@@ -157,6 +179,7 @@ def _measure(job: Job, store: Path, out: Path) -> dict[str, Any]:
 
 ROOMS: dict[str, Callable[[Job, Path, Path], dict[str, Any]]] = {
     "erase": _erase,
+    "memory": _memory,
     "generate": _generate,
     "measure": _measure,
 }

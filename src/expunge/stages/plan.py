@@ -11,18 +11,21 @@ from typing import Any, NamedTuple, final
 from expunge import backbones
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Catalog
-from expunge.core.concept import ConceptSet
+from expunge.core.concept import Concept, ConceptSet, check_targets
 from expunge.core.cost import Cost
 from expunge.core.eraser import settings_of
 from expunge.core.errors import ExpungeError, check_counts, unknown
 from expunge.maths.training import trainable
 from expunge.stages import erase, generate, jobs, measure, presets
-from expunge.store import read_set
+from expunge.store import read_lines, read_set
 from expunge.testbed import CONCEPTS
 
 SALT = "a benchmark's keys are not secret"
 """In the place of a secret, so that a plan gives the same keys every time."""
 
+
+UPDATES = 3
+"""After so many updates an erasure's memory has been at its peak: optimizers hold their state from the first on."""
 
 CONTROLS = ("none", "own", "random", "other", "neutral", "original")
 """Recoveries: the edited model without a key, with its own, with random prompts of the same norms, with each concept's prompt
@@ -53,8 +56,8 @@ class Method:
     """Over the preset's and the paper's."""
     preset: bool = True
     """Start from the preset of the model's kind."""
-    retain: bool = False
-    """Whether it is told the concepts of the set that are to stay."""
+    retain: bool | tuple[str, ...] = False
+    """Whether it is told the concepts of the set that are to stay; or other words that it is told to keep."""
     controls: tuple[str, ...] | None = None
     """Recoveries to try with its key: none, own, random, other, neutral, original, or the name of another method.
 
@@ -75,6 +78,30 @@ class Others:
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class Also:
+    """Further prompts, for the plan's concepts or others: a split's concepts count as erased, all else as kept."""
+
+    set: str
+    """A concept set."""
+    count: int
+    """Images a prompt."""
+    metrics: tuple[Any, ...] | None = None
+    """Metrics for these images; the plan's if not given."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """Figures of a paper, which are of its own model, prompts and judge."""
+
+    file: str
+    """JSON Lines with table, method, metric, value and source, from the folder that expunge runs in."""
+    rows: dict[str, Any]
+    """By row of the plan: the table and the method there."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a plan file says."""
 
@@ -83,6 +110,10 @@ class Plan:
     set: str
     """Concept set: its splits name the targets, its prompts make the images."""
     grid: dict[str, Any]
+    splits: dict[str, Any] = field(default_factory=dict)
+    """Targets by split, instead of the set's own splits."""
+    words: dict[str, Any] = field(default_factory=dict)
+    """What erasers are told for a concept that is a class ("weapon") and not its own name."""
     method: dict[str, Any] = field(default_factory=dict)
     metrics: tuple[Any, ...] = ("esr-psr",)
     """Metrics by name, or tables with a name and settings."""
@@ -102,6 +133,12 @@ class Plan:
     """The text of the control in which a key stands alone."""
     others: dict[str, Any] | None = None
     """Prompts for what nobody names."""
+    also: tuple[Any, ...] = ()
+    """Tables of further sets, each with its count and perhaps metrics; the table calls them by the set's name."""
+    memory: bool = False
+    """Whether to count what tensors take in the first updates of each method's first erasure."""
+    paper: dict[str, Any] | None = None
+    """Published figures to print beside these: a JSON Lines ``file``, and for a row the ``table`` and ``method`` in it."""
     compare: tuple[tuple[str, ...], ...] = ()
     """Pairs of methods whose difference on equal seeds and prompts is reported."""
 
@@ -166,7 +203,12 @@ class Planner:
             if name != "original" and name not in self.methods:
                 raise unknown("method of the plan", name, ["original", *self.methods])
         self.set: ConceptSet = read_set(plan.set, CONCEPTS)
-        self.splits = self.set.splits or {"all": self.set.concepts}
+        given = {name: tuple(_several(concepts)) for name, concepts in plan.splits.items()}
+        self.splits = given or self.set.splits or {"all": self.set.concepts}
+        for concept in {c for targets in given.values() for c in targets} | set(plan.words):
+            if concept not in self.set.concepts:
+                raise unknown(f"concept of {plan.set}", str(concept), self.set.concepts)
+        self.words = {concept: [str(w) for w in _several(words)] for concept, words in plan.words.items()}
         for name in self.grid.split:
             if name not in self.splits:
                 raise unknown(f"split of {plan.set}", name, self.splits)
@@ -177,6 +219,7 @@ class Planner:
             check_counts("plan's others", count=others.count)
             self.others = others
             self.rest = read_set(others.set, CONCEPTS).part(plan.part)
+        self.published = [] if plan.paper is None else self._published(plan.paper)
         for pair in plan.compare:
             if len(pair) != 2:
                 raise ExpungeError(f"plan's compare names {list(pair)}: expected pairs of methods")
@@ -189,6 +232,7 @@ class Planner:
                 f"a method is called '{reserved[0]}': expected another name than original or a control's"
             )
         self.metrics = [_metric(entry) for entry in plan.metrics]
+        self.also = [self._also(entry) for entry in plan.also]
         self._check_labels()
         self.image_dtype = backbones.fast_dtype() if plan.image_dtype == "fast" else plan.image_dtype
         kind = backbones.kind_of(plan.model)
@@ -197,17 +241,41 @@ class Planner:
         }
         self._check_controls()
 
+    def _published(self, table: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The published figures of the plan's rows."""
+        paper: Published = presets.filled(Published, "plan's paper", table)
+        lines = read_lines(Path(paper.file))
+        found: list[dict[str, Any]] = []
+        for name, at in paper.rows.items():
+            if name not in self.grid.method:
+                raise unknown("method of the grid with published figures", name, self.grid.method)
+            row = [r for r in lines if [r.get("table"), r.get("method")] == at]
+            if not row:
+                tables = [str([r.get("table"), r.get("method")]) for r in lines]
+                raise unknown(f"published row of '{name}'", str(at), list(dict.fromkeys(tables)))
+            found += [{**r, "method": name, "published_as": at[1], "group": "paper"} for r in row]
+        return found
+
+    def _also(self, entry: Any) -> "Further":
+        """A further set, read and checked."""
+        further: Also = presets.filled(Also, "plan's also", entry)
+        check_counts("plan's also", count=further.count)
+        metrics = self.metrics if further.metrics is None else [_metric(m) for m in further.metrics]
+        return Further(read_set(further.set, CONCEPTS), further.count, metrics)
+
     def _check_labels(self) -> None:
         """Refuse a concept that a metric's judge does not know, before anything is trained."""
-        for metric in self.metrics:
-            judge = metric.settings.get("judge")
-            if judge is not None:
-                opened = Catalog("judges").open(judge)
-                for concept in {c for targets in self.splits.values() for c in targets} | set(self.set.concepts):
-                    opened.label_ids(concept)
+        asked = [(self.metrics, self.set), *((f.metrics, f.set) for f in self.also)]
+        for metrics, concepts in asked:
+            for metric in metrics:
+                judge = metric.settings.get("judge")
+                if judge is not None:
+                    opened = Catalog("judges").open(judge)
+                    for concept in concepts.concepts:
+                        opened.label_ids(concept)
 
     def _check_controls(self) -> None:
-        alone = any(len(self.splits[s]) < 2 for s in self.grid.split or self.splits)
+        alone = any(len(self._told(self.splits[s])) < 2 for s in self.grid.split or self.splits)
         for name, method in self.methods.items():
             for control in method.controls or ():
                 if control not in (*CONTROLS, *self.methods):
@@ -215,6 +283,10 @@ class Planner:
                 if control == "other" and alone:
                     raise ExpungeError(
                         f"method '{name}' with control other on a split of one target: expected two or more"
+                    )
+                if control == "neutral" and self.words:
+                    raise ExpungeError(
+                        f"method '{name}' with control neutral for a class of several words: expected another control"
                     )
             if method.controls and not self.erasers[name].has_key:
                 raise ExpungeError(f"method '{name}' has controls, but {method.eraser} makes no key: expected none")
@@ -224,7 +296,13 @@ class Planner:
         given = self.methods[name].controls
         if given is not None or not self.erasers[name].has_key:
             return given or ()
-        return [c for c in CONTROLS if c != "other" or len(targets) > 1]
+        left_out = {"other"} if len(self._told(targets)) < 2 else set[str]()
+        left_out |= {"neutral"} if self.words else set()
+        return [c for c in CONTROLS if c not in left_out]
+
+    def _told(self, targets: Sequence[str]) -> list[str]:
+        """The words that erasers are told for ``targets``."""
+        return [word for target in targets for word in self.words.get(target, [target])]
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -236,7 +314,7 @@ class Planner:
         return jobs.model(self.plan.model, dtype).identity()
 
     def planned(self) -> list[Planned]:
-        """The measurements of the plan, each with the jobs it stands on.
+        """What the plan measures, each with the jobs it stands on.
 
         Raises:
             ExpungeError: for a precision or a parameter group that the model does not have.
@@ -256,12 +334,22 @@ class Planner:
             kept = [c for c in self.set.concepts if c not in targets]
             place = {"method": name, "split": split, "seed": seed}
             edit = None if name == "original" else self._erase(name, targets, kept, seed)
+            first = (split, seed) == (chosen[0], self.grid.seed[0])
+            if edit is not None and self.plan.memory and first:
+                job = {**edit.job, "room": "memory", "updates": UPDATES}
+                yield Planned(job=job, group="memory", **place)
             images = self._images(self._prompts(), self.plan.count, self._seed(), edit)
             yield from self._measured(images, targets, kept, {**place, "group": "set"})
             if self.others is not None:
                 prompts = [(p, c) for p, c in self.rest.prompts if c not in self.set.concepts]
                 images = self._images(prompts, self.others.count, self.rest.seed, edit)
                 yield from self._measured(images, [], sorted({c for _, c in prompts}), {**place, "group": "others"})
+            for further in self.also:
+                part, group = further.set.part(self.plan.part), {**place, "group": further.set.name}
+                images = self._images(part.prompts, further.count, part.seed, edit)
+                hit = [c for c in further.set.concepts if c in targets]
+                rest = [c for c in further.set.concepts if c not in targets]
+                yield from self._measured(images, hit, rest, group, further.metrics)
             if edit is not None:
                 yield from self._recoveries(edit, name, targets, kept, place)
 
@@ -271,10 +359,14 @@ class Planner:
     def _recoveries(
         self, edit: Planned, name: str, targets: list[str], kept: list[str], place: Mapping[str, Any]
     ) -> Iterator[Planned]:
-        """Measurements of the targets with a key: each with its own prompt, whatever words ask for it."""
+        """Measurements of the targets with a key: each with its own prompt, whatever words ask for it.
+
+        (A class has a prompt for each of its words, so there they go where a text names one.)
+        """
         count, first = self.plan.control_count, self._seed()
         for control, target in product(self.controls(name, targets), targets):
             asked = [(p, c) for p, c in self._prompts() if c == target]
+            only = None if target in self.words else target
             injected, inside = "own", edit
             if control == "neutral":
                 asked = [(self.plan.neutral, target)]
@@ -284,7 +376,7 @@ class Planner:
                 inside = self._erase(control, targets, kept, int(place["seed"]))
             elif control != "none":
                 injected = control
-            held = (None, None, None) if control == "none" else (injected, edit, target)
+            held = (None, None, None) if control == "none" else (injected, edit, only)
             images = self._images(asked, count, first, inside, *held)
             yield from self._measured(images, [target], [], {**place, "group": f"key: {control}"})
 
@@ -299,19 +391,21 @@ class Planner:
 
     def _erase(self, name: str, targets: list[str], kept: list[str], seed: int) -> Planned:
         method, eraser = self.methods[name], self.erasers[name]
-        retain = kept if method.retain else []
+        told = self._told(targets)
+        retain = (kept if method.retain else []) if isinstance(method.retain, bool) else list(method.retain)
+        check_targets([Concept(name=word) for word in told], retain)
         job = {
             "room": "erase",
             "eraser": method.eraser,
             "version": eraser.version,
             "settings": settings_of(eraser),
-            "targets": targets,
+            "targets": told,
             "retain": retain,
             "seed": seed if self._trained(name) else self.grid.seed[0],
             "salt": SALT if eraser.has_key else "",
             **self._common(self.plan.dtype),
         }
-        return Planned(job=job, cost=eraser.cost(len(targets), len(retain)))
+        return Planned(job=job, cost=eraser.cost(len(told), len(retain)))
 
     def _images(
         self,
@@ -344,9 +438,14 @@ class Planner:
         return Planned(job=job, upstream=tuple(upstream.values()), cost=cost)
 
     def _measured(
-        self, images: Planned, targets: list[str], kept: list[str], place: Mapping[str, Any]
+        self,
+        images: Planned,
+        targets: list[str],
+        kept: list[str],
+        place: Mapping[str, Any],
+        metrics: Sequence["PlannedMetric"] | None = None,
     ) -> Iterator[Planned]:
-        for metric in self.metrics:
+        for metric in self.metrics if metrics is None else metrics:
             job = {
                 "room": "measure",
                 "metric": metric.name,
@@ -362,6 +461,14 @@ class Planner:
 
 def _several(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
+
+
+class Further(NamedTuple):
+    """A further set of a plan."""
+
+    set: ConceptSet
+    count: int
+    metrics: Sequence["PlannedMetric"]
 
 
 class PlannedMetric(NamedTuple):
