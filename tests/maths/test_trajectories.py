@@ -112,14 +112,16 @@ def test_bad_settings_are_refused():
         dataclasses.replace(BANK, sampling_guidance=1.0)
 
 
-def test_every_concept_has_as_many_trajectories_and_the_last_pool_no_more_than_it_takes(backbone):
+def test_every_concept_has_as_many_trajectories_in_each_pool_and_the_last_no_more_than_it_takes(backbone):
     settings = Sampling(arm="bank", sampling_steps=5, trajectories=3)
     assert settings.pools(100, 2) == [4, 4, 4, 4, 4]
-    assert settings.pools(101, 2)[-1] == 1
-    assert settings.pools(5, 7) == [1]
+    assert settings.pools(101, 2)[-1] == 2
+    assert settings.pools(5, 7) == [7]
     assert settings.pools(70, 7) == [7, 7]
     seen = source(backbone, settings, 20).draw(0, 20).concept
     assert seen.bincount().tolist() == [10, 10]
+    few = source(backbone, settings, 6).draw(0, 6).concept
+    assert few.bincount().min() > 0, "a run shorter than a pool still sees every concept"
 
 
 def test_a_bank_refuses_a_steered_model(backbone):

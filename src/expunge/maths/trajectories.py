@@ -83,12 +83,12 @@ class Sampling:
     def pools(self, points: int, rows: int) -> list[int]:
         """Trajectories of each pool of a bank that gives ``points`` points.
 
-        All rows have as many; the last pool has no more than it takes.
+        All rows have as many in each, so the last pool may have points to spare.
         """
         whole = -(-max(self.trajectories, rows) // rows) * rows
         each = self.sampling_steps * self.reuse
         full, rest = divmod(points, whole * each)
-        return [whole] * full + ([-(-rest // each)] if rest else [])
+        return [whole] * full + ([-(-rest // (rows * each)) * rows] if rest else [])
 
     @contextlib.contextmanager
     def sampled_from(self, backbone: Backbone, student: Learned) -> Iterator[None]:

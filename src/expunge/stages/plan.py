@@ -365,6 +365,11 @@ class Planner:
         """
         count, first = self.plan.control_count, self._seed()
         for control, target in product(self.controls(name, targets), targets):
+            group = {**place, "group": f"key: {control}"}
+            if control == "none":  # shown by the images that the table is made of
+                images = self._images(self._prompts(), self.plan.count, first, edit)
+                yield from self._measured(images, [target], [], group)
+                continue
             asked = [(p, c) for p, c in self._prompts() if c == target]
             only = None if target in self.words else target
             injected, inside = "own", edit
@@ -374,11 +379,10 @@ class Planner:
                 inside = None
             elif control in self.methods:
                 inside = self._erase(control, targets, kept, int(place["seed"]))
-            elif control != "none":
+            else:
                 injected = control
-            held = (None, None, None) if control == "none" else (injected, edit, only)
-            images = self._images(asked, count, first, inside, *held)
-            yield from self._measured(images, [target], [], {**place, "group": f"key: {control}"})
+            images = self._images(asked, count, first, inside, injected, edit, only)
+            yield from self._measured(images, [target], [], group)
 
     def _prompts(self) -> list[tuple[str, str]]:
         return list(self.set.part(self.plan.part).prompts)
