@@ -70,6 +70,11 @@ class Talk:
         elif not self.quiet:
             say(text)
 
+    def tell(self, line: str) -> None:
+        """Say on standard error what begins, unless it would disturb."""
+        if not (self.quiet or self.json):
+            sys.stderr.write(f"{line}\n")
+
     @contextlib.contextmanager
     def progress(self, title: str, total: int) -> Iterator[Callable[[int], None] | None]:
         """A progress bar on standard error, unless it would disturb."""
@@ -598,8 +603,7 @@ def demo(argv: list[str]) -> None:
     options = parse(Demo, argv, "expunge demo")
     from expunge.stages import demo as stage
 
-    tell = (lambda _: None) if options.talk.quiet or options.talk.json else (lambda line: sys.stderr.write(f"{line}\n"))
-    done = stage.run(options.target, options.out, options.count, options.overwrite, tell)
+    done = stage.run(options.target, options.out, options.count, options.overwrite, options.talk.tell)
     options.talk.result(
         {"folder": str(options.out), "records": [r.as_json() for r in done]}, stage.table(options.out, done)
     )

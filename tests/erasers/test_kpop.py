@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 
 import pytest
 import torch
@@ -233,6 +234,7 @@ def test_the_public_header_and_seed_do_not_give_the_key_away(backbone, tmp_path)
     save_edit(edit, tmp_path / "edit.safetensors")
     contents = (tmp_path / "edit.safetensors").read_bytes()
     assert key.salt.encode() not in contents
+    assert hashlib.sha256(key.salt.encode()).hexdigest() == edit.provenance.salt_sha256
     assert edit.provenance.salt_sha256.encode() in contents
     assert load_edit(tmp_path / "edit.safetensors").key is None
     again = erase.run(backbone, "kpop", SHORT, [Concept(name="church")], [], seed=1)
@@ -325,7 +327,9 @@ def test_a_key_may_leave_the_empty_half_of_a_guided_pair_alone(backbone, place, 
         key = load_edit(tmp_path / f"{place}-{halves}.safetensors")
         with torch.no_grad():
             told = key.conditioning(backbone, cond, null, {})
-            read[halves] = [backbone.predict(x, 1, c) - backbone.predict(x, 1, o) for c, o in zip(told, (cond, null))]
+            read[halves] = [
+                backbone.predict(x, 1, c) - backbone.predict(x, 1, o) for c, o in zip(told, (cond, null), strict=True)
+            ]
     changed = {h: [[bool(row.abs().max() > 1e-4) for row in half] for half in halves] for h, halves in read.items()}
     assert changed["both"] == [[True, False], [True, False]]
     assert changed["text"] == [[True, False], [False, False]]

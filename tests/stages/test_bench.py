@@ -1,5 +1,6 @@
 """Plans end to end on the testbed: three concepts, an image each."""
 
+import dataclasses
 import json
 import random
 import resource
@@ -12,7 +13,8 @@ import pytest
 from expunge.cli import main
 from expunge.core.errors import ExpungeError
 from expunge.core.record import Interval, nested, paired_proportions
-from expunge.stages import bench, jobs
+from expunge.erasers.kpop import KPOP
+from expunge.stages import bench, jobs, presets
 from expunge.stages.plan import Plan, Planned, Planner, flattened, read_plan
 
 SET = """
@@ -82,7 +84,9 @@ def numbers(folder):
 
 def test_a_plan_runs_once_and_only_what_is_missing(plan, tmp_path, capsys):
     every = '["none", "own", "random", "other", "neutral", "original", "uce"]'
-    plan.write_text(plan.read_text().replace('["own", "random"]', every).replace("count = 1", "memory = true\ncount = 1", 1))
+    plan.write_text(
+        plan.read_text().replace('["own", "random"]', every).replace("count = 1", "memory = true\ncount = 1", 1)
+    )
     assert main([*words(plan, tmp_path, "--dry-run", "--json")]) == 0
     foreseen = json.loads(capsys.readouterr().out)["total"]
     assert foreseen["waiting"] == foreseen["jobs"] > 0
@@ -382,6 +386,24 @@ def test_equal_quality_needs_a_thousand_images_two_seeds_and_a_narrow_interval()
     assert bench._verdict(equal, "esr@1", 1000, 1)["equal_quality"] is None
     assert bench._verdict(Interval(2.0, 1.0, 3.0), "esr@1", 10, 1)["verdict"] == "higher"
     assert bench._verdict(Interval(-2.0, -3.0, -1.0), "esr@1", 10, 1)["verdict"] == "lower"
+
+
+def test_images_that_two_splits_share_count_once_in_a_summary():
+    one = measurement("a", [("dog", 1.0), ("cat", 0.0)], [{"metric": "psr@1"}])
+    shared = one._replace(planned=dataclasses.replace(one.planned, split="v2"))
+    (row,) = bench._summary([one, shared], {})
+    assert (row["n"], row["splits"]) == (2, 2)
+    other = one._replace(planned=dataclasses.replace(one.planned, split="v2", job={"room": "measure", "images": "b"}))
+    (row,) = bench._summary([one, other], {})
+    assert row["n"] == 4
+
+
+def test_settings_are_filled_from_layers_the_later_over_the_earlier():
+    eraser = presets.filled(
+        KPOP, "kpop", {"lr": 1, "sampling": {"arm": "bank", "reuse": 2}}, {"lr": 2, "sampling": {"reuse": 3}}
+    )
+    assert (eraser.lr, eraser.k) == (2.0, 10)
+    assert (eraser.sampling.arm, eraser.sampling.reuse, eraser.sampling.sampling_steps) == ("bank", 3, 50)
 
 
 def test_differences_are_paired_image_by_image():

@@ -346,7 +346,7 @@ class Planner:
                 yield from self._measured(images, [], sorted({c for _, c in prompts}), {**place, "group": "others"})
             for further in self.also:
                 part, group = further.set.part(self.plan.part), {**place, "group": further.set.name}
-                images = self._images(part.prompts, further.count, part.seed, edit)
+                images = self._images(part.prompts, further.images, part.seed, edit)
                 hit = [c for c in further.set.concepts if c in targets]
                 rest = [c for c in further.set.concepts if c not in targets]
                 yield from self._measured(images, hit, rest, group, further.metrics)
@@ -471,7 +471,8 @@ class Further(NamedTuple):
     """A further set of a plan."""
 
     set: ConceptSet
-    count: int
+    images: int
+    """Images a prompt."""
     metrics: Sequence["PlannedMetric"]
 
 
