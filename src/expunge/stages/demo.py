@@ -1,7 +1,9 @@
 """The demo: erase one concept from the model in the box, give it back with the key, compare on equal seeds, measure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -28,11 +30,16 @@ SCALE = 2
 
 
 def run(
-    target: str, out: Path, count: int, overwrite: bool, tell: Callable[[str], None] = lambda _: None
+    target: str,
+    out: Path,
+    count: int,
+    overwrite: bool,
+    tell: Callable[[str], None] = lambda _: None,
+    settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Record]:
     """Erase ``target`` keeping the other objects of ``objects10``, and recover it; returns the records of all four sides.
 
-    ``tell`` is told what begins.
+    ``tell`` is told what begins; ``settings`` go over the preset's.
 
     Raises:
         ExpungeError: if the testbed does not know ``target``.
@@ -42,7 +49,7 @@ def run(
     ten = read_set("objects10", CONCEPTS)
     others = [c for c in ten.concepts if c != target][:9]
     backbone = backbones.load("testbed")
-    eraser = erase.build(METHOD, {}, "testbed")
+    eraser = erase.build(METHOD, dict(settings), "testbed")
     tell(f"erasing {target} with {METHOD}")
     done = erase.to_folder(backbone, METHOD, eraser, [Concept(name=target)], others, out, overwrite=overwrite)
     edit, key = load_edit(done.path), None if done.key is None else load_edit(done.key)

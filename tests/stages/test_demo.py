@@ -1,0 +1,31 @@
+"""The demo's stage, with too few updates to erase anything."""
+
+import pytest
+from PIL import Image
+
+from expunge.stages import demo
+from expunge.store import read_images
+
+pytestmark = pytest.mark.filterwarnings("ignore::expunge.core.errors.ExpungeWarning")
+SHORT = {"iterations": 1, "batch": 2, "sampling": {"sampling_steps": 2, "trajectories": 2}}
+
+
+def test_the_demo_shows_and_measures_four_sides_on_equal_seeds(tmp_path):
+    begun = []
+    records = demo.run("church", tmp_path / "out", 1, False, begun.append, SHORT)
+    assert len(begun) == 5
+    assert {(r.provenance["images"], r.subject) for r in records} == {
+        ("original", "original"),
+        ("erased", "edited"),
+        ("recovered", "recovered"),
+        ("wrong-key", "recovered"),
+    }
+    with Image.open(tmp_path / "out" / "compare.png") as sheet:
+        assert sheet.height == 24 + 10 * 128
+        assert sheet.width > 4 * 128
+    seeds = {name: [(s.prompt, s.seed) for s in read_images(tmp_path / "out" / name)] for name in demo.SIDES}
+    assert seeds["original"] == seeds["erased"]
+    assert seeds["recovered"] == seeds["wrong-key"] == seeds["original"][:1]
+    head, *_, last = demo.table(tmp_path / "out", records).splitlines()
+    assert all(title in head for title in demo.SIDES.values())
+    assert last.endswith("compare.png")
