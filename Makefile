@@ -11,7 +11,7 @@ setup: .venv/installed
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: setup  ## erase "church" from the model in the box, show it, measure it
+demo: setup  ## erase "church" from the model in the box, recover it with the key, show and measure it
 	$(BIN)/expunge demo --out runs/demo
 
 test: setup

@@ -435,7 +435,8 @@ def _dry_run(plan: Any, options: Bench) -> None:
 def _what(job: Any) -> str:
     """A job in a few words."""
     if job["room"] in ("erase", "memory"):
-        return f"{job['eraser']} seed {job['seed']}: {', '.join(job['targets'])}"
+        kept = f", retaining {len(job['retain'])}" if job["retain"] else ""
+        return f"{job['eraser']} seed {job['seed']}{kept}: {', '.join(job['targets'])}"
     if job["room"] == "generate":
         about = f" with key ({job['control']})" if job["control"] else " edited" if job["edits"] else " original"
         return f"{len(job['prompts'])} prompts x {job['count']}{about}"
@@ -480,8 +481,11 @@ def _live(talk: Talk) -> Iterator[Callable[[Any], None] | None]:
 class Clean:
     """Show what finished jobs take on disk, and free it."""
 
-    room: UseAppendAction[tuple[Literal["erase", "generate", "measure", "leftovers"], ...]] = ()
-    """What to delete: edits, images, measurements, or what killed runs left; repeat for several. Nothing if not given."""
+    room: UseAppendAction[tuple[Literal["erase", "memory", "generate", "measure", "leftovers"], ...]] = ()
+    """What to delete: edits, counts of memory, images, measurements, or what killed runs left; repeat for several.
+
+    Nothing if not given.
+    """
     store: Path = Path("runs/store")
     """Folder of finished jobs."""
     talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)

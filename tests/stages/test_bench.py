@@ -119,6 +119,7 @@ def test_a_plan_runs_once_and_only_what_is_missing(plan, tmp_path, capsys):
     assert main(["clean", "--store", str(tmp_path / "store"), "--room", "generate", "--json"]) == 0
     cleaned = json.loads(capsys.readouterr().out)
     assert cleaned["freed_bytes"] > 0
+    assert main(["clean", "--store", str(tmp_path / "elsewhere"), "--room", "memory", "--quiet"]) == 0
     assert set(cleaned["rooms"]) == {"erase", "measure", "memory"}
     assert main([*words(plan, tmp_path, "--dry-run", "--json")]) == 0
     assert json.loads(capsys.readouterr().out)["total"]["waiting"] == 0, "measured images are not made again"
@@ -166,15 +167,17 @@ def test_two_judges_are_two_columns_and_others_are_measured(plan, tmp_path, caps
 
 CLASS = """
 about = "A class, whose name is no word that a model is told."
-concepts = ["animal"]
+concepts = ["animal", "weapon"]
 [dev]
 seed = 1
 [dev.prompts]
 animal = ["a dog"]
+weapon = ["a bomb"]
 [test]
 seed = 9
 [test.prompts]
 animal = ["a dog", "a fish"]
+weapon = ["a bomb"]
 """
 
 
@@ -189,15 +192,18 @@ def test_a_class_is_erased_by_its_words_and_measured_on_further_prompts_beside_t
 about = "A class."
 set = "{tmp_path / "class.toml"}"
 count = 1
-words = {{ animal = ["dog", "fish"] }}
+words = {{ animal = ["dog", "fish"], weapon = "bomb" }}
 splits = {{ all = "animal" }}
 also = [{{ set = "{tmp_path / "three.toml"}", count = 2, metrics = [{{ name = "esr-psr", ks = [3] }}] }}]
 paper = {{ file = "{tmp_path / "paper.jsonl"}", rows = {{ uce = ["Table 9", "UCE"] }} }}
 [grid]
-method = ["uce", "kpop"]
+method = ["uce", "uce-rest", "kpop"]
 [method.uce]
 eraser = "uce"
 retain = ["radio"]
+[method.uce-rest]
+eraser = "uce"
+retain = true
 [method.kpop]
 eraser = "kpop"
 preset = false
@@ -205,21 +211,28 @@ preset = false
     )
     planner = Planner(read_plan(plan))
     erasures = [p.job for p in flattened(planner.planned()) if p.job["room"] == "erase"]
-    assert [(j["targets"], j["retain"]) for j in erasures] == [(["dog", "fish"], ["radio"]), (["dog", "fish"], [])]
+    assert all(j["targets"] == ["dog", "fish"] for j in erasures)
+    assert [j["retain"] for j in erasures] == [["radio"], ["bomb"], []]
     keys = [p.job for p in flattened(planner.planned()) if p.job["room"] == "generate" and p.job["control"]]
     assert keys, "a class has recoveries"
     assert all(j["only"] is None for j in keys), "a text gets the prompt of the word that it names"
-    assert planner.controls("kpop", ["animal"]) == ["none", "own", "random", "other", "original"]
-    plan.write_text(plan.read_text().replace('["uce", "kpop"]', '["uce"]'))
+    assert planner.controls("kpop", ["animal"]) == ["none", "own", "random", "original"]
+    hidden = plan.read_text().replace("fish", "poodle").replace('"dog", ', "")
+    (tmp_path / "hidden.toml").write_text(hidden)
+    with pytest.raises(ExpungeError, match="no prompt for 'animal' has one of its words"):
+        Planner(read_plan(tmp_path / "hidden.toml"))
+    plan.write_text(plan.read_text().replace('["uce", "uce-rest", "kpop"]', '["uce"]'))
     assert main([*words(plan, tmp_path, "--json")]) == 0
     summary = json.loads(capsys.readouterr().out)["summary"]
     by = {(r["method"], r["group"], r["metric"]): r for r in summary}
     assert by["uce", "set", "esr@1"]["n"] == 2
-    assert by["uce", "three", "psr@3 (ks [3])"]["n"] == 3 * 2
+    assert by["uce", "three", "psr@3 (ks [3])"]["n"] == 2 * 2
+    assert by["uce", "three", "esr@3 (ks [3])"]["n"] == 2, "a word that was erased is no kept concept"
     assert by["uce", "paper", "esr@1"]["value"] == 87.6
     head, _, row = (tmp_path / "out" / "table.md").read_text().split("\n\n")[1].splitlines()
     cells = dict(zip(head.split(" | "), row.split(" | "), strict=True))
     assert cells["paper esr@1"] == "87.6"
+    assert "three psr@3 (ks [3])" in cells
 
 
 def test_a_retrained_erasure_is_not_needed_where_its_images_are(plan, tmp_path):
@@ -318,18 +331,51 @@ def test_a_full_disk_is_one_line_and_leaves_earlier_results(plan, tmp_path):
         ("count = 1\n", "count = 1\nsplits = { a = ['church', 'dgo'] }\n", "did you mean 'dog'"),
         ("count = 1\n", "count = 1\nwords = { cat = 'tiger' }\n", "unknown concept"),
         ("count = 1\n", "count = 1\npaper = { file = 'none.jsonl', rows = {} }\n", "no file 'none.jsonl'"),
+        ("count = 1\n", "count = 1\nsplits = { a = [['church']] }\n", "expected one word or a list"),
+        ("count = 1\n", "count = 1\nwords = { church = [] }\n", "expected one word or a list"),
+        ("count = 1\n", "count = 1\nalso = [{ set = '{tmp}/memory.toml', count = 1 }]\n", "is called 'memory'"),
+        (
+            "count = 1\n",
+            "count = 1\npaper = { file = '{tmp}/p.jsonl', rows = { uce = ['T', 'U'] } }\n",
+            "expected a metric",
+        ),
+        (
+            "count = 1\n",
+            "count = 1\npaper = { file = '{tmp}/p.jsonl', rows = { uce = ['T', 'V'] } }\n",
+            "published row",
+        ),
         ("retain = true", 'retain = ["dog"]', "both a target and a retained word"),
     ],
 )
 def test_a_bad_plan_is_refused_before_anything_runs(plan, tmp_path, capsys, old, new, expected):
     assert old in plan.read_text()
-    plan.write_text(plan.read_text().replace(old, new, 1))
+    (tmp_path / "memory.toml").write_text(SET)
+    (tmp_path / "p.jsonl").write_text('{"table": "T", "method": "U", "metric": "esr@1", "value": "87"}\n')
+    plan.write_text(plan.read_text().replace(old, new.replace("{tmp}", str(tmp_path)), 1))
     assert main(words(plan, tmp_path)) == 2
     error = capsys.readouterr().err
     assert expected in error
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "store").exists()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_concept_set_whose_splits_name_a_stranger_is_refused(plan, tmp_path, capsys):
+    (tmp_path / "three.toml").write_text(SET.replace('c = ["radio"]', 'c = ["rdio"]'))
+    assert main(words(plan, tmp_path)) == 2
+    assert "did you mean 'radio'" in capsys.readouterr().err
+
+
+def test_the_memory_of_a_job_does_not_depend_on_what_is_loaded(plan, tmp_path):
+    plan.write_text(plan.read_text().replace("count = 1\n", "memory = true\ncount = 1\n", 1))
+    counts = [p.job for p in Planner(read_plan(plan)).planned() if p.job["room"] == "memory"]
+    peaks = []
+    for fresh in (True, False):
+        if fresh:
+            jobs.model.cache_clear()
+        peaks.append(jobs.run_job(counts[-1], tmp_path / f"store{fresh}")["peak_bytes"])
+    assert peaks[0] == pytest.approx(peaks[1], rel=0.01)
+    assert peaks[0] > 1e6
 
 
 def test_exchanged_keys_need_two_targets(plan, tmp_path, capsys):

@@ -3,11 +3,18 @@
 import pytest
 from PIL import Image
 
+from expunge.core.errors import ExpungeError
 from expunge.stages import demo
 from expunge.store import read_images
 
 pytestmark = pytest.mark.filterwarnings("ignore::expunge.core.errors.ExpungeWarning")
 SHORT = {"iterations": 1, "batch": 2, "sampling": {"sampling_steps": 2, "trajectories": 2}}
+
+
+def test_a_demo_of_no_images_is_refused_before_it_erases(tmp_path):
+    with pytest.raises(ExpungeError, match="count is 0"):
+        demo.run("church", tmp_path / "out", 0, False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_demo_shows_and_measures_four_sides_on_equal_seeds(tmp_path):

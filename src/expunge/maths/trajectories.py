@@ -185,6 +185,7 @@ class Bank(Source):
         """The points of pool ``number``."""
         if self.pool is not None and self.number == number:
             return self.pool
+        self.pool = None  # before the next one takes its memory
         steps, scale = self.settings.sampling_steps, self.settings.sampling_guidance
         start = sum(self.pools[:number])
         rows = range(start, start + self.pools[number])

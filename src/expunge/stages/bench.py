@@ -197,14 +197,16 @@ def _spent(measurements: Sequence[Planned], store: Path) -> dict[str, dict[str, 
                 done = jobs.result(p.job, store)
                 if done is not None:
                     found.setdefault(m.method, []).append(done)
-    return {
+    spent: dict[str, dict[str, float]] = {
         method: {
             "erase_equivalents": round(sum(Cost(**d["cost"]).equivalents for d in done) / len(done), 1),
             "erase_seconds": round(sum(d["seconds"] for d in done) / len(done), 1),
-            **({"erase_peak_bytes": bytes_of[method]} if method in bytes_of else {}),
         }
         for method, done in found.items()
     }
+    for method, peak in bytes_of.items():
+        spent.setdefault(method, {})["erase_peak_bytes"] = peak
+    return spent
 
 
 def _differences(plan: Plan, results: Sequence[Result]) -> list[dict[str, Any]]:
@@ -287,8 +289,9 @@ def _grid(
         cells = [cell(by[name]) if name in by else "–" for name in heads]
         spent = next(iter(by.values()))
         for name in costs:
-            value = spent.get(name, 0) / (1e6 if name == "erase_peak_bytes" else 1)
-            cells.append(f"{value:,.1f}" if value < 10 else f"{value:,.0f}")
+            value = spent.get(name)
+            unit, digits = (1e6, 0) if name == "erase_peak_bytes" else (1, 1 if name == "erase_seconds" else 0)
+            cells.append("–" if value is None else f"{value / unit:,.{digits}f}")
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -306,9 +309,11 @@ def _cell(row: Mapping[str, Any]) -> str:
 
 
 def _tabled(row: Mapping[str, Any]) -> bool:
-    if row["group"] in ("set", "paper"):
+    """Whether a row of the summary is a cell of the table: all of the set's, of what nobody named the first rank alone."""
+    group, metric = row["group"], row["metric"].split(" ")[0]
+    if group in ("set", "paper"):
         return True
-    return not row["group"].startswith("key: ") and row["metric"].startswith(("esr@1", "psr@1"))
+    return metric == "psr@1" if group == "others" else not group.startswith("key: ") and "sr@" in metric
 
 
 # what it will take, and what it takes ---------------------------------------------------------------------------------
@@ -318,7 +323,7 @@ def speed(planner: Planner, store: Path) -> float:
     wanted = {planner.identity(planner.plan.dtype), planner.identity(planner.image_dtype)}
     for file in store.glob(f"[!.]*/{jobs.RESULT}") if store.is_dir() else ():
         done = read_json(file)
-        if done["job"].get("model_sha256") not in wanted:
+        if done["job"].get("model_sha256") not in wanted or done["job"]["room"] == "memory":
             continue
         equivalents = Cost(**done["cost"]).equivalents
         if equivalents:

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from expunge import backbones
 from expunge.core.concept import Concept
 from expunge.core.edit import Edit, Key
-from expunge.core.errors import ExpungeError, unknown
+from expunge.core.errors import ExpungeError, check_counts, unknown
 from expunge.core.query import queries
 from expunge.core.record import Record
 from expunge.stages import erase, generate, measure, presets
@@ -46,6 +46,7 @@ def run(
     """
     if target not in vocabulary()["objects"]:
         raise unknown("object of the testbed", target, vocabulary()["objects"])
+    check_counts("demo", count=count)
     ten = read_set("objects10", CONCEPTS)
     others = [c for c in ten.concepts if c != target][:9]
     backbone = backbones.load("testbed")
@@ -99,7 +100,7 @@ def compare(out: Path, concepts: Sequence[str], columns: int) -> None:
 
 def table(out: Path, records: Sequence[Record]) -> str:
     """The records of a demo as text."""
-    by = {(name, r.metric): r for name, found in _sides(records).items() for r in found}
+    by = {(r.provenance["images"], r.metric): r for r in records}
     metrics = dict.fromkeys(r.metric for r in records if not r.metric.startswith("became"))
     lines = [f"{'':18}" + "".join(f"{title:>26}" for title in SIDES.values())]
     for metric in metrics:
@@ -114,8 +115,3 @@ def table(out: Path, records: Sequence[Record]) -> str:
     return "\n".join(
         [*lines, f"prompts for {records[0].concepts[0]} now show: {', '.join(became)}", f"see {out / 'compare.png'}"]
     )
-
-
-def _sides(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Records by the folder they are of."""
-    return {name: [r for r in records if r.provenance["images"] == name] for name in SIDES}

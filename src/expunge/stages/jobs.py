@@ -21,6 +21,8 @@ try:
 except ImportError:  # not on Windows
     fcntl = None
 
+import torch
+
 from expunge import backbones
 from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept
@@ -128,11 +130,13 @@ def _erase(job: Job, store: Path, out: Path) -> dict[str, Any]:
 
 
 def _memory(job: Job, store: Path, out: Path) -> dict[str, Any]:
-    """The most bytes that tensors take in an erasure's first updates: later ones take no more.
+    """The most bytes that tensors take in an erasure's first updates, beside the model's own.
 
     (Counting slows a small model by half, so an erasure is not counted while it is timed.)
     """
     backbone = _model(job)
+    with torch.no_grad():  # so that whatever is loaded at first use is there
+        backbone.predict(backbone.noise(0), 1, backbone.encode([""]))
     eraser = erase.build(job["eraser"], job["settings"], None)
     task = Task(
         targets=[Concept(name=name) for name in job["targets"]],

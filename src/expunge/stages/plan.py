@@ -25,7 +25,9 @@ SALT = "a benchmark's keys are not secret"
 
 
 UPDATES = 3
-"""After so many updates an erasure's memory has been at its peak: optimizers hold their state from the first on."""
+"""Updates whose memory is counted: optimizers hold their state from the first on."""
+GROUPS = ("set", "others", "memory", "paper")
+"""What a number of a table is of, if not of a further set, which gives its name, or ``key: CONTROL``."""
 
 CONTROLS = ("none", "own", "random", "other", "neutral", "original")
 """Recoveries: the edited model without a key, with its own, with random prompts of the same norms, with each concept's prompt
@@ -128,7 +130,7 @@ class Plan:
     count: int = 50
     """Images a prompt."""
     control_count: int = 10
-    """Images a prompt for each recovery control."""
+    """Images a prompt for each recovery control; without a key the table's own images show it."""
     neutral: str = "a picture"
     """The text of the control in which a key stands alone."""
     others: dict[str, Any] | None = None
@@ -155,7 +157,7 @@ class Planned:
     split: str = ""
     seed: int = 0
     group: str = ""
-    """What a measurement is of: ``set``, ``others``, or ``key: CONTROL``."""
+    """What a measurement is of: ``set``, ``others``, ``memory``, a further set's name, or ``key: CONTROL``."""
     variant: str = ""
     """How a measurement's metric differs from its defaults."""
 
@@ -203,12 +205,12 @@ class Planner:
             if name != "original" and name not in self.methods:
                 raise unknown("method of the plan", name, ["original", *self.methods])
         self.set: ConceptSet = read_set(plan.set, CONCEPTS)
-        given = {name: tuple(_several(concepts)) for name, concepts in plan.splits.items()}
+        given = {name: _words(f"split '{name}'", concepts) for name, concepts in plan.splits.items()}
         self.splits = given or self.set.splits or {"all": self.set.concepts}
-        for concept in {c for targets in given.values() for c in targets} | set(plan.words):
+        self.words = {concept: _words(f"words of '{concept}'", words) for concept, words in plan.words.items()}
+        for concept in [*(c for targets in self.splits.values() for c in targets), *self.words]:
             if concept not in self.set.concepts:
-                raise unknown(f"concept of {plan.set}", str(concept), self.set.concepts)
-        self.words = {concept: [str(w) for w in _several(words)] for concept, words in plan.words.items()}
+                raise unknown(f"concept of {plan.set}", concept, self.set.concepts)
         for name in self.grid.split:
             if name not in self.splits:
                 raise unknown(f"split of {plan.set}", name, self.splits)
@@ -232,7 +234,9 @@ class Planner:
                 f"a method is called '{reserved[0]}': expected another name than original or a control's"
             )
         self.metrics = [_metric(entry) for entry in plan.metrics]
-        self.also = [self._also(entry) for entry in plan.also]
+        self.also: list[Further] = []
+        for entry in plan.also:
+            self.also.append(self._also(entry))
         self._check_labels()
         self.image_dtype = backbones.fast_dtype() if plan.image_dtype == "fast" else plan.image_dtype
         kind = backbones.kind_of(plan.model)
@@ -253,6 +257,11 @@ class Planner:
             if not row:
                 tables = [str([r.get("table"), r.get("method")]) for r in lines]
                 raise unknown(f"published row of '{name}'", str(at), list(dict.fromkeys(tables)))
+            bad = [
+                r for r in row if not isinstance(r.get("metric"), str) or not isinstance(r.get("value"), int | float)
+            ]
+            if bad:
+                raise ExpungeError(f"published row {bad[0]} of '{name}': expected a metric and a number as its value")
             found += [{**r, "method": name, "published_as": at[1], "group": "paper"} for r in row]
         return found
 
@@ -261,7 +270,13 @@ class Planner:
         further: Also = presets.filled(Also, "plan's also", entry)
         check_counts("plan's also", count=further.count)
         metrics = self.metrics if further.metrics is None else [_metric(m) for m in further.metrics]
-        return Further(read_set(further.set, CONCEPTS), further.count, metrics)
+        concepts = read_set(further.set, CONCEPTS)
+        taken = [f.set.name for f in self.also]
+        if concepts.name in (*GROUPS, *taken) or concepts.name.startswith("key: "):
+            raise ExpungeError(
+                f"a further set of the plan is called '{concepts.name}': expected each once, and none of {', '.join(GROUPS)}"
+            )
+        return Further(concepts, further.count, metrics)
 
     def _check_labels(self) -> None:
         """Refuse a concept that a metric's judge does not know, before anything is trained."""
@@ -275,7 +290,7 @@ class Planner:
                         opened.label_ids(concept)
 
     def _check_controls(self) -> None:
-        alone = any(len(self._told(self.splits[s])) < 2 for s in self.grid.split or self.splits)
+        alone = any(len(self.splits[s]) < 2 for s in self.grid.split or self.splits)
         for name, method in self.methods.items():
             for control in method.controls or ():
                 if control not in (*CONTROLS, *self.methods):
@@ -284,10 +299,15 @@ class Planner:
                     raise ExpungeError(
                         f"method '{name}' with control other on a split of one target: expected two or more"
                     )
-                if control == "neutral" and self.words:
+                if control in ("neutral", "other") and self.words:
                     raise ExpungeError(
-                        f"method '{name}' with control neutral for a class of several words: expected another control"
+                        f"method '{name}' with control {control} for a class of several words: expected another control"
                     )
+            unnamed = self._unnamed() if self.controls(name, self.set.concepts) else None
+            if unnamed is not None:
+                raise ExpungeError(
+                    f"method '{name}' with keys, and no prompt for '{unnamed}' has one of its words: expected no controls"
+                )
             if method.controls and not self.erasers[name].has_key:
                 raise ExpungeError(f"method '{name}' has controls, but {method.eraser} makes no key: expected none")
 
@@ -296,9 +316,16 @@ class Planner:
         given = self.methods[name].controls
         if given is not None or not self.erasers[name].has_key:
             return given or ()
-        left_out = {"other"} if len(self._told(targets)) < 2 else set[str]()
-        left_out |= {"neutral"} if self.words else set()
+        left_out = ("neutral", "other") if self.words else ("other",) if len(targets) < 2 else ()
         return [c for c in CONTROLS if c not in left_out]
+
+    def _unnamed(self) -> str | None:
+        """A class none of whose prompts holds one of its words, so that its keys are never used."""
+        for concept, words in self.words.items():
+            prompts = [p for p, c in self._prompts() if c == concept]
+            if not any(word in prompt for word in words for prompt in prompts):
+                return concept
+        return None
 
     def _told(self, targets: Sequence[str]) -> list[str]:
         """The words that erasers are told for ``targets``."""
@@ -341,17 +368,23 @@ class Planner:
             images = self._images(self._prompts(), self.plan.count, self._seed(), edit)
             yield from self._measured(images, targets, kept, {**place, "group": "set"})
             if self.others is not None:
-                prompts = [(p, c) for p, c in self.rest.prompts if c not in self.set.concepts]
+                prompts = [(p, c) for p, c in self.rest.prompts if c not in self._named()]
                 images = self._images(prompts, self.others.count, self.rest.seed, edit)
                 yield from self._measured(images, [], sorted({c for _, c in prompts}), {**place, "group": "others"})
             for further in self.also:
                 part, group = further.set.part(self.plan.part), {**place, "group": further.set.name}
                 images = self._images(part.prompts, further.images, part.seed, edit)
-                hit = [c for c in further.set.concepts if c in targets]
-                rest = [c for c in further.set.concepts if c not in targets]
+                gone = {*targets, *self._told(targets)}
+                hit = [c for c in further.set.concepts if c in gone]
+                rest = [c for c in further.set.concepts if c not in gone]
                 yield from self._measured(images, hit, rest, group, further.metrics)
             if edit is not None:
                 yield from self._recoveries(edit, name, targets, kept, place)
+
+    def _named(self) -> set[str]:
+        """Every word that some method of the plan is told, and the set's concepts."""
+        listed = [w for m in self.methods.values() if not isinstance(m.retain, bool) for w in m.retain]
+        return {*self.set.concepts, *self._told(self.set.concepts), *listed}
 
     def _trained(self, name: str) -> bool:
         return name != "original" and self.erasers[name].cost(1, 1) != Cost()
@@ -396,7 +429,7 @@ class Planner:
     def _erase(self, name: str, targets: list[str], kept: list[str], seed: int) -> Planned:
         method, eraser = self.methods[name], self.erasers[name]
         told = self._told(targets)
-        retain = (kept if method.retain else []) if isinstance(method.retain, bool) else list(method.retain)
+        retain = (self._told(kept) if method.retain else []) if isinstance(method.retain, bool) else list(method.retain)
         check_targets([Concept(name=word) for word in told], retain)
         job = {
             "room": "erase",
@@ -465,6 +498,14 @@ class Planner:
 
 def _several(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
+
+
+def _words(what: str, value: Any) -> tuple[str, ...]:
+    """One word or several."""
+    words = _several(value)
+    if not words or any(not isinstance(word, str) or not word.strip() for word in words):
+        raise ExpungeError(f"plan's {what} is {value!r}: expected one word or a list of words")
+    return tuple(words)
 
 
 class Further(NamedTuple):
