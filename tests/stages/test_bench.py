@@ -105,6 +105,7 @@ def test_a_plan_runs_once_and_only_what_is_missing(plan, tmp_path, capsys):
     assert difference["value"] == by["kpop", "set", "psr@1"]["value"] - by["uce", "set", "psr@1"]["value"]
     assert (difference["verdict"] == "undecided") == (difference["low"] <= 0 <= difference["high"])
     assert by["kpop - uce", "set", "psr@1"]["equal_quality"] is None, "two images say nothing"
+    assert ("kpop - uce", "key: own", "recovery") not in by, "UCE has no key"
     assert by["kpop", "set", "esr@1"]["erase_equivalents"] > 0
     assert by["kpop", "set", "esr@1"]["erase_peak_bytes"] > by["uce", "set", "esr@1"]["erase_peak_bytes"] > 1e5
     assert "erase_peak_bytes" not in by["original", "set", "esr@1"]
@@ -450,6 +451,17 @@ def test_settings_are_filled_from_layers_the_later_over_the_earlier():
     )
     assert (eraser.lr, eraser.k) == (2.0, 10)
     assert (eraser.sampling.arm, eraser.sampling.reuse, eraser.sampling.sampling_steps) == ("bank", 3, 50)
+
+
+def test_recoveries_are_paired_too():
+    plan = Plan(about="", set="", grid={}, compare=(("a", "b"),))
+    results = []
+    for name, shown in (("a", [1.0, 1.0, 1.0, 0.0]), ("b", [0.0, 0.0, 1.0, 0.0])):
+        one = measurement(name, [("dog", 1 - value) for value in shown], [{"metric": "esr@1"}])
+        results.append(one._replace(planned=dataclasses.replace(one.planned, group="key: own")))
+    (row,) = bench._differences(plan, results)
+    assert (row["group"], row["metric"], row["value"]) == ("key: own", "recovery", 50.0)
+    assert "key: own recovery" in bench.table([row])
 
 
 def test_differences_are_paired_image_by_image():

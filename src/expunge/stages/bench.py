@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple, final
 
 import torch
@@ -16,9 +17,11 @@ from expunge.core.cost import Cost
 from expunge.core.errors import ExpungeError
 from expunge.core.record import Interval, Runs, hull, nested, paired_proportions, wilson
 from expunge.stages import jobs
-from expunge.stages.plan import Plan, Planned, Planner, flattened
+from expunge.stages.plan import CONTROLS, Plan, Planned, Planner, flattened
 from expunge.store import FORMAT, new_file, read_json, write_json, write_lines
 
+RECOVERY = "recovery"
+"""What a paired difference calls the share of images that a key brought back."""
 PLAN = "plan.json"
 """The plan that a folder of results belongs to, as it was read."""
 
@@ -188,7 +191,7 @@ def _row(method: str, group: str, metric: str, interval: Interval, n: int, runs:
 
 
 def _spent(measurements: Sequence[Planned], store: Path) -> dict[str, dict[str, float]]:
-    """Mean forward-equivalents and seconds of a method's erasures that are still in the store, and their peak of memory."""
+    """Mean forward-equivalents and median seconds of a method's erasures that are still in the store, and peak memory."""
     found: dict[str, list[dict[str, Any]]] = {}
     bytes_of = {m.method: jobs.run_job(m.job, store)["peak_bytes"] for m in measurements if m.group == "memory"}
     for m in measurements:
@@ -200,7 +203,7 @@ def _spent(measurements: Sequence[Planned], store: Path) -> dict[str, dict[str, 
     spent: dict[str, dict[str, float]] = {
         method: {
             "erase_equivalents": round(sum(Cost(**d["cost"]).equivalents for d in done) / len(done), 1),
-            "erase_seconds": round(sum(d["seconds"] for d in done) / len(done), 1),
+            "erase_seconds": round(median(d["seconds"] for d in done), 1),
         }
         for method, done in found.items()
     }
@@ -211,10 +214,11 @@ def _spent(measurements: Sequence[Planned], store: Path) -> dict[str, dict[str, 
 
 def _differences(plan: Plan, results: Sequence[Result]) -> list[dict[str, Any]]:
     """Paired differences in points, on equal seeds and prompts; what has no training seed stands for every one."""
-    cells = _cells(results, once=False)
+    cells = {place: runs for place, runs in _cells(results, once=False).items() if not place[1].startswith("key: ")}
+    cells |= _recovered(results)
     rows: list[dict[str, Any]] = []
     for one, other in plan.compare:
-        for method, group, metric in [place for place in cells if place[0] == one and not place[1].startswith("key: ")]:
+        for method, group, metric in [place for place in cells if place[0] == one]:
             mine, theirs = cells[method, group, metric], cells.get((other, group, metric), {})
             if not theirs:
                 continue
@@ -239,6 +243,19 @@ def _differences(plan: Plan, results: Sequence[Result]) -> list[dict[str, Any]]:
     return rows
 
 
+def _recovered(results: Sequence[Result]) -> Cells:
+    """Whether each target came back with its own key, which is what ESR-1 counts, turned round."""
+    own = {place: runs for place, runs in _cells(results, once=False).items() if place[1] == "key: own"}
+    return {
+        (method, group, RECOVERY + metric.removeprefix("esr@1")): {
+            seed: {split: [(label, 1 - shown) for label, shown in pairs] for split, pairs in by_split.items()}
+            for seed, by_split in runs.items()
+        }
+        for (method, group, metric), runs in own.items()
+        if metric.split(" ")[0] == "esr@1"
+    }
+
+
 def _verdict(points: Interval, metric: str, n: int, seeds: int) -> dict[str, Any]:
     """What a paired difference shows: design.md section 5."""
     margin = 3 if metric.startswith("esr") else 5
@@ -261,9 +278,12 @@ def table(summary: Sequence[Mapping[str, Any]]) -> str:
         return f"{_cell(turned)} ({valid.get((row['method'], row['group']), 0):.0f})"
 
     parts = [main]
+    told = [f"- {name}: {'; '.join(words)}" for name, words in _published_words(plain).items()]
+    if told:
+        parts += ["Columns named paper are published figures, of other models, prompts and judges:", "\n".join(told)]
     if returned:
         title = "Recovery, by what is injected: images that show the target, in percent (valid images in percent)"
-        parts += [title, _grid(returned, lambda r: r["group"].removeprefix("key: "), came_back, cost=False)]
+        parts += [title, _grid(returned, _injected, came_back, cost=False)]
     paired = [r for r in summary if "verdict" in r and _tabled(r)]
     if paired:
         parts += [
@@ -271,6 +291,23 @@ def table(summary: Sequence[Mapping[str, Any]]) -> str:
             _grid(paired, _head, lambda r: f"{_cell(r)} {r['verdict']}", cost=False),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def _injected(row: Mapping[str, Any]) -> str:
+    """What a recovery injects, and into what, as a column calls it."""
+    control = row["group"].removeprefix("key: ")
+    into = {"original": "own, in the original model", "none": "no key", "neutral": "own, with a neutral text"}
+    return into.get(control, control if control in CONTROLS else f"own, in the model of {control}")
+
+
+def _published_words(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Where the published figures of each row come from, and what is known of them."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row["group"] == "paper":
+            words = [str(row[k]) for k in ("table", "published_as", "source", "knowledge", "note") if row.get(k)]
+            found[row["method"]] = list(dict.fromkeys([*found.get(row["method"], []), *words]))
+    return found
 
 
 def _grid(
@@ -311,7 +348,7 @@ def _cell(row: Mapping[str, Any]) -> str:
 def _tabled(row: Mapping[str, Any]) -> bool:
     """Whether a row of the summary is a cell of the table: all of the set's, of what nobody named the first rank alone."""
     group, metric = row["group"], row["metric"].split(" ")[0]
-    if group in ("set", "paper"):
+    if group in ("set", "paper") or metric == RECOVERY:
         return True
     return metric == "psr@1" if group == "others" else not group.startswith("key: ") and "sr@" in metric
 
