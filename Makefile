@@ -37,7 +37,7 @@ bench-uce: setup  ## UCE's time and memory on a random-weight checkpoint of SD1.
 bench-uce-stacked: setup  ## two UCE edits stacked and detached again (about 3 minutes)
 	$(BIN)/python benchmarks/uce_stacked.py
 
-bench-%: setup benchmarks/%.toml  ## run a plan of benchmarks/ and put its records and table beside it; resumes
+bench-%: setup benchmarks/%.toml  ## run a plan of benchmarks/ and put its records, summary and table beside it; resumes
 	$(BIN)/expunge bench benchmarks/$*.toml
-	cp runs/bench/$*/records.jsonl benchmarks/$*.jsonl
+	grep -v -e '"group": "key: ' -e '"metric": "became@' runs/bench/$*/records.jsonl | cat - runs/bench/$*/summary.jsonl > benchmarks/$*.jsonl
 	cp runs/bench/$*/table.md benchmarks/$*.md
