@@ -495,10 +495,15 @@ def test_what_targets_became_is_a_share_of_all_their_images():
 def test_speed_is_the_store_s_own_and_of_this_model(plan, tmp_path):
     planner = Planner(read_plan(plan))
     sha = planner.identity("float32")
-    for name, model, seconds in (("one", sha, 4.0), ("two", "another model", 1.0)):
-        place = tmp_path / "store" / f"generate-{name}"
+    other = "another model"
+    for room, model, seconds in (("generate", sha, 4.0), ("erase", other, 1.0), ("memory", sha, 9.0)):
+        place = tmp_path / "store" / f"{room}-one"
         place.mkdir(parents=True)
-        done = {"job": {"model_sha256": model}, "cost": {"forward": 40, "trained": 20}, "seconds": seconds}
+        done = {
+            "job": {"model_sha256": model, "room": room},
+            "cost": {"forward": 40, "trained": 20},
+            "seconds": seconds,
+        }
         (place / jobs.RESULT).write_text(json.dumps(done))
     assert bench.speed(planner, tmp_path / "store") == pytest.approx((40 + 3 * 20) / 4)
     assert bench.speed(planner, tmp_path / "none") > 0
