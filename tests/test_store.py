@@ -121,6 +121,7 @@ def test_unwritable_places_are_refused(edit, tmp_path):
         ({"file_name": "/etc/passwd", "prompt": "p", "seed": 0}, "leads out of the folder"),
         ({"file_name": "missing.png", "prompt": "p", "seed": 0}, "does not exist"),
         ({"prompt": "p"}, "line 1 is damaged"),
+        ([1, 2], "line 1 is damaged"),
         ("not json", "line 1 is damaged"),
         (None, "is empty"),
     ],

@@ -283,12 +283,11 @@ def read_images(folder: Path) -> list[Shot]:
     if not file.is_file():
         raise ExpungeError(f"'{folder}' is not an image folder: expected a metadata.jsonl in it")
     shots: list[Shot] = []
-    for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1):
+    for number, row in enumerate(read_lines(file), 1):
         try:
-            row = json.loads(line)
             name, prompt, seed, label = str(row["file_name"]), str(row["prompt"]), int(row["seed"]), row.get("label")
             path = (folder / name).resolve()
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ExpungeError(
                 f"'{file}' line {number} is damaged: expected file_name, prompt and seed ({error})"
             ) from error
@@ -357,16 +356,21 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         ExpungeError: if there is none, or a line is damaged.
     """
-    rows: list[dict[str, Any]] = []
     try:
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            rows.append(json.loads(line))
-            if not isinstance(rows[-1], dict):
-                raise ExpungeError(f"line {number} of '{path}' is no JSON object: expected one a line")
+        lines = path.read_text(errors="replace").splitlines()
     except FileNotFoundError as error:
         raise ExpungeError(f"no file '{path}': expected JSON Lines") from error
-    except (OSError, ValueError) as error:
-        raise ExpungeError(f"'{path}' cannot be read as JSON Lines: {error}") from error
+    except OSError as error:
+        raise ExpungeError(f"'{path}' cannot be read: {error}") from error
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ExpungeError(f"'{path}' line {number} is damaged: expected a JSON object ({error})") from error
+        if not isinstance(row, dict):
+            raise ExpungeError(f"'{path}' line {number} is damaged: expected a JSON object")
+        rows.append(row)
     return rows
 
 

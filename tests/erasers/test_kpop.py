@@ -228,6 +228,32 @@ def test_cost_is_what_the_paper_s_loop_and_the_bank_take(backbone):
         assert backbone.cost - before == small.cost(1, len(retain))
 
 
+def test_what_a_bank_saves_at_the_testbed_s_presets():
+    """The ratios that docs/trajectories.md names."""
+
+    def saved(method, retain):
+        costs = [
+            erase.build(method, {"sampling": {"arm": arm}}, "testbed").cost(5, retain).equivalents
+            for arm in ("online-student", "bank")
+        ]
+        return round(costs[0] / costs[1], 1)
+
+    assert [saved("esd", 0), saved("kpop", 0), saved("kpop", 5)] == [4.8, 2.7, 2.3]
+
+
+def test_what_a_bank_saves_at_the_testbed_s_presets():
+    """The ratios that docs/trajectories.md names."""
+
+    def saved(method, retain):
+        costs = [
+            erase.build(method, {"sampling": {"arm": arm}}, "testbed").cost(5, retain).equivalents
+            for arm in ("online-student", "bank")
+        ]
+        return round(costs[0] / costs[1], 1)
+
+    assert [saved("esd", 0), saved("kpop", 0), saved("kpop", 5)] == [4.8, 2.7, 2.3]
+
+
 def test_the_public_header_and_seed_do_not_give_the_key_away(backbone, tmp_path):
     edit = erase.run(backbone, "kpop", SHORT, [Concept(name="church")], [], seed=1)
     key = edit.key
@@ -330,6 +356,8 @@ def test_a_key_may_leave_the_empty_half_of_a_guided_pair_alone(backbone, place, 
             read[halves] = [
                 backbone.predict(x, 1, c) - backbone.predict(x, 1, o) for c, o in zip(told, (cond, null), strict=True)
             ]
+        (step,) = dataclasses.replace(SHORT, halves=halves).steps(backbone, TASK)
+        assert step.key(step.edit()).halves == halves
     changed = {h: [[bool(row.abs().max() > 1e-4) for row in half] for half in halves] for h, halves in read.items()}
     assert changed["both"] == [[True, False], [True, False]]
     assert changed["text"] == [[True, False], [False, False]]

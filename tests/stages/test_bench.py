@@ -336,6 +336,11 @@ def test_a_full_disk_is_one_line_and_leaves_earlier_results(plan, tmp_path):
         ("count = 1\n", "count = 1\nsplits = { a = ['church', 'dgo'] }\n", "did you mean 'dog'"),
         ("count = 1\n", "count = 1\nwords = { cat = 'tiger' }\n", "unknown concept"),
         ("count = 1\n", "count = 1\npaper = { file = 'none.jsonl', rows = {} }\n", "no file 'none.jsonl'"),
+        (
+            "count = 1\n",
+            "count = 1\nalso = [{ set = 'styles', count = 1 }, { set = 'styles', count = 2 }]\n",
+            "two further sets of the plan are called 'styles'",
+        ),
         ("count = 1\n", "count = 1\nsplits = { a = [['church']] }\n", "expected one word or a list"),
         ("count = 1\n", "count = 1\nwords = { church = [] }\n", "expected one word or a list"),
         ("count = 1\n", "count = 1\nalso = [{ set = '{tmp}/memory.toml', count = 1 }]\n", "is called 'memory'"),
@@ -419,6 +424,15 @@ def test_the_table_shows_what_came_back():
     row = {"method": "kpop", "group": "key: own", "metric": "esr@1", "value": 30.0, "low": 20.0, "high": 45.0}
     valid = {**row, "metric": "valid_rate", "value": 98.0}
     assert "| kpop | 70.0 [55.0, 80.0] (98) |" in bench.table([row, valid])
+
+
+def test_the_table_says_what_an_erasure_took_in_round_units():
+    row = {"method": "kpop", "group": "set", "metric": "esr@1", "value": 99.0, "low": 98.0, "high": 100.0}
+    spent = {"erase_equivalents": 6000.0, "erase_seconds": 97.14, "erase_peak_bytes": 150_400_000}
+    head, _, kpop, original = bench.table([{**row, **spent}, {**row, "method": "original"}]).splitlines()
+    assert head.endswith("| forwards | seconds | peak MB |")
+    assert kpop.endswith("| 6,000 | 97.1 | 150 |")
+    assert original.endswith("| – | – | – |")
 
 
 def measurement(method, label_values, records):

@@ -27,6 +27,9 @@ def test_the_demo_shows_and_measures_four_sides_on_equal_seeds(tmp_path):
         ("recovered", "recovered"),
         ("wrong-key", "recovered"),
     }
+    keys = {r.provenance["images"]: r.provenance["key"] for r in records}
+    assert keys["original"] is keys["erased"] is None
+    assert len({keys["recovered"], keys["wrong-key"], None}) == 3
     with Image.open(tmp_path / "out" / "compare.png") as sheet:
         assert sheet.height == 24 + 10 * 128
         assert sheet.width > 4 * 128

@@ -111,7 +111,7 @@ def write(
     for m, found in results:
         row = {"method": m.method, "split": m.split, "training_seed": m.seed, "group": m.group, "variant": m.variant}
         lines += [{**r, "provenance": {**r["provenance"], **row}} for r in found["records"]]
-    spent = _spent(measurements, store)
+    spent = _spent(results, store)
     summary = [*_summary(results, spent), *_became(lines), *_differences(plan, results), *published]
     write_lines(out / "records.jsonl", lines)
     write_lines(out / "summary.jsonl", summary)
@@ -192,11 +192,10 @@ def _row(method: str, group: str, metric: str, interval: Interval, n: int, runs:
     }
 
 
-def _spent(measurements: Sequence[Planned], store: Path) -> dict[str, dict[str, float]]:
+def _spent(results: Sequence[Result], store: Path) -> dict[str, dict[str, float]]:
     """Mean forward-equivalents and median seconds of a method's erasures that are still in the store, and peak memory."""
     found: dict[str, list[dict[str, Any]]] = {}
-    bytes_of = {m.method: jobs.run_job(m.job, store)["peak_bytes"] for m in measurements if m.group == "memory"}
-    for m in measurements:
+    for m, _ in results:
         for p in flattened([m]):
             if p.job["room"] == "erase" and m.group == "set":
                 done = jobs.result(p.job, store)
@@ -209,15 +208,16 @@ def _spent(measurements: Sequence[Planned], store: Path) -> dict[str, dict[str, 
         }
         for method, done in found.items()
     }
-    for method, peak in bytes_of.items():
-        spent.setdefault(method, {})["erase_peak_bytes"] = peak
+    for m, counted in results:
+        if m.group == "memory":
+            spent.setdefault(m.method, {})["erase_peak_bytes"] = counted["peak_bytes"]
     return spent
 
 
 def _differences(plan: Plan, results: Sequence[Result]) -> list[dict[str, Any]]:
     """Paired differences in points, on equal seeds and prompts; what has no training seed stands for every one."""
-    cells = {place: runs for place, runs in _cells(results, once=False).items() if not place[1].startswith("key: ")}
-    cells |= _recovered(results)
+    cells = _cells(results, once=False)
+    cells = {place: runs for place, runs in cells.items() if not place[1].startswith("key: ")} | _recovered(cells)
     rows: list[dict[str, Any]] = []
     for one, other in plan.compare:
         for method, group, metric in [place for place in cells if place[0] == one]:
@@ -245,16 +245,15 @@ def _differences(plan: Plan, results: Sequence[Result]) -> list[dict[str, Any]]:
     return rows
 
 
-def _recovered(results: Sequence[Result]) -> Cells:
+def _recovered(cells: Cells) -> Cells:
     """Whether each target came back with its own key, which is what ESR-1 counts, turned round."""
-    own = {place: runs for place, runs in _cells(results, once=False).items() if place[1] == "key: own"}
     return {
         (method, group, RECOVERY + metric.removeprefix("esr@1")): {
             seed: {split: [(label, 1 - shown) for label, shown in pairs] for split, pairs in by_split.items()}
             for seed, by_split in runs.items()
         }
-        for (method, group, metric), runs in own.items()
-        if metric.split(" ")[0] == "esr@1"
+        for (method, group, metric), runs in cells.items()
+        if group == "key: own" and metric.split(" ")[0] == "esr@1"
     }
 
 
@@ -312,6 +311,22 @@ def _published_words(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     return found
 
 
+class CostColumn(NamedTuple):
+    """What an erasure took, as a column of the table."""
+
+    name: str
+    title: str
+    unit: float
+    digits: int
+
+
+COSTS = (
+    CostColumn("erase_equivalents", "forwards", 1, 0),
+    CostColumn("erase_seconds", "seconds", 1, 1),
+    CostColumn("erase_peak_bytes", "peak MB", 1e6, 0),
+)
+
+
 def _grid(
     rows: Sequence[Mapping[str, Any]],
     head: Callable[[Mapping[str, Any]], str],
@@ -319,18 +334,14 @@ def _grid(
     cost: bool,
 ) -> str:
     heads = list(dict.fromkeys(head(r) for r in rows))
-    spending = {"erase_equivalents": "forwards", "erase_seconds": "seconds", "erase_peak_bytes": "peak MB"}
-    costs = [name for name in spending if cost and any(name in r for r in rows)]
-    lines = ["| " + " | ".join(["method", *heads, *(spending[name] for name in costs)]) + " |"]
+    costs = [c for c in COSTS if cost and any(c.name in r for r in rows)]
+    lines = ["| " + " | ".join(["method", *heads, *(c.title for c in costs)]) + " |"]
     lines.append("|---" * (1 + len(heads) + len(costs)) + "|")
     for method in dict.fromkeys(r["method"] for r in rows):
         by = {head(r): r for r in rows if r["method"] == method}
         cells = [cell(by[name]) if name in by else "–" for name in heads]
         spent = next(iter(by.values()))
-        for name in costs:
-            value = spent.get(name)
-            unit, digits = (1e6, 0) if name == "erase_peak_bytes" else (1, 1 if name == "erase_seconds" else 0)
-            cells.append("–" if value is None else f"{value / unit:,.{digits}f}")
+        cells += [f"{spent[c.name] / c.unit:,.{c.digits}f}" if c.name in spent else "–" for c in costs]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

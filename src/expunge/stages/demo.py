@@ -14,7 +14,7 @@ from expunge.core.errors import ExpungeError, check_counts, unknown
 from expunge.core.query import queries
 from expunge.core.record import Record
 from expunge.stages import erase, generate, measure, presets
-from expunge.store import load_edit, new_file, read_images, read_set, write_records
+from expunge.store import new_file, read_images, read_set, write_records
 from expunge.testbed import CONCEPTS, vocabulary
 
 METHOD = "kpop"
@@ -53,7 +53,7 @@ def run(
     eraser = erase.build(METHOD, dict(settings), "testbed")
     tell(f"erasing {target} with {METHOD}")
     done = erase.to_folder(backbone, METHOD, eraser, [Concept(name=target)], others, out, overwrite=overwrite)
-    edit, key = load_edit(done.path), None if done.key is None else load_edit(done.key)
+    edit, key = done.edit, done.edit.key
     if not isinstance(key, Key):
         raise ExpungeError(f"{METHOD} made no key: expected a method that does")
     guidance, steps = presets.generation(backbone)

@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, final
 from expunge import backbones
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Catalog
-from expunge.core.concept import Concept, ConceptSet, check_targets
+from expunge.core.concept import Concept, ConceptSet, Part, check_targets
 from expunge.core.cost import Cost
 from expunge.core.eraser import settings_of
 from expunge.core.errors import ExpungeError, check_counts, unknown
@@ -22,7 +22,6 @@ from expunge.testbed import CONCEPTS
 
 SALT = "a benchmark's keys are not secret"
 """In the place of a secret, so that a plan gives the same keys every time."""
-
 
 UPDATES = 3
 """Updates whose memory is counted: optimizers hold their state from the first on."""
@@ -215,12 +214,6 @@ class Planner:
             if name not in self.splits:
                 raise unknown(f"split of {plan.set}", name, self.splits)
         self.set.part(plan.part)
-        self.others: Others | None = None
-        if plan.others is not None:
-            others: Others = presets.filled(Others, "plan's others", plan.others)
-            check_counts("plan's others", count=others.count)
-            self.others = others
-            self.rest = read_set(others.set, CONCEPTS).part(plan.part)
         self.published = [] if plan.paper is None else self._published(plan.paper)
         for pair in plan.compare:
             if len(pair) != 2:
@@ -234,9 +227,12 @@ class Planner:
                 f"a method is called '{reserved[0]}': expected another name than original or a control's"
             )
         self.metrics = [_metric(entry) for entry in plan.metrics]
-        self.also: list[Further] = []
-        for entry in plan.also:
-            self.also.append(self._also(entry))
+        self.further = [] if plan.others is None else [self._others(plan.others)]
+        self.further += [self._also(entry) for entry in plan.also]
+        names = [f.group for f in self.further]
+        for name in names:
+            if names.count(name) > 1:
+                raise ExpungeError(f"two further sets of the plan are called '{name}': expected each once")
         self._check_labels()
         self.image_dtype = backbones.fast_dtype() if plan.image_dtype == "fast" else plan.image_dtype
         kind = backbones.kind_of(plan.model)
@@ -270,23 +266,33 @@ class Planner:
         further: Also = presets.filled(Also, "plan's also", entry)
         check_counts("plan's also", count=further.count)
         metrics = self.metrics if further.metrics is None else [_metric(m) for m in further.metrics]
-        concepts = read_set(further.set, CONCEPTS)
-        taken = [f.set.name for f in self.also]
-        if concepts.name in (*GROUPS, *taken) or concepts.name.startswith("key: "):
+        read = read_set(further.set, CONCEPTS)
+        if read.name in GROUPS or read.name.startswith("key: "):
             raise ExpungeError(
-                f"a further set of the plan is called '{concepts.name}': expected each once, and none of {', '.join(GROUPS)}"
+                f"a further set of the plan is called '{read.name}': expected another name than {', '.join(GROUPS)}"
             )
-        return Further(concepts, further.count, metrics)
+        return Further(read.name, read.part(self.plan.part), read.concepts, further.count, metrics)
+
+    def _others(self, table: Mapping[str, Any]) -> "Further":
+        """The prompts for what no method of the plan is told, nor the plan's own set names."""
+        others: Others = presets.filled(Others, "plan's others", table)
+        check_counts("plan's others", count=others.count)
+        listed = [w for m in self.methods.values() if not isinstance(m.retain, bool) for w in m.retain]
+        named = {*self.set.concepts, *self._told(self.set.concepts), *listed}
+        part = read_set(others.set, CONCEPTS).part(self.plan.part)
+        prompts = tuple((p, c) for p, c in part.prompts if c not in named)
+        concepts = sorted({c for _, c in prompts})
+        return Further("others", replace(part, prompts=prompts), concepts, others.count, self.metrics)
 
     def _check_labels(self) -> None:
         """Refuse a concept that a metric's judge does not know, before anything is trained."""
-        asked = [(self.metrics, self.set), *((f.metrics, f.set) for f in self.also)]
+        asked = [(self.metrics, self.set.concepts), *((f.metrics, f.concepts) for f in self.further)]
         for metrics, concepts in asked:
             for metric in metrics:
                 judge = metric.settings.get("judge")
                 if judge is not None:
                     opened = Catalog("judges").open(judge)
-                    for concept in concepts.concepts:
+                    for concept in concepts:
                         opened.label_ids(concept)
 
     def _check_controls(self) -> None:
@@ -367,24 +373,14 @@ class Planner:
                 yield Planned(job=job, group="memory", **place)
             images = self._images(self._prompts(), self.plan.count, self._seed(), edit)
             yield from self._measured(images, targets, kept, {**place, "group": "set"})
-            if self.others is not None:
-                prompts = [(p, c) for p, c in self.rest.prompts if c not in self._named()]
-                images = self._images(prompts, self.others.count, self.rest.seed, edit)
-                yield from self._measured(images, [], sorted({c for _, c in prompts}), {**place, "group": "others"})
-            for further in self.also:
-                part, group = further.set.part(self.plan.part), {**place, "group": further.set.name}
-                images = self._images(part.prompts, further.images, part.seed, edit)
-                gone = {*targets, *self._told(targets)}
-                hit = [c for c in further.set.concepts if c in gone]
-                rest = [c for c in further.set.concepts if c not in gone]
-                yield from self._measured(images, hit, rest, group, further.metrics)
+            gone = {*targets, *self._told(targets)}
+            for further in self.further:
+                images = self._images(further.part.prompts, further.images, further.part.seed, edit)
+                hit = [c for c in further.concepts if c in gone]
+                rest = [c for c in further.concepts if c not in gone]
+                yield from self._measured(images, hit, rest, {**place, "group": further.group}, further.metrics)
             if edit is not None:
                 yield from self._recoveries(edit, name, targets, kept, place)
-
-    def _named(self) -> set[str]:
-        """Every word that some method of the plan is told, and the set's concepts."""
-        listed = [w for m in self.methods.values() if not isinstance(m.retain, bool) for w in m.retain]
-        return {*self.set.concepts, *self._told(self.set.concepts), *listed}
 
     def _trained(self, name: str) -> bool:
         return name != "original" and self.erasers[name].cost(1, 1) != Cost()
@@ -429,7 +425,7 @@ class Planner:
     def _erase(self, name: str, targets: list[str], kept: list[str], seed: int) -> Planned:
         method, eraser = self.methods[name], self.erasers[name]
         told = self._told(targets)
-        retain = (self._told(kept) if method.retain else []) if isinstance(method.retain, bool) else list(method.retain)
+        retain = list(method.retain) if isinstance(method.retain, tuple) else self._told(kept if method.retain else [])
         check_targets([Concept(name=word) for word in told], retain)
         job = {
             "room": "erase",
@@ -509,9 +505,11 @@ def _words(what: str, value: Any) -> tuple[str, ...]:
 
 
 class Further(NamedTuple):
-    """A further set of a plan."""
+    """Prompts beside those of the plan's own set."""
 
-    set: ConceptSet
+    group: str
+    part: Part
+    concepts: Sequence[str]
     images: int
     """Images a prompt."""
     metrics: Sequence["PlannedMetric"]
