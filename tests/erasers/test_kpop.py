@@ -241,19 +241,6 @@ def test_what_a_bank_saves_at_the_testbed_s_presets():
     assert [saved("esd", 0), saved("kpop", 0), saved("kpop", 5)] == [4.8, 2.7, 2.3]
 
 
-def test_what_a_bank_saves_at_the_testbed_s_presets():
-    """The ratios that docs/trajectories.md names."""
-
-    def saved(method, retain):
-        costs = [
-            erase.build(method, {"sampling": {"arm": arm}}, "testbed").cost(5, retain).equivalents
-            for arm in ("online-student", "bank")
-        ]
-        return round(costs[0] / costs[1], 1)
-
-    assert [saved("esd", 0), saved("kpop", 0), saved("kpop", 5)] == [4.8, 2.7, 2.3]
-
-
 def test_the_public_header_and_seed_do_not_give_the_key_away(backbone, tmp_path):
     edit = erase.run(backbone, "kpop", SHORT, [Concept(name="church")], [], seed=1)
     key = edit.key
