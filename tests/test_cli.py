@@ -96,6 +96,42 @@ def test_negative_prompt_from_the_command_line(folder, tmp_path, capsys):
     assert not (tmp_path / "model").exists()
 
 
+QUICK = ["--iterations", 2, "--lr", 1e-2]
+ONLINE = [*QUICK, "--sampling-steps", 2]
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "refused"),
+    [
+        ("leco", [*ONLINE, "--templates", "{}"], None),
+        ("spm", [*ONLINE, "--warmup", 0], "gates that read each prompt"),
+        ("sld", ["--warmup", 0, "--level", "max"], "no weights to fuse"),
+        ("few-shot", ["--epochs", 1, "--lr", 1e-2, "--images", "{own}"], None),
+        ("ca", [*QUICK, "--batch", 2, "--kind", "fixed", "--anchor", "cat", "--images", "church={own}"], None),
+    ],
+)
+def test_every_kind_of_edit_from_the_command_line(folder, images, tmp_path, capsys, method, settings, refused):
+    own = next(images.glob("*church*.png")).parent
+    words = [str(word).replace("{own}", str(own)) for word in settings]
+    run("erase", method, "--target", "church", "--model", folder, *words, "--out", tmp_path / "edit", "--quiet")
+    edit = tmp_path / "edit" / "edit.safetensors"
+    sampled = ["--model", folder, "--prompt", "church", *FAST]
+    run("generate", *sampled, "--out", tmp_path / "before")
+    run("generate", *sampled, "--edit", edit, "--out", tmp_path / "after")
+    before, after = (read_pixels(next((tmp_path / name).glob("*.png"))).float() for name in ("before", "after"))
+    assert (before - after).abs().max() > 0
+    capsys.readouterr()
+    out = tmp_path / "model"
+    run("export", "--model", folder, "--edit", edit, "--out", out, code=2 if refused else 0)
+    if refused:
+        assert refused in capsys.readouterr().err
+        assert not out.exists()
+        return
+    run("generate", "--model", out, "--prompt", "church", *FAST, "--out", tmp_path / "exported")
+    exported = read_pixels(next((tmp_path / "exported").glob("*.png"))).float()
+    assert (exported - after).abs().max() <= 2
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -104,6 +140,12 @@ def test_negative_prompt_from_the_command_line(folder, tmp_path, capsys):
         (["erase", "uce", "--target", "x", "--out", "{tmp}/o", "--lamb", "half"], "could not convert string to float"),
         (["erase", "uce", "--target", " ", "--out", "{tmp}/o"], "the target is empty"),
         (["erase", "uce", "--out", "{tmp}/o"], "target"),
+        (["erase", "ca", "--target", "dog", "--out", "{tmp}/o", "--no-preset"], "ca has no anchor for 'dog'"),
+        (["erase", "few-shot", "--target", "dog", "--images", "{tmp}", "--out", "{tmp}/o"], "holds no image"),
+        (
+            ["erase", "few-shot", "--target", "dog", "--images", "a", "--images", "b", "--out", "{tmp}/o"],
+            "expected one folder, or TARGET=FOLDER",
+        ),
         (["erase", "uce", "--target", "dog", "--retain", "dog", "--out", "{tmp}/o"], "both a target and a retained"),
         (["erase", "uce", "--target", "dog", "--model", "{tmp}/none", "--out", "{tmp}/o"], "no model folder"),
         (["erase", "uce", "--target", "dog", "--out", "{tmp}/file/o"], "cannot be written"),

@@ -10,7 +10,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -99,6 +99,8 @@ class Erase:
     """A concept to keep, in words; repeat for several."""
     out: Path
     """Folder for edit.safetensors (and key.safetensors, for a method with a private key)."""
+    images: Words = ()
+    """Folder of images for a method that wants some (the model makes them otherwise); TARGET=FOLDER for several targets."""
     on: Paths = ()
     """An edit the model already carries; repeat in order."""
     preset: bool = True
@@ -139,6 +141,7 @@ def erase(argv: list[str]) -> None:
             list(options.retain),
             options.out,
             attached=options.on,
+            images=_image_folders(options.images, options.target),
             seed=options.seed,
             overwrite=options.overwrite,
             on_step=None if advance is None else lambda _: advance(1),
@@ -157,6 +160,19 @@ def erase(argv: list[str]) -> None:
         f"{done.path}: {', '.join(options.target)} removed by {method} ({note}{done.seconds:.1f} s, cost {cost} forwards)"
         + ("" if done.key is None else f"\n{done.key}: the private key, which brings it back (keep it to yourself)"),
     )
+
+
+def _image_folders(given: Sequence[str], targets: Sequence[str]) -> dict[str, Path]:
+    """Folders by target, from FOLDER or TARGET=FOLDER."""
+    from expunge.core.errors import ExpungeError
+    from expunge.stages.erase import concepts, folders
+
+    parts = [word.partition("=") for word in given]
+    named = {name: path for name, sign, path in parts if sign and name in targets}
+    bare = [word for word in given if word.partition("=")[0] not in named]
+    if len(bare) > 1 or (bare and named):
+        raise ExpungeError(f"images '{bare[0]}' beside others: expected one folder, or TARGET=FOLDER for each target")
+    return folders(bare[0] if bare else named, concepts(targets))
 
 
 def _parse_with(settings: Any, name: str, options: type, argv: list[str], prog: str) -> Any:

@@ -9,7 +9,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,18 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from expunge.core.adapter import Adapter
 from expunge.core.catalog import Catalog
 from expunge.core.concept import ConceptSet, Part
 from expunge.core.cost import Cost
 from expunge.core.edit import Edit, Guidance, Provenance, Weights
 from expunge.core.errors import ExpungeError, unknown
-from expunge.core.metric import Shot
-from expunge.core.query import Query
+from expunge.core.query import Query, Shot
 from expunge.core.record import Record
 
 FORMAT = 1
@@ -193,8 +193,10 @@ def _parse(header: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
     requires = tuple(header["requires"])
     if header["kind"] == "weights":
         return Weights(tensors, requires=requires, provenance=provenance, **header["fields"])
+    if header["kind"] == "adapter":
+        return Adapter(tensors, requires=requires, provenance=provenance, **header["fields"])
     if header["kind"] != "guidance":
-        raise ExpungeError(f"an edit of kind '{header['kind']}': expected weights or guidance")
+        raise ExpungeError(f"an edit of kind '{header['kind']}': expected weights, adapter or guidance")
     given = dict(header["fields"])
     eraser = Catalog("erasers").load(given.pop("eraser"))
     cls = guidance_class(eraser)
@@ -303,15 +305,32 @@ def read_images(folder: Path) -> list[Shot]:
     return shots
 
 
-def read_pixels(path: Path) -> UInt8[Tensor, "H W 3"]:
-    """One image.
+def read_any_images(folder: Path, size: tuple[int, int]) -> list[Shot]:
+    """The images of a folder with or without ``metadata.jsonl``, cut and scaled to (height, width) when they are read.
+
+    Raises:
+        ExpungeError: if there is none.
+    """
+    if (folder / "metadata.jsonl").is_file():
+        return [replace(shot, pixels=partial(read_pixels, shot.path, size)) for shot in read_images(folder)]
+    known = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+    paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in known)
+    if not paths:
+        raise ExpungeError(f"'{folder}' holds no image: expected a folder of {', '.join(sorted(known))} files")
+    return [Shot(path=p, pixels=partial(read_pixels, p, size), prompt="", seed=0, label=None) for p in paths]
+
+
+def read_pixels(path: Path, size: tuple[int, int] | None = None) -> UInt8[Tensor, "H W 3"]:
+    """One image; its middle, scaled to (height, width), if a ``size`` is given.
 
     Raises:
         ExpungeError: if it is not an image.
     """
     try:
         with Image.open(path) as image:
-            return torch.from_numpy(np.array(image.convert("RGB")))
+            whole = image.convert("RGB")
+            fitted = whole if size is None else ImageOps.fit(whole, (size[1], size[0]), Image.Resampling.LANCZOS)
+            return torch.from_numpy(np.array(fitted))
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise ExpungeError(f"'{path}' is not a readable image: {error}") from error
 

@@ -16,8 +16,8 @@ from expunge.core.concept import Concept
 from expunge.core.edit import Edit, Key, Weights, fingerprint
 from expunge.core.eraser import Eraser, Step, Task, settings_of
 from expunge.core.errors import ExpungeError
-from expunge.core.metric import Metric, Shot
-from expunge.core.query import Query
+from expunge.core.metric import Metric
+from expunge.core.query import Query, Shot
 from expunge.store import load_edit, save_edit
 
 
@@ -55,6 +55,8 @@ def check_eraser(eraser: Eraser, backbone: Backbone, task: Task | None = None) -
         BrokenPromiseError: naming the promise.
     """
     task = task or Task(targets=[Concept(name="church")], retain=["dog"])
+    wanted = {name: prompts for name, prompts in eraser.needs(task.targets).items() if name not in task.images}
+    task = dataclasses.replace(task, images={**task.images, **_noisy_images(wanted, backbone)})
     _settings_object(eraser)
     try:
         json.dumps(settings_of(eraser))
@@ -88,6 +90,18 @@ def check_eraser(eraser: Eraser, backbone: Backbone, task: Task | None = None) -
     _promise(loaded.id == edit.id and type(loaded) is type(edit), "an edit survives saving and loading")
     _check_attached(loaded, backbone, task, before)
     return edit
+
+
+def _noisy_images(wanted: Mapping[str, Sequence[str]], backbone: Backbone) -> dict[str, list[Shot]]:
+    generator = torch.Generator().manual_seed(0)
+    drawn = {
+        name: [(p, torch.randint(0, 256, (*backbone.image_size, 3), generator=generator).byte()) for p in prompts]
+        for name, prompts in wanted.items()
+    }
+    return {
+        name: [Shot(path=Path(p), pixels=lambda x=x: x, prompt=p, seed=0, label=None) for p, x in pairs]
+        for name, pairs in drawn.items()
+    }
 
 
 def _drained(

@@ -14,7 +14,16 @@ from expunge.stages import erase
 from expunge.testing import BrokenPromiseError, check_eraser, check_metric
 
 SHORT = {"iterations": 3, "batch": 2, "lr": 1e-3, "sampling": {"sampling_steps": 4}}
-SETTINGS = {"uce": {"anchor": "cat"}, "esd": SHORT, "kpop": {**SHORT, "prompt_lr": 0.1, "k": 3}}
+SETTINGS = {
+    "uce": {"anchor": "cat"},
+    "esd": SHORT,
+    "kpop": {**SHORT, "prompt_lr": 0.1, "k": 3},
+    "leco": SHORT,
+    "spm": {**SHORT, "warmup": 0},
+    "sld": {"warmup": 0},
+    "few-shot": {"lr": 1e-3},
+    "ca": {"anchor": "cat", "anchor_images": 3, "iterations": 3, "batch": 2, "lr": 1e-3},
+}
 
 
 @pytest.mark.parametrize("name", Catalog("erasers").entries())

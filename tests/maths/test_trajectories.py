@@ -93,7 +93,7 @@ def test_the_student_is_in_place_only_for_the_online_student(backbone):
     found = {}
     for arm in ("online-student", "online-frozen"):
         settings = Sampling(arm=arm, sampling_steps=5)
-        with settings.sampled_from(backbone, student):
+        with settings.sampled_from(backbone.weights(student.values())):
             found[arm] = source(backbone, settings).draw(0, 4).x
     plain = source(backbone, Sampling(sampling_steps=5)).draw(0, 4).x
     assert torch.equal(found["online-frozen"], plain)

@@ -5,6 +5,7 @@ import inspect
 import json
 import logging
 import re
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from typing_extensions import override
 
+from expunge.core.adapter import Adapter
 from expunge.core.backbone import Attention, Backbone, Conditioning, Images, InjectedPrompt
 from expunge.core.edit import Guidance, GuidedStep
 from expunge.core.errors import ExpungeError, unknown
@@ -28,6 +30,14 @@ _GROUPS: dict[str, Callable[[str], bool]] = {
     "attn": lambda n: re.search(r"\.attn[12]\.to_(q|k|v|out)", n) is not None,
     "esd-u": lambda n: ".attn2." not in n and "norm" not in n,
     "full": lambda n: True,
+}
+_TEXT_GROUPS: dict[str, Callable[[str, int], bool]] = {
+    "text-encoder": lambda n, last: True,
+    "text-embedding": lambda n, last: n.endswith("token_embedding.weight"),
+    "text-mlp": lambda n, last: ".mlp." in n,
+    "text-attn": lambda n, last: ".self_attn." in n,
+    "text-last": lambda n, last: f"layers.{last}." in n,
+    "text-mlp-last-attn": lambda n, last: ".mlp." in n or f"layers.{last}.self_attn." in n,
 }
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 """The components of a pipeline, those with weights first."""
@@ -404,14 +414,41 @@ class StableDiffusion(Backbone):
         return self._parts.get("scheduler").add_noise(latents, noise, t)
 
     @override
+    def truth(
+        self, latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Int[Tensor, "b"]
+    ) -> Float[Tensor, "b c h w"]:
+        kind = self._parts.get("scheduler").config.prediction_type
+        if kind == "v_prediction":
+            return self._ddim(1).get_velocity(latents, noise, t)
+        if kind != "epsilon":
+            raise ExpungeError(f"{self.name} predicts '{kind}': expected epsilon or v_prediction")
+        return noise
+
+    @property
+    @override
+    def training_timesteps(self) -> int:
+        return int(self._parts.get("scheduler").config.num_train_timesteps)
+
+    @property
+    @override
+    def image_size(self) -> tuple[int, int]:
+        config = self._parts.get("vae").config
+        widths = getattr(config, "block_out_channels", None) or config.encoder_block_out_channels
+        height, width = self._latent_size()
+        return height * 2 ** (len(widths) - 1), width * 2 ** (len(widths) - 1)
+
+    @override
     def noise(self, seed: int) -> Float[Tensor, "1 c h w"]:
         return self._noise(torch.Generator().manual_seed(seed))
 
     def _noise(self, generator: torch.Generator) -> Float[Tensor, "1 c h w"]:
-        config = self._parts.get("unet").config
-        size = config.sample_size if isinstance(config.sample_size, (list, tuple)) else (config.sample_size,) * 2
-        drawn = torch.randn((1, config.in_channels, *size), generator=generator)
+        channels = self._parts.get("unet").config.in_channels
+        drawn = torch.randn((1, channels, *self._latent_size()), generator=generator)
         return drawn.to(self.device)
+
+    def _latent_size(self) -> tuple[int, int]:
+        size = self._parts.get("unet").config.sample_size
+        return (size[0], size[1]) if isinstance(size, (list, tuple)) else (size, size)
 
     @override
     @torch.no_grad()
@@ -442,11 +479,22 @@ class StableDiffusion(Backbone):
     # anatomy ----------------------------------------------------------------------------------------------------------
     @override
     def group(self, name: str) -> list[str]:
-        if name == "text-encoder":
-            return [f"text_encoder.{n}" for n, _ in self._parts.get("text_encoder").named_parameters()]
+        if name in _TEXT_GROUPS:
+            tower = self._parts.get("text_encoder")
+            last = tower.config.num_hidden_layers - 1
+            return [f"text_encoder.{n}" for n, _ in tower.named_parameters() if _TEXT_GROUPS[name](n, last)]
         if name not in _GROUPS:
-            raise unknown("parameter group", name, [*_GROUPS, "text-encoder"])
+            raise unknown("parameter group", name, [*_GROUPS, *_TEXT_GROUPS])
         return [n for n in (f"unet.{p}" for p in self._parts.names("unet")) if _GROUPS[name](n)]
+
+    @override
+    def layers(self, name: str) -> list[str]:
+        if name != "transformer":
+            raise unknown("layer group", name, ["transformer"])
+        modules = dict(self._parts.get("unet").named_modules())
+        blocks = tuple(f"{n}." for n, m in modules.items() if type(m).__name__ == "Transformer2DModel")
+        kinds = (torch.nn.Linear, torch.nn.Conv2d)
+        return [f"unet.{n}" for n, m in modules.items() if isinstance(m, kinds) and n.startswith(blocks)]
 
     @override
     def text_inputs(self) -> list[str]:
@@ -493,16 +541,18 @@ class StableDiffusion(Backbone):
 
     # a user's own pipeline --------------------------------------------------------------------------------------------
     @override
-    def _guidance_changed(self) -> None:
+    def _steering_changed(self) -> None:
         for hook in self._hooks:
             hook.remove()
         if self._steering is not None:
-            self._steering.uninject()
+            self._steering.release()
         self._hooks, self._steering = [], None
-        if isinstance(self._parts, _Pipeline) and any(isinstance(e, Guidance) for e in self.edits):
+        steered = any(isinstance(e, Guidance) or (isinstance(e, Adapter) and e.gates) for e in self.edits)
+        if isinstance(self._parts, _Pipeline) and steered:
             steering = self._steering = _Steering(self, self._parts.pipe)
             unet = self._parts.get("unet")
             self._hooks = [
+                self._parts.get("text_encoder").register_forward_hook(steering.read, with_kwargs=True),
                 unet.register_forward_pre_hook(steering.before, with_kwargs=True),
                 unet.register_forward_hook(steering.after, with_kwargs=True, always_call=True),
             ]
@@ -510,7 +560,7 @@ class StableDiffusion(Backbone):
 
 @final
 class _Steering:
-    """Carries guidance edits into a pipeline's own loop, which combines predictions by itself.
+    """Carries guidance edits, and the gates of adapters, into a pipeline's own loop, which combines predictions by itself.
 
     The pipeline computes ``null + scale * (cond - null)``; handing it the guided prediction as both halves makes that the
     guided prediction, whatever the scale. Without guidance (scale 1 or less) the pipeline has one half, and only what it is
@@ -523,12 +573,33 @@ class _Steering:
         self.state: dict[str, Tensor] = {}
         self.halves: tuple[Conditioning, Conditioning] | None = None
         self.injected: list[Any] = []
+        self.texts: deque[tuple[Tensor, Tensor]] = deque(maxlen=8)
+        """Token ids and vectors of what the text encoder was last asked."""
+        self.tokens: Tensor | None = None
 
-    def uninject(self) -> None:
-        """Let the layers read the text alone again."""
+    def release(self) -> None:
+        """Let the layers read the text alone again, and adapters be open."""
         for handle in self.injected:
             handle.remove()
         self.injected = []
+        self.backbone._gates = {}
+
+    def read(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Remember which words gave which vectors: the pipeline hands only the vectors on."""
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if isinstance(ids, Tensor):
+            self.texts.append((ids, output[0].detach()))
+
+    def words_of(self, embeds: Float[Tensor, "b n d"]) -> Int[Tensor, "b n"] | None:
+        """Token ids of the texts that gave these vectors; None if one of them is no text's that was seen."""
+        rows: list[Tensor] = []
+        for row in embeds:
+            seen = ((i, v) for ids, vectors in self.texts for i, v in zip(ids, vectors, strict=True))
+            found = next((i for i, v in seen if v.shape == row.shape and torch.equal(v.to(row), row)), None)
+            if found is None:
+                return None
+            rows.append(found)
+        return torch.stack(rows)
 
     def before(
         self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -538,19 +609,23 @@ class _Steering:
             return None
         t = float(kwargs["timestep"] if "timestep" in kwargs else args[1])
         if t > self.last or self.index >= getattr(self.pipe, "_num_timesteps", 1):
-            self.index, self.state = 0, {}  # another generation begins
+            self.index, self.state, self.tokens = 0, {}, None  # another generation begins
         self.last = t
         named = "encoder_hidden_states" in kwargs
         embeds = kwargs["encoder_hidden_states"] if named else args[2]
         pair = self._pair(len(embeds))
         null, cond = embeds.chunk(2) if pair else (embeds, embeds)
-        halves = (Conditioning(embeds=cond), Conditioning(embeds=null))
+        if self.index == 0:
+            self.tokens = self.words_of(cond)
+        halves = (Conditioning(embeds=cond, tokens=self.tokens), Conditioning(embeds=null))
         for guidance in (e for e in self.backbone.edits if isinstance(e, Guidance)):
             halves = guidance.conditioning(self.backbone, *halves, self.state)
         self.halves = halves
         both = halves[1].join(halves[0]) if pair else halves[0]
-        self.uninject()
+        self.release()
         self.injected = self.backbone._inject(both.prompt)
+        gates = self.backbone._opened(halves[0], self.state)
+        self.backbone._gates = {n: torch.cat([g, g]) if pair else g for n, g in gates.items()}
         changed = both.embeds
         if named:
             return (args, {**kwargs, "encoder_hidden_states": changed})
@@ -564,7 +639,7 @@ class _Steering:
         """Change the combined prediction, for edits that do."""
         if self.backbone._inside:
             return output
-        self.uninject()
+        self.release()
         if self.halves is None or output is None:  # called after a failure, too
             return output
         self.index += 1

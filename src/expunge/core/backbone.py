@@ -1,15 +1,17 @@
 """One model family: text, denoising, latents, anatomy, and the stack of edits that it carries."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, NamedTuple, final
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, final
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from expunge.core.adapter import Adapter, LowRank, as_layers, low_rank
 from expunge.core.cost import Cost
 from expunge.core.edit import Edit, Guidance, GuidedStep, Weights, fingerprints
 from expunge.core.errors import ExpungeError
@@ -70,6 +72,12 @@ class Conditioning:
         first, last = (c if keep else replace(c, tokens=None) for c in (self, other))
         second = iter(_tensors(last))
         return first.map(lambda t: torch.cat([t, next(second)]))
+
+    def told(self, embeds: Float[Tensor, "k n d"], tokens: Int[Tensor, "k n"]) -> "Conditioning":
+        """This conditioning with other words (one text, or one for each row) and no injected prompt."""
+        rows = len(self.embeds)
+        words = Conditioning(embeds=embeds, tokens=tokens).expand(rows)
+        return replace(self, embeds=words.embeds, tokens=words.tokens, prompt=None)
 
     def rows(self, index: Int[Tensor, "b"]) -> "Conditioning":
         """The rows ``index``, in that order; a row may be taken several times."""
@@ -141,6 +149,10 @@ class Backbone(ABC):
         self.cost = Cost()
         self._stack: list[tuple[Edit, float]] = []
         self._base: dict[str, Tensor] = {}
+        self._beside: dict[str, list[Any]] = {}
+        """Handles of the layers that each attached adapter stands beside."""
+        self._gates: dict[str, Float[Tensor, "b r"]] = {}
+        """How far the rows of the evaluation that is going on open each adapter with gates."""
 
     # text -------------------------------------------------------------------------------------------------------------
     @abstractmethod
@@ -171,13 +183,38 @@ class Backbone(ABC):
         self, x: Float[Tensor, "b c h w"], t: int | float | Int[Tensor, "b"], cond: Conditioning
     ) -> Float[Tensor, "b c h w"]:
         """The model's own prediction (noise, v, or velocity) for each row; counted in `cost`."""
+        cond = cond.expand(len(x))
+        return self._predict(x, t, cond, self._opened(cond))
+
+    def _predict(
+        self,
+        x: Float[Tensor, "b c h w"],
+        t: int | float | Int[Tensor, "b"],
+        cond: Conditioning,
+        gates: dict[str, Float[Tensor, "b r"]],
+    ) -> Float[Tensor, "b c h w"]:
         rows = len(x)
         if torch.is_grad_enabled():
             self.cost = Cost(forward=self.cost.forward, trained=self.cost.trained + rows)
         else:
             self.cost = Cost(forward=self.cost.forward + rows, trained=self.cost.trained)
         steps = torch.full((rows,), t, device=x.device) if isinstance(t, int | float) else t
-        return self.denoise(x, steps, cond.expand(rows))
+        self._gates = gates
+        try:
+            return self.denoise(x, steps, cond)
+        finally:
+            self._gates = {}
+
+    def _opened(self, cond: Conditioning, state: dict[str, Tensor] | None = None) -> dict[str, Float[Tensor, "b r"]]:
+        """How far each row opens the attached adapters that have gates; read once a generation, where ``state`` is given."""
+        found: dict[str, Tensor] = {}
+        for edit in self.edits:
+            if isinstance(edit, Adapter) and edit.gates:
+                known = None if state is None else state.get(f"gates {edit.id}")
+                found[edit.id] = edit.opened(self, cond) if known is None else known
+                if state is not None:
+                    state[f"gates {edit.id}"] = found[edit.id]
+        return found
 
     @final
     def guided(
@@ -193,17 +230,19 @@ class Backbone(ABC):
         """Classifier-free guidance with every attached guidance edit: the only place where predictions are combined.
 
         ``step`` counts denoising steps from 0; ``state`` belongs to one generation. At scale 1 with no guidance edit it is the
-        conditional prediction alone, at half the cost.
+        conditional prediction alone, at half the cost. Both halves of a pair open an adapter's gates as the prompt does.
         """
         rows = len(x)
         cond, null = cond.expand(rows), null.expand(rows)
         guidances = [e for e, _ in self._stack if isinstance(e, Guidance)]
         for guidance in guidances:
             cond, null = guidance.conditioning(self, cond, null, state)
+        gates = self._opened(cond, state)
         if scale == 1 and not guidances:
-            alone = self.predict(x, t, cond)
+            alone = self._predict(x, t, cond, gates)
             return Guided(alone, alone, None)
-        both = self.predict(torch.cat([x, x]), t, null.expand(rows).join(cond.expand(rows)))
+        pair = {name: torch.cat([gate, gate]) for name, gate in gates.items()}
+        both = self._predict(torch.cat([x, x]), t, null.expand(rows).join(cond.expand(rows)), pair)
         e_null, e_cond = both.chunk(2)
         out = e_null + scale * (e_cond - e_null)
         for guidance in guidances:
@@ -251,6 +290,22 @@ class Backbone(ABC):
         """Latents at timestep ``t``."""
 
     @abstractmethod
+    def truth(
+        self, latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Int[Tensor, "b"]
+    ) -> Float[Tensor, "b c h w"]:
+        """What `predict` should give at ``add_noise(latents, noise, t)``: the noise, v, or the velocity."""
+
+    @property
+    @abstractmethod
+    def training_timesteps(self) -> int:
+        """Timesteps that the model was trained on: 0 to this, exclusive."""
+
+    @property
+    @abstractmethod
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of its images, in pixels."""
+
+    @abstractmethod
     def noise(self, seed: int) -> Float[Tensor, "1 c h w"]:
         """The starting noise of a seed, drawn on the CPU so that seeds agree across devices.
 
@@ -265,6 +320,10 @@ class Backbone(ABC):
     @abstractmethod
     def group(self, name: str) -> list[str]:
         """Names of the parameters in a group of methods.md 0.3: ``xattn``, ``xattn-strict``, ``noxattn``, ``full``."""
+
+    @abstractmethod
+    def layers(self, name: str) -> list[str]:
+        """Names of the Linear and convolution layers in a group: ``transformer`` (all in the transformer blocks)."""
 
     @abstractmethod
     def text_inputs(self) -> list[str]:
@@ -307,6 +366,30 @@ class Backbone(ABC):
             for name, (module, key) in owners.items():
                 module._parameters[key] = saved[name]
 
+    @final
+    @contextmanager
+    def adapted(self, factors: Mapping[str, Tensor], scale: float = 1.0) -> Iterator[None]:
+        """Put low-rank changes (tensors named ``LAYER.down``, ``LAYER.up``) beside layers; forward AND backward inside."""
+        handles: list[Any] = []
+        try:
+            handles = self._put_beside(as_layers(factors), scale, None)
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _put_beside(self, layers: Mapping[str, LowRank], scale: float, gated_by: str | None) -> list[Any]:
+        """Hooks that add low-rank changes; ``gated_by`` is the id of the adapter whose gates they listen to."""
+
+        def added(layer: torch.nn.Module, args: tuple[Any, ...], output: Tensor, part: LowRank) -> Tensor:
+            gate = None if gated_by is None else self._gates.get(gated_by)
+            return output + scale * low_rank(layer, args[0], part, gate)
+
+        return [
+            self.parameter(f"{name}.weight")[0].register_forward_hook(partial(added, part=part))
+            for name, part in layers.items()
+        ]
+
     # edits ------------------------------------------------------------------------------------------------------------
     @property
     @final
@@ -320,7 +403,7 @@ class Backbone(ABC):
 
         Args:
             edit: the edit.
-            strength: 1 is the edit as made, 0 nothing, 0.5 half way (weights only).
+            strength: 1 is the edit as made, 0 nothing, 0.5 half way (not for guidance).
             any_base: accept replaced tensors that were made for another base, as long as the shapes fit, and guidance without
                 the edits it was made for.
 
@@ -337,6 +420,8 @@ class Backbone(ABC):
             )
         if isinstance(edit, Weights):
             self._check_base(edit, any_base)
+        elif isinstance(edit, Adapter):
+            self._check_layers(edit)
         elif isinstance(edit, Guidance) and edit.alone and any(type(e) is type(edit) for e in self.edits):
             raise ExpungeError(
                 f"a {edit.fields()['eraser']} edit is attached already: expected one that names all targets"
@@ -358,7 +443,7 @@ class Backbone(ABC):
         done: list[Edit] = []
         try:
             for edit in edits:
-                self.attach(edit, strength=strength if isinstance(edit, Weights) else 1.0, any_base=any_base)
+                self.attach(edit, strength=1.0 if isinstance(edit, Guidance) else strength, any_base=any_base)
                 done.append(edit)
             yield
         finally:
@@ -435,14 +520,39 @@ class Backbone(ABC):
                 f"edit {edit.id} was made for another base than {self.name}: expected its own (or --any-base)"
             )
 
+    def _check_layers(self, edit: Adapter) -> None:
+        known = set(self.group("full"))
+        for name, part in edit.layers.items():
+            if f"{name}.weight" not in known:
+                raise ExpungeError(
+                    f"edit {edit.id} adapts '{name}', which {self.name} does not have: expected an adapter of its family"
+                )
+            layer = self.parameter(f"{name}.weight")[0]
+            out, taken, *kernel = layer._parameters["weight"].shape  # pyright: ignore[reportOptionalMemberAccess]
+            rank = len(part.down)
+            fitting = ((rank, taken, *kernel), (out, rank, *(1 for _ in kernel)))
+            given = (tuple(part.down.shape), tuple(part.up.shape))
+            if given != fitting:
+                raise ExpungeError(
+                    f"edit {edit.id} adapts '{name}' with shapes {given[0]} and {given[1]}: expected {fitting[0]} and "
+                    f"{fitting[1]} for {self.name}"
+                )
+
     def _refresh(self, edit: Edit) -> None:
-        """Write what the stack now says into the tensors that ``edit`` touches."""
-        if isinstance(edit, Guidance):
-            self._guidance_changed()
+        """Write what the stack now says into the tensors that ``edit`` touches, or beside its layers."""
+        if isinstance(edit, Adapter):
+            for handle in self._beside.pop(edit.id, []):
+                handle.remove()
+            strength = next((s for e, s in self._stack if e.id == edit.id), None)
+            if strength is not None:
+                gated_by = edit.id if edit.gates else None
+                self._beside[edit.id] = self._put_beside(edit.layers, edit.scale * strength, gated_by)
+        if not isinstance(edit, Weights):
+            self._steering_changed()
             return
         touched = list(edit.tensors())
         base = self._originals(touched)
-        still = {n for e in self.edits for n in e.tensors()}
+        still = {n for e in self.edits if isinstance(e, Weights) for n in e.replaced}
         for name in touched:
             module, key = self.parameter(name)
             target = module._parameters[key]
@@ -455,5 +565,5 @@ class Backbone(ABC):
             if name not in still:
                 del self._base[name]
 
-    def _guidance_changed(self) -> None:
-        """Called when a guidance edit comes or goes; a backbone around a user's pipeline moves its hooks here."""
+    def _steering_changed(self) -> None:
+        """Called when an edit that is not in the weights comes or goes; a backbone around a user's pipeline moves its hooks."""

@@ -5,7 +5,6 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, final
 
 import torch
@@ -16,7 +15,7 @@ from expunge.core.catalog import Paper
 from expunge.core.concept import Concept
 from expunge.core.cost import Cost
 from expunge.core.edit import Edit
-from expunge.core.query import Query
+from expunge.core.query import Shot
 
 
 @final
@@ -27,8 +26,8 @@ class Task:
     targets: Sequence[Concept]
     retain: Sequence[str] = ()
     """Words of concepts that should stay."""
-    images: Mapping[str, Path] = field(default_factory=dict)
-    """Folders of images, one for each role the eraser named in `Eraser.needs`."""
+    images: Mapping[str, Sequence[Shot]] = field(default_factory=dict)
+    """Images of the model's size, for each role that the eraser named in `Eraser.needs`."""
     seed: int = 0
     salt: str = ""
     """A secret that a method with a key mixes into whatever it draws, so that the seed alone does not give the key away."""
@@ -75,8 +74,11 @@ class Eraser(ABC):
     has_key: ClassVar[bool] = False
     """Whether the method makes a private key beside the edit."""
 
-    def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[Query]]:
-        """Images it wants, as queries by role; the caller makes them once or takes the user's folder."""
+    def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[str]]:
+        """Images it wants, by role (the target that they are for): a prompt for each.
+
+        The caller makes them, as the model makes images, or takes the user's own.
+        """
         return {}
 
     @abstractmethod

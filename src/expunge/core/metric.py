@@ -1,29 +1,13 @@
 """A metric: one call over stored images."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, final
 
-from jaxtyping import UInt8
-from torch import Tensor
-
 from expunge.core.catalog import Paper
+from expunge.core.query import Shot
 from expunge.core.record import Interval
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Shot:
-    """A stored image and what was asked for."""
-
-    path: Path
-    pixels: Callable[[], UInt8[Tensor, "H W 3"]]
-    """Reads the image."""
-    prompt: str
-    seed: int
-    label: str | None
 
 
 @final

@@ -1,8 +1,12 @@
-"""A request for one image."""
+"""A request for one image, and an image that was made for one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import final
+
+from jaxtyping import UInt8
+from torch import Tensor
 
 
 @final
@@ -18,6 +22,20 @@ class Query:
     """Scale of classifier-free guidance."""
     steps: int
     """Denoising steps."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Shot:
+    """An image and what was asked for."""
+
+    path: Path
+    """Where it is stored; just a name for one that is not."""
+    pixels: Callable[[], UInt8[Tensor, "H W 3"]]
+    """Reads the image."""
+    prompt: str
+    seed: int
+    label: str | None
 
 
 def queries(

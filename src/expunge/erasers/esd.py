@@ -83,7 +83,7 @@ class ESD(Eraser):
             student.load("student", resume)
             first = int(resume["next"])
         for index in range(first, self.iterations):
-            with self.sampling.sampled_from(backbone, student):
+            with self.sampling.sampled_from(backbone.weights(student.values())):
                 points = source.draw(index, self.batch)
             wanted = self._goal(backbone, points, concepts, null)
             with backbone.weights(student.tensors()):

@@ -1,6 +1,7 @@
 """KPOP: a learnable prompt takes up the knowledge of a concept while the model is fine-tuned to forget it."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, NamedTuple, final
 
@@ -309,7 +310,7 @@ class _Run:
             self.prompts.load("prompt", resume)
             first = int(resume["next"])
         for index in range(first, self.method.iterations):
-            with self.method.sampling.sampled_from(self.backbone, self.student):
+            with self.method.sampling.sampled_from(self._student()):
                 points = self.source.draw(index, self.method.batch)
             frozen = self._frozen(points)
             losses: dict[str, float] = {}
@@ -340,6 +341,10 @@ class _Run:
             goal = goal - (e_c - goal)
         return Frozen(e_c if self.method.prompted else None, goal)
 
+    def _student(self) -> AbstractContextManager[None]:
+        """The model as far as it is trained."""
+        return self.backbone.weights(self.student.values())
+
     def _pace(self, index: int) -> float:
         return pace(self.method.decay, index, self.method.iterations)
 
@@ -352,7 +357,7 @@ class _Run:
         """Eq. 5 and 6: the prompts learn, the student does not."""
         cond = self.targets.rows(points.concept)
         value = 0.0
-        with self.backbone.weights(self.student.values()):
+        with self._student():
             for _ in range(self.method.prompt_steps):
                 tokens = self._tokens(points, self.prompts.tensors())
                 answer = self.backbone.predict(points.x, points.t, injected(cond, tokens, self.method.place))
@@ -369,7 +374,7 @@ class _Run:
             drawn = torch.randint(0, len(self.retain.embeds), (len(points.x),), generator=generator)
             where = points._replace(concept=drawn.to(points.x.device), cond=None, null=None)
         else:
-            with self.method.sampling.sampled_from(self.backbone, self.student):
+            with self.method.sampling.sampled_from(self._student()):
                 where = self.retain_source.draw(index, self.method.batch)
         cond = self.retain.rows(where.concept)
         return Kept(where, cond, self.backbone.predict(where.x, where.t, cond) if where.cond is None else where.cond)

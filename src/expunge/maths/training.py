@@ -1,7 +1,8 @@
 """Tensors that are being learned."""
 
-from collections.abc import Mapping
-from typing import Literal, final
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
@@ -9,13 +10,22 @@ from torch import Tensor
 from expunge.core.backbone import Backbone
 from expunge.core.errors import ExpungeError
 
-Optimizer = Literal["adam", "sgd"]
-Decay = Literal["none", "linear"]
+Optimizer = Literal["adam", "adamw", "sgd"]
+Decay = Literal["none", "linear", "cosine-restarts"]
 
 
-def pace(decay: Decay, update: int, updates: int) -> float:
-    """What the learning rate is scaled by at ``update`` of ``updates``: 1, or a straight line from 1 down to 1 / updates."""
-    return 1.0 if decay == "none" else 1 - update / updates
+def pace(decay: Decay, update: int, updates: int, warmup: int = 0, cycles: int = 1) -> float:
+    """What the learning rate is scaled by at ``update`` of ``updates``.
+
+    1, or a straight line from 1 down to 1 / updates, or ``cycles`` half cosines from 1 to 0, after a straight line from 0 up to
+    1 over the first ``warmup`` updates.
+    """
+    if update < warmup:
+        return update / warmup
+    done = (update - warmup) / max(1, updates - warmup)
+    if decay == "cosine-restarts":
+        return 0.5 * (1 + math.cos(math.pi * (cycles * done % 1)))
+    return 1.0 if decay == "none" else 1 - done
 
 
 @final
@@ -25,13 +35,19 @@ class Learned:
     (An update of 1e-5 is lost in bfloat16 and mostly lost in float16, so the model's own tensors cannot be learned in place.)
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], lr: float, optimizer: Optimizer = "adam") -> None:
-        """Learn copies of ``tensors`` at rate ``lr``; Adam with PyTorch's defaults, or plain gradient descent."""
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        lr: float,
+        optimizer: Optimizer = "adam",
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Learn copies of ``tensors`` at rate ``lr``; ``options`` are the optimizer's, else PyTorch's defaults."""
         self._dtypes = {name: t.dtype for name, t in tensors.items()}
         self._copies = {name: t.detach().to(torch.float32, copy=True).requires_grad_() for name, t in tensors.items()}
-        kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimizer]
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[optimizer]
         self._lr = lr
-        self._optimizer = kind(list(self._copies.values()), lr=lr)
+        self._optimizer = kind(list(self._copies.values()), lr=lr, **(options or {}))
 
     def tensors(self) -> dict[str, Tensor]:
         """What the model reads: differentiable, in the precision of the tensors they were made from."""
@@ -98,6 +114,19 @@ def trainable(backbone: Backbone, group: str) -> list[str]:
     if foreign:
         raise ExpungeError(f"parameter group '{group}' holds '{foreign[0]}': expected a group of the denoiser")
     return names
+
+
+def thin(backbone: Backbone, layers: Sequence[str], rank: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """A low-rank change beside each layer (tensors ``LAYER.down``, ``LAYER.up``) that changes nothing yet: up is zero."""
+    factors: dict[str, Tensor] = {}
+    for layer in layers:
+        weight = backbone.tensors([f"{layer}.weight"])[f"{layer}.weight"]
+        out, *taken = weight.shape
+        bound = 1 / math.sqrt(math.prod(taken))  # kaiming_uniform_ with a = sqrt(5), as LoRA has it
+        drawn = torch.rand((rank, *taken), generator=generator)
+        factors[f"{layer}.down"] = ((2 * drawn - 1) * bound).to(weight)
+        factors[f"{layer}.up"] = torch.zeros(out, rank, *(1 for _ in taken[1:])).to(weight)
+    return factors
 
 
 def mse(a: Tensor, b: Tensor) -> Tensor:

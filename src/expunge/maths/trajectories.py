@@ -1,8 +1,7 @@
 """Where training points come from: partial guided trajectories, or a bank that keeps every point of whole ones."""
 
-import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, final
 
@@ -16,7 +15,6 @@ from expunge.core.cost import Cost
 from expunge.core.edit import Guidance
 from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError, check_counts
-from expunge.maths.training import Learned
 
 
 class Points(NamedTuple):
@@ -90,13 +88,9 @@ class Sampling:
         full, rest = divmod(points, whole * each)
         return [whole] * full + ([-(-rest // (rows * each)) * rows] if rest else [])
 
-    @contextlib.contextmanager
-    def sampled_from(self, backbone: Backbone, student: Learned) -> Iterator[None]:
-        """Puts the student's tensors in place while points are drawn, where they are drawn from the student."""
-        with contextlib.ExitStack() as stack:
-            if self.arm == "online-student":
-                stack.enter_context(backbone.weights(student.values()))
-            yield
+    def sampled_from(self, student: AbstractContextManager[None]) -> AbstractContextManager[None]:
+        """The context to draw points in: that of the ``student``, where they are drawn from it, or the model's own."""
+        return student if self.arm == "online-student" else nullcontext()
 
     def cost(self, points: int, known: int, rows: int) -> Cost:
         """Expected cost of so many points on trajectories of so many rows, and ``known`` (0 to 2) frozen predictions at each.

@@ -11,7 +11,8 @@ from typing_extensions import override
 from expunge.core.catalog import Catalog, Paper
 from expunge.core.errors import ExpungeError
 from expunge.core.judge import Judge
-from expunge.core.metric import Measurement, Metric, Shot
+from expunge.core.metric import Measurement, Metric
+from expunge.core.query import Shot
 from expunge.core.record import clustered, hull, wilson
 
 BATCH = 250

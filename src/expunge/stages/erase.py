@@ -4,8 +4,8 @@ import hashlib
 import secrets
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, final
@@ -16,9 +16,20 @@ from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept, check_targets
 from expunge.core.edit import Edit, Provenance
 from expunge.core.eraser import Eraser, Step, Task, settings_of
-from expunge.core.errors import ExpungeError, ExpungeWarning
-from expunge.stages import presets
-from expunge.store import EDIT, KEY, check_new, load_edit, read_header, save_edit, with_provenance
+from expunge.core.errors import ExpungeError, ExpungeWarning, unknown
+from expunge.core.query import Query, Shot
+from expunge.stages import generate, presets
+from expunge.store import (
+    EDIT,
+    KEY,
+    check_new,
+    image_name,
+    load_edit,
+    read_any_images,
+    read_header,
+    save_edit,
+    with_provenance,
+)
 
 
 @final
@@ -52,6 +63,7 @@ def erase(
     settings: dict[str, Any] | None = None,
     preset: bool = True,
     seed: int = 0,
+    images: str | Path | Mapping[str, str | Path] | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Edit:
     """Make an edit that removes ``targets`` from ``model``, which is left as it was.
@@ -66,6 +78,7 @@ def erase(
         settings: the eraser's settings, over the preset's and the paper's.
         preset: start from the settings found for this kind of model, if there are any.
         seed: seed of whatever the method draws.
+        images: a folder of images for a method that wants some, or one for each target; the model makes them if not given.
         on_step: called after every update.
 
     Raises:
@@ -74,13 +87,77 @@ def erase(
     backbone = backbones.load(model) if isinstance(model, str) else backbones.of(model)
     eraser = build(method, dict(settings or {}), backbone.kind if preset else None)
     kept = [retain] if isinstance(retain, str) else list(retain)
-    return run(backbone, method, eraser, concepts(targets), kept, seed, on_step=on_step)
+    aims = concepts(targets)
+    return run(backbone, method, eraser, aims, kept, seed, images=folders(images, aims), on_step=on_step)
 
 
 def concepts(targets: str | Concept | Sequence[str | Concept]) -> list[Concept]:
     """Targets in any of the accepted forms, as concepts."""
     several = [targets] if isinstance(targets, str | Concept) else list(targets)
     return [Concept(name=t) if isinstance(t, str) else t for t in several]
+
+
+def folders(images: str | Path | Mapping[str, str | Path] | None, targets: Sequence[Concept]) -> dict[str, Path]:
+    """Image folders by target, from one folder for the one target there is, or from folders by target.
+
+    Raises:
+        ExpungeError: if one folder is given for several targets, or one for a target that there is not.
+    """
+    if images is None:
+        return {}
+    names = [t.name for t in targets]
+    if isinstance(images, str | Path):
+        if len(names) > 1:
+            raise ExpungeError(
+                f"one folder of images '{images}' for {len(names)} targets: expected one for each, by name"
+            )
+        return {names[0]: Path(images)}
+    for name in images:
+        if name not in names:
+            raise unknown("target of the images", name, names)
+    return {name: Path(path) for name, path in images.items()}
+
+
+def prepared(
+    backbone: Backbone,
+    eraser: Eraser,
+    targets: list[Concept],
+    retain: Sequence[str],
+    seed: int,
+    salt: str = "",
+    images: Mapping[str, Path] | None = None,
+) -> Task:
+    """The task of an eraser, with the images it wants: read from the folders ``images``, or made by the model.
+
+    Raises:
+        ExpungeError: if folders are given to a method that wants no images.
+    """
+    check_targets(targets, list(retain))
+    bare = Task(targets=targets, retain=retain, seed=seed, salt=salt)
+    wanted, given = eraser.needs(targets), images or {}
+    unwanted = [name for name in given if name not in wanted]
+    if unwanted:
+        raise ExpungeError(f"images for '{unwanted[0]}' are given to a method that wants none: expected none")
+    shots = {
+        name: read_any_images(given[name], backbone.image_size)
+        if name in given
+        else list(_made(backbone, bare, name, prompts))
+        for name, prompts in wanted.items()
+    }
+    return replace(bare, images=shots)
+
+
+def _made(backbone: Backbone, task: Task, target: str, prompts: Sequence[str]) -> Iterator[Shot]:
+    """Images made as the model makes them, one for each prompt; kept in memory."""
+    guidance, steps = presets.generation(backbone)
+    asked = [
+        Query(prompt=p, seed=task.number("images", target, i), guidance=guidance, steps=steps)
+        for i, p in enumerate(prompts)
+    ]
+    pixels = (image for batch in generate.render(backbone, asked) for image in batch)
+    for query, image in zip(asked, pixels, strict=True):
+        path = Path(image_name(query.seed, query))
+        yield Shot(path=path, pixels=lambda image=image: image, prompt=query.prompt, seed=query.seed, label=None)
 
 
 def run(
@@ -91,18 +168,19 @@ def run(
     retain: list[str],
     seed: int = 0,
     salt: str | None = None,
+    images: Mapping[str, Path] | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Edit:
     """Drain an eraser's steps; the last edit gets its provenance and, where the method makes one, its key.
 
     A method with a key draws its random numbers from ``seed`` and a secret ``salt``, fresh if not given.
     """
-    check_targets(targets, retain)
     if salt is None:
         salt = secrets.token_hex(16) if eraser.has_key else ""
     start, before = time.perf_counter(), backbone.cost
+    task = prepared(backbone, eraser, targets, retain, seed, salt, images)
     last: Step | None = None
-    for step in eraser.steps(backbone, Task(targets=targets, retain=retain, seed=seed, salt=salt)):
+    for step in eraser.steps(backbone, task):
         last = step
         if on_step is not None:
             on_step(step)
@@ -139,6 +217,7 @@ def to_folder(
     out: Path,
     *,
     attached: Sequence[Path] = (),
+    images: Mapping[str, Path] | None = None,
     seed: int = 0,
     overwrite: bool = False,
     on_step: Callable[[Step], None] | None = None,
@@ -152,7 +231,7 @@ def to_folder(
     if eraser.has_key:
         check_new(key, overwrite)
     with backbone.attached([load_edit(path) for path in attached]):
-        edit = run(backbone, method, eraser, targets, retain, seed, on_step=on_step)
+        edit = run(backbone, method, eraser, targets, retain, seed, images=images, on_step=on_step)
     if key.exists():  # an old edit's key, which nothing can make again
         old = read_header(key)["requires"][-1:]
         key.rename(key.with_name(f"key-{''.join(old)}.safetensors"))

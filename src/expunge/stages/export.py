@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.backbones.stable_diffusion import StableDiffusion, quiet
+from expunge.core.adapter import Adapter
 from expunge.core.backbone import Backbone
 from expunge.core.edit import Edit
 from expunge.core.errors import ExpungeError
@@ -56,13 +57,9 @@ def to_folder(
     """
     if not isinstance(backbone, StableDiffusion):
         raise ExpungeError(f"a {backbone.family} model cannot be exported: expected Stable Diffusion 1.x or 2.x")
-    bare = [e for e in edits if e.kind != "weights"]
-    if bare:
-        raise ExpungeError(
-            f"edit {bare[0].id} is a {bare[0].kind} edit, which has no weights to fuse: expected weights edits"
-        )
+    fused = [as_weights(backbone, e) for e in edits]
     with new_folder(out, overwrite, marker=MODEL) as folder:
-        with backbone.attached(edits, any_base=any_base), quiet():
+        with backbone.attached(fused, any_base=any_base), quiet():
             from diffusers import StableDiffusionPipeline
 
             none: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
@@ -71,6 +68,21 @@ def to_folder(
         write_json(folder / MODEL, {"format": FORMAT, "kind": backbone.kind, "edits": [e.id for e in edits]})
         (folder / "README.md").write_text(card(backbone, edits))
     return out
+
+
+def as_weights(backbone: Backbone, edit: Edit) -> Edit:
+    """An edit that replaces weights: itself, or an adapter's change in the layers that it stands beside.
+
+    Raises:
+        ExpungeError: for an adapter with gates and for guidance, which no weights can hold.
+    """
+    if isinstance(edit, Adapter):
+        return backbone.edit_of(edit.fused(backbone.tensors([f"{name}.weight" for name in edit.layers])))
+    if edit.kind != "weights":
+        raise ExpungeError(
+            f"edit {edit.id} is a {edit.kind} edit, which has no weights to fuse: expected weights or an adapter"
+        )
+    return edit
 
 
 def card(backbone: Backbone, edits: Sequence[Edit]) -> str:
@@ -91,6 +103,8 @@ def card(backbone: Backbone, edits: Sequence[Edit]) -> str:
             seconds=p.seconds,
             equivalents=p.cost.equivalents,
             version=p.expunge,
-            base=edit.fields()["base_sha256"].get("float32", ""),
+            base=edit.fields()
+            .get("base_sha256", {})
+            .get("float32", "unknown (an adapter fits every model of its shape)"),
         )
     return CARD.format(model=backbone.name, edits=described or "No edit: the model as it was.\n\n")

@@ -28,7 +28,6 @@ from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept
 from expunge.core.cost import Cost, PeakBytes
 from expunge.core.edit import Edit, Key
-from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError, unknown
 from expunge.core.query import queries
 from expunge.stages import erase, generate, measure
@@ -138,12 +137,8 @@ def _memory(job: Job, store: Path, out: Path) -> dict[str, Any]:
     with torch.no_grad():  # so that whatever is loaded at first use is there
         backbone.predict(backbone.noise(0), 1, backbone.encode([""]))
     eraser = erase.build(job["eraser"], job["settings"], None)
-    task = Task(
-        targets=[Concept(name=name) for name in job["targets"]],
-        retain=job["retain"],
-        seed=job["seed"],
-        salt=job["salt"],
-    )
+    targets = [Concept(name=name) for name in job["targets"]]
+    task = erase.prepared(backbone, eraser, targets, job["retain"], job["seed"], job["salt"])
     before = backbone.cost
     with PeakBytes() as memory:
         for step in islice(eraser.steps(backbone, task), job["updates"]):

@@ -55,12 +55,13 @@ def filled(cls: type, of: str, *layers: Mapping[str, Any]) -> Any:
         if name not in known:
             raise unknown(f"setting of {of}", name, known)
         values = [layer[name] for layer in layers if name in layer]
-        inner = known[name].default_factory
-        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+        make = known[name].default_factory
+        inner = None if make is dataclasses.MISSING else make()
+        if dataclasses.is_dataclass(inner) and not isinstance(inner, type):
             wrong = [v for v in values if not isinstance(v, Mapping)]
             if wrong:
                 raise ExpungeError(f"{of}'s {name} is {wrong[0]!r}: expected settings of its own, as a table")
-            merged[name] = filled(inner, f"{of}'s {name}", *values)
+            merged[name] = filled(type(inner), f"{of}'s {name}", dataclasses.asdict(inner), *values)
         else:
             merged[name] = _checked(f"{of}'s {name}", values[-1], typing.get_type_hints(cls)[name])
     for name, field in known.items():

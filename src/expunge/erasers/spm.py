@@ -1,0 +1,202 @@
+"""Concept Semi-Permeable Membrane: one number's width of adapter a concept, which each prompt opens as far as it names it."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from typing_extensions import override
+
+from expunge.core.adapter import Adapter
+from expunge.core.backbone import Backbone, Conditioning
+from expunge.core.catalog import Paper
+from expunge.core.cost import Cost
+from expunge.core.eraser import Eraser, Step, Task
+from expunge.core.errors import ExpungeError, check_counts, check_positive
+from expunge.maths.training import Decay, Learned, Optimizer, mse, pace, thin
+from expunge.maths.trajectories import Points, Sampling
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SPM(Eraser):
+    r"""Train a thin adapter that erases its concept, leave random texts as they were, and open it by how near a prompt is.
+
+    .. math:: L = \big\| \epsilon_{\theta,M}(x_t, c) - [\epsilon_\theta(x_t, c_s)
+        - \eta (\epsilon_\theta(x_t, c) - \epsilon_\theta(x_t, c_s))] \big\|^2
+        + \lambda\, \mathbb{E}_{\tilde c} \big\| \epsilon_{\theta,M}(x_t, \tilde c) - \epsilon_\theta(x_t, \tilde c) \big\|^2
+
+    2312.16145; methods.md A8. The adapter is :math:`y = W x + \gamma U (D x)`, of rank 1, beside every Linear and convolution
+    layer of the transformer blocks; :math:`\tilde c` are latent anchors: random directions as long as the concept's own text,
+    taken the likelier the less they resemble it. At inference :math:`\gamma` is each prompt's own (see `Adapter.opened`).
+    Several targets get a membrane each, trained one after another, and add up. Ignores the retain list.
+    Deviations: :math:`\gamma` scales the change once (the authors' code scales both matrices, so it acts squared and mixes
+    membranes); points are labelled with their own timestep, and may be pure noise; AdamW in 32 bits instead of 8; one size of
+    image; anchors are random texts, where the authors' code takes the empty prompt for half of them (``empty_anchors=2``).
+    """
+
+    paper: ClassVar[Paper] = Paper(
+        "One-dimensional Adapter to Rule Them All: Concepts, Diffusion Models and Erasing Applications",
+        "Lyu et al.",
+        2024,
+        "2312.16145",
+        "https://github.com/Con6924/SPM",
+    )
+    surrogate: str = ""
+    """What targets become when they name no anchor of their own, c_s."""
+    negative_guidance: float = 1.0
+    """How far beyond the surrogate it is guided away from the target, eta; 0 makes the surrogate the goal."""
+    lamb: float = 1000.0
+    """Weight of the latent anchors, lambda."""
+    anchors: int = 4
+    """Latent anchors at each point."""
+    empty_anchors: int = 0
+    """How many of them are the empty prompt instead."""
+    gated: bool = True
+    """Whether each prompt opens the membrane as far as it names the concept; else it is open to all."""
+    lr: float = 1e-4
+    """Learning rate."""
+    optimizer: Optimizer = "adamw"
+    """Adam with decoupled weight decay (0.01), without, or plain gradient descent."""
+    decay: Decay = "cosine-restarts"
+    """How the learning rate falls."""
+    warmup: int = 500
+    """Updates over which the learning rate rises."""
+    cycles: int = 3
+    """Restarts of the cosine, plus one."""
+    iterations: int = 3000
+    """Updates for each target."""
+    batch: int = 1
+    """Points an update."""
+    sampling: Sampling = field(default_factory=lambda: Sampling(sampling_steps=30))
+
+    def __post_init__(self) -> None:
+        check_counts("spm", iterations=self.iterations, batch=self.batch, anchors=self.anchors, cycles=self.cycles)
+        check_positive("spm", lr=self.lr, lamb=self.lamb)
+        for name, value, most in (
+            ("empty_anchors", self.empty_anchors, self.anchors),
+            ("warmup", self.warmup, self.iterations - 1),
+        ):
+            if not 0 <= value <= most:
+                raise ExpungeError(f"spm's {name} is {value}: expected 0 to {most}")
+
+    @override
+    def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:
+        done: list[dict[str, Tensor]] = []
+        first, going = 0, resume
+        if resume is not None:
+            target, first = divmod(int(resume["next"]), self.iterations)
+            done = [
+                {n.removeprefix(f"done {i}/"): t for n, t in resume.items() if n.startswith(f"done {i}/")}
+                for i in range(target)
+            ]
+        for number in range(len(done), len(task.targets)):
+            membrane = _Membrane(self, backbone, task, number)
+            yield from membrane.steps(first, going if first else None, done)
+            done = [*done, membrane.student.values()]
+            first, going = 0, None
+
+    @override
+    def cost(self, targets: int, retain: int) -> Cost:
+        points = self.iterations * self.batch
+        points_and_goals = self.sampling.cost(points, 2, 1)
+        each = points_and_goals + Cost(forward=points * self.anchors, trained=points * (1 + self.anchors))
+        return Cost(forward=each.forward * targets, trained=each.trained * targets)
+
+
+@final
+class _Membrane:
+    """The training of one target's adapter."""
+
+    def __init__(self, method: SPM, backbone: Backbone, task: Task, number: int) -> None:
+        self.method, self.backbone, self.task, self.number = method, backbone, task, number
+        concept = task.targets[number]
+        surrogate = method.surrogate if concept.anchor is None else concept.anchor
+        with torch.no_grad():
+            self.concept, self.surrogate = backbone.encode([concept.name]), backbone.encode([surrogate])
+            self.null = backbone.encode([""])
+        self.plain = not surrogate  # the trajectory's own unconditional prediction is the surrogate's
+        start = thin(backbone, backbone.layers("transformer"), 1, task.generator("spm", concept.name))
+        self.student = Learned(start, method.lr, method.optimizer)
+        points = method.iterations * method.batch
+        purpose = f"spm {concept.name}"
+        self.source = method.sampling.source(backbone, self.concept, self.null, task, purpose, points)
+
+    def steps(
+        self, first: int, resume: Mapping[str, Tensor] | None, done: Sequence[Mapping[str, Tensor]]
+    ) -> Iterator[Step]:
+        method = self.method
+        if resume is not None:
+            self.student.load("membrane", resume)
+        for index in range(first, method.iterations):
+            with method.sampling.sampled_from(self.backbone.adapted(self.student.values())):
+                points = self.source.draw(index, method.batch)
+            losses = self._descend(index, points)
+            yield Step(
+                index=self.number * method.iterations + index,
+                edit=lambda: self._edit([*done, self.student.values()]),
+                losses=losses,
+                state=lambda index=index: self._state(index, done),
+            )
+
+    def _descend(self, index: int, points: Points) -> dict[str, float]:
+        method, ask = self.method, self.backbone.predict
+        goal = self._goal(points)
+        anchors = self._anchors(index, len(points.x))
+        x, t = (part.repeat_interleave(method.anchors, 0) for part in (points.x, points.t))
+        with torch.no_grad():
+            kept = ask(x, t, anchors)
+        with self.backbone.adapted(self.student.tensors()):
+            erase = mse(ask(points.x, points.t, self.concept), goal)
+            keep = mse(ask(x, t, anchors), kept)
+            step = pace(method.decay, index, method.iterations, method.warmup, method.cycles)
+            self.student.descend(erase + method.lamb * keep, step)
+        return {"erase": float(erase.detach()), "anchors": float(keep.detach())}
+
+    @torch.no_grad()
+    def _goal(self, points: Points) -> Float[Tensor, "b c h w"]:
+        """The original's prediction for the surrogate, guided away from the target."""
+        ask = self.backbone.predict
+        target, base = points.cond, points.null if self.plain else None
+        target = ask(points.x, points.t, self.concept) if target is None else target
+        base = ask(points.x, points.t, self.surrogate) if base is None else base
+        return base - self.method.negative_guidance * (target - base)
+
+    def _anchors(self, index: int, points: int) -> Conditioning:
+        """Latent anchors of an update, or the empty prompt in the place of the first ones of each point."""
+        method = self.method
+        generator = self.task.generator("spm anchors", self.number, index)
+        rows: list[Tensor] = []
+        for _ in range(points):
+            drawn = [
+                latent_anchor(self.concept.embeds[0], generator) for _ in range(method.anchors - method.empty_anchors)
+            ]
+            rows += [self.null.embeds[0]] * method.empty_anchors + drawn
+        return Conditioning(embeds=torch.stack(rows))
+
+    def _edit(self, membranes: Sequence[Mapping[str, Tensor]]) -> Adapter:
+        """All membranes so far, as the components of one adapter."""
+        factors = {n: torch.cat([m[n] for m in membranes], 0 if n.endswith(".down") else 1) for n in membranes[0]}
+        names = [t.name for t in self.task.targets[: len(membranes)]]
+        gates = [[name] for name in names] if self.method.gated else []
+        return Adapter(factors, gates=gates, requires=tuple(e.id for e in self.backbone.edits))
+
+    def _state(self, index: int, done: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        whole = [*done, self.student.values()] if index + 1 == self.method.iterations else done
+        earlier = {f"done {i}/{n}": t for i, membrane in enumerate(whole) for n, t in membrane.items()}
+        following = self.number * self.method.iterations + index + 1
+        return {**earlier, **self.student.state("membrane"), "next": torch.tensor(following)}
+
+
+def latent_anchor(concept: Float[Tensor, "n d"], generator: torch.Generator) -> Float[Tensor, "n d"]:
+    """A random direction, 0.8 to 1.2 times as long as ``concept``, taken with probability 1 - cosine to it (Sec. 3.2)."""
+    wanted = concept.float().cpu().flatten()
+    while True:
+        drawn = torch.randn(wanted.shape, generator=generator)
+        cosine = torch.cosine_similarity(drawn, wanted, dim=0)
+        if torch.rand((), generator=generator) < 1 - cosine:
+            break
+    length = (0.8 + 0.4 * torch.rand((), generator=generator)) * wanted.norm()
+    return (drawn / drawn.norm() * length).view(concept.shape).to(concept)
