@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, ClassVar, NamedTuple, final
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Real, UInt8
 from torch import Tensor
 
 from expunge.core.adapter import Adapter, LowRank, as_layers, low_rank
@@ -173,14 +173,20 @@ class Backbone(ABC):
     ) -> Conditioning:
         """Encode prompts or ids; ``embeddings`` take the place of the ids' own token embeddings. Differentiable."""
 
+    def unconditional(self) -> Conditioning:
+        """What guidance is guided away from: the empty prompt, as the family's own pipeline reads it."""
+        return self.encode([""])
+
     # denoising --------------------------------------------------------------------------------------------------------
     @abstractmethod
-    def denoise(self, x: Float[Tensor, "b c h w"], t: Int[Tensor, "b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
+    def denoise(
+        self, x: Float[Tensor, "b c h w"], t: Real[Tensor, "b"], cond: Conditioning
+    ) -> Float[Tensor, "b c h w"]:
         """One evaluation of the denoiser, uncounted; use `predict`."""
 
     @final
     def predict(
-        self, x: Float[Tensor, "b c h w"], t: int | float | Int[Tensor, "b"], cond: Conditioning
+        self, x: Float[Tensor, "b c h w"], t: int | float | Real[Tensor, "b"], cond: Conditioning
     ) -> Float[Tensor, "b c h w"]:
         """The model's own prediction (noise, v, or velocity) for each row; counted in `cost`."""
         cond = cond.expand(len(x))
@@ -189,7 +195,7 @@ class Backbone(ABC):
     def _predict(
         self,
         x: Float[Tensor, "b c h w"],
-        t: int | float | Int[Tensor, "b"],
+        t: int | float | Real[Tensor, "b"],
         cond: Conditioning,
         gates: dict[str, Float[Tensor, "b r"]],
     ) -> Float[Tensor, "b c h w"]:
@@ -265,12 +271,12 @@ class Backbone(ABC):
 
     # trajectories -----------------------------------------------------------------------------------------------------
     @abstractmethod
-    def timesteps(self, steps: int) -> list[int]:
+    def timesteps(self, steps: int) -> list[int] | list[float]:
         """Timesteps of a deterministic trajectory of ``steps`` steps, noisy first (DDIM's; Euler's for a flow)."""
 
     @abstractmethod
     def step_back(
-        self, x: Float[Tensor, "b c h w"], predicted: Float[Tensor, "b c h w"], t: int, steps: int
+        self, x: Float[Tensor, "b c h w"], predicted: Float[Tensor, "b c h w"], t: int | float, steps: int
     ) -> Float[Tensor, "b c h w"]:
         """One step of that trajectory: from timestep ``t`` to the next, less noisy one (DDIM with eta 0)."""
 
@@ -285,13 +291,13 @@ class Backbone(ABC):
 
     @abstractmethod
     def add_noise(
-        self, latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Int[Tensor, "b"]
+        self, latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Real[Tensor, "b"]
     ) -> Float[Tensor, "b c h w"]:
         """Latents at timestep ``t``."""
 
     @abstractmethod
     def truth(
-        self, latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Int[Tensor, "b"]
+        self, latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Real[Tensor, "b"]
     ) -> Float[Tensor, "b c h w"]:
         """What `predict` should give at ``add_noise(latents, noise, t)``: the noise, v, or the velocity."""
 

@@ -75,7 +75,7 @@ class ESD(Eraser):
             texts = [p for t in task.targets for p in phrases(self.templates, t.name)]
             concepts = backbone.encode(texts)
             changed = concepts if self.erase_from is None else backbone.encode([self.erase_from] * len(texts))
-            null = backbone.encode([""])
+            null = backbone.unconditional()
         student = Learned(backbone.tensors(trainable(backbone, self.group)), self.lr)
         source = self.sampling.source(backbone, changed, null, task, "esd", self.iterations * self.batch)
         first = 0

@@ -276,7 +276,7 @@ class _Run:
         neutrals = [method.neutral if t.anchor is None else t.anchor for t in task.targets]
         ways = len(method.templates)
         with torch.no_grad():
-            self.null = backbone.encode([""])
+            self.null = backbone.unconditional()
             self.targets = backbone.encode([p for t in task.targets for p in phrases(method.templates, t.name)])
             self.neutral = backbone.encode([n for n in neutrals for _ in range(ways)])
             self.empty = not any(neutrals)

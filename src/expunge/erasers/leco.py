@@ -70,7 +70,7 @@ class LECO(Eraser):
             for p in phrases(self.templates, t.name)
         ]
         with torch.no_grad():
-            concepts, null = backbone.encode([p for p, _ in texts]), backbone.encode([""])
+            concepts, null = backbone.encode([p for p, _ in texts]), backbone.unconditional()
             neutral = backbone.encode([n for _, n in texts]) if any(n for _, n in texts) else None
         start = thin(backbone, backbone.layers("transformer"), self.rank, task.generator("leco"))
         student = Learned(start, self.lr, self.optimizer)

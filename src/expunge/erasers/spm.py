@@ -116,7 +116,7 @@ class _Membrane:
         surrogate = method.surrogate if concept.anchor is None else concept.anchor
         with torch.no_grad():
             self.concept, self.surrogate = backbone.encode([concept.name]), backbone.encode([surrogate])
-            self.null = backbone.encode([""])
+            self.null = backbone.unconditional()
         self.plain = not surrogate  # the trajectory's own unconditional prediction is the surrogate's
         start = thin(backbone, backbone.layers("transformer"), 1, task.generator("spm", concept.name))
         self.student = Learned(start, method.lr, method.optimizer)

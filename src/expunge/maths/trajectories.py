@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 from typing_extensions import override
 
@@ -21,7 +21,7 @@ class Points(NamedTuple):
     """A batch of training points."""
 
     x: Float[Tensor, "b c h w"]
-    t: Int[Tensor, "b"]
+    t: Real[Tensor, "b"]
     concept: Int[Tensor, "b"]
     """Row of the conditioning that each point's trajectory followed."""
     cond: Float[Tensor, "b c h w"] | None = None

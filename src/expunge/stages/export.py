@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from expunge.backbones.stable_diffusion import StableDiffusion, quiet
+from expunge.backbones.parts import quiet
+from expunge.backbones.stable_diffusion import StableDiffusion
 from expunge.core.adapter import Adapter
 from expunge.core.backbone import Backbone
 from expunge.core.edit import Edit

@@ -1,0 +1,250 @@
+"""What all model families of diffusers share: components, latents, sampling, and edits on a pipeline that the user holds."""
+
+import hashlib
+import inspect
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Real, UInt8
+from torch import Tensor
+from typing_extensions import override
+
+from expunge.backbones.parts import DTYPES, Folder, Pipeline, read_json
+from expunge.backbones.steering import Steering
+from expunge.core.adapter import Adapter
+from expunge.core.backbone import Backbone, Conditioning, Images, InjectedPrompt
+from expunge.core.edit import Guidance
+from expunge.core.errors import ExpungeError, unknown
+from expunge.core.query import Query
+
+
+class PipelineBackbone(Backbone):
+    """A model in the classes of a diffusers pipeline."""
+
+    pipeline: ClassVar[str]
+    """Class of the pipeline that the family is."""
+    parts: ClassVar[tuple[str, ...]]
+    """Its components."""
+    denoiser: ClassVar[str]
+    """Which of them denoises."""
+    towers: ClassVar[tuple[str, ...]]
+    """Which of them read text."""
+
+    def __init__(self, parts: Folder | Pipeline, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self._parts = parts
+        self._inside = False
+        self._hooks: list[Any] = []
+        self._steering: Steering | None = None
+        self._samplers: dict[int, Any] = {}
+        self._identity: str | None = None
+        self.kind = self.family
+        if isinstance(parts, Folder) and (parts.path / "expunge.json").is_file():
+            self.kind = str(read_json(parts.path / "expunge.json").get("kind", self.family))
+
+    @property
+    @override
+    def device(self) -> torch.device:
+        parts = self._parts
+        return parts.device if isinstance(parts, Folder) else next(parts.get(self.denoiser).parameters()).device
+
+    @property
+    @override
+    def dtype(self) -> torch.dtype:
+        parts = self._parts
+        return parts.dtype if isinstance(parts, Folder) else next(parts.get(self.denoiser).parameters()).dtype
+
+    @override
+    def identity(self) -> str:
+        if not isinstance(self._parts, Folder):
+            raise ExpungeError("a pipeline in memory has no files to tell it by: expected a model opened from a folder")
+        if self._identity is None:
+            digest = hashlib.sha256()
+            for file in self._parts.files():
+                with file.open("rb") as opened:
+                    content = hashlib.file_digest(opened, "sha256").hexdigest()
+                digest.update(f"{file.relative_to(self._parts.path)} {content}\n".encode())
+            self._identity = digest.hexdigest()
+        return self._identity
+
+    @classmethod
+    def from_folder(cls, path: Path, *, name: str, device: str = "cpu", dtype: str = "float32") -> "PipelineBackbone":
+        """Open a diffusers folder; nothing is read until it is needed.
+
+        Raises:
+            ExpungeError: if it does not hold a pipeline of this family, or the device or dtype is unknown.
+        """
+        if dtype not in DTYPES:
+            raise unknown("dtype", dtype, DTYPES)
+        try:
+            where = torch.device(device)
+            torch.zeros(1, device=where).cpu()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise ExpungeError(f"device '{device}' is not to be had here: expected cpu, cuda, cuda:0 or mps") from error
+        return cls(Folder(path, cls.pipeline, cls.parts, where, DTYPES[dtype]), name)
+
+    @classmethod
+    def from_pipeline(cls, pipe: Any) -> "PipelineBackbone":
+        """Wrap a pipeline that the user holds; its own ``__call__`` sees the edits too.
+
+        Raises:
+            ExpungeError: if it is not of this family, text to image or image to image.
+        """
+        cls._check_pipeline(pipe)
+        kept = getattr(
+            getattr(pipe, cls.denoiser), "_expunge_backbone", None
+        )  # on the denoiser, so that pipelines which share it share its edits
+        if kept is None:
+            kept = cls(Pipeline(pipe), getattr(pipe, "name_or_path", None) or type(pipe).__name__)
+            getattr(pipe, cls.denoiser)._expunge_backbone = kept
+        kept._parts = Pipeline(pipe)
+        return kept
+
+    @classmethod
+    @abstractmethod
+    def _check_pipeline(cls, pipe: Any) -> None:
+        """Refuse a pipeline of another kind."""
+
+    # denoising --------------------------------------------------------------------------------------------------------
+    @override
+    def denoise(
+        self, x: Float[Tensor, "b c h w"], t: Real[Tensor, "b"], cond: Conditioning
+    ) -> Float[Tensor, "b c h w"]:
+        self._inside = True
+        injected: list[Any] = []
+        try:
+            injected = self._inject(cond.prompt)
+            return self._ask(x.to(self.dtype), t, cond).to(x.dtype)
+        finally:
+            for handle in injected:
+                handle.remove()
+            self._inside = False
+
+    @abstractmethod
+    def _ask(self, x: Float[Tensor, "b c h w"], t: Real[Tensor, "b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
+        """Call the denoiser."""
+
+    def _inject(self, prompt: InjectedPrompt | None) -> list[Any]:
+        """Hooks that let some layers read a prompt after the text.
+
+        Raises:
+            ExpungeError: for a family whose layers read no text of their own.
+        """
+        if prompt is None:
+            return []
+        raise ExpungeError(f"{self.name} has no cross-attention that could read a prompt: expected sd or sdxl")
+
+    # latents ----------------------------------------------------------------------------------------------------------
+    @override
+    @torch.no_grad()
+    def encode_image(self, pixels: UInt8[Tensor, "b H W 3"]) -> Float[Tensor, "b c h w"]:
+        vae = self._parts.get("vae")
+        x = pixels.to(self.device).permute(0, 3, 1, 2).to(self.dtype) / 127.5 - 1
+        encoded = vae.encode(x)
+        z = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        return (z - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
+
+    @override
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b H W 3"]:
+        vae = self._parts.get("vae")
+        z = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+        x = vae.decode(z.to(self.dtype), return_dict=False)[0].float()
+        return ((x / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+
+    @property
+    @override
+    def training_timesteps(self) -> int:
+        return int(self._parts.get("scheduler").config.num_train_timesteps)
+
+    @property
+    @override
+    def image_size(self) -> tuple[int, int]:
+        config = self._parts.get("vae").config
+        widths = getattr(config, "block_out_channels", None) or config.encoder_block_out_channels
+        height, width = self._latent_size()
+        return height * 2 ** (len(widths) - 1), width * 2 ** (len(widths) - 1)
+
+    @override
+    def noise(self, seed: int) -> Float[Tensor, "1 c h w"]:
+        return self._noise(torch.Generator().manual_seed(seed))
+
+    def _noise(self, generator: torch.Generator) -> Float[Tensor, "1 c h w"]:
+        channels = self._parts.get(self.denoiser).config.in_channels
+        drawn = torch.randn((1, channels, *self._latent_size()), generator=generator)
+        return drawn.to(self.device)
+
+    def _latent_size(self) -> tuple[int, int]:
+        size = self._parts.get(self.denoiser).config.sample_size
+        return (size[0], size[1]) if isinstance(size, (list, tuple)) else (size, size)
+
+    @override
+    @torch.no_grad()
+    def generate(self, queries: Sequence[Query]) -> Images:
+        first = queries[0]
+        if any((q.guidance, q.steps) != (first.guidance, first.steps) for q in queries):
+            raise ExpungeError("queries of one batch differ in guidance or steps: expected the same for all")
+        template = self._parts.get("scheduler")
+        most = template.config.num_train_timesteps
+        if not 1 <= first.steps <= most:
+            raise ExpungeError(f"{first.steps} denoising steps: expected 1 to {most}")
+        scheduler = type(template).from_config(template.config)
+        scheduler.set_timesteps(first.steps, device=self.device)
+        prompts = {q.prompt: i for i, q in enumerate(queries)}
+        encoded = self.encode(list(prompts))
+        rows = torch.tensor([list(prompts).index(q.prompt) for q in queries], device=self.device)
+        cond, null = encoded.rows(rows), self.unconditional()
+        generators = [torch.Generator().manual_seed(q.seed) for q in queries]
+        x = torch.cat([self._noise(g) for g in generators]) * getattr(scheduler, "init_noise_sigma", 1.0)
+        options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        state: dict[str, Tensor] = {}
+        for index, t in enumerate(scheduler.timesteps):
+            scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+            predicted = self.guided(scaled, t.item(), index, cond, null, first.guidance, state).combined
+            x = scheduler.step(predicted, t, x, return_dict=False, **options)[0]
+        return Images(self.decode(x), x)
+
+    # anatomy ----------------------------------------------------------------------------------------------------------
+    @override
+    def stored(self, names: Sequence[str]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for part in (self.denoiser, *self.towers):
+            mine = [n.removeprefix(f"{part}.") for n in names if n.startswith(f"{part}.")]
+            if mine and (part in self.towers or self._parts.built(part)):
+                parameters = dict(self._parts.get(part).named_parameters())
+                found.update({f"{part}.{n}": parameters[n].detach() for n in mine})
+            elif mine:
+                found.update({f"{part}.{n}": v for n, v in self._parts.read(part, mine).items()})
+        return found
+
+    @override
+    def parameter(self, name: str) -> tuple[torch.nn.Module, str]:
+        part, _, rest = name.partition(".")
+        owner, _, key = rest.rpartition(".")
+        return self._parts.get(part).get_submodule(owner), key
+
+    def components(self) -> dict[str, Any]:
+        """Every component, built: what a diffusers pipeline is made of."""
+        return {part: self._parts.get(part) for part in self.parts}
+
+    # a user's own pipeline --------------------------------------------------------------------------------------------
+    @override
+    def _steering_changed(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        if self._steering is not None:
+            self._steering.release()
+        self._hooks, self._steering = [], None
+        steered = any(isinstance(e, Guidance) or (isinstance(e, Adapter) and e.gates) for e in self.edits)
+        if isinstance(self._parts, Pipeline) and steered:
+            steering = self._steering = Steering(self, self._parts.pipe)
+            denoiser = self._parts.get(self.denoiser)
+            self._hooks = [
+                self._parts.get(self.towers[0]).register_forward_hook(steering.read, with_kwargs=True),
+                denoiser.register_forward_pre_hook(steering.before, with_kwargs=True),
+                denoiser.register_forward_hook(steering.after, with_kwargs=True, always_call=True),
+            ]

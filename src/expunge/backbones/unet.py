@@ -1,0 +1,144 @@
+"""What Stable Diffusion 1.x, 2.x and XL share: a UNet whose cross-attention reads text, and a DDIM noise schedule."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Real
+from torch import Tensor
+from typing_extensions import override
+
+from expunge.backbones.parts import quiet
+from expunge.backbones.pipeline import PipelineBackbone
+from expunge.core.backbone import Attention, InjectedPrompt
+from expunge.core.errors import ExpungeError, unknown
+
+_GROUPS: dict[str, Callable[[str], bool]] = {
+    "xattn": lambda n: ".attn2." in n,
+    "xattn-strict": lambda n: n.endswith((".attn2.to_k.weight", ".attn2.to_v.weight")),
+    "noxattn": lambda n: not re.search(r"\.attn2\.|^unet\.(conv_norm_out|conv_out|time_embedding|time_proj)\.", n),
+    "selfattn": lambda n: ".attn1." in n,
+    "attn": lambda n: re.search(r"\.attn[12]\.to_(q|k|v|out)", n) is not None,
+    "esd-u": lambda n: ".attn2." not in n and "norm" not in n,
+    "full": lambda n: True,
+}
+_TEXT_GROUPS: dict[str, Callable[[str, int], bool]] = {
+    "text-encoder": lambda n, last: True,
+    "text-embedding": lambda n, last: n.endswith("token_embedding.weight"),
+    "text-mlp": lambda n, last: ".mlp." in n,
+    "text-attn": lambda n, last: ".self_attn." in n,
+    "text-last": lambda n, last: f"layers.{last}." in n,
+    "text-mlp-last-attn": lambda n, last: ".mlp." in n or f"layers.{last}.self_attn." in n,
+}
+
+
+class UNetBackbone(PipelineBackbone):
+    """A UNet with cross-attention."""
+
+    denoiser = "unet"
+    _attentions: dict[str, Attention] | None = None
+
+    @override
+    def _inject(self, prompt: InjectedPrompt | None) -> list[Any]:
+        """Hooks that let the layers of ``prompt.blocks`` read its tokens after the text's."""
+        if prompt is None:
+            return []
+        everyone = bool(prompt.rows.all())
+
+        def lengthen(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            text = kwargs["encoder_hidden_states"]
+            changed = {**kwargs, "encoder_hidden_states": torch.cat([text, prompt.tokens.to(text)], 1)}
+            if not everyone:
+                own, extra = torch.zeros(len(text), text.shape[1]).to(text), prompt.tokens.shape[1]
+                closed = torch.where(prompt.rows, 0.0, torch.finfo(text.dtype).min).to(text)[:, None].expand(-1, extra)
+                changed["attention_mask"] = torch.cat([own, closed], 1)[:, None]
+            return args, changed
+
+        unet = self._parts.get("unet")
+        layers = [n.removeprefix("unet.") for n, a in self.attentions().items() if a.block in prompt.blocks]
+        return [unet.get_submodule(n).register_forward_pre_hook(lengthen, with_kwargs=True) for n in layers]
+
+    # trajectories -----------------------------------------------------------------------------------------------------
+    @override
+    def timesteps(self, steps: int) -> list[int]:
+        return self._ddim(steps).timesteps.tolist()
+
+    @override
+    def step_back(
+        self, x: Float[Tensor, "b c h w"], predicted: Float[Tensor, "b c h w"], t: int | float, steps: int
+    ) -> Float[Tensor, "b c h w"]:
+        return self._ddim(steps).step(predicted, t, x, return_dict=False)[0]
+
+    def _ddim(self, steps: int) -> Any:
+        """DDIM over the model's own noise schedule, as SD 1.4 ships it, whatever sampler the model comes with."""
+        if steps not in self._samplers:
+            from diffusers import DDIMScheduler
+
+            config = self._parts.get("scheduler").config
+            if not 1 <= steps <= config.num_train_timesteps:
+                raise ExpungeError(f"{steps} denoising steps: expected 1 to {config.num_train_timesteps}")
+            ours = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading"}
+            with quiet():
+                sampler: Any = DDIMScheduler.from_config(config, **ours)
+            sampler.set_timesteps(steps, device=self.device)
+            self._samplers[steps] = sampler
+        return self._samplers[steps]
+
+    @override
+    def add_noise(
+        self, latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Real[Tensor, "b"]
+    ) -> Float[Tensor, "b c h w"]:
+        return self._ddim(1).add_noise(latents, noise, t)
+
+    @override
+    def truth(
+        self, latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Real[Tensor, "b"]
+    ) -> Float[Tensor, "b c h w"]:
+        kind = self._parts.get("scheduler").config.prediction_type
+        if kind == "v_prediction":
+            return self._ddim(1).get_velocity(latents, noise, t)
+        if kind != "epsilon":
+            raise ExpungeError(f"{self.name} predicts '{kind}': expected epsilon or v_prediction")
+        return noise
+
+    # anatomy ----------------------------------------------------------------------------------------------------------
+    @override
+    def group(self, name: str) -> list[str]:
+        if name in _TEXT_GROUPS:
+            tower = self._parts.get("text_encoder")
+            last = tower.config.num_hidden_layers - 1
+            return [f"text_encoder.{n}" for n, _ in tower.named_parameters() if _TEXT_GROUPS[name](n, last)]
+        if name not in _GROUPS:
+            raise unknown("parameter group", name, [*_GROUPS, *_TEXT_GROUPS])
+        return [n for n in (f"unet.{p}" for p in self._parts.names("unet")) if _GROUPS[name](n)]
+
+    @override
+    def layers(self, name: str) -> list[str]:
+        if name != "transformer":
+            raise unknown("layer group", name, ["transformer"])
+        modules = dict(self._parts.get("unet").named_modules())
+        blocks = tuple(f"{n}." for n, m in modules.items() if type(m).__name__ == "Transformer2DModel")
+        kinds = (torch.nn.Linear, torch.nn.Conv2d)
+        return [f"unet.{n}" for n, m in modules.items() if isinstance(m, kinds) and n.startswith(blocks)]
+
+    @override
+    def text_inputs(self) -> list[str]:
+        return self.group("xattn-strict")
+
+    @override
+    def attentions(self) -> dict[str, Attention]:
+        if (
+            self._attentions is None
+        ):  # a walk over all modules, which an injected prompt would repeat at every evaluation
+            found: dict[str, Attention] = {}
+            for name, module in self._parts.get("unet").named_modules():
+                if name.endswith(".attn2"):
+                    q, k, v, out = (f"unet.{name}.{p}.weight" for p in ("to_q", "to_k", "to_v", "to_out.0"))
+                    found[f"unet.{name}"] = Attention(module.heads, q, k, v, out, name.split("_")[0])
+            self._attentions = found
+        return self._attentions
+
+    @override
+    def supports(self, capability: str) -> bool:
+        return capability == "cross-attention"
