@@ -5,9 +5,18 @@ from typing import Any
 
 import torch
 
+from expunge.backbones.parts import read_json
+from expunge.backbones.pipeline import PipelineBackbone
+from expunge.backbones.sd3 import StableDiffusion3
+from expunge.backbones.sdxl import StableDiffusionXL
 from expunge.backbones.stable_diffusion import StableDiffusion
 from expunge.core.backbone import Backbone
 from expunge.core.errors import ExpungeError
+
+FAMILIES: dict[str, type[PipelineBackbone]] = {
+    cls.pipeline: cls for cls in (StableDiffusion, StableDiffusionXL, StableDiffusion3)
+}
+"""Model families, by the class of pipeline that a folder's ``model_index.json`` names."""
 
 
 def of(model: Any) -> Backbone:
@@ -18,13 +27,33 @@ def of(model: Any) -> Backbone:
     """
     if isinstance(model, Backbone):
         return model
-    return StableDiffusion.from_pipeline(model)
+    if hasattr(model, "transformer"):
+        return StableDiffusion3.from_pipeline(model)
+    return (StableDiffusionXL if hasattr(model, "text_encoder_2") else StableDiffusion).from_pipeline(model)
 
 
 def kind_of(model: str) -> str:
-    """Under which a model's settings stand in ``presets.toml``, without opening it: ``testbed`` or ``sd``."""
+    """Under which a model's settings stand in ``presets.toml``, without opening it: ``testbed``, or its family.
+
+    A model that is not here yet is taken for Stable Diffusion 1.x.
+    """
     marked = Path(model) / "expunge.json"
-    return "testbed" if model == "testbed" or (marked.is_file() and '"testbed"' in marked.read_text()) else "sd"
+    if model == "testbed" or (marked.is_file() and '"testbed"' in marked.read_text()):
+        return "testbed"
+    index = Path(model) / "model_index.json"
+    family = FAMILIES.get(str(read_json(index).get("_class_name"))) if index.is_file() else None
+    return "sd" if family is None else family.family
+
+
+def _open(folder: Path, name: str, device: str, dtype: str) -> Backbone:
+    """The backbone of a diffusers folder, of the family that its index names."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise ExpungeError(f"'{folder}' is not a diffusers folder: expected a model_index.json in it")
+    given = str(read_json(index).get("_class_name"))
+    if given not in FAMILIES:
+        raise ExpungeError(f"'{folder}' holds a {given}: expected one of {', '.join(FAMILIES)}")
+    return FAMILIES[given].from_folder(folder, name=name, device=device, dtype=dtype)
 
 
 def fast_dtype() -> str:
@@ -48,7 +77,7 @@ def load(
     folder = Path(model)
     if not folder.is_dir():
         folder = _download(model, revision, dtype)
-    return StableDiffusion.from_folder(folder, name=model, device=device, dtype=dtype)
+    return _open(folder, model, device, dtype)
 
 
 def _download(model: str, revision: str | None, dtype: str) -> Path:

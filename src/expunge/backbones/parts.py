@@ -42,9 +42,15 @@ class Folder(Parts):
     """A diffusers folder whose components are built when they are first used."""
 
     def __init__(
-        self, path: Path, pipeline: str, parts: Sequence[str], device: torch.device, dtype: torch.dtype
+        self,
+        path: Path,
+        pipeline: str,
+        parts: Sequence[str],
+        optional: Sequence[str],
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
-        """Open ``path``, which should hold a ``pipeline`` of these parts.
+        """Open ``path``, which should hold a ``pipeline`` of these parts, but perhaps for the ``optional`` ones.
 
         Raises:
             ExpungeError: if it does not.
@@ -56,6 +62,8 @@ class Folder(Parts):
         given = self.classes.get("_class_name")
         if given != pipeline:
             raise ExpungeError(f"'{path}' holds a {given}: expected a {pipeline}")
+        self.missing = {part for part in optional if self.classes.get(part) in (None, [None, None])}
+        parts = [part for part in parts if part not in self.missing]
         for part in parts:
             if not (path / part).is_dir():
                 raise ExpungeError(f"'{path}' has no '{part}' folder: expected a complete diffusers folder")
@@ -123,6 +131,8 @@ class Folder(Parts):
 
     @override
     def get(self, part: str) -> Any:
+        if part in self.missing:
+            return None
         if part not in self._built:
             self._built[part] = self._build(part)
         return self._built[part]

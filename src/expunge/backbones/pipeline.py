@@ -3,22 +3,40 @@
 import hashlib
 import inspect
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float, Real, UInt8
+from jaxtyping import Float, Int, Real, UInt8
 from torch import Tensor
 from typing_extensions import override
 
-from expunge.backbones.parts import DTYPES, Folder, Pipeline, read_json
+from expunge.backbones.parts import DTYPES, Folder, Parts, Pipeline, read_json
 from expunge.backbones.steering import Steering
 from expunge.core.adapter import Adapter
 from expunge.core.backbone import Backbone, Conditioning, Images, InjectedPrompt
 from expunge.core.edit import Guidance
 from expunge.core.errors import ExpungeError, unknown
 from expunge.core.query import Query
+
+TEXT_GROUPS: dict[str, Callable[[str, int], bool]] = {
+    "text-encoder": lambda n, last: True,
+    "text-embedding": lambda n, last: n.endswith("token_embedding.weight"),
+    "text-mlp": lambda n, last: ".mlp." in n,
+    "text-attn": lambda n, last: ".self_attn." in n,
+    "text-last": lambda n, last: f"layers.{last}." in n,
+    "text-mlp-last-attn": lambda n, last: ".mlp." in n or f"layers.{last}.self_attn." in n,
+}
+"""Parameters of CLIP text encoders, by their name and the number of the last layer."""
+
+
+class Asked(NamedTuple):
+    """What a pipeline's own loop asks the denoiser."""
+
+    x: Float[Tensor, "b c h w"]
+    t: Tensor
+    cond: Conditioning
 
 
 class PipelineBackbone(Backbone):
@@ -32,8 +50,13 @@ class PipelineBackbone(Backbone):
     """Which of them denoises."""
     towers: ClassVar[tuple[str, ...]]
     """Which of them read text."""
+    clip_towers: ClassVar[tuple[str, ...]]
+    """Which of those are CLIP's, and read the tokens of `tokenize`."""
+    optional: ClassVar[tuple[str, ...]] = ()
+    """Components that a model may be without."""
+    capabilities: ClassVar[frozenset[str]]
 
-    def __init__(self, parts: Folder | Pipeline, name: str) -> None:
+    def __init__(self, parts: Parts, name: str) -> None:
         super().__init__()
         self.name = name
         self._parts = parts
@@ -85,7 +108,7 @@ class PipelineBackbone(Backbone):
             torch.zeros(1, device=where).cpu()
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise ExpungeError(f"device '{device}' is not to be had here: expected cpu, cuda, cuda:0 or mps") from error
-        return cls(Folder(path, cls.pipeline, cls.parts, where, DTYPES[dtype]), name)
+        return cls(Folder(path, cls.pipeline, cls.parts, cls.optional, where, DTYPES[dtype]), name)
 
     @classmethod
     def from_pipeline(cls, pipe: Any) -> "PipelineBackbone":
@@ -109,6 +132,51 @@ class PipelineBackbone(Backbone):
     def _check_pipeline(cls, pipe: Any) -> None:
         """Refuse a pipeline of another kind."""
 
+    # text -------------------------------------------------------------------------------------------------------------
+    @override
+    def tokenize(self, prompts: Sequence[str]) -> Int[Tensor, "b n"]:
+        tokenizer = self._parts.get("tokenizer")
+        length = min(tokenizer.model_max_length, self._parts.get("text_encoder").config.max_position_embeddings)
+        encoded = tokenizer(
+            list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        )
+        return encoded.input_ids.to(self.device)
+
+    @override
+    def end(self, ids: Int[Tensor, "b n"]) -> Int[Tensor, "b"]:
+        return (ids == self._parts.get("tokenizer").eos_token_id).int().argmax(-1)
+
+    @override
+    def embed(self, ids: Tensor) -> Float[Tensor, "b n d"]:
+        tables = [self._parts.get(tower).get_input_embeddings() for tower in self.clip_towers]
+        soft = ids.is_floating_point()
+        return torch.cat([ids.to(t.weight.dtype) @ t.weight if soft else t(ids) for t in tables], -1)
+
+    def _read(self, tower: str, ids: Int[Tensor, "b n"], embeddings: Float[Tensor, "b n d"] | None) -> Any:
+        """What a CLIP text encoder answers, with all its hidden states; ``embeddings`` take the place of the ids' own."""
+        model = self._parts.get(tower)
+        handle = None
+        if embeddings is not None:
+            handle = model.get_input_embeddings().register_forward_hook(lambda *_: embeddings)
+        try:
+            return model(input_ids=ids, output_hidden_states=True)
+        finally:
+            if handle is not None:
+                handle.remove()
+
+    def _read_two(self, ids: Int[Tensor, "b n"], embeddings: Float[Tensor, "b n d"] | None) -> tuple[Any, Any]:
+        """What both CLIP text encoders answer, of a family that has two; the second one pads with a token of its own."""
+        own, pad = self.end(ids), self._parts.get("tokenizer_2").pad_token_id
+        after = torch.arange(ids.shape[1], device=ids.device)[None] > own[:, None]
+        parts: Sequence[Tensor | None] = (None, None)
+        if embeddings is not None:
+            first = self._parts.get("text_encoder").get_input_embeddings().weight.shape[1]
+            parts = embeddings.split([first, embeddings.shape[-1] - first], -1)
+        return (
+            self._read("text_encoder", ids, parts[0]),
+            self._read("text_encoder_2", torch.where(after, pad, ids), parts[1]),
+        )
+
     # denoising --------------------------------------------------------------------------------------------------------
     @override
     def denoise(
@@ -123,6 +191,16 @@ class PipelineBackbone(Backbone):
             for handle in injected:
                 handle.remove()
             self._inside = False
+
+    @abstractmethod
+    def asked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Asked:
+        """What the arguments of a call of the denoiser say."""
+
+    @abstractmethod
+    def asking(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], cond: Conditioning
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The same arguments with another conditioning."""
 
     @abstractmethod
     def _ask(self, x: Float[Tensor, "b c h w"], t: Real[Tensor, "b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
@@ -227,9 +305,22 @@ class PipelineBackbone(Backbone):
         owner, _, key = rest.rpartition(".")
         return self._parts.get(part).get_submodule(owner), key
 
+    @override
+    def supports(self, capability: str) -> bool:
+        return capability in self.capabilities
+
     def components(self) -> dict[str, Any]:
-        """Every component, built: what a diffusers pipeline is made of."""
+        """Every component, built (None for one that the model is without): what a diffusers pipeline is made of."""
         return {part: self._parts.get(part) for part in self.parts}
+
+    def _tower_group(self, name: str) -> list[str]:
+        """Names of the parameters in a group of the text encoders."""
+        found: list[str] = []
+        for tower in self.clip_towers:
+            model = self._parts.get(tower)
+            last = model.config.num_hidden_layers - 1
+            found += [f"{tower}.{n}" for n, _ in model.named_parameters() if TEXT_GROUPS[name](n, last)]
+        return found
 
     # a user's own pipeline --------------------------------------------------------------------------------------------
     @override
@@ -244,7 +335,7 @@ class PipelineBackbone(Backbone):
             steering = self._steering = Steering(self, self._parts.pipe)
             denoiser = self._parts.get(self.denoiser)
             self._hooks = [
-                self._parts.get(self.towers[0]).register_forward_hook(steering.read, with_kwargs=True),
+                self._parts.get(self.towers[0]).register_forward_pre_hook(steering.read, with_kwargs=True),
                 denoiser.register_forward_pre_hook(steering.before, with_kwargs=True),
                 denoiser.register_forward_hook(steering.after, with_kwargs=True, always_call=True),
             ]

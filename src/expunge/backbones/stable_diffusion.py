@@ -7,6 +7,7 @@ from jaxtyping import Float, Int, Real
 from torch import Tensor
 from typing_extensions import override
 
+from expunge.backbones.parts import Folder, Parts, read_json
 from expunge.backbones.unet import UNetBackbone
 from expunge.core.backbone import Conditioning
 from expunge.core.errors import ExpungeError
@@ -20,6 +21,12 @@ class StableDiffusion(UNetBackbone):
     pipeline = "StableDiffusionPipeline"
     parts = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
     towers = ("text_encoder",)
+    clip_towers = towers
+
+    def __init__(self, parts: Parts, name: str) -> None:
+        super().__init__(parts, name)
+        if isinstance(parts, Folder) and read_json(parts.path / "unet" / "config.json").get("addition_embed_type"):
+            raise ExpungeError(f"'{parts.path}' holds the UNet of Stable Diffusion XL: expected that of SD 1.x or 2.x")
 
     @override
     @classmethod
@@ -37,38 +44,11 @@ class StableDiffusion(UNetBackbone):
 
     # text -------------------------------------------------------------------------------------------------------------
     @override
-    def tokenize(self, prompts: Sequence[str]) -> Int[Tensor, "b n"]:
-        tokenizer = self._parts.get("tokenizer")
-        length = min(tokenizer.model_max_length, self._parts.get("text_encoder").config.max_position_embeddings)
-        encoded = tokenizer(
-            list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-        )
-        return encoded.input_ids.to(self.device)
-
-    @override
-    def end(self, ids: Int[Tensor, "b n"]) -> Int[Tensor, "b"]:
-        return (ids == self._parts.get("tokenizer").eos_token_id).int().argmax(-1)
-
-    @override
-    def embed(self, ids: Tensor) -> Float[Tensor, "b n d"]:
-        table = self._parts.get("text_encoder").get_input_embeddings()
-        return ids.to(table.weight.dtype) @ table.weight if ids.is_floating_point() else table(ids)
-
-    @override
     def encode(
         self, prompts: Sequence[str] | Int[Tensor, "b n"], embeddings: Float[Tensor, "b n d"] | None = None
     ) -> Conditioning:
         ids = prompts if isinstance(prompts, Tensor) else self.tokenize(prompts)
-        tower = self._parts.get("text_encoder")
-        handle = None
-        if embeddings is not None:
-            given = embeddings
-            handle = tower.get_input_embeddings().register_forward_hook(lambda *_: given)
-        try:
-            hidden = tower(input_ids=ids).last_hidden_state
-        finally:
-            if handle is not None:
-                handle.remove()
+        hidden = self._read("text_encoder", ids, embeddings).last_hidden_state
         return Conditioning(embeds=hidden, tokens=ids if embeddings is None else None)
 
     @override

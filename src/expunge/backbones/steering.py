@@ -1,6 +1,7 @@
 """Edits that are not in the weights, carried into a diffusers pipeline's own loop."""
 
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -26,12 +27,13 @@ class Steering:
     def __init__(self, backbone: "PipelineBackbone", pipe: Any) -> None:
         self.backbone, self.pipe = backbone, pipe
         self.last, self.index = -1.0, 0
-        self.state: dict[str, Tensor] = {}
+        self.state: dict[str, Any] = {}
         self.halves: tuple[Conditioning, Conditioning] | None = None
         self.injected: list[Any] = []
-        self.texts: deque[tuple[Tensor, Tensor]] = deque(maxlen=8)
-        """Token ids and vectors of what the text encoder was last asked."""
+        self.texts: deque[Tensor] = deque(maxlen=8)
+        """Token ids of what the text encoder was last asked."""
         self.tokens: Tensor | None = None
+        self.asking = False
 
     def release(self) -> None:
         """Let the layers read the text alone again, and adapters be open."""
@@ -40,22 +42,26 @@ class Steering:
         self.injected = []
         self.backbone._gates = {}
 
-    def read(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Remember which words gave which vectors: the pipeline hands only the vectors on."""
+    def read(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Remember the words that the text encoder reads: the pipeline hands only their vectors on."""
         ids = kwargs.get("input_ids", args[0] if args else None)
-        if isinstance(ids, Tensor):
-            self.texts.append((ids, output[0].detach()))
+        if isinstance(ids, Tensor) and not self.asking:
+            self.texts.append(ids)
 
-    def words_of(self, embeds: Float[Tensor, "b n d"]) -> Int[Tensor, "b n"] | None:
+    def words_of(self, embeds: Float[Tensor, "b n d"]) -> Int[Tensor, "b m"] | None:
         """Token ids of the texts that gave these vectors; None if one of them is no text's that was seen."""
-        rows: list[Tensor] = []
-        for row in embeds:
-            seen = ((i, v) for ids, vectors in self.texts for i, v in zip(ids, vectors, strict=True))
-            found = next((i for i, v in seen if v.shape == row.shape and torch.equal(v.to(row), row)), None)
-            if found is None:
-                return None
-            rows.append(found)
-        return torch.stack(rows)
+        if not self.texts:
+            return None
+        ids = torch.cat(list(self.texts)).unique(dim=0)
+        self.asking = True
+        with torch.no_grad():
+            known = self.backbone.encode(ids).embeds.to(embeds)
+        self.asking = False
+        if known.shape[1:] != embeds.shape[1:]:
+            return None
+        near = (embeds[:, None] - known[None]).flatten(2).norm(dim=-1) / known.flatten(1).norm(dim=-1)
+        best = near.min(1)
+        return ids[best.indices] if bool((best.values < 0.01).all()) else None
 
     def before(
         self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -63,17 +69,17 @@ class Steering:
         """Change what the two halves are conditioned on."""
         if self.backbone._inside:
             return None
-        t = float(kwargs["timestep"] if "timestep" in kwargs else args[1])
+        asked = self.backbone.asked(args, kwargs)
+        t = float(asked.t.flatten()[0]) if isinstance(asked.t, Tensor) else float(asked.t)
         if t > self.last or self.index >= getattr(self.pipe, "_num_timesteps", 1):
             self.index, self.state, self.tokens = 0, {}, None  # another generation begins
         self.last = t
-        named = "encoder_hidden_states" in kwargs
-        embeds = kwargs["encoder_hidden_states"] if named else args[2]
-        pair = self._pair(len(embeds))
-        null, cond = embeds.chunk(2) if pair else (embeds, embeds)
+        rows = torch.arange(len(asked.cond.embeds), device=asked.cond.embeds.device)
+        pair = self._pair(len(rows))
+        null, cond = (asked.cond.rows(half) for half in rows.chunk(2)) if pair else (asked.cond, asked.cond)
         if self.index == 0:
-            self.tokens = self.words_of(cond)
-        halves = (Conditioning(embeds=cond, tokens=self.tokens), Conditioning(embeds=null))
+            self.tokens = self.words_of(cond.embeds)
+        halves = (replace(cond, tokens=self.tokens), null)
         for guidance in (e for e in self.backbone.edits if isinstance(e, Guidance)):
             halves = guidance.conditioning(self.backbone, *halves, self.state)
         self.halves = halves
@@ -82,10 +88,7 @@ class Steering:
         self.injected = self.backbone._inject(both.prompt)
         gates = self.backbone._opened(halves[0], self.state)
         self.backbone._gates = {n: torch.cat([g, g]) if pair else g for n, g in gates.items()}
-        changed = both.embeds
-        if named:
-            return (args, {**kwargs, "encoder_hidden_states": changed})
-        return ((*args[:2], changed, *args[3:]), kwargs)
+        return self.backbone.asking(args, kwargs, both)
 
     def _pair(self, rows: int) -> bool:
         """Whether the UNet is called on both halves of a guided pair (a call of the UNet by itself is not)."""
@@ -102,7 +105,8 @@ class Steering:
         combining = [
             e for e in self.backbone.edits if isinstance(e, Guidance) and type(e).combine is not Guidance.combine
         ]
-        if not combining or not self._pair(len(args[0])):
+        x = self.backbone.asked(args, kwargs).x
+        if not combining or not self._pair(len(x)):
             return output
         predicted = output[0] if isinstance(output, tuple) else output.sample
         e_null, e_cond = predicted.chunk(2)
@@ -110,7 +114,7 @@ class Steering:
         out = e_null + scale * (e_cond - e_null)
         for guidance in combining:
             step = GuidedStep(
-                x=args[0].chunk(2)[1],
+                x=x.chunk(2)[1],
                 t=self.last,
                 index=self.index - 1,
                 cond=self.halves[0],

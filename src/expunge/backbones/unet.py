@@ -10,8 +10,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from expunge.backbones.parts import quiet
-from expunge.backbones.pipeline import PipelineBackbone
-from expunge.core.backbone import Attention, InjectedPrompt
+from expunge.backbones.pipeline import TEXT_GROUPS, Asked, PipelineBackbone
+from expunge.core.backbone import Attention, Conditioning, InjectedPrompt
 from expunge.core.errors import ExpungeError, unknown
 
 _GROUPS: dict[str, Callable[[str], bool]] = {
@@ -23,21 +23,33 @@ _GROUPS: dict[str, Callable[[str], bool]] = {
     "esd-u": lambda n: ".attn2." not in n and "norm" not in n,
     "full": lambda n: True,
 }
-_TEXT_GROUPS: dict[str, Callable[[str, int], bool]] = {
-    "text-encoder": lambda n, last: True,
-    "text-embedding": lambda n, last: n.endswith("token_embedding.weight"),
-    "text-mlp": lambda n, last: ".mlp." in n,
-    "text-attn": lambda n, last: ".self_attn." in n,
-    "text-last": lambda n, last: f"layers.{last}." in n,
-    "text-mlp-last-attn": lambda n, last: ".mlp." in n or f"layers.{last}.self_attn." in n,
-}
 
 
 class UNetBackbone(PipelineBackbone):
     """A UNet with cross-attention."""
 
     denoiser = "unet"
+    capabilities = frozenset({"cross-attention"})
     _attentions: dict[str, Attention] | None = None
+
+    @override
+    def asked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Asked:
+        named = dict(zip(("sample", "timestep", "encoder_hidden_states"), args, strict=False)) | kwargs
+        added = named.get("added_cond_kwargs") or {}
+        extra = {name: value for name, value in added.items() if name == "time_ids"}
+        cond = Conditioning(embeds=named["encoder_hidden_states"], pooled=added.get("text_embeds"), extra=extra)
+        return Asked(named["sample"], named["timestep"], cond)
+
+    @override
+    def asking(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], cond: Conditioning
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        changed = dict(kwargs)
+        if cond.pooled is not None:
+            changed["added_cond_kwargs"] = {**kwargs["added_cond_kwargs"], "text_embeds": cond.pooled, **cond.extra}
+        if len(args) > 2:
+            return (*args[:2], cond.embeds, *args[3:]), changed
+        return args, {**changed, "encoder_hidden_states": cond.embeds}
 
     @override
     def _inject(self, prompt: InjectedPrompt | None) -> list[Any]:
@@ -105,12 +117,10 @@ class UNetBackbone(PipelineBackbone):
     # anatomy ----------------------------------------------------------------------------------------------------------
     @override
     def group(self, name: str) -> list[str]:
-        if name in _TEXT_GROUPS:
-            tower = self._parts.get("text_encoder")
-            last = tower.config.num_hidden_layers - 1
-            return [f"text_encoder.{n}" for n, _ in tower.named_parameters() if _TEXT_GROUPS[name](n, last)]
+        if name in TEXT_GROUPS:
+            return self._tower_group(name)
         if name not in _GROUPS:
-            raise unknown("parameter group", name, [*_GROUPS, *_TEXT_GROUPS])
+            raise unknown("parameter group", name, [*_GROUPS, *TEXT_GROUPS])
         return [n for n in (f"unet.{p}" for p in self._parts.names("unet")) if _GROUPS[name](n)]
 
     @override
@@ -138,7 +148,3 @@ class UNetBackbone(PipelineBackbone):
                     found[f"unet.{name}"] = Attention(module.heads, q, k, v, out, name.split("_")[0])
             self._attentions = found
         return self._attentions
-
-    @override
-    def supports(self, capability: str) -> bool:
-        return capability == "cross-attention"

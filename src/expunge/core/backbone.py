@@ -38,7 +38,7 @@ class Conditioning:
     embeds: Float[Tensor, "b n d"]
     pooled: Float[Tensor, "b p"] | None = None
     mask: Tensor | None = None
-    tokens: Int[Tensor, "b n"] | None = None
+    tokens: Int[Tensor, "b m"] | None = None
     """Token ids, where the conditioning came from a prompt."""
     extra: dict[str, Tensor] = field(default_factory=dict)
     prompt: InjectedPrompt | None = None
@@ -72,12 +72,6 @@ class Conditioning:
         first, last = (c if keep else replace(c, tokens=None) for c in (self, other))
         second = iter(_tensors(last))
         return first.map(lambda t: torch.cat([t, next(second)]))
-
-    def told(self, embeds: Float[Tensor, "k n d"], tokens: Int[Tensor, "k n"]) -> "Conditioning":
-        """This conditioning with other words (one text, or one for each row) and no injected prompt."""
-        rows = len(self.embeds)
-        words = Conditioning(embeds=embeds, tokens=tokens).expand(rows)
-        return replace(self, embeds=words.embeds, tokens=words.tokens, prompt=None)
 
     def rows(self, index: Int[Tensor, "b"]) -> "Conditioning":
         """The rows ``index``, in that order; a row may be taken several times."""
@@ -211,7 +205,7 @@ class Backbone(ABC):
         finally:
             self._gates = {}
 
-    def _opened(self, cond: Conditioning, state: dict[str, Tensor] | None = None) -> dict[str, Float[Tensor, "b r"]]:
+    def _opened(self, cond: Conditioning, state: dict[str, Any] | None = None) -> dict[str, Float[Tensor, "b r"]]:
         """How far each row opens the attached adapters that have gates; read once a generation, where ``state`` is given."""
         found: dict[str, Tensor] = {}
         for edit in self.edits:
@@ -231,7 +225,7 @@ class Backbone(ABC):
         cond: Conditioning,
         null: Conditioning,
         scale: float,
-        state: dict[str, Tensor],
+        state: dict[str, Any],
     ) -> Guided:
         """Classifier-free guidance with every attached guidance edit: the only place where predictions are combined.
 

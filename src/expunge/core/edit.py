@@ -165,7 +165,7 @@ class Guidance(Edit):
         return cls(**fields)
 
     def conditioning(
-        self, backbone: "Backbone", cond: "Conditioning", null: "Conditioning", state: dict[str, Tensor]
+        self, backbone: "Backbone", cond: "Conditioning", null: "Conditioning", state: dict[str, Any]
     ) -> tuple["Conditioning", "Conditioning"]:
         """Change what the two halves of a guided pair are conditioned on; ``state`` lives for one generation."""
         return cond, null
@@ -226,5 +226,5 @@ class GuidedStep:
     predicted_cond: Float[Tensor, "b *chw"]
     predicted_null: Float[Tensor, "b *chw"]
     scale: float
-    state: dict[str, Tensor]
-    """Lives for one generation (SLD's momentum)."""
+    state: dict[str, Any]
+    """Lives for one generation (SLD's momentum, texts that were encoded)."""

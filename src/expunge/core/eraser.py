@@ -73,6 +73,8 @@ class Eraser(ABC):
     """Raised when the same settings begin to give another edit, so that stored results are not taken for its."""
     has_key: ClassVar[bool] = False
     """Whether the method makes a private key beside the edit."""
+    requires: ClassVar[Sequence[str]] = ()
+    """Capabilities that a model must have; see `Backbone.supports`."""
 
     def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[str]]:
         """Images it wants, by role (the target that they are for): a prompt for each.

@@ -212,21 +212,20 @@ class CA(Eraser):
 
 @final
 class _TokenRows:
-    """The rows of the token embedding that belong to the targets' words."""
+    """The rows of the token embeddings (of all CLIP text encoders) that belong to the targets' words."""
 
     def __init__(self, backbone: Backbone, task: Task) -> None:
-        (self.name,) = backbone.group("text-embedding")
         ids = backbone.tokenize([t.name for t in task.targets])
         words = {i for row, end in zip(ids, backbone.end(ids).tolist(), strict=True) for i in row[1:end].tolist()}
-        self.table = backbone.tensors([self.name])[self.name]
-        self.rows = torch.tensor(sorted(words), device=self.table.device)
+        self.tables = backbone.tensors(backbone.group("text-embedding"))
+        self.rows = torch.tensor(sorted(words), device=ids.device)
 
     def start(self) -> dict[str, Tensor]:
-        return {"rows": self.table[self.rows]}
+        return {name: table[self.rows] for name, table in self.tables.items()}
 
     def placed(self, learned: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The whole table with the learned rows in it."""
-        return {self.name: self.table.index_copy(0, self.rows, learned["rows"])}
+        """The whole tables with the learned rows in them."""
+        return {name: table.index_copy(0, self.rows, learned[name]) for name, table in self.tables.items()}
 
 
 class Resized(NamedTuple):

@@ -112,7 +112,7 @@ class Recovery(Key):
 
     @override
     def conditioning(
-        self, backbone: Backbone, cond: Conditioning, null: Conditioning, state: dict[str, Tensor]
+        self, backbone: Backbone, cond: Conditioning, null: Conditioning, state: dict[str, Any]
     ) -> tuple[Conditioning, Conditioning]:
         if "kpop" not in state:
             state["kpop"] = self._named(backbone, cond).to(cond.embeds.device)
@@ -172,6 +172,7 @@ class KPOP(Eraser):
         "2403.12326",
     )
     has_key: ClassVar[bool] = True
+    requires: ClassVar[Sequence[str]] = ("cross-attention",)
     neutral: str = "a photo"
     """What targets become when they name no anchor of their own, c_n."""
     goal: Literal["neutral", "esd"] = "neutral"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -25,14 +25,12 @@ class NegativePromptGuidance(Guidance):
 
     @override
     def conditioning(
-        self, backbone: Backbone, cond: Conditioning, null: Conditioning, state: dict[str, Tensor]
+        self, backbone: Backbone, cond: Conditioning, null: Conditioning, state: dict[str, Any]
     ) -> tuple[Conditioning, Conditioning]:
         if "negative-prompt" not in state:
             with torch.no_grad():
-                state["negative-prompt"] = backbone.tokenize([self.text])
-                state["negative-prompt embeds"] = backbone.encode(state["negative-prompt"]).embeds
-        away = Conditioning(embeds=state["negative-prompt embeds"], tokens=state["negative-prompt"])
-        return cond, away.expand(len(null.embeds))
+                state["negative-prompt"] = backbone.encode([self.text])
+        return cond, state["negative-prompt"].expand(len(null.embeds))
 
 
 @final

@@ -56,17 +56,15 @@ class SafetyGuidance(Guidance):
 
     @override
     def combine(self, backbone: Backbone, guided: Float[Tensor, "b *chw"], step: GuidedStep) -> Float[Tensor, "b *chw"]:
-        known, ids = f"{self.id} embeds", f"{self.id} tokens"
-        if known not in step.state:
+        text, built_up = f"{self.id} text", f"{self.id} momentum"
+        if text not in step.state:
             with torch.no_grad():
-                encoded = backbone.encode([self.text])
-            step.state[known], step.state[ids] = encoded.embeds, encoded.tokens  # pyright: ignore[reportArgumentType]
-        unsafe = step.null.told(step.state[known], step.state[ids])
-        e_safety = backbone.predict(step.x, step.t, unsafe)
-        momentum = step.state.get(f"{self.id} momentum", torch.zeros_like(guided))
+                step.state[text] = backbone.encode([self.text])
+        e_safety = backbone.predict(step.x, step.t, step.state[text])
+        momentum = step.state.get(built_up, torch.zeros_like(guided))
         away = self.away(step.predicted_null, step.predicted_cond, e_safety, momentum)
         beta = self.momentum_beta
-        step.state[f"{self.id} momentum"] = beta * momentum + (1 - beta) * away  # Eq. 7: builds up during warm-up, too
+        step.state[built_up] = beta * momentum + (1 - beta) * away  # Eq. 7: builds up during warm-up, too
         return guided if step.index < self.warmup else guided - step.scale * away
 
     def away(

@@ -1,7 +1,8 @@
 """Concept Semi-Permeable Membrane: one number's width of adapter a concept, which each prompt opens as far as it names it."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import ClassVar, final
 
 import torch
@@ -168,13 +169,19 @@ class _Membrane:
         """Latent anchors of an update, or the empty prompt in the place of the first ones of each point."""
         method = self.method
         generator = self.task.generator("spm anchors", self.number, index)
-        rows: list[Tensor] = []
+        empty = replace(self.null, tokens=None)
+        rows: list[Conditioning] = []
         for _ in range(points):
-            drawn = [
-                latent_anchor(self.concept.embeds[0], generator) for _ in range(method.anchors - method.empty_anchors)
-            ]
-            rows += [self.null.embeds[0]] * method.empty_anchors + drawn
-        return Conditioning(embeds=torch.stack(rows))
+            rows += [empty] * method.empty_anchors
+            rows += [self._anchor(generator) for _ in range(method.anchors - method.empty_anchors)]
+        return reduce(Conditioning.join, rows)
+
+    def _anchor(self, generator: torch.Generator) -> Conditioning:
+        """A latent anchor in the place of everything that the model reads of a text."""
+        concept = self.concept
+        embeds = latent_anchor(concept.embeds[0], generator)[None]
+        pooled = None if concept.pooled is None else latent_anchor(concept.pooled[0], generator)[None]
+        return replace(concept, embeds=embeds, pooled=pooled, tokens=None)
 
     def _edit(self, membranes: Sequence[Mapping[str, Tensor]]) -> Adapter:
         """All membranes so far, as the components of one adapter."""
@@ -190,7 +197,7 @@ class _Membrane:
         return {**earlier, **self.student.state("membrane"), "next": torch.tensor(following)}
 
 
-def latent_anchor(concept: Float[Tensor, "n d"], generator: torch.Generator) -> Float[Tensor, "n d"]:
+def latent_anchor(concept: Float[Tensor, "*nd"], generator: torch.Generator) -> Float[Tensor, "*nd"]:
     """A random direction, 0.8 to 1.2 times as long as ``concept``, taken with probability 1 - cosine to it (Sec. 3.2)."""
     wanted = concept.float().cpu().flatten()
     while True:

@@ -133,6 +133,11 @@ def prepared(
         ExpungeError: if folders are given to a method that wants no images.
     """
     check_targets(targets, list(retain))
+    for capability in eraser.requires:
+        if not backbone.supports(capability):
+            raise ExpungeError(
+                f"{type(eraser).__name__} needs {capability}, which {backbone.name} ({backbone.family}) has not"
+            )
     bare = Task(targets=targets, retain=retain, seed=seed, salt=salt)
     wanted, given = eraser.needs(targets), images or {}
     unwanted = [name for name in given if name not in wanted]

@@ -1,0 +1,196 @@
+"""Stable Diffusion 3: a transformer in which text and image attend to each other, trained to give the velocity of a flow."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Int, Real
+from torch import Tensor
+from typing_extensions import override
+
+from expunge.backbones.parts import quiet
+from expunge.backbones.pipeline import TEXT_GROUPS, Asked, PipelineBackbone
+from expunge.core.backbone import Attention, Conditioning
+from expunge.core.errors import ExpungeError, unknown
+
+T5_LENGTH = 256
+"""Tokens that the third text encoder reads."""
+_TEXT_STREAM = re.compile(r"\.attn\.(add_[qkv]_proj|to_add_out|norm_added_[qk])\.")
+_GROUPS: dict[str, Callable[[str], bool]] = {
+    "xattn": lambda n: _TEXT_STREAM.search(n) is not None,
+    "xattn-strict": lambda n: n.endswith((".attn.add_k_proj.weight", ".attn.add_v_proj.weight")),
+    "noxattn": lambda n: (
+        not (_TEXT_STREAM.search(n) or re.search(r"^transformer\.(norm_out|proj_out|time_text_embed)\.", n))
+    ),
+    "attn": lambda n: re.search(r"\.attn2?\.to_(q|k|v|out)\.", n) is not None,
+    "full": lambda n: True,
+}
+
+
+@final
+class StableDiffusion3(PipelineBackbone):
+    """Stable Diffusion 3 and 3.5: two CLIP text encoders, T5 where the model has it, and an MMDiT.
+
+    It has no cross-attention: ``xattn`` is here the text stream's part of the joint attention, ``xattn-strict`` its keys and
+    values, ``attn`` the image stream's part.
+    """
+
+    family = "sd3"
+    pipeline = "StableDiffusion3Pipeline"
+    parts = (
+        "transformer",
+        "vae",
+        "text_encoder",
+        "text_encoder_2",
+        "text_encoder_3",
+        "tokenizer",
+        "tokenizer_2",
+        "tokenizer_3",
+        "scheduler",
+    )
+    optional = ("text_encoder_3", "tokenizer_3")
+    denoiser = "transformer"
+    towers = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    clip_towers = ("text_encoder", "text_encoder_2")
+    capabilities = frozenset({"pooled", "flow"})
+
+    @override
+    @classmethod
+    def _check_pipeline(cls, pipe: Any) -> None:
+        wanted = [part for part in cls.parts if part not in cls.optional]
+        if not all(getattr(pipe, part, None) is not None for part in wanted):
+            raise ExpungeError(f"a {type(pipe).__name__} cannot be edited: expected a StableDiffusion3Pipeline")
+
+    # text -------------------------------------------------------------------------------------------------------------
+    @override
+    def encode(
+        self, prompts: Sequence[str] | Int[Tensor, "b n"], embeddings: Float[Tensor, "b n d"] | None = None
+    ) -> Conditioning:
+        """Encode prompts or CLIP's ids; ``embeddings`` take the place of CLIP's token embeddings, while T5 reads the words."""
+        ids = prompts if isinstance(prompts, Tensor) else self.tokenize(prompts)
+        first, second = self._read_two(ids, embeddings)
+        clip = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
+        t5 = self._t5(prompts)
+        clip = torch.nn.functional.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
+        return Conditioning(
+            embeds=torch.cat([clip, t5.to(clip)], 1),
+            pooled=torch.cat([first.text_embeds, second.text_embeds], -1),
+            tokens=ids if embeddings is None else None,
+        )
+
+    def _t5(self, prompts: Sequence[str] | Int[Tensor, "b n"]) -> Float[Tensor, "b m d"]:
+        tower, tokenizer = self._parts.get("text_encoder_3"), self._parts.get("tokenizer_3")
+        if tower is None:
+            width = self._parts.get("transformer").config.joint_attention_dim
+            return torch.zeros((len(prompts), T5_LENGTH, width), device=self.device)
+        words = prompts
+        if isinstance(prompts, Tensor):
+            words = self._parts.get("tokenizer").batch_decode(prompts, skip_special_tokens=True)
+        read = tokenizer(
+            list(words),
+            padding="max_length",
+            max_length=T5_LENGTH,
+            truncation=True,
+            add_special_tokens=True,
+            return_tensors="pt",
+        )
+        return tower(read.input_ids.to(self.device))[0]
+
+    # denoising --------------------------------------------------------------------------------------------------------
+    @override
+    def asked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Asked:
+        order = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
+        named = dict(zip(order, args, strict=False)) | kwargs
+        cond = Conditioning(embeds=named["encoder_hidden_states"], pooled=named["pooled_projections"])
+        return Asked(named["hidden_states"], named["timestep"], cond)
+
+    @override
+    def asking(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], cond: Conditioning
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        told = {"encoder_hidden_states": cond.embeds, "pooled_projections": cond.pooled}
+        order = ("hidden_states", "encoder_hidden_states", "pooled_projections")
+        here = tuple(told.get(name, value) for name, value in zip(order, args, strict=False))
+        rest = {name: value for name, value in told.items() if name not in order[: len(args)]}
+        return (*here, *args[len(here) :]), {**kwargs, **rest}
+
+    @override
+    def _ask(self, x: Float[Tensor, "b c h w"], t: Real[Tensor, "b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
+        return self._parts.get("transformer")(
+            hidden_states=x,
+            timestep=t,
+            encoder_hidden_states=cond.embeds,
+            pooled_projections=cond.pooled,
+            return_dict=False,
+        )[0]
+
+    # trajectories -----------------------------------------------------------------------------------------------------
+    @override
+    def timesteps(self, steps: int) -> list[float]:
+        return self._euler(steps).timesteps.tolist()
+
+    @override
+    def step_back(
+        self, x: Float[Tensor, "b c h w"], predicted: Float[Tensor, "b c h w"], t: int | float, steps: int
+    ) -> Float[Tensor, "b c h w"]:
+        """Euler's step along the flow: x moves by the velocity times the difference of the noise levels."""
+        times = self.timesteps(steps)
+        here = min(range(steps), key=lambda i: abs(times[i] - t))
+        levels = self._euler(steps).sigmas
+        return x + (levels[here + 1] - levels[here]).to(x) * predicted
+
+    def _euler(self, steps: int) -> Any:
+        if steps not in self._samplers:
+            from diffusers import FlowMatchEulerDiscreteScheduler
+
+            config = self._parts.get("scheduler").config
+            if not 1 <= steps <= config.num_train_timesteps:
+                raise ExpungeError(f"{steps} denoising steps: expected 1 to {config.num_train_timesteps}")
+            with quiet():
+                sampler: Any = FlowMatchEulerDiscreteScheduler.from_config(config)
+            sampler.set_timesteps(steps, device=self.device)
+            self._samplers[steps] = sampler
+        return self._samplers[steps]
+
+    @override
+    def add_noise(
+        self, latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Real[Tensor, "b"]
+    ) -> Float[Tensor, "b c h w"]:
+        """Latents at noise level t / 1000: a straight line from the image to the noise."""
+        level = (t.to(latents) / self.training_timesteps)[:, None, None, None]
+        return (1 - level) * latents + level * noise
+
+    @override
+    def truth(
+        self, latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Real[Tensor, "b"]
+    ) -> Float[Tensor, "b c h w"]:
+        return noise - latents
+
+    # anatomy ----------------------------------------------------------------------------------------------------------
+    @override
+    def group(self, name: str) -> list[str]:
+        if name in TEXT_GROUPS:
+            return self._tower_group(name)
+        if name not in _GROUPS:
+            raise unknown("parameter group", name, [*_GROUPS, *TEXT_GROUPS])
+        learned = (
+            f"transformer.{p}" for p in self._parts.names("transformer") if p != "pos_embed.pos_embed"
+        )  # a buffer
+        return [n for n in learned if _GROUPS[name](n)]
+
+    @override
+    def layers(self, name: str) -> list[str]:
+        if name != "transformer":
+            raise unknown("layer group", name, ["transformer"])
+        modules = self._parts.get("transformer").named_modules()
+        kinds = (torch.nn.Linear, torch.nn.Conv2d)
+        return [f"transformer.{n}" for n, m in modules if isinstance(m, kinds) and n.startswith("transformer_blocks.")]
+
+    @override
+    def text_inputs(self) -> list[str]:
+        return ["transformer.context_embedder.weight"]
+
+    @override
+    def attentions(self) -> dict[str, Attention]:
+        return {}

@@ -1,0 +1,70 @@
+"""Stable Diffusion XL: two text encoders, a pooled embedding, and the numbers that say how large an image is."""
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Int, Real
+from torch import Tensor
+from typing_extensions import override
+
+from expunge.backbones.parts import Folder
+from expunge.backbones.unet import UNetBackbone
+from expunge.core.backbone import Conditioning
+from expunge.core.errors import ExpungeError
+
+
+@final
+class StableDiffusionXL(UNetBackbone):
+    """Stable Diffusion XL's base model: text vectors of both encoders side by side, and the second one's pooled vector."""
+
+    family = "sdxl"
+    pipeline = "StableDiffusionXLPipeline"
+    parts = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+    towers = ("text_encoder", "text_encoder_2")
+    clip_towers = towers
+    capabilities = frozenset({"cross-attention", "pooled"})
+
+    @override
+    @classmethod
+    def _check_pipeline(cls, pipe: Any) -> None:
+        if not all(getattr(pipe, part, None) is not None for part in cls.parts):
+            raise ExpungeError(
+                f"a {type(pipe).__name__} cannot be edited: expected a StableDiffusionXLPipeline with both text encoders"
+            )
+
+    @override
+    def encode(
+        self, prompts: Sequence[str] | Int[Tensor, "b n"], embeddings: Float[Tensor, "b n d"] | None = None
+    ) -> Conditioning:
+        ids = prompts if isinstance(prompts, Tensor) else self.tokenize(prompts)
+        first, second = self._read_two(ids, embeddings)
+        height, width = self.image_size
+        told = torch.tensor([[height, width, 0, 0, height, width]], device=ids.device)
+        return Conditioning(
+            embeds=torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1),
+            pooled=second.text_embeds,
+            tokens=ids if embeddings is None else None,
+            extra={"time_ids": told.to(self.dtype).expand(len(ids), -1)},
+        )
+
+    @override
+    def unconditional(self) -> Conditioning:
+        """Zeros, unless the model's own configuration says that its empty prompt is read as other prompts are."""
+        parts = self._parts
+        config = parts.classes if isinstance(parts, Folder) else parts.get("config")
+        empty = self.encode([""])
+        if not config.get("force_zeros_for_empty_prompt", True):
+            return empty
+        return Conditioning(
+            embeds=torch.zeros_like(empty.embeds),
+            pooled=None if empty.pooled is None else torch.zeros_like(empty.pooled),
+            tokens=empty.tokens,
+            extra=empty.extra,
+        )
+
+    @override
+    def _ask(self, x: Float[Tensor, "b c h w"], t: Real[Tensor, "b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
+        added = {"text_embeds": cond.pooled, "time_ids": cond.extra["time_ids"]}
+        unet = self._parts.get("unet")
+        return unet(x, t, encoder_hidden_states=cond.embeds, added_cond_kwargs=added, return_dict=False)[0]

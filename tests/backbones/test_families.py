@@ -1,0 +1,167 @@
+"""Stable Diffusion XL and 3: the real classes at tiny random configurations, saved to disk and loaded with no network."""
+
+import pytest
+import torch
+
+import expunge
+from conftest import tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
+from expunge import backbones
+from expunge.core.catalog import Catalog
+from expunge.core.concept import Concept
+from expunge.core.errors import ExpungeError
+from expunge.core.query import Query
+from expunge.stages import erase
+from expunge.testing import check_eraser
+
+MAKERS = {
+    "sdxl": tiny_xl_pipeline,
+    "sdxl that reads its empty prompt": lambda: tiny_xl_pipeline(zeros=False),
+    "sd3": tiny_sd3_pipeline,
+    "sd3 without t5": lambda: tiny_sd3_pipeline(t5=False),
+}
+CALL = {"num_inference_steps": 3, "height": 16, "width": 16}
+SHORT = {"iterations": 3, "batch": 2, "lr": 1e-3, "sampling": {"sampling_steps": 4}}
+SETTINGS = {
+    "uce": {"anchor": "cat"},
+    "esd": SHORT,
+    "kpop": {**SHORT, "prompt_lr": 0.1, "k": 3},
+    "leco": SHORT,
+    "spm": {**SHORT, "warmup": 0},
+    "sld": {"warmup": 0},
+    "few-shot": {"lr": 1e-3},
+    "ca": {"anchor": "cat", "anchor_images": 3, "iterations": 3, "batch": 2, "lr": 1e-3},
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    places = {}
+    for name, make in MAKERS.items():
+        places[name] = tmp_path_factory.mktemp("family") / "model"
+        make().save_pretrained(places[name])
+    return places
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_generates_what_the_diffusers_pipeline_generates(saved, name):
+    ours = backbones.load(str(saved[name]))
+    assert ours.family == name.split()[0]
+    assert ours.image_size == (16, 16)
+    queries = [Query(prompt=p, seed=s, guidance=5.0, steps=3) for p, s in (("dog", 3), ("church", 4))]
+    generators = [torch.Generator().manual_seed(q.seed) for q in queries]
+    theirs = (
+        MAKERS[name]()([q.prompt for q in queries], generator=generators, guidance_scale=5.0, output_type="np", **CALL)
+    ).images
+    difference = ours.generate(queries).pixels.float() - torch.from_numpy(theirs) * 255
+    assert difference.abs().max() <= 1
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+@pytest.mark.parametrize("method", Catalog("erasers").entries())
+def test_every_eraser_keeps_its_promises_or_says_in_a_sentence_that_it_cannot(saved, name, method):
+    backbone = backbones.load(str(saved[name]))
+    eraser = erase.build(method, SETTINGS.get(method, {}), None)
+    missing = [c for c in eraser.requires if not backbone.supports(c)]
+    if missing:
+        with pytest.raises(ExpungeError, match=f"needs {missing[0]}, which .* has not"):
+            erase.run(backbone, method, eraser, [Concept(name="church")], [])
+        return
+    edit = check_eraser(eraser, backbone)
+    assert not edit.tensors() or all(n.startswith(("unet.", "transformer.", "text_encoder")) for n in edit.tensors())
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+@pytest.mark.parametrize("method", ["negative-prompt", "sld", "spm", "esd"])
+def test_reaches_a_pipeline_the_user_holds_and_leaves_it(saved, name, method):
+    pipe = MAKERS[name]()
+    ours = backbones.load(str(saved[name]))
+    call = {**CALL, "guidance_scale": 5.0, "output_type": "latent", "latents": ours.noise(5)}
+    plain = pipe("dog", **call).images
+    settings = {**SETTINGS.get(method, {}), **({"level": "max"} if method == "sld" else {})}
+    edit = expunge.erase(pipe, "church", method=method, settings=settings)
+    edit.attach(pipe)
+    theirs = pipe("dog", **call).images
+    with ours.attached([edit]):
+        expected = ours.generate([Query(prompt="dog", seed=5, guidance=5.0, steps=3)]).latents
+    assert torch.allclose(theirs, expected, atol=1e-3)
+    if method == "negative-prompt":
+        edit.detach(pipe)
+        assert torch.allclose(theirs, pipe("dog", negative_prompt="church", **call).images, atol=1e-4)
+        edit.attach(pipe)
+    assert not torch.allclose(theirs, plain, atol=1e-4)
+    edit.detach(pipe)
+    assert torch.equal(pipe("dog", **call).images, plain)
+
+
+def test_a_trajectory_of_the_flow_ends_where_the_pipeline_s_does(saved):
+    ours = backbones.load(str(saved["sd3"]))
+    x = ours.noise(5)
+    with torch.no_grad():
+        cond, null = ours.encode(["dog"]), ours.unconditional()
+        for index, t in enumerate(ours.timesteps(3)):
+            x = ours.step_back(x, ours.guided(x, t, index, cond, null, 5.0, {}).combined, t, 3)
+    assert torch.allclose(x, ours.generate([Query(prompt="dog", seed=5, guidance=5.0, steps=3)]).latents, atol=1e-5)
+
+
+def test_the_flow_s_noise_and_truth_are_a_straight_line(saved):
+    ours = backbones.load(str(saved["sd3"]))
+    x0, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+    here, further = (ours.add_noise(x0, noise, torch.tensor([t, t])) for t in (300, 500))
+    assert torch.allclose(here, 0.7 * x0 + 0.3 * noise, atol=1e-6)
+    assert torch.allclose(further - here, 0.2 * ours.truth(x0, noise, torch.tensor([300, 300])), atol=1e-6)
+
+
+def test_ids_one_hot_rows_and_given_embeddings_encode_alike(saved):
+    for name in ("sdxl", "sd3"):
+        ours = backbones.load(str(saved[name]))
+        ids = ours.tokenize(["a dog", ""])
+        words, by_ids = ours.encode(["a dog", ""]), ours.encode(ids)
+        soft = ours.embed(torch.nn.functional.one_hot(ids, len(ours.components()["tokenizer"])).float())
+        assert torch.allclose(soft, ours.embed(ids), atol=1e-5)
+        assert torch.allclose(words.embeds, by_ids.embeds, atol=1e-5)
+        given = soft.clone().requires_grad_()
+        spliced = ours.encode(ids, given)
+        if (
+            name == "sdxl"
+        ):  # whose second encoder pads with another word than the first: the rows stand for all of a text
+            real = torch.arange(ids.shape[1])[None] <= ours.end(ids)[:, None]
+            assert torch.allclose(spliced.embeds[real][:, :32], words.embeds[real][:, :32], atol=1e-5)
+        assert torch.allclose(spliced.pooled, words.pooled, atol=1e-4)
+        (gradient,) = torch.autograd.grad(spliced.embeds.sum() + spliced.pooled.square().sum(), given)
+        assert gradient.abs().sum() > 0
+
+
+def test_groups_of_the_transformer(saved):
+    ours = backbones.load(str(saved["sd3"]))
+    every = ours.group("full")
+    text = {n for n in every if "attn.add_" in n or "to_add_out" in n}
+    assert set(ours.group("xattn")) == text
+    assert len(text) >= 2 * 7
+    assert {n.rsplit(".", 2)[1] for n in ours.group("xattn-strict")} == {"add_k_proj", "add_v_proj"}
+    assert not text & set(ours.group("noxattn"))
+    assert not any(p in n for n in ours.group("noxattn") for p in ("time_text_embed", "transformer.proj_out"))
+    assert {n.split(".attn.")[1].split(".")[0] for n in ours.group("attn")} == {"to_q", "to_k", "to_v", "to_out"}
+    (reads,) = ours.tensors(ours.text_inputs()).values()
+    assert reads.shape == (32, 96)
+    with pytest.raises(ExpungeError, match="unknown parameter group"):
+        ours.group("selfattn")
+
+
+def test_a_model_of_another_family_is_refused_in_a_line(saved, tmp_path):
+    import json
+    import shutil
+
+    wrong = tmp_path / "wrong"
+    shutil.copytree(saved["sdxl"], wrong)
+    index = json.loads((wrong / "model_index.json").read_text())
+    (wrong / "model_index.json").write_text(json.dumps({**index, "_class_name": "StableDiffusionPipeline"}))
+    with pytest.raises(ExpungeError, match="holds the UNet of Stable Diffusion XL"):
+        backbones.load(str(wrong))
+    (wrong / "model_index.json").write_text(json.dumps({**index, "_class_name": "FluxPipeline"}))
+    with pytest.raises(ExpungeError, match="holds a FluxPipeline: expected one of StableDiffusionPipeline"):
+        backbones.load(str(wrong))
+    edit = expunge.erase(tiny_pipeline(), "church", settings={"anchor": "cat"})
+    with pytest.raises(ExpungeError, match="edit"):
+        edit.attach(tiny_xl_pipeline())
+    assert backbones.kind_of(str(saved["sdxl"])) == "sdxl"
+    assert backbones.kind_of(str(saved["sd3"])) == "sd3"
