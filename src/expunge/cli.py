@@ -578,6 +578,8 @@ def show(argv: list[str]) -> None:
 class List:
     """List erasers, attacks, metrics, judges and concept sets."""
 
+    families: bool = False
+    """Show which erasers work on which model families instead."""
     json: bool = False
     """Print one JSON object instead of text."""
 
@@ -587,6 +589,11 @@ def list_(argv: list[str]) -> None:
     options = parse(List, argv, "expunge list")
     from expunge.core.catalog import KINDS, Catalog
 
+    if options.families:
+        from expunge.stages.erase import families, families_table
+
+        Talk(json=options.json).result(families(), families_table())
+        return
     found = {kind: list(Catalog(kind).entries().values()) for kind in KINDS}
     sets = sorted(p.stem for p in (Path(__file__).parent / "testbed" / "concepts").glob("*.toml"))
     content: dict[str, Any] = {
