@@ -1,0 +1,86 @@
+"""The command line. Each command is a dataclass of options; what is heavy is imported by the command that needs it."""
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+from expunge.cli.look import list_, show
+from expunge.cli.options import say
+from expunge.cli.plans import bench, clean
+from expunge.cli.work import demo, erase, export, generate, measure, recover
+from expunge.core.errors import ExpungeError, ExpungeWarning, unknown
+
+COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
+    "demo": ("erase a concept from the model in the box, and show it", demo),
+    "erase": ("remove concepts: METHOD --target WORDS --out FOLDER", erase),
+    "generate": ("make images with a model and its edits", generate),
+    "measure": ("measure a folder of images: METRIC --images FOLDER", measure),
+    "recover": ("give an erased model a concept back with its private key", recover),
+    "bench": ("run a plan: a grid of methods, concepts and seeds", bench),
+    "clean": ("show what finished jobs take on disk, and free it", clean),
+    "export": ("write the edited model as a plain diffusers folder", export),
+    "show": ("show what an edit file holds and how it was made", show),
+    "list": ("list erasers, attacks, metrics, judges and concept sets", list_),
+}
+
+
+def usage() -> str:
+    """The text of ``expunge --help``."""
+    rows = "\n".join(f"  {name:10} {what}" for name, (what, _) in COMMANDS.items())
+    return (
+        "expunge removes concepts from text-to-image diffusion models, and shows what was removed and what was kept.\n\n"
+        f"usage: expunge COMMAND [options]\n\ncommands:\n{rows}\n\nexpunge COMMAND --help lists a command's options."
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for bad input, 130 for Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+        warnings.showwarning = lambda message, category, *more, **named: (
+            sys.stderr.write(f"expunge: warning: {message}\n")
+            if issubclass(category, ExpungeWarning)
+            else shown(message, category, *more, **named)
+        )
+        return _run(argv)
+
+
+def _run(argv: list[str]) -> int:
+    """One command, with its errors turned into exit codes."""
+    try:
+        if not argv or argv[0] in ("-h", "--help"):
+            say(usage())
+            return 0
+        if argv[0] == "--version":
+            from importlib.metadata import version
+
+            say(f"expunge {version('expunge')}")
+            return 0
+        if argv[0] not in COMMANDS:
+            raise unknown("command", argv[0], COMMANDS)
+        COMMANDS[argv[0]][1](argv[1:])
+    except ExpungeError as error:
+        sys.stderr.write("expunge: " + " ".join(str(error).split()) + "\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("expunge: interrupted\n")
+        return 130
+    return 0
+
+
+def entry() -> None:
+    """What the ``expunge`` script runs."""
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    if code == 130:
+        # An interrupt that passed through an extension module's own exec() makes CPython end by the signal even when it
+        # was handled; everything is written and closed by now, so leave at once with the code that was promised.
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -1,0 +1,202 @@
+"""What commands share: options, how they are parsed, and how results are told."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
+
+from expunge.core.errors import ExpungeError
+
+if TYPE_CHECKING:
+    from expunge.core.backbone import Backbone
+    from expunge.core.concept import Part
+    from expunge.core.edit import Edit
+    from expunge.core.query import Query
+
+Words = UseAppendAction[tuple[str, ...]]
+Paths = UseAppendAction[tuple[Path, ...]]
+
+
+def say(text: str) -> None:
+    """A line of result on standard output."""
+    sys.stdout.write(text + "\n")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """Which model, and how to run it."""
+
+    model: str = "testbed"
+    """`testbed`, a local diffusers folder, or a hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    device: str = "cpu"
+    """`cpu`, `cuda`, `cuda:0`, `mps` (GPU untested)."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Precision of the weights while they run."""
+
+    def open(self) -> "Backbone":
+        """Load the model."""
+        from expunge import backbones
+
+        return backbones.load(self.model, device=self.device, dtype=self.dtype, revision=self.revision)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Talk:
+    """How to report."""
+
+    json: bool = False
+    """Print one JSON object instead of text."""
+    quiet: bool = False
+    """Print nothing but errors."""
+
+    def result(self, content: dict[str, Any], text: str) -> None:
+        """Print a result in the form asked for."""
+        if self.json:
+            say(json.dumps(content, sort_keys=True))
+        elif not self.quiet:
+            say(text)
+
+    def tell(self, line: str) -> None:
+        """Say on standard error what begins, unless it would disturb."""
+        if not (self.quiet or self.json):
+            sys.stderr.write(f"{line}\n")
+
+    @contextlib.contextmanager
+    def progress(self, title: str, total: int) -> Iterator[Callable[[int], None] | None]:
+        """A progress bar on standard error, unless it would disturb."""
+        if self.quiet or self.json or not sys.stderr.isatty():
+            yield None
+            return
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True)) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda n: bar.advance(task, n)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Images:
+    """Which images, how they are sampled, and where they go."""
+
+    count: int = 4
+    """Images for each prompt."""
+    seed: int | None = None
+    """First seed; the concept set's own if one is given, or 0."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance; the model's own if not given."""
+    steps: int | None = None
+    """Denoising steps; the model's own if not given."""
+    batch: int | None = None
+    """Images at a time; the model's own if not given."""
+    out: Path
+    """Folder for the images."""
+    overwrite: bool = False
+    """Replace an existing folder."""
+    model: OmitArgPrefixes[Model] = dataclasses.field(default_factory=Model)
+    talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
+
+    def asked(
+        self, backbone: "Backbone", prompts: Words = (), concepts: Words = (), part: "Part | None" = None
+    ) -> "list[Query]":
+        """Queries for prompts, for concepts in the model's own template, and for a part of a concept set."""
+        from expunge.core.query import queries
+        from expunge.stages import generate as stage
+        from expunge.stages import presets
+
+        guidance, steps = presets.generation(backbone)
+        guidance = guidance if self.guidance is None else self.guidance
+        steps = steps if self.steps is None else self.steps
+        if steps < 1 or self.count < 1:
+            raise ExpungeError(f"steps {steps} and count {self.count}: expected both to be 1 or more")
+        template = presets.prompt(backbone)
+        wanted: list[tuple[str, str | None]] = [(p, None) for p in prompts]
+        wanted += [(stage.fill(template, c), c) for c in concepts]
+        wanted += [] if part is None else list(part.prompts)
+        first = part.seed if self.seed is None and part is not None else self.seed or 0
+        return queries(wanted, self.count, first, guidance, steps)
+
+    def make(self, backbone: "Backbone", edits: "list[Edit]", queries: "list[Query]", title: str, **how: Any) -> None:
+        """Generate into the folder, with a progress bar; ``how`` goes to the stage."""
+        from expunge.stages import generate as stage
+
+        with self.talk.progress(title, len(queries)) as advance:
+            made = {"batch": self.batch, "overwrite": self.overwrite, "on_batch": advance}
+            stage.to_folder(backbone, edits, queries, self.out, **made, **how)
+        self.talk.result({"folder": str(self.out), "images": len(queries)}, f"{self.out}: {len(queries)} images")
+
+
+def parse(cls: Any, argv: list[str], prog: str) -> Any:
+    """Parse ``argv`` into ``cls``; a mistake becomes one line.
+
+    Raises:
+        ExpungeError: with the parser's complaint, or "did you mean" for an unknown option.
+    """
+    if "--help" in argv or "-h" in argv:
+        return tyro.cli(cls, args=argv, prog=prog)
+    complaint = io.StringIO()
+    with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(complaint):
+        try:
+            parsed, extra = tyro.cli(cls, args=argv, prog=prog, return_unknown_args=True, console_outputs=True)
+        except SystemExit as stop:
+            text = re.sub(r"\x1b\[[0-9;]*m|[^\x00-\x7f]|[+|]", " ", complaint.getvalue())
+            text = re.sub(r"-{4,}", " ", text)
+            line = " ".join(text.split()).split(" For full helptext")[0].split(" Argument helptext")[0]
+            raise ExpungeError(f"{prog}: {line or 'bad options'} (see {prog} --help)") from stop
+    if extra:
+        known = _flags(cls)
+        near = difflib.get_close_matches(extra[0], known, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"see {prog} --help"
+        raise ExpungeError(f"{prog}: unknown option '{extra[0]}': {hint}")
+    return parsed
+
+
+def parse_with(settings: Any, name: str, options: type, argv: list[str], prog: str) -> Any:
+    """Parse a plug-in's settings (from the values of ``settings`` on) together with a command's options."""
+    cls = type(settings)
+    described = OmitArgPrefixes[Annotated[cls, arg(help=f"Settings of {name}.")]]
+    both = dataclasses.make_dataclass(
+        "Options",
+        [
+            ("settings", described, dataclasses.field(default_factory=lambda: settings)),
+            ("options", OmitArgPrefixes[options]),
+        ],
+        kw_only=True,
+    )
+    both.__doc__ = (cls.__doc__ or "").split("\n")[0]
+    return parse(both, argv, prog)
+
+
+def lenient(cls: type, argv: list[str]) -> Any:
+    """Parse what belongs to ``cls``, whatever else there is; its defaults if that fails."""
+    if "--help" in argv or "-h" in argv:
+        argv = [a for a in argv if a not in ("--help", "-h")]
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            return tyro.cli(cls, args=argv, return_unknown_args=True, add_help=False)[0]
+        except SystemExit:
+            return cls()
+
+
+def _flags(cls: Any) -> list[str]:
+    """All option names of a dataclass of options, nested ones included."""
+    found: list[str] = []
+    for field in dataclasses.fields(cls):
+        kind = getattr(field.type, "__origin__", field.type) if not isinstance(field.type, type) else field.type
+        inner = getattr(field.type, "__args__", (kind,))[0] if not isinstance(field.type, type) else field.type
+        if dataclasses.is_dataclass(inner):
+            found += _flags(inner)
+        else:
+            found.append("--" + field.name.replace("_", "-"))
+    return found

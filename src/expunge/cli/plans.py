@@ -1,0 +1,166 @@
+"""The commands about plans: bench and clean."""
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
+
+from expunge.cli.options import Talk, parse
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Run a plan: a grid of methods, concepts and seeds. Started again, it goes on where it was."""
+
+    plan: Positional[Path]
+    """A TOML plan; see docs/plans.md."""
+    dry_run: bool = False
+    """List the jobs, alike ones together, with the evaluations and minutes they should take, and run none."""
+    changed: bool = False
+    """Accept that the plan's text has changed since its results were begun."""
+    store: Path = Path("runs/store")
+    """Folder of finished jobs, shared by all plans."""
+    out: Path | None = None
+    """Folder for records, summary and table; runs/bench/NAME if not given."""
+    talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
+
+
+def bench(argv: list[str]) -> None:
+    """``expunge bench PLAN``."""
+    options = parse(Bench, argv, "expunge bench")
+    from expunge.stages import bench as stage
+    from expunge.stages.plan import read_plan
+
+    plan = read_plan(options.plan)
+    if options.dry_run:
+        _dry_run(plan, options)
+        return
+    out = options.out or Path("runs/bench") / options.plan.stem
+    with _live(options.talk) as show:
+        rows = stage.run(plan, options.store, out, changed=options.changed, on_progress=show)
+    options.talk.result({"folder": str(out), "summary": rows}, f"{stage.table(rows)}{out}: records.jsonl, table.md")
+
+
+def _dry_run(plan: Any, options: Bench) -> None:
+    """The jobs of a plan, whether they are done, and what the others should take."""
+    from expunge.stages import bench as stage
+    from expunge.stages import jobs
+    from expunge.stages.plan import Planner, flattened
+
+    planner = Planner(plan)
+    measurements = planner.planned()
+    todo = {p.key for p in stage.waiting(measurements, options.store)}
+    rate = stage.speed(planner, options.store)
+    rows = [
+        {
+            "key": p.key[:12],
+            "room": p.job["room"],
+            "what": _what(p.job),
+            "done": jobs.result(p.job, options.store) is not None,
+            "waiting": p.key in todo,
+            "equivalents": p.cost.equivalents,
+            "minutes": round(p.cost.equivalents / rate / 60, 2),
+        }
+        for p in flattened(measurements)
+    ]
+    left = [r for r in rows if r["waiting"]]
+    total = {
+        "jobs": len(rows),
+        "waiting": len(left),
+        "equivalents": sum(r["equivalents"] for r in left),
+        "minutes": round(sum(r["minutes"] for r in left), 1),
+    }
+    alike: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for r in rows:
+        state = "done" if r["done"] else "to do" if r["waiting"] else "not needed"
+        alike.setdefault((r["room"], state, r["what"]), []).append(r)
+    lines = [
+        f"{len(found):>4} x {room:9} {state:10} {sum(r['equivalents'] for r in found):>10,} forwards "
+        f"{sum(r['minutes'] for r in found):>7.1f} min  {what}"
+        for (room, state, what), found in alike.items()
+    ]
+    lines.append(
+        f"{total['waiting']} of {total['jobs']} jobs to do: {total['equivalents']:,} forward-equivalents, "
+        f"about {total['minutes']:.0f} minutes"
+    )
+    options.talk.result({"rows": rows, "total": total}, "\n".join(lines))
+
+
+def _what(job: Any) -> str:
+    """A job in a few words."""
+    if job["room"] in ("erase", "memory"):
+        kept = f", retaining {len(job['retain'])}" if job["retain"] else ""
+        return f"{job['eraser']} seed {job['seed']}{kept}: {', '.join(job['targets'])}"
+    if job["room"] == "generate":
+        about = f" with key ({job['control']})" if job["control"] else " edited" if job["edits"] else " original"
+        return f"{len(job['prompts'])} prompts x {job['count']}{about}"
+    return str(job["metric"])
+
+
+@contextlib.contextmanager
+def _live(talk: Talk) -> Iterator[Callable[[Any], None] | None]:
+    """A live table of where a plan stands on a terminal, a line a job elsewhere, nothing if it would disturb."""
+    if talk.quiet or talk.json:
+        yield None
+        return
+    start = time.monotonic()
+
+    def row(now: Any) -> list[str]:
+        job = "finished" if now.job is None else f"{now.job.method} {now.job.split} {_what(now.job.job)}".strip()
+        minutes = (time.monotonic() - start) / 60
+        return [f"{now.done}/{now.total}", job, f"{now.equivalents_left:,}", f"{minutes:.1f}"]
+
+    if not sys.stderr.isatty():
+
+        def tell(now: Any) -> None:
+            sys.stderr.write("{0} jobs, {2} forwards left, {3} min: {1}\n".format(*row(now)))
+
+        yield tell
+        return
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
+
+    with Live(console=Console(stderr=True)) as live:
+
+        def show(now: Any) -> None:
+            drawn = Table("jobs", "now", "forwards left", "minutes")
+            drawn.add_row(*row(now))
+            live.update(drawn)
+
+        yield show
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clean:
+    """Show what finished jobs take on disk, and free it."""
+
+    room: UseAppendAction[tuple[Literal["erase", "memory", "generate", "measure", "leftovers"], ...]] = ()
+    """What to delete: edits, counts of memory, images, measurements, or what killed runs left; repeat for several.
+
+    Nothing if not given.
+    """
+    store: Path = Path("runs/store")
+    """Folder of finished jobs."""
+    talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
+
+
+def clean(argv: list[str]) -> None:
+    """``expunge clean``."""
+    options = parse(Clean, argv, "expunge clean")
+    from expunge.stages import bench as stage
+
+    freed = stage.clean(options.store, options.room) if options.room else 0
+    left = stage.disk(options.store)
+    lines = [f"{room:10} {r.jobs:>6} jobs {r.bytes / 1e6:>10.1f} MB" for room, r in left.items()]
+    if options.room:
+        lines.append(f"freed {freed / 1e6:.1f} MB")
+    options.talk.result(
+        {"freed_bytes": freed, "rooms": {room: r._asdict() for room, r in left.items()}},
+        "\n".join(lines) or f"{options.store}: nothing",
+    )

@@ -1,0 +1,270 @@
+"""The commands that make something: erase, generate, recover, measure, export, demo."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import OmitArgPrefixes, arg
+
+from expunge.cli.options import Images, Model, Paths, Talk, Words, lenient, parse, parse_with, say
+from expunge.core.errors import ExpungeError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Erase:
+    """Remove concepts: writes edit.safetensors."""
+
+    target: Words
+    """A concept to remove, in words; repeat for several."""
+    retain: Words = ()
+    """A concept to keep, in words; repeat for several."""
+    out: Path
+    """Folder for edit.safetensors (and key.safetensors, for a method with a private key)."""
+    images: Words = ()
+    """Folder of images for a method that wants some (the model makes them otherwise); TARGET=FOLDER for several targets."""
+    on: Paths = ()
+    """An edit the model already carries; repeat in order."""
+    preset: bool = True
+    """Start from the settings found for this kind of model, where there are any; otherwise the paper's."""
+    seed: int = 0
+    """Seed of whatever the method draws."""
+    overwrite: bool = False
+    """Replace an existing edit."""
+    model: OmitArgPrefixes[Model] = dataclasses.field(default_factory=Model)
+    talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
+
+
+def erase(argv: list[str]) -> None:
+    """``expunge erase METHOD …``."""
+    from expunge.core.catalog import Catalog
+
+    if not argv or argv[0] in ("-h", "--help"):
+        rows = "\n".join(f"  {e.name:18} {e.summary}" for e in Catalog("erasers").entries().values())
+        say(f"usage: expunge erase METHOD --target WORDS --out FOLDER [options]\n\nmethods:\n{rows}\n\n"
+            "expunge erase METHOD --help lists a method's settings.")  # fmt: skip
+        return
+    method, rest = argv[0], argv[1:]
+    from expunge import backbones
+    from expunge.stages import erase as stage
+    from expunge.stages import presets
+
+    kind = backbones.kind_of(lenient(Model, rest).model)
+    use = {} if "--no-preset" in rest else presets.eraser(method, kind)
+    start = stage.build(method, use, None)
+    parsed = parse_with(start, method, Erase, rest, f"expunge erase {method}")
+    options: Erase = parsed.options
+    with options.talk.progress(f"erasing with {method}", getattr(parsed.settings, "iterations", 1)) as advance:
+        done = stage.to_folder(
+            options.model.open(),
+            method,
+            parsed.settings,
+            stage.concepts(options.target),
+            list(options.retain),
+            options.out,
+            attached=options.on,
+            images=_image_folders(options.images, options.target),
+            seed=options.seed,
+            overwrite=options.overwrite,
+            on_step=None if advance is None else lambda _: advance(1),
+        )
+    cost = done.edit.provenance.cost.equivalents if done.edit.provenance else 0
+    note = f"preset {use} for {kind}; " if use else ""
+    options.talk.result(
+        {
+            "edit": str(done.path),
+            "key": None if done.key is None else str(done.key),
+            "id": done.edit.id,
+            "seconds": done.seconds,
+            "forward_equivalents": cost,
+            "preset": use,
+        },
+        f"{done.path}: {', '.join(options.target)} removed by {method} ({note}{done.seconds:.1f} s, cost {cost} forwards)"
+        + ("" if done.key is None else f"\n{done.key}: the private key, which brings it back (keep it to yourself)"),
+    )
+
+
+def _image_folders(given: Sequence[str], targets: Sequence[str]) -> dict[str, Path]:
+    """Folders by target, from FOLDER or TARGET=FOLDER."""
+    from expunge.core.errors import ExpungeError
+    from expunge.stages.erase import concepts, folders
+
+    parts = [word.partition("=") for word in given]
+    named = {name: path for name, sign, path in parts if sign and name in targets}
+    bare = [word for word in given if word.partition("=")[0] not in named]
+    if len(bare) > 1 or (bare and named):
+        raise ExpungeError(f"images '{bare[0]}' beside others: expected one folder, or TARGET=FOLDER for each target")
+    return folders(bare[0] if bare else named, concepts(targets))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Make images with a model and its edits: a folder with metadata.jsonl (imagefolder layout)."""
+
+    prompt: Words = ()
+    """A prompt; repeat for several."""
+    concept: Words = ()
+    """A concept, put into the model's own template and written down as the label; repeat for several."""
+    set: str | None = None
+    """A concept set: its name (see `expunge list`), or a TOML file."""
+    part: Literal["dev", "test"] = "test"
+    """Part of the concept set."""
+    edit: Paths = ()
+    """An edit.safetensors to attach; repeat in order."""
+    strength: float = 1.0
+    """Strength of weights edits: 0 is nothing, 1 the edit as made."""
+    any_base: bool = False
+    """Attach edits that were made for another base."""
+    images: OmitArgPrefixes[Images]
+
+
+def generate(argv: list[str]) -> None:
+    """``expunge generate …``."""
+    options = parse(Generate, argv, "expunge generate")
+    from expunge.store import check_new, load_edit, read_set
+    from expunge.testbed import CONCEPTS
+
+    images = options.images
+    check_new(images.out, images.overwrite)
+    edits = [load_edit(path) for path in options.edit]
+    backbone = images.model.open()
+    part = None if options.set is None else read_set(options.set, CONCEPTS).part(options.part)
+    asked = images.asked(backbone, options.prompt, options.concept, part)
+    how = {
+        "split": "none" if part is None else options.part,
+        "strength": options.strength,
+        "any_base": options.any_base,
+    }
+    images.make(backbone, edits, asked, "generating", **how)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recover:
+    """Give an erased model a concept back with its private key: makes images as `expunge generate` does."""
+
+    edit: Paths
+    """The edit.safetensors the key belongs to, after any it was made on; repeat in order."""
+    key: Path
+    """The key.safetensors that was written beside it."""
+    concept: Words = ()
+    """A concept to bring back; all of the key's if not given."""
+    control: Literal["own", "random", "other"] = "own"
+    """Its own prompts, random ones of the same norms, or each concept with the next one's."""
+    images: OmitArgPrefixes[Images]
+
+
+def recover(argv: list[str]) -> None:
+    """``expunge recover …``."""
+    options = parse(Recover, argv, "expunge recover")
+    from expunge.core.edit import Key
+    from expunge.store import check_new, load_edit
+
+    images = options.images
+    check_new(images.out, images.overwrite)
+    edits = [load_edit(path) for path in options.edit]
+    key = load_edit(options.key)
+    if not isinstance(key, Key):
+        raise ExpungeError(
+            f"'{options.key}' is a {key.kind} edit: expected the key.safetensors of an erasure that made one"
+        )
+    for concept in options.concept:
+        key.only_for(concept)  # refuses a concept that it does not hold
+    wrong = {"random": lambda: key.random(images.seed or 0), "other": key.rotated}
+    held = wrong[options.control]() if options.control in wrong else key
+    backbone = images.model.open()
+    asked = images.asked(backbone, concepts=options.concept or tuple(key.concepts))
+    images.make(backbone, [*edits, held], asked, "recovering", split="none", control=options.control)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measure:
+    """Measure a folder of images: prints records, and adds them to a file."""
+
+    images: Annotated[Path, arg(aliases=["-i"])]
+    """Folder made by `expunge generate`."""
+    target: Words = ()
+    """A concept that should be gone; the edits' own targets if not given."""
+    retain: Words = ()
+    """A concept that should have stayed; every other label in the folder if not given."""
+    out: Path | None = None
+    """A .jsonl file to add the records to."""
+    talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
+
+
+def measure(argv: list[str]) -> None:
+    """``expunge measure METRIC …``."""
+    from expunge.core.catalog import Catalog
+
+    catalog = Catalog("metrics")
+    if not argv or argv[0] in ("-h", "--help"):
+        rows = "\n".join(f"  {e.name:18} {e.summary}" for e in catalog.entries().values())
+        say(f"usage: expunge measure METRIC --images FOLDER [options]\n\nmetrics:\n{rows}")
+        return
+    name, rest = argv[0], argv[1:]
+    cls = catalog.load(name)
+    parsed = parse_with(cls(), name, Measure, rest, f"expunge measure {name}")
+    options: Measure = parsed.options
+    from expunge.stages import measure as stage
+    from expunge.store import write_records
+
+    records = stage.measure(parsed.settings, name, options.images, options.target or None, options.retain or None)
+    if options.out is not None:
+        write_records(options.out, records, append=True)
+    lines = [f"{r.metric:24} {r.value:6.1f} {r.unit} [{r.low:.1f}, {r.high:.1f}]  n = {r.n}" for r in records]
+    options.talk.result({"records": [r.as_json() for r in records]}, "\n".join(lines))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a model with its edits fused as a plain diffusers folder."""
+
+    edit: Paths = ()
+    """An edit.safetensors to fuse; repeat in order."""
+    out: Path
+    """Folder for the model."""
+    any_base: bool = False
+    """Fuse edits that were made for another base."""
+    overwrite: bool = False
+    """Replace an existing folder."""
+    model: OmitArgPrefixes[Model] = dataclasses.field(default_factory=Model)
+    talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
+
+
+def export(argv: list[str]) -> None:
+    """``expunge export …``."""
+    options = parse(Export, argv, "expunge export")
+    from expunge.stages import export as stage
+    from expunge.store import check_new, load_edit
+
+    check_new(options.out, options.overwrite)
+    edits = [load_edit(path) for path in options.edit]
+    out = stage.to_folder(
+        options.model.open(), edits, options.out, any_base=options.any_base, overwrite=options.overwrite
+    )
+    options.talk.result({"folder": str(out)}, f"{out}: load it with StableDiffusionPipeline.from_pretrained")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Erase a concept from the testbed with KPOP, give it back with the key, show all on equal seeds, and measure."""
+
+    target: str = "church"
+    """The concept to erase."""
+    out: Path = Path("runs/demo")
+    """Folder for edit.safetensors, key.safetensors, compare.png and records.jsonl."""
+    count: int = 10
+    """Images for each of the ten objects."""
+    overwrite: bool = True
+    """Replace what an earlier demo left."""
+    talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
+
+
+def demo(argv: list[str]) -> None:
+    """``expunge demo``."""
+    options = parse(Demo, argv, "expunge demo")
+    from expunge.stages import demo as stage
+
+    done = stage.run(options.target, options.out, options.count, options.overwrite, options.talk.tell)
+    options.talk.result(
+        {"folder": str(options.out), "records": [r.as_json() for r in done]}, stage.table(options.out, done)
+    )
