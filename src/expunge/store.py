@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 import tomllib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -231,8 +231,16 @@ def image_name(row: int, query: Query) -> str:
     return f"{row:05d}-{words}-{query.seed}.png"
 
 
-def write_images(folder: Path, queries: Sequence[Query], batches: Iterable[UInt8[Tensor, "b H W 3"]]) -> None:
-    """Write images and their ``metadata.jsonl`` (the Hugging Face *imagefolder* layout) into an existing folder."""
+def write_images(
+    folder: Path,
+    queries: Sequence[Query],
+    batches: Iterable[UInt8[Tensor, "b H W 3"]],
+    notes: Callable[[int], dict[str, Any]] = lambda row: {},
+) -> None:
+    """Write images and their ``metadata.jsonl`` (the Hugging Face *imagefolder* layout) into an existing folder.
+
+    ``notes`` gives what else to write in the line of an image that has just come.
+    """
     waiting = enumerate(queries)
     with (folder / "metadata.jsonl").open("w") as lines:
         for batch in batches:
@@ -240,7 +248,17 @@ def write_images(folder: Path, queries: Sequence[Query], batches: Iterable[UInt8
                 row, query = next(waiting)
                 name = image_name(row, query)
                 Image.fromarray(pixels).save(folder / name)
-                lines.write(json.dumps({"file_name": name, **asdict(query)}) + "\n")
+                lines.write(json.dumps({"file_name": name, **asdict(query), **notes(row)}) + "\n")
+
+
+def copy_images(folder: Path, names: Sequence[str], place: Path) -> None:
+    """Copy images of a folder, and their lines of its ``metadata.jsonl`` (or bare ones), into an existing folder."""
+    lines = folder / "metadata.jsonl"
+    rows = {str(row.get("file_name")): row for row in read_lines(lines)} if lines.is_file() else {}
+    for name in names:
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, place / name)
+    write_lines(place / "metadata.jsonl", [rows.get(name, {"file_name": name}) for name in names])
 
 
 def read_json(path: Path) -> dict[str, Any]:

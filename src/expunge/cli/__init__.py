@@ -8,7 +8,7 @@ from collections.abc import Callable
 from expunge.cli.look import list_, show
 from expunge.cli.options import say
 from expunge.cli.plans import bench, clean
-from expunge.cli.work import demo, erase, export, generate, measure, recover
+from expunge.cli.work import demo, erase, export, generate, measure, recover, screen
 from expunge.core.errors import ExpungeError, ExpungeWarning, unknown
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "erase": ("remove concepts: METHOD --target WORDS --out FOLDER", erase),
     "generate": ("make images with a model and its edits", generate),
     "measure": ("measure a folder of images: METRIC --images FOLDER", measure),
+    "screen": ("look through a folder of images for concepts and words", screen),
     "recover": ("give an erased model a concept back with its private key", recover),
     "bench": ("run a plan: a grid of methods, concepts and seeds", bench),
     "clean": ("show what finished jobs take on disk, and free it", clean),

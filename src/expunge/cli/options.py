@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from expunge.core.concept import Part
     from expunge.core.edit import Edit
     from expunge.core.query import Query
+    from expunge.stages.filters import Filter
 
 Words = UseAppendAction[tuple[str, ...]]
 Paths = UseAppendAction[tuple[Path, ...]]
@@ -135,6 +136,36 @@ class Images:
             made = {"batch": self.batch, "overwrite": self.overwrite, "on_batch": advance}
             stage.to_folder(backbone, edits, queries, self.out, **made, **how)
         self.talk.result({"folder": str(self.out), "images": len(queries)}, f"{self.out}: {len(queries)} images")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hold:
+    """What is held back: prompts by their words, images by what a judge sees in them."""
+
+    hold_word: Words = ()
+    """A word or phrase that a prompt must not name; repeat for several."""
+    hold_concept: Words = ()
+    """A concept that an image must not show; repeat for several."""
+    hold_judge: str = "testbed"
+    """Who looks: a judge, with settings as in testbed:network=b."""
+    hold_threshold: float = 0.5
+    """From which confidence on an image is held back, 0 to 1."""
+    hold_action: Literal["black", "blur"] = "black"
+    """What is shown instead of an image."""
+
+    def filter(self) -> "Filter | None":
+        """The filter, if there is anything to find."""
+        if not (self.hold_word or self.hold_concept):
+            return None
+        from expunge.stages.filters import Filter
+
+        return Filter(
+            words=self.hold_word,
+            concepts=self.hold_concept,
+            judge=self.hold_judge,
+            threshold=self.hold_threshold,
+            action=self.hold_action,
+        )
 
 
 def parse(cls: Any, argv: list[str], prog: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from expunge.cli.options import Images, Model, Paths, Talk, Words, lenient, parse, parse_with, say
+from expunge.cli.options import Hold, Images, Model, Paths, Talk, Words, lenient, parse, parse_with, say
 from expunge.core.errors import ExpungeError
 
 
@@ -115,6 +115,7 @@ class Generate:
     """Strength of weights edits: 0 is nothing, 1 the edit as made."""
     any_base: bool = False
     """Attach edits that were made for another base."""
+    hold: OmitArgPrefixes[Hold] = dataclasses.field(default_factory=Hold)
     images: OmitArgPrefixes[Images]
 
 
@@ -134,8 +135,50 @@ def generate(argv: list[str]) -> None:
         "split": "none" if part is None else options.part,
         "strength": options.strength,
         "any_base": options.any_base,
+        "by": options.hold.filter(),
     }
     images.make(backbone, edits, asked, "generating", **how)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Screen:
+    """Look through a folder of images for concepts and words: prints what is found, keeps the rest if told where."""
+
+    images: Annotated[Path, arg(aliases=["-i"])]
+    """Folder of images, with or without metadata.jsonl."""
+    hold: OmitArgPrefixes[Hold] = dataclasses.field(default_factory=Hold)
+    out: Path | None = None
+    """A .jsonl file for what was found in each image."""
+    keep: Path | None = None
+    """A new folder for the images in which nothing was found, with their metadata."""
+    overwrite: bool = False
+    """Replace an earlier file or folder."""
+    talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
+
+
+def screen(argv: list[str]) -> None:
+    """``expunge screen …``."""
+    options = parse(Screen, argv, "expunge screen")
+    from expunge.stages import filters
+    from expunge.store import check_new, write_lines
+
+    by = options.hold.filter()
+    if by is None:
+        raise ExpungeError("nothing to screen for: expected --hold-concept or --hold-word")
+    for path in (options.out, options.keep):
+        if path is not None:
+            check_new(path, options.overwrite)
+    found = filters.screen(options.images, by)
+    held = [s for s in found if s.reason]
+    if options.keep is not None:
+        filters.keep(options.images, found, options.keep, options.overwrite)
+    if options.out is not None:
+        write_lines(options.out, [dataclasses.asdict(s) for s in found])
+    lines = [f"{s.file_name}: {s.reason} ({s.confidence:.2f})" for s in held]
+    options.talk.result(
+        {"images": len(found), "held": [dataclasses.asdict(s) for s in held]},
+        "\n".join([*lines, f"{len(held)} of {len(found)} images held back"]),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

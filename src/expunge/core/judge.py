@@ -20,6 +20,13 @@ class Judge(ABC):
     def scores(self, images: UInt8[Tensor, "b H W 3"]) -> Float[Tensor, "b labels"]:
         """A score for every label, higher is likelier; only the order within a row is used for ranks."""
 
+    def confidence(self, images: UInt8[Tensor, "b H W 3"], concept: str) -> Float[Tensor, "b"]:
+        """How sure it is that each image shows ``concept``, from 0 to 1.
+
+        The share of the concept's labels in a softmax over all scores; a detector has a confidence of its own.
+        """
+        return self.scores(images).float().softmax(-1)[:, self.label_ids(concept)].sum(-1)
+
     def identity(self) -> str:
         """What tells this judge from a retrained one; empty if it never changes."""
         return ""

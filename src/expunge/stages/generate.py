@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from expunge.core.edit import Edit
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query
 from expunge.stages import presets
+from expunge.stages.filters import Filter, Sight, described
 from expunge.store import FORMAT, RUN, new_folder, write_images, write_json
 
 VERSION = 1
@@ -57,6 +59,34 @@ def _alike(a: Query, b: Query) -> bool:
     return (a.guidance, a.steps) == (b.guidance, b.steps)
 
 
+def _filtered(
+    backbone: Backbone,
+    queries: Sequence[Query],
+    by: Filter | None,
+    sights: list[Sight],
+    batch: int | None,
+    on_batch: Callable[[int], None] | None,
+) -> Iterator[UInt8[Tensor, "b H W 3"]]:
+    """Images of ``queries`` in order; a prompt that the filter refuses is not generated for, and shown as black."""
+    if by is None:
+        yield from render(backbone, queries, batch, on_batch)
+        return
+    words = [by.named(q.prompt) for q in queries]
+    seen: list[Sight] = []
+    allowed = [q for q, word in zip(queries, words, strict=True) if not word]
+    images = (x for batch_ in by.passed(render(backbone, allowed, batch, on_batch), seen) for x in batch_)
+    given = 0
+    for word in words:
+        if word:
+            sights.append(Sight(f"word: {word}", 0.0))
+            yield torch.zeros((1, *backbone.image_size, 3), dtype=torch.uint8)
+        else:
+            image = next(images)
+            sights.append(seen[given])
+            given += 1
+            yield image[None]
+
+
 def to_folder(
     backbone: Backbone,
     edits: Sequence[Edit],
@@ -68,19 +98,23 @@ def to_folder(
     strength: float = 1.0,
     any_base: bool = False,
     control: str | None = None,
+    by: Filter | None = None,
     overwrite: bool = False,
     on_batch: Callable[[int], None] | None = None,
 ) -> Path:
     """Generate with ``edits`` attached (and detached afterwards) into the folder ``out``.
 
-    ``control`` names the kind of recovery that the images show, if they show one.
+    ``control`` names the kind of recovery that the images show, if they show one. A filter ``by`` holds prompts and images
+    back; what is shown instead says so in its line of the metadata.
     Beside images and ``metadata.jsonl`` it writes ``run.json``: model, edits, settings, and the evaluations it took.
     """
     if not queries:
         raise ExpungeError("nothing to generate: expected at least one prompt")
     with new_folder(out, overwrite) as folder, backbone.attached(edits, strength, any_base):
         before = backbone.cost
-        write_images(folder, queries, render(backbone, queries, batch, on_batch))
+        sights: list[Sight] = []
+        batches = _filtered(backbone, queries, by, sights, batch, on_batch)
+        write_images(folder, queries, batches, lambda row: {"filtered": sights[row].reason} if by else {})
         made = {
             "format": FORMAT,
             "model": backbone.name,
@@ -96,6 +130,7 @@ def to_folder(
                 for e in edits
                 if not e.private
             ],
+            "filter": None if by is None else described(by),
             "key": next((e.id for e in edits if e.private), None),
             "cost": asdict(backbone.cost - before),
         }

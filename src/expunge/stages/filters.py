@@ -1,0 +1,145 @@
+"""Filters: images that a judge sees a concept in, and prompts that name one, are held back."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, final
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageFilter
+from torch import Tensor
+
+from expunge.core.catalog import Catalog
+from expunge.core.errors import ExpungeError
+from expunge.core.judge import Judge
+from expunge.store import copy_images, new_folder, read_any_images
+
+
+class Sight(NamedTuple):
+    """What a filter found in one image, or in its prompt."""
+
+    reason: str
+    """``word: bomb`` or ``image: weapon``; empty if nothing."""
+    confidence: float
+    """Of the judge, for the concept it is surest of; 0 where no judge looked."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """What is held back (methods.md A12): prompts by their words, images by what a judge sees in them.
+
+    Whoever holds the weights can leave a filter out.
+    """
+
+    words: Sequence[str] = ()
+    """Words and phrases that a prompt must not name, whole and in any case."""
+    concepts: Sequence[str] = ()
+    """Concepts that an image must not show."""
+    judge: str = "testbed"
+    """Who looks: a judge with its settings."""
+    threshold: float = 0.5
+    """From which confidence on an image is held back."""
+    action: Literal["black", "blur"] = "black"
+    """What is shown instead of an image."""
+
+    def __post_init__(self) -> None:
+        if not (self.words or self.concepts):
+            raise ExpungeError("a filter with nothing to find: expected words, or concepts for a judge")
+        if not 0 <= self.threshold <= 1:
+            raise ExpungeError(f"a filter's threshold is {self.threshold}: expected 0 to 1")
+        if any(not word.strip() for word in self.words):
+            raise ExpungeError("a word of the filter is empty: expected words that a prompt must not name")
+        for concept in self.concepts:
+            self.seen_by.label_ids(concept)
+
+    @cached_property
+    def seen_by(self) -> Judge:
+        """The judge."""
+        return Catalog("judges").open(self.judge)
+
+    def named(self, prompt: str) -> str:
+        """The first of the words that ``prompt`` names; empty if none."""
+        return next((w for w in self.words if re.search(rf"(?<!\w){re.escape(w)}(?!\w)", prompt, re.IGNORECASE)), "")
+
+    def confidences(self, images: UInt8[Tensor, "b H W 3"]) -> Float[Tensor, "b concepts"]:
+        """How sure the judge is of each concept in each image."""
+        return torch.stack([self.seen_by.confidence(images, c) for c in self.concepts], 1)
+
+    def look(self, images: UInt8[Tensor, "b H W 3"]) -> list[Sight]:
+        """What the judge finds."""
+        if not self.concepts:
+            return [Sight("", 0.0)] * len(images)
+        best = self.confidences(images).max(1)
+        return [
+            Sight(f"image: {self.concepts[which]}" if sure >= self.threshold else "", sure)
+            for sure, which in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+    def hidden(self, image: UInt8[Tensor, "H W 3"]) -> UInt8[Tensor, "H W 3"]:
+        """What is shown instead: black, or the image blurred over an eighth of its side."""
+        if self.action == "black":
+            return torch.zeros_like(image)
+        radius = min(image.shape[:2]) / 8
+        return torch.from_numpy(np.array(Image.fromarray(image.numpy()).filter(ImageFilter.GaussianBlur(radius))))
+
+    def passed(
+        self, images: Iterator[UInt8[Tensor, "b H W 3"]], sights: list[Sight]
+    ) -> Iterator[UInt8[Tensor, "b H W 3"]]:
+        """Images with those held back replaced; what was found in each is added to ``sights`` before it is given."""
+        for batch in images:
+            found = self.look(batch)
+            sights += found
+            yield torch.stack([self.hidden(x) if s.reason else x for x, s in zip(batch, found, strict=True)])
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Screened:
+    """One image of a screened folder."""
+
+    file_name: str
+    prompt: str
+    reason: str
+    confidence: float
+
+
+def screen(folder: Path, by: Filter, size: tuple[int, int] = (256, 256)) -> list[Screened]:
+    """Look through a folder of images, with or without a ``metadata.jsonl``: those held back have a reason.
+
+    Raises:
+        ExpungeError: if there is no image, or one is damaged.
+    """
+    found: list[Screened] = []
+    for shot in read_any_images(folder, size):
+        word = by.named(shot.prompt)
+        sight = by.look(shot.pixels()[None])[0]
+        reason = f"word: {word}" if word else sight.reason
+        name = shot.path.relative_to(folder.resolve() if shot.path.is_absolute() else folder)
+        found.append(Screened(file_name=str(name), prompt=shot.prompt, reason=reason, confidence=sight.confidence))
+    return found
+
+
+def keep(folder: Path, screened: Sequence[Screened], out: Path, overwrite: bool = False) -> int:
+    """Copy the images that nothing was found in, and their lines of metadata, to a new folder; returns how many."""
+    names = [s.file_name for s in screened if not s.reason]
+    if not names:
+        raise ExpungeError(f"every image of '{folder}' is held back: expected some to keep")
+    with new_folder(out, overwrite, marker="metadata.jsonl") as place:
+        copy_images(folder, names, place)
+    return len(names)
+
+
+def described(by: Filter) -> dict[str, Any]:
+    """A filter as JSON, for the record of a run."""
+    return {
+        "words": list(by.words),
+        "concepts": list(by.concepts),
+        "judge": by.judge,
+        "threshold": by.threshold,
+        "action": by.action,
+    }
