@@ -323,8 +323,8 @@ def read_images(folder: Path) -> list[Shot]:
     return shots
 
 
-def read_any_images(folder: Path, size: tuple[int, int]) -> list[Shot]:
-    """The images of a folder with or without ``metadata.jsonl``, cut and scaled to (height, width) when they are read.
+def read_any_images(folder: Path, size: tuple[int, int] | None = None) -> list[Shot]:
+    """The images of a folder with or without ``metadata.jsonl``, cut and scaled to (height, width) if a ``size`` is given.
 
     Raises:
         ExpungeError: if there is none.

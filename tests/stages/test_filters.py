@@ -98,7 +98,7 @@ def test_a_folder_without_metadata_is_screened_too(images, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()
     for i, shot in enumerate(read_images(images)):
-        Image.open(shot.path).resize((160, 160)).save(bare / f"{i}.png")
+        Image.open(shot.path).resize((128, 128), Image.Resampling.NEAREST).save(bare / f"{i}.png")
     run(
         "screen",
         "--images",
@@ -112,7 +112,7 @@ def test_a_folder_without_metadata_is_screened_too(images, tmp_path):
         "--quiet",
     )
     rows = read_lines(tmp_path / "kept" / "metadata.jsonl")
-    assert 5 <= len(rows) <= 7
+    assert len(rows) == 6
     assert all(set(row) == {"file_name"} for row in rows)
 
 

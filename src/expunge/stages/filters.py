@@ -108,14 +108,14 @@ class Screened:
     confidence: float
 
 
-def screen(folder: Path, by: Filter, size: tuple[int, int] = (256, 256)) -> list[Screened]:
+def screen(folder: Path, by: Filter) -> list[Screened]:
     """Look through a folder of images, with or without a ``metadata.jsonl``: those held back have a reason.
 
     Raises:
         ExpungeError: if there is no image, or one is damaged.
     """
     found: list[Screened] = []
-    for shot in read_any_images(folder, size):
+    for shot in read_any_images(folder):
         word = by.named(shot.prompt)
         sight = by.look(shot.pixels()[None])[0]
         reason = f"word: {word}" if word else sight.reason
