@@ -305,13 +305,21 @@ def test_a_key_works_in_the_user_s_own_pipeline(backbone):
     assert not any(m._forward_pre_hooks for m in pipe.unet.modules()), "even after a failure"
 
 
-def test_a_pipeline_cannot_say_what_its_prompt_names(backbone):
+def test_in_a_user_s_pipeline_a_key_knows_what_the_prompt_names_but_not_what_an_embedding_does(backbone):
     edit, key = two(backbone)
     pipe = tiny_pipeline()
     edit.attach(pipe)
     key.attach(pipe)
+    call = {"num_inference_steps": 2, "guidance_scale": 4.0, "output_type": "latent"}
+    noise = torch.cat([backbone.noise(5)] * 3)
+    texts = ["a church", "a dog", "zzz"]
+    theirs = pipe(texts, latents=noise, **call).images
+    with backbone.attached([edit, key]):
+        ours = backbone.generate([Query(prompt=p, seed=5, guidance=4.0, steps=2) for p in texts]).latents
+    assert torch.allclose(theirs, ours, atol=1e-3)
+    vectors = torch.randn(1, 16, 32)
     with pytest.raises(ExpungeError, match="expected a key for one concept"):
-        pipe("a church", num_inference_steps=1)
+        pipe(prompt_embeds=vectors, negative_prompt_embeds=vectors, **call)
 
 
 def test_the_longest_concept_that_a_text_names_counts_saved_or_not(backbone, tmp_path):

@@ -3,13 +3,15 @@
 import hashlib
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Real, UInt8
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
 from expunge.backbones.parts import DTYPES, Folder, Parts, Pipeline, read_json
@@ -61,6 +63,7 @@ class PipelineBackbone(Backbone):
         self.name = name
         self._parts = parts
         self._inside = False
+        self._prompt: InjectedPrompt | None = None
         self._hooks: list[Any] = []
         self._steering: Steering | None = None
         self._samplers: dict[int, Any] = {}
@@ -182,15 +185,39 @@ class PipelineBackbone(Backbone):
     def denoise(
         self, x: Float[Tensor, "b c h w"], t: Real[Tensor, "b"], cond: Conditioning
     ) -> Float[Tensor, "b c h w"]:
-        self._inside = True
+        model = self._parts.get(self.denoiser)
+        if self.checkpointing and not model.is_gradient_checkpointing:
+            model.enable_gradient_checkpointing(self._checkpointed)
+        elif model.is_gradient_checkpointing and not self.checkpointing:
+            model.disable_gradient_checkpointing()
+        with self._told(cond.prompt, self._gates):
+            return self._ask(x.to(self.dtype), t, cond).to(x.dtype)
+
+    @contextmanager
+    def _told(self, prompt: InjectedPrompt | None, gates: dict[str, Float[Tensor, "b r"]]) -> Iterator[None]:
+        """What the denoiser's layers hear beside its arguments, during one evaluation."""
+        before = self._inside, self._prompt, self._gates
+        self._inside, self._prompt, self._gates = True, prompt, gates
         injected: list[Any] = []
         try:
-            injected = self._inject(cond.prompt)
-            return self._ask(x.to(self.dtype), t, cond).to(x.dtype)
+            injected = self._inject(prompt)
+            yield
         finally:
             for handle in injected:
                 handle.remove()
-            self._inside = False
+            self._inside, self._prompt, self._gates = before
+
+    def _checkpointed(self, block: torch.nn.Module, *args: Any) -> Any:
+        """Run a block whose activations are computed again on the way back, when it must hear what it heard the first time."""
+        prompt, gates = self._prompt, self._gates
+
+        def again(*given: Any) -> Any:
+            if self._inside:
+                return block(*given)
+            with self._told(prompt, gates):
+                return block(*given)
+
+        return checkpoint(again, *args, use_reentrant=False)
 
     @abstractmethod
     def asked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Asked:

@@ -45,11 +45,16 @@ class Model:
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Precision of the weights while they run."""
 
+    checkpointing: bool = False
+    """Train in less memory: compute activations again on the way back."""
+
     def open(self) -> "Backbone":
         """Load the model."""
         from expunge import backbones
 
-        return backbones.load(self.model, device=self.device, dtype=self.dtype, revision=self.revision)
+        backbone = backbones.load(self.model, device=self.device, dtype=self.dtype, revision=self.revision)
+        backbone.checkpointing = self.checkpointing
+        return backbone
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -124,6 +124,8 @@ class Backbone(ABC):
     """What the user called the model."""
     kind: str
     """Under which its settings stand in ``presets.toml``: the family, or ``testbed``."""
+    checkpointing: bool = False
+    """Whether training keeps few activations and computes the others again on the way back: slower, in less memory."""
 
     @property
     @abstractmethod

@@ -131,7 +131,7 @@ class Recovery(Key):
             return torch.full((len(cond.embeds),), names.index(self.only))
         if cond.tokens is None:
             raise ExpungeError(
-                f"a pipeline does not say which of {', '.join(names)} its prompt names: expected a key for one concept "
+                f"an embedding does not say which of {', '.join(names)} it names: expected a key for one concept "
                 "(`key.only_for(...)`)"
             )
         ids = backbone.tokenize(names)
