@@ -123,7 +123,7 @@ def still(pipe):
 def tiny_xl_pipeline(zeros: bool = True, seed: int = 0) -> diffusers.StableDiffusionXLPipeline:
     torch.manual_seed(seed)
     words, others = tokenizer(), tokenizer()
-    others.pad_token = "a"  # as SDXL's second tokenizer, it pads with a word
+    others.pad_token = ">"  # as SDXL's second tokenizer, it pads with a word
     unet = diffusers.UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(32, 64),
@@ -159,7 +159,7 @@ def tiny_xl_pipeline(zeros: bool = True, seed: int = 0) -> diffusers.StableDiffu
 def tiny_sd3_pipeline(t5: bool = True, seed: int = 0) -> diffusers.StableDiffusion3Pipeline:
     torch.manual_seed(seed)
     words, others = tokenizer(), tokenizer()
-    others.pad_token = "a"
+    others.pad_token = ">"
     third, tokenizer_3 = None, None
     if t5:
         pieces = [

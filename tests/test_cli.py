@@ -127,6 +127,9 @@ def test_every_kind_of_edit_from_the_command_line(folder, images, tmp_path, caps
         assert refused in capsys.readouterr().err
         assert not out.exists()
         return
+    if method == "leco":
+        run("export", "--model", folder, "--edit", edit, "--layout", "lora", "--out", tmp_path / "lora")
+        assert (tmp_path / "lora" / "pytorch_lora_weights.safetensors").is_file()
     run("generate", "--model", out, "--prompt", "church", *FAST, "--out", tmp_path / "exported")
     exported = read_pixels(next((tmp_path / "exported").glob("*.png"))).float()
     assert (exported - after).abs().max() <= 2

@@ -83,12 +83,13 @@ def test_reaches_a_pipeline_the_user_holds_and_leaves_it(saved, name, method):
     theirs = pipe("dog", **call).images
     with ours.attached([edit]):
         expected = ours.generate([Query(prompt="dog", seed=5, guidance=5.0, steps=3)]).latents
-    assert torch.allclose(theirs, expected, atol=1e-3)
+    effect = (theirs - plain).abs().max()
+    assert effect > 1e-4
+    assert (theirs - expected).abs().max() < max(1e-3, 0.01 * effect)
     if method == "negative-prompt":
         edit.detach(pipe)
         assert torch.allclose(theirs, pipe("dog", negative_prompt="church", **call).images, atol=1e-4)
         edit.attach(pipe)
-    assert not torch.allclose(theirs, plain, atol=1e-4)
     edit.detach(pipe)
     assert torch.equal(pipe("dog", **call).images, plain)
 

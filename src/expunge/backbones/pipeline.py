@@ -138,8 +138,12 @@ class PipelineBackbone(Backbone):
     # text -------------------------------------------------------------------------------------------------------------
     @override
     def tokenize(self, prompts: Sequence[str]) -> Int[Tensor, "b n"]:
-        tokenizer = self._parts.get("tokenizer")
-        length = min(tokenizer.model_max_length, self._parts.get("text_encoder").config.max_position_embeddings)
+        return self._ids("", prompts)
+
+    def _ids(self, which: str, prompts: Sequence[str]) -> Int[Tensor, "b n"]:
+        """Token ids of one of the CLIP tokenizers: the first one's, or that of ``which`` (``_2``)."""
+        tokenizer, tower = self._parts.get(f"tokenizer{which}"), self._parts.get(f"text_encoder{which}")
+        length = min(tokenizer.model_max_length, tower.config.max_position_embeddings)
         encoded = tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         )
@@ -167,18 +171,25 @@ class PipelineBackbone(Backbone):
             if handle is not None:
                 handle.remove()
 
-    def _read_two(self, ids: Int[Tensor, "b n"], embeddings: Float[Tensor, "b n d"] | None) -> tuple[Any, Any]:
-        """What both CLIP text encoders answer, of a family that has two; the second one pads with a token of its own."""
-        own, pad = self.end(ids), self._parts.get("tokenizer_2").pad_token_id
-        after = torch.arange(ids.shape[1], device=ids.device)[None] > own[:, None]
+    def _read_two(
+        self, prompts: Sequence[str] | Int[Tensor, "b n"], embeddings: Float[Tensor, "b n d"] | None
+    ) -> tuple[Int[Tensor, "b n"], Any, Any]:
+        """The first tokenizer's ids, and what both CLIP text encoders answer, of a family that has two.
+
+        The second tokenizer pads with a word of its own, which it reads as padding in a text, too; ids that are given instead
+        of prompts are the first one's, and only padded otherwise.
+        """
+        if isinstance(prompts, Tensor):
+            ids = prompts
+            after = torch.arange(ids.shape[1], device=ids.device)[None] > self.end(ids)[:, None]
+            second = torch.where(after, self._parts.get("tokenizer_2").pad_token_id, ids)
+        else:
+            ids, second = self.tokenize(prompts), self._ids("_2", prompts)
         parts: Sequence[Tensor | None] = (None, None)
         if embeddings is not None:
             first = self._parts.get("text_encoder").get_input_embeddings().weight.shape[1]
             parts = embeddings.split([first, embeddings.shape[-1] - first], -1)
-        return (
-            self._read("text_encoder", ids, parts[0]),
-            self._read("text_encoder_2", torch.where(after, pad, ids), parts[1]),
-        )
+        return ids, self._read("text_encoder", ids, parts[0]), self._read("text_encoder_2", second, parts[1])
 
     # denoising --------------------------------------------------------------------------------------------------------
     @override
@@ -339,6 +350,10 @@ class PipelineBackbone(Backbone):
     def components(self) -> dict[str, Any]:
         """Every component, built (None for one that the model is without): what a diffusers pipeline is made of."""
         return {part: self._parts.get(part) for part in self.parts}
+
+    def pipeline_options(self) -> dict[str, Any]:
+        """What the class of the pipeline takes beside its components."""
+        return {}
 
     def _tower_group(self, name: str) -> list[str]:
         """Names of the parameters in a group of the text encoders."""

@@ -68,8 +68,7 @@ class StableDiffusion3(PipelineBackbone):
         self, prompts: Sequence[str] | Int[Tensor, "b n"], embeddings: Float[Tensor, "b n d"] | None = None
     ) -> Conditioning:
         """Encode prompts or CLIP's ids; ``embeddings`` take the place of CLIP's token embeddings, while T5 reads the words."""
-        ids = prompts if isinstance(prompts, Tensor) else self.tokenize(prompts)
-        first, second = self._read_two(ids, embeddings)
+        ids, first, second = self._read_two(prompts, embeddings)
         clip = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
         t5 = self._t5(prompts)
         clip = torch.nn.functional.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))

@@ -34,11 +34,17 @@ class StableDiffusionXL(UNetBackbone):
             )
 
     @override
+    def pipeline_options(self) -> dict[str, Any]:
+        parts = self._parts
+        config = parts.classes if isinstance(parts, Folder) else parts.get("config")
+        zeros = bool(config.get("force_zeros_for_empty_prompt", True))
+        return {"force_zeros_for_empty_prompt": zeros, "add_watermarker": False}
+
+    @override
     def encode(
         self, prompts: Sequence[str] | Int[Tensor, "b n"], embeddings: Float[Tensor, "b n d"] | None = None
     ) -> Conditioning:
-        ids = prompts if isinstance(prompts, Tensor) else self.tokenize(prompts)
-        first, second = self._read_two(ids, embeddings)
+        ids, first, second = self._read_two(prompts, embeddings)
         height, width = self.image_size
         told = torch.tensor([[height, width, 0, 0, height, width]], device=ids.device)
         return Conditioning(
@@ -51,10 +57,8 @@ class StableDiffusionXL(UNetBackbone):
     @override
     def unconditional(self) -> Conditioning:
         """Zeros, unless the model's own configuration says that its empty prompt is read as other prompts are."""
-        parts = self._parts
-        config = parts.classes if isinstance(parts, Folder) else parts.get("config")
         empty = self.encode([""])
-        if not config.get("force_zeros_for_empty_prompt", True):
+        if not self.pipeline_options()["force_zeros_for_empty_prompt"]:
             return empty
         return Conditioning(
             embeds=torch.zeros_like(empty.embeds),

@@ -42,6 +42,10 @@ class StableDiffusion(UNetBackbone):
                 "edited: expected Stable Diffusion 1.x or 2.x"
             )
 
+    @override
+    def pipeline_options(self) -> dict[str, Any]:
+        return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
     # text -------------------------------------------------------------------------------------------------------------
     @override
     def encode(

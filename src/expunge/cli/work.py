@@ -259,12 +259,14 @@ def measure(argv: list[str]) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write a model with its edits fused as a plain diffusers folder."""
+    """Write a model with its edits fused, or adapters as a LoRA: with a model card, and no expunge needed to load it."""
 
     edit: Paths = ()
     """An edit.safetensors to fuse; repeat in order."""
+    layout: Literal["diffusers", "lora", "lora-kohya"] = "diffusers"
+    """A whole diffusers folder; or the edits alone as a LoRA, in diffusers' or in kohya's names (A1111, ComfyUI)."""
     out: Path
-    """Folder for the model."""
+    """Folder for the model, or for the LoRA."""
     any_base: bool = False
     """Fuse edits that were made for another base."""
     overwrite: bool = False
@@ -280,11 +282,15 @@ def export(argv: list[str]) -> None:
     from expunge.store import check_new, load_edit
 
     check_new(options.out, options.overwrite)
-    edits = [load_edit(path) for path in options.edit]
-    out = stage.to_folder(
-        options.model.open(), edits, options.out, any_base=options.any_base, overwrite=options.overwrite
-    )
-    options.talk.result({"folder": str(out)}, f"{out}: load it with StableDiffusionPipeline.from_pretrained")
+    edits, backbone = [load_edit(path) for path in options.edit], options.model.open()
+    if options.layout == "diffusers":
+        stage.to_folder(backbone, edits, options.out, any_base=options.any_base, overwrite=options.overwrite)
+        told = f"{options.out}: load it with DiffusionPipeline.from_pretrained"
+    else:
+        names = "kohya" if options.layout == "lora-kohya" else "diffusers"
+        stage.lora_to_folder(backbone, edits, options.out, names, options.overwrite)
+        told = f"{options.out}: load it with pipe.load_lora_weights"
+    options.talk.result({"folder": str(options.out)}, told)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

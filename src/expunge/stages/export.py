@@ -2,16 +2,22 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
 from expunge.backbones.parts import quiet
-from expunge.backbones.stable_diffusion import StableDiffusion
-from expunge.core.adapter import Adapter
+from expunge.backbones.pipeline import PipelineBackbone
+from expunge.core.adapter import Adapter, LowRank
 from expunge.core.backbone import Backbone
 from expunge.core.edit import Edit
 from expunge.core.errors import ExpungeError
 from expunge.store import FORMAT, MODEL, new_folder, write_json
 
+LORA = "pytorch_lora_weights.safetensors"
+"""The file that diffusers looks for in a folder of a LoRA."""
 CARD = """---
 library_name: diffusers
 pipeline_tag: text-to-image
@@ -20,8 +26,7 @@ tags: [concept-erasure, expunge]
 
 # {model} with concepts removed
 
-Made by [expunge](https://pypi.org/project/expunge). Loads without it:
-`StableDiffusionPipeline.from_pretrained("this folder")`.
+Made by [expunge](https://pypi.org/project/expunge). Loads without it: `{loading}`.
 
 {edits}
 ## How it was measured
@@ -56,19 +61,71 @@ def to_folder(
     Raises:
         ExpungeError: if an edit has no weights to fuse, or the model is not one that diffusers can save.
     """
-    if not isinstance(backbone, StableDiffusion):
-        raise ExpungeError(f"a {backbone.family} model cannot be exported: expected Stable Diffusion 1.x or 2.x")
+    if not isinstance(backbone, PipelineBackbone):
+        raise ExpungeError(f"a {backbone.family} model cannot be exported: expected a family of diffusers")
     fused = [as_weights(backbone, e) for e in edits]
     with new_folder(out, overwrite, marker=MODEL) as folder:
         with backbone.attached(fused, any_base=any_base), quiet():
-            from diffusers import StableDiffusionPipeline
+            import diffusers
 
-            none: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
-            pipe = StableDiffusionPipeline(**backbone.components(), **none, requires_safety_checker=False)
+            whole: Any = getattr(diffusers, backbone.pipeline)
+            pipe = whole(**backbone.components(), **backbone.pipeline_options())
             pipe.save_pretrained(folder, safe_serialization=True)
         write_json(folder / MODEL, {"format": FORMAT, "kind": backbone.kind, "edits": [e.id for e in edits]})
-        (folder / "README.md").write_text(card(backbone, edits))
+        loading = f'{backbone.pipeline}.from_pretrained("this folder")'
+        (folder / "README.md").write_text(card(backbone, edits, loading))
     return out
+
+
+def lora_to_folder(
+    backbone: Backbone, edits: Sequence[Edit], out: Path, layout: Literal["diffusers", "kohya"], overwrite: bool = False
+) -> Path:
+    """Write adapters without gates as one LoRA, with a model card; `load_lora_weights` of diffusers takes the folder.
+
+    The kohya layout is what A1111 and ComfyUI read.
+
+    Raises:
+        ExpungeError: if an edit is no adapter, has gates, or does not fit the model; for kohya's names of a family but sd.
+    """
+    if layout == "kohya" and backbone.family != "sd":
+        raise ExpungeError(f"the kohya layout of a {backbone.family} model: expected Stable Diffusion 1.x or 2.x")
+    layers = _joined(edits)
+    with backbone.attached(edits):  # which checks that they fit
+        pass
+    tensors: dict[str, Tensor] = {}
+    for name, part in layers.items():
+        down, up = part.down.contiguous(), part.up.contiguous()
+        if layout == "diffusers":
+            tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = down, up
+            continue
+        flat = "lora_" + name.replace(".", "_")
+        tensors[f"{flat}.lora_down.weight"], tensors[f"{flat}.lora_up.weight"] = down, up
+        tensors[f"{flat}.alpha"] = torch.tensor(float(len(down)))  # so that alpha / r is 1: the scale is in the weights
+    with new_folder(out, overwrite, marker=LORA) as folder:
+        save_file(tensors, folder / LORA)
+        loading = f'pipe.load_lora_weights("this folder")` on a pipeline of `{backbone.name}'
+        (folder / "README.md").write_text(card(backbone, edits, loading))
+    return out
+
+
+def _joined(edits: Sequence[Edit]) -> dict[str, LowRank]:
+    """Adapters side by side, their scales in the matrices that lead up."""
+    if not edits:
+        raise ExpungeError("no edit to export as a LoRA: expected at least one adapter")
+    parts: dict[str, list[LowRank]] = {}
+    for edit in edits:
+        if not isinstance(edit, Adapter):
+            raise ExpungeError(f"edit {edit.id} is a {edit.kind} edit: expected adapters to export as a LoRA")
+        if edit.gates:
+            raise ExpungeError(
+                f"edit {edit.id} has gates that read each prompt, which a LoRA has not: expected an adapter without"
+            )
+        for name, part in edit.layers.items():
+            parts.setdefault(name, []).append(LowRank(part.down, edit.scale * part.up))
+    return {
+        name: LowRank(torch.cat([p.down for p in several]), torch.cat([p.up for p in several], 1))
+        for name, several in parts.items()
+    }
 
 
 def as_weights(backbone: Backbone, edit: Edit) -> Edit:
@@ -86,8 +143,8 @@ def as_weights(backbone: Backbone, edit: Edit) -> Edit:
     return edit
 
 
-def card(backbone: Backbone, edits: Sequence[Edit]) -> str:
-    """The model card: what was removed from what, by what."""
+def card(backbone: Backbone, edits: Sequence[Edit], loading: str) -> str:
+    """The model card: what was removed from what, by what, and how to load it."""
     described = ""
     for edit in edits:
         p = edit.provenance
@@ -108,4 +165,4 @@ def card(backbone: Backbone, edits: Sequence[Edit]) -> str:
             .get("base_sha256", {})
             .get("float32", "unknown (an adapter fits every model of its shape)"),
         )
-    return CARD.format(model=backbone.name, edits=described or "No edit: the model as it was.\n\n")
+    return CARD.format(model=backbone.name, loading=loading, edits=described or "No edit: the model as it was.\n\n")
