@@ -135,6 +135,32 @@ def test_the_retain_term_keeps_the_original_s_answers(backbone, where, arm):
     assert second[0]["retain"] == pytest.approx(float(((after - before) ** 2).mean()), rel=1e-3)
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_random_texts_are_kept_in_the_place_of_retained_words(backbone, share):
+    """Alone, or for a share of the points; the original's answers to them, at the targets' points."""
+    task = dataclasses.replace(TASK, retain=["dog"] if share < 1 else [])
+    eraser = dataclasses.replace(SHORT, iterations=2, batch=4, lr=1e-2, retain_random=share, sampling=FROZEN)
+    first, second = ((s.losses, s.edit()) for s in eraser.steps(backbone, task))
+    assert first[0]["retain"] == pytest.approx(0, abs=1e-9), "nothing has moved yet"
+    with torch.no_grad():
+        cond, null, dog = backbone.encode(["church"]), backbone.encode([""]), backbone.encode(["dog"]).embeds
+        points = FROZEN.source(backbone, cond, null, TASK, "kpop", 8).draw(1, 4)
+        generator = TASK.generator("retain", 1)
+        if share < 1:
+            torch.randint(0, 1, (4,), generator=generator)
+        text = backbone.encode(backbone.random_texts(4, generator)).embeds
+        if share < 1:
+            random = torch.rand(4, generator=generator) < share
+            assert 0 < random.sum() < 4, "another seed would show both kinds"
+            text = torch.where(random[:, None, None], text, dog)
+        unet = backbone.components()["unet"]
+        before = unet(points.x, points.t, encoder_hidden_states=text).sample
+        with backbone.attached([first[1]]):
+            after = unet(points.x, points.t, encoder_hidden_states=text).sample
+    assert second[0]["retain"] == pytest.approx(float(((after - before) ** 2).mean()), rel=1e-3)
+    assert eraser.cost(1, 0).trained == dataclasses.replace(eraser, retain_random=0.0).cost(1, 1).trained
+
+
 def test_each_point_s_prompt_is_its_own_concept_s(backbone):
     """Two targets in two phrases each: a prompt that no point named must stay as it was."""
     task = Task(targets=[Concept(name="church"), Concept(name="dog")], seed=4, salt="s")
@@ -411,6 +437,8 @@ def test_bad_settings_are_refused(backbone):
         ("k is 0", {"k": 0}),
         ("prompt_lr", {"prompt_lr": 0.0}),
         ("template", {"templates": ("x",)}),
+        ("retain_random is 2.0", {"retain_random": 2.0}),
+        ("retain_random with retain_points own", {"retain_random": 0.5, "retain_points": "own"}),
     ):
         with pytest.raises(ExpungeError, match=words):
             dataclasses.replace(SHORT, **change)

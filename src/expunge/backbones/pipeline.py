@@ -159,6 +159,11 @@ class PipelineBackbone(Backbone):
         soft = ids.is_floating_point()
         return torch.cat([ids.to(t.weight.dtype) @ t.weight if soft else t(ids) for t in tables], -1)
 
+    @property
+    @override
+    def vocabulary(self) -> int:
+        return self._parts.get(self.clip_towers[0]).get_input_embeddings().num_embeddings
+
     def _read(self, tower: str, ids: Int[Tensor, "b n"], embeddings: Float[Tensor, "b n d"] | None) -> Any:
         """What a CLIP text encoder answers, with all its hidden states; ``embeddings`` take the place of the ids' own."""
         model = self._parts.get(tower)

@@ -169,6 +169,24 @@ class Backbone(ABC):
     ) -> Conditioning:
         """Encode prompts or ids; ``embeddings`` take the place of the ids' own token embeddings. Differentiable."""
 
+    @property
+    @abstractmethod
+    def vocabulary(self) -> int:
+        """Tokens that `embed` knows: ids run from 0 to this, exclusive."""
+
+    @final
+    def random_texts(self, rows: int, generator: torch.Generator, most: int = 3) -> Int[Tensor, "b n"]:
+        """Token ids of ``rows`` texts of one to ``most`` random tokens each, every token of the vocabulary alike."""
+        ids = self.tokenize([""]).repeat(rows, 1)
+        marks = set(ids[0].tolist())
+        words = torch.tensor([i for i in range(self.vocabulary) if i not in marks])
+        lengths = torch.randint(1, most + 1, (rows,), generator=generator).tolist()
+        start, end = ids[0, :1].clone(), ids[0, 1:2].clone()
+        for row, length in zip(ids, lengths, strict=True):
+            drawn = words[torch.randint(0, len(words), (length,), generator=generator)].to(ids)
+            row[: length + 2] = torch.cat([start, drawn, end])
+        return ids
+
     def unconditional(self) -> Conditioning:
         """What guidance is guided away from: the empty prompt, as the family's own pipeline reads it."""
         return self.encode([""])

@@ -199,6 +199,8 @@ class KPOP(Eraser):
     """Weight of the term that keeps retained words, lambda_r; without retained words there is no such term."""
     retain_points: Literal["target", "own"] = "target"
     """Where retained words are kept: at the targets' points, or at points on trajectories of their own."""
+    retain_random: float = 0.0
+    """Share of the retained points that keep a text of one to three random tokens; without retained words, all or none."""
     templates: tuple[str, ...] = ("{}",)
     """Phrases that targets and retained words are put into; each point draws one."""
     group: str = "xattn"
@@ -224,6 +226,10 @@ class KPOP(Eraser):
             raise ExpungeError(
                 f"kpop's prompt_std is {self.prompt_std}: expected a positive number, or 0 for a prompt added to the text"
             )
+        if not 0 <= self.retain_random <= 1:
+            raise ExpungeError(f"kpop's retain_random is {self.retain_random}: expected a share, 0 to 1")
+        if self.retain_random and self.retain_points == "own":
+            raise ExpungeError("kpop's retain_random with retain_points own: expected random texts at the targets' points")
         phrases(self.templates, "")
 
     @property
@@ -245,7 +251,7 @@ class KPOP(Eraser):
         if self.sampling.arm == "bank" and self.goal == "neutral" and self.neutral:
             total += Cost(forward=points)
         total += Cost(trained=points * (1 + prompted + (self.prompt_steps if self.keep == "prompt" else 0)))
-        if retain:
+        if retain or self.retain_random:
             own = self.sampling.cost(points, 1, retain * ways) if self.retain_points == "own" else Cost(forward=points)
             total += own + Cost(trained=points)
         return total
@@ -367,18 +373,31 @@ class _Run:
 
     @torch.no_grad()
     def _kept(self, index: int, points: Points) -> Kept | None:
-        """A retained word for each point, or points of the retained words' own."""
-        if self.retain is None:
-            return None
-        if self.retain_source is None:
-            generator = self.task.generator("retain", index)
-            drawn = torch.randint(0, len(self.retain.embeds), (len(points.x),), generator=generator)
-            where = points._replace(concept=drawn.to(points.x.device), cond=None, null=None)
-        else:
+        """A retained word or a random text for each point, or points of the retained words' own."""
+        if self.retain_source is not None and self.retain is not None:
             with self.method.sampling.sampled_from(self._student()):
                 where = self.retain_source.draw(index, self.method.batch)
-        cond = self.retain.rows(where.concept)
+            cond = self.retain.rows(where.concept)
+        else:
+            cond, where = self._texts_to_keep(index, len(points.x)), points._replace(cond=None, null=None)
+        if cond is None:
+            return None
         return Kept(where, cond, self.backbone.predict(where.x, where.t, cond) if where.cond is None else where.cond)
+
+    def _texts_to_keep(self, index: int, points: int) -> Conditioning | None:
+        """For each point of an update a retained word or, for some, a random text; None if there is nothing to keep."""
+        share, generator = self.method.retain_random, self.task.generator("retain", index)
+        words = None
+        if self.retain is not None:
+            drawn = torch.randint(0, len(self.retain.embeds), (points,), generator=generator)
+            words = self.retain.rows(drawn.to(self.backbone.device))
+        if not share:
+            return words
+        random = self.backbone.encode(self.backbone.random_texts(points, generator))
+        if words is None:
+            return random
+        chosen = (torch.rand(points, generator=generator) < share).to(self.backbone.device)
+        return words.join(random).rows(torch.arange(points, device=chosen.device) + points * chosen)
 
     def _remove(self, index: int, points: Points, frozen: Frozen, kept: Kept | None) -> dict[str, float]:
         """Eq. 7, with the retain term if there is one: the student learns, the prompts do not."""
