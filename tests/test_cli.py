@@ -150,7 +150,7 @@ def test_every_kind_of_edit_from_the_command_line(folder, images, tmp_path, caps
             "expected one folder, or TARGET=FOLDER",
         ),
         (["erase", "uce", "--target", "dog", "--retain", "dog", "--out", "{tmp}/o"], "both a target and a retained"),
-        (["erase", "uce", "--target", "dog", "--model", "{tmp}/none", "--out", "{tmp}/o"], "no model folder"),
+        (["erase", "uce", "--target", "dog", "--model", "{tmp}/none", "--out", "{tmp}/o"], "no model "),
         (["erase", "uce", "--target", "dog", "--out", "{tmp}/file/o"], "cannot be written"),
         (["erase", "uce", "--target", "dog", "--out", "{tmp}/o", "--device", "gpu"], "is not to be had here"),
         (["generate", "--out", "{tmp}/o"], "nothing to generate"),

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from expunge.backbones import ldm
 from expunge.backbones.parts import read_json
 from expunge.backbones.pipeline import PipelineBackbone
 from expunge.backbones.sd3 import StableDiffusion3
@@ -37,6 +38,8 @@ def kind_of(model: str) -> str:
 
     A model that is not here yet is taken for Stable Diffusion 1.x.
     """
+    if Path(model).is_file():
+        return FAMILIES[ldm.configurations(ldm.layout_of(Path(model)))["pipeline"]].family
     marked = Path(model) / "expunge.json"
     if model == "testbed" or (marked.is_file() and '"testbed"' in marked.read_text()):
         return "testbed"
@@ -63,13 +66,34 @@ def fast_dtype() -> str:
 
 
 def load(
-    model: str = "testbed", *, device: str = "cpu", dtype: str = "float32", revision: str | None = None
+    model: str = "testbed",
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    revision: str | None = None,
+    layout: str | None = None,
 ) -> Backbone:
-    """Open ``testbed``, a local diffusers folder, or a hub id; weights are read when they are first needed.
+    """Open ``testbed``, a local diffusers folder, a hub id, or a single file; weights are read when they are first needed.
+
+    Args:
+        model: which.
+        device: where it should run.
+        dtype: precision of its weights while it runs.
+        revision: branch, tag or commit of a hub model.
+        layout: how a single file in the LDM layout is read: ``sd1``, ``sd2`` (v-prediction), ``sd2-base``, ``sdxl``, or a
+            diffusers folder whose configurations and tokenizers are used. By the names in the file if not given.
 
     Raises:
         ExpungeError: if there is no such model, or it is of a family that is not supported.
     """
+    if Path(model).is_file():
+        known = layout or ldm.layout_of(Path(model))
+        family = FAMILIES.get(ldm.configurations(known)["pipeline"])
+        if family is None:
+            raise ExpungeError(f"layout '{known}' is of another family: expected one of {', '.join(FAMILIES)}")
+        return family.from_file(Path(model), known, name=model, device=device, dtype=dtype)
+    if layout is not None:
+        raise ExpungeError(f"layout '{layout}' for '{model}': expected a single .safetensors file")
     if model == "testbed":
         from expunge.testbed import FOLDER
 
@@ -85,7 +109,7 @@ def _download(model: str, revision: str | None, dtype: str) -> Path:
     looks_like_a_path = model.startswith((".", "/", "~")) or model.count("/") != 1 or model.endswith("/")
     if looks_like_a_path:
         raise ExpungeError(
-            f"no model folder '{model}': expected 'testbed', a diffusers folder or a hub id such as 'owner/name'"
+            f"no model '{model}': expected 'testbed', a diffusers folder, a .safetensors file or a hub id such as 'owner/name'"
         )
     from huggingface_hub import snapshot_download
 

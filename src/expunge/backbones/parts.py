@@ -1,9 +1,10 @@
 """The components of a model: from a diffusers folder, built when first used, or from a pipeline that the user holds."""
 
+import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -34,11 +35,52 @@ class Parts(ABC):
 
     @abstractmethod
     def get(self, part: str) -> Any:
-        """A component."""
+        """A component; None for one that the model is without."""
+
+    @abstractmethod
+    def config(self, part: str) -> Mapping[str, Any]:
+        """The configuration of a component, which need not be built for it."""
+
+    @abstractmethod
+    def option(self, name: str, default: Any) -> Any:
+        """An option of the pipeline as a whole, as the model's index has it."""
+
+
+class Files(Parts):
+    """Components that lie in files, and are built when they are first used."""
+
+    device: torch.device
+    dtype: torch.dtype
+    missing: Collection[str] = ()
+    """Components that the model is without."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+        self._built: dict[str, Any] = {}
+
+    @override
+    def built(self, part: str) -> bool:
+        return part in self._built
+
+    @override
+    def get(self, part: str) -> Any:
+        if part in self.missing:
+            return None
+        if part not in self._built:
+            self._built[part] = self._build(part)
+        return self._built[part]
+
+    @abstractmethod
+    def _build(self, part: str) -> Any:
+        """Make a component from its files."""
+
+    @abstractmethod
+    def identity(self) -> str:
+        """Sha256 of everything that the model is made from, wherever it lies."""
 
 
 @final
-class Folder(Parts):
+class Folder(Files):
     """A diffusers folder whose components are built when they are first used."""
 
     def __init__(
@@ -71,8 +113,8 @@ class Folder(Parts):
             named = self.classes.get(part)
             if not (isinstance(named, list) and len(named) == 2 and all(isinstance(n, str) for n in named)):
                 raise ExpungeError(f"'{index}' names {named} as its {part}: expected a library and a class")
-        self.path, self.parts, self.device, self.dtype = path, tuple(parts), device, dtype
-        self._built: dict[str, Any] = {}
+        super().__init__(device, dtype)
+        self.path, self.parts = path, tuple(parts)
 
     def weights_file(self, part: str) -> tuple[Path, str | None]:
         """The safetensors file (or shard index) of a component, and its variant."""
@@ -85,13 +127,24 @@ class Folder(Parts):
                     return self.path / part / name, variant
         raise ExpungeError(f"'{self.path / part}' has no safetensors weights: expected {stem}.safetensors")
 
-    def files(self) -> list[Path]:
-        """Everything that the model is made from: configurations, vocabulary, and the weights in this precision."""
+    @override
+    def identity(self) -> str:
         texts = [
             f for part in self.parts for f in (self.path / part).iterdir() if f.suffix in (".json", ".txt", ".model")
         ]
         weights = [f for part in self.parts if weighty(part) for f in set(self._files(part).values())]
-        return sorted({self.path / "model_index.json", *texts, *weights})
+        digest = hashlib.sha256()
+        for file in sorted({self.path / "model_index.json", *texts, *weights}):
+            digest.update(f"{file.relative_to(self.path)} {sha256(file)}\n".encode())
+        return digest.hexdigest()
+
+    @override
+    def config(self, part: str) -> Mapping[str, Any]:
+        return read_json(self.path / part / "config.json")
+
+    @override
+    def option(self, name: str, default: Any) -> Any:
+        return self.classes.get(name, default)
 
     def _files(self, part: str) -> dict[str, Path]:
         """File of each tensor of a component."""
@@ -126,17 +179,6 @@ class Folder(Parts):
         return found
 
     @override
-    def built(self, part: str) -> bool:
-        return part in self._built
-
-    @override
-    def get(self, part: str) -> Any:
-        if part in self.missing:
-            return None
-        if part not in self._built:
-            self._built[part] = self._build(part)
-        return self._built[part]
-
     def _build(self, part: str) -> Any:
         library, class_name = self.classes[part]
         if library not in ("diffusers", "transformers"):
@@ -191,6 +233,14 @@ class Pipeline(Parts):
     def get(self, part: str) -> Any:
         return getattr(self.pipe, part)
 
+    @override
+    def config(self, part: str) -> Mapping[str, Any]:
+        return getattr(self.pipe, part).config
+
+    @override
+    def option(self, name: str, default: Any) -> Any:
+        return self.pipe.config.get(name, default)
+
 
 class quiet:  # noqa: N801  (used as a statement: `with quiet()`)
     """Silences the loading reports of diffusers and transformers."""
@@ -219,6 +269,12 @@ class quiet:  # noqa: N801  (used as a statement: `with quiet()`)
 def weighty(part: str) -> bool:
     """Whether a component has weights."""
     return not part.startswith(("tokenizer", "scheduler"))
+
+
+def sha256(file: Path) -> str:
+    """Hash of a file's content."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def read_json(file: Path) -> dict[str, Any]:

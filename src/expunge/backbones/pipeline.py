@@ -1,6 +1,5 @@
 """What all model families of diffusers share: components, latents, sampling, and edits on a pipeline that the user holds."""
 
-import hashlib
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
-from expunge.backbones.parts import DTYPES, Folder, Parts, Pipeline, read_json
+from expunge.backbones.ldm import SingleFile
+from expunge.backbones.parts import DTYPES, Files, Folder, Parts, Pipeline, read_json
 from expunge.backbones.steering import Steering
 from expunge.core.adapter import Adapter
 from expunge.core.backbone import Backbone, Conditioning, Images, InjectedPrompt
@@ -39,6 +39,18 @@ class Asked(NamedTuple):
     x: Float[Tensor, "b c h w"]
     t: Tensor
     cond: Conditioning
+
+
+def _place(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """A device that there is, and a precision, by their names."""
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    try:
+        where = torch.device(device)
+        torch.zeros(1, device=where).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ExpungeError(f"device '{device}' is not to be had here: expected cpu, cuda, cuda:0 or mps") from error
+    return where, DTYPES[dtype]
 
 
 class PipelineBackbone(Backbone):
@@ -76,25 +88,20 @@ class PipelineBackbone(Backbone):
     @override
     def device(self) -> torch.device:
         parts = self._parts
-        return parts.device if isinstance(parts, Folder) else next(parts.get(self.denoiser).parameters()).device
+        return parts.device if isinstance(parts, Files) else next(parts.get(self.denoiser).parameters()).device
 
     @property
     @override
     def dtype(self) -> torch.dtype:
         parts = self._parts
-        return parts.dtype if isinstance(parts, Folder) else next(parts.get(self.denoiser).parameters()).dtype
+        return parts.dtype if isinstance(parts, Files) else next(parts.get(self.denoiser).parameters()).dtype
 
     @override
     def identity(self) -> str:
-        if not isinstance(self._parts, Folder):
+        if not isinstance(self._parts, Files):
             raise ExpungeError("a pipeline in memory has no files to tell it by: expected a model opened from a folder")
         if self._identity is None:
-            digest = hashlib.sha256()
-            for file in self._parts.files():
-                with file.open("rb") as opened:
-                    content = hashlib.file_digest(opened, "sha256").hexdigest()
-                digest.update(f"{file.relative_to(self._parts.path)} {content}\n".encode())
-            self._identity = digest.hexdigest()
+            self._identity = self._parts.identity()
         return self._identity
 
     @classmethod
@@ -104,14 +111,18 @@ class PipelineBackbone(Backbone):
         Raises:
             ExpungeError: if it does not hold a pipeline of this family, or the device or dtype is unknown.
         """
-        if dtype not in DTYPES:
-            raise unknown("dtype", dtype, DTYPES)
-        try:
-            where = torch.device(device)
-            torch.zeros(1, device=where).cpu()
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise ExpungeError(f"device '{device}' is not to be had here: expected cpu, cuda, cuda:0 or mps") from error
-        return cls(Folder(path, cls.pipeline, cls.parts, cls.optional, where, DTYPES[dtype]), name)
+        return cls(Folder(path, cls.pipeline, cls.parts, cls.optional, *_place(device, dtype)), name)
+
+    @classmethod
+    def from_file(
+        cls, path: Path, layout: str, *, name: str, device: str = "cpu", dtype: str = "float32"
+    ) -> "PipelineBackbone":
+        """Open a single file in the LDM layout; ``layout`` says how it is read, see `ldm.layout_of`.
+
+        Raises:
+            ExpungeError: if there is no such layout, or the device or dtype is unknown.
+        """
+        return cls(SingleFile(path, layout, *_place(device, dtype)), name)
 
     @classmethod
     def from_pipeline(cls, pipe: Any) -> "PipelineBackbone":
@@ -285,8 +296,8 @@ class PipelineBackbone(Backbone):
     @property
     @override
     def image_size(self) -> tuple[int, int]:
-        config = self._parts.get("vae").config
-        widths = getattr(config, "block_out_channels", None) or config.encoder_block_out_channels
+        config = self._parts.config("vae")
+        widths = config.get("block_out_channels") or config["encoder_block_out_channels"]
         height, width = self._latent_size()
         return height * 2 ** (len(widths) - 1), width * 2 ** (len(widths) - 1)
 
@@ -300,7 +311,7 @@ class PipelineBackbone(Backbone):
         return drawn.to(self.device)
 
     def _latent_size(self) -> tuple[int, int]:
-        size = self._parts.get(self.denoiser).config.sample_size
+        size = self._parts.config(self.denoiser)["sample_size"]
         return (size[0], size[1]) if isinstance(size, (list, tuple)) else (size, size)
 
     @override

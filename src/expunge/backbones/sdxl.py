@@ -8,7 +8,6 @@ from jaxtyping import Float, Int, Real
 from torch import Tensor
 from typing_extensions import override
 
-from expunge.backbones.parts import Folder
 from expunge.backbones.unet import UNetBackbone
 from expunge.core.backbone import Conditioning
 from expunge.core.errors import ExpungeError
@@ -35,9 +34,7 @@ class StableDiffusionXL(UNetBackbone):
 
     @override
     def pipeline_options(self) -> dict[str, Any]:
-        parts = self._parts
-        config = parts.classes if isinstance(parts, Folder) else parts.get("config")
-        zeros = bool(config.get("force_zeros_for_empty_prompt", True))
+        zeros = bool(self._parts.option("force_zeros_for_empty_prompt", True))
         return {"force_zeros_for_empty_prompt": zeros, "add_watermarker": False}
 
     @override

@@ -37,7 +37,9 @@ class Model:
     """Which model, and how to run it."""
 
     model: str = "testbed"
-    """`testbed`, a local diffusers folder, or a hub id."""
+    """`testbed`, a local diffusers folder, a single .safetensors file (LDM layout), or a hub id."""
+    model_layout: str | None = None
+    """How a single file is read: sd1, sd2 (v-prediction), sd2-base, sdxl, or a diffusers folder of its kind."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     device: str = "cpu"
@@ -52,7 +54,8 @@ class Model:
         """Load the model."""
         from expunge import backbones
 
-        backbone = backbones.load(self.model, device=self.device, dtype=self.dtype, revision=self.revision)
+        place = {"device": self.device, "dtype": self.dtype, "revision": self.revision}
+        backbone = backbones.load(self.model, **place, layout=self.model_layout)
         backbone.checkpointing = self.checkpointing
         return backbone
 

@@ -263,8 +263,10 @@ class Export:
 
     edit: Paths = ()
     """An edit.safetensors to fuse; repeat in order."""
-    layout: Literal["diffusers", "lora", "lora-kohya"] = "diffusers"
-    """A whole diffusers folder; or the edits alone as a LoRA, in diffusers' or in kohya's names (A1111, ComfyUI)."""
+    layout: Literal["diffusers", "ldm", "lora", "lora-kohya"] = "diffusers"
+    """A whole diffusers folder, or one file (ldm: A1111, ComfyUI); or the edits alone as a LoRA, in diffusers' or kohya's names."""
+    records: Paths = ()
+    """A .jsonl file of `expunge measure` whose figures go into the model card; repeat for several."""
     out: Path
     """Folder for the model, or for the LoRA."""
     any_base: bool = False
@@ -279,16 +281,20 @@ def export(argv: list[str]) -> None:
     """``expunge export …``."""
     options = parse(Export, argv, "expunge export")
     from expunge.stages import export as stage
-    from expunge.store import check_new, load_edit
+    from expunge.store import check_new, load_edit, read_lines
 
     check_new(options.out, options.overwrite)
     edits, backbone = [load_edit(path) for path in options.edit], options.model.open()
+    how = {"records": [row for path in options.records for row in read_lines(path)], "overwrite": options.overwrite}
     if options.layout == "diffusers":
-        stage.to_folder(backbone, edits, options.out, any_base=options.any_base, overwrite=options.overwrite)
+        stage.to_folder(backbone, edits, options.out, any_base=options.any_base, **how)
         told = f"{options.out}: load it with DiffusionPipeline.from_pretrained"
+    elif options.layout == "ldm":
+        stage.file_to_folder(backbone, edits, options.out, any_base=options.any_base, **how)
+        told = f"{options.out / stage.WHOLE}: a checkpoint for A1111 and ComfyUI"
     else:
         names = "kohya" if options.layout == "lora-kohya" else "diffusers"
-        stage.lora_to_folder(backbone, edits, options.out, names, options.overwrite)
+        stage.lora_to_folder(backbone, edits, options.out, names, **how)
         told = f"{options.out}: load it with pipe.load_lora_weights"
     options.talk.result({"folder": str(options.out)}, told)
 

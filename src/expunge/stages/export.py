@@ -1,6 +1,6 @@
 """Export: a model with its edits fused, as a plain diffusers folder that needs no expunge."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,14 +8,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from expunge.backbones import ldm
 from expunge.backbones.parts import quiet
 from expunge.backbones.pipeline import PipelineBackbone
+from expunge.backbones.unet import UNetBackbone
 from expunge.core.adapter import Adapter, LowRank
 from expunge.core.backbone import Backbone
 from expunge.core.edit import Edit
 from expunge.core.errors import ExpungeError
 from expunge.store import FORMAT, MODEL, new_folder, write_json
 
+WHOLE = "model.safetensors"
+"""A whole model in one file."""
 LORA = "pytorch_lora_weights.safetensors"
 """The file that diffusers looks for in a folder of a LoRA."""
 CARD = """---
@@ -31,9 +35,7 @@ Made by [expunge](https://pypi.org/project/expunge). Loads without it: `{loading
 {edits}
 ## How it was measured
 
-This card states what was done, not how well it worked: measure the folder with `expunge generate --model .` and
-`expunge measure`, and put the records here before you publish.
-
+{measured}
 The safety checker of the base model, if it had one, is not in this folder.
 
 ## What this does not show
@@ -41,6 +43,9 @@ The safety checker of the base model, if it had one, is not in this folder.
 - That the concept cannot be reached by other words, learned embeddings, images or fine-tuning.
 - That concepts nobody measured are unharmed.
 - Anything about the base model's own licence and limits: see its card.
+"""
+UNMEASURED = """This card states what was done, not how well it worked: measure the model with `expunge generate` and `expunge measure
+--out records.jsonl`, and export again with `--records records.jsonl` before you publish.
 """
 EDIT = """## Edit {id}
 
@@ -54,7 +59,13 @@ EDIT = """## Edit {id}
 
 
 def to_folder(
-    backbone: Backbone, edits: Sequence[Edit], out: Path, *, any_base: bool = False, overwrite: bool = False
+    backbone: Backbone,
+    edits: Sequence[Edit],
+    out: Path,
+    *,
+    records: Sequence[Mapping[str, Any]] = (),
+    any_base: bool = False,
+    overwrite: bool = False,
 ) -> Path:
     """Write the edited model as a diffusers folder with a model card; the backbone is left as it was.
 
@@ -73,12 +84,56 @@ def to_folder(
             pipe.save_pretrained(folder, safe_serialization=True)
         write_json(folder / MODEL, {"format": FORMAT, "kind": backbone.kind, "edits": [e.id for e in edits]})
         loading = f'{backbone.pipeline}.from_pretrained("this folder")'
-        (folder / "README.md").write_text(card(backbone, edits, loading))
+        (folder / "README.md").write_text(card(backbone, edits, loading, records))
     return out
 
 
+def file_to_folder(
+    backbone: Backbone,
+    edits: Sequence[Edit],
+    out: Path,
+    layout: str | None = None,
+    *,
+    records: Sequence[Mapping[str, Any]] = (),
+    any_base: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Write the edited model as one file in the LDM layout, which A1111 and ComfyUI read, with a model card.
+
+    ``layout`` is ``sd1``, ``sd2`` or ``sdxl``; by the model's family and the text encoder's width if not given.
+
+    Raises:
+        ExpungeError: as `to_folder`, and for a model that the layout has no place for.
+    """
+    if not isinstance(backbone, UNetBackbone):
+        raise ExpungeError(f"the LDM layout of a {backbone.family} model: expected Stable Diffusion 1.x, 2.x or XL")
+    fused = [as_weights(backbone, e) for e in edits]
+    with new_folder(out, overwrite, marker=WHOLE) as folder:
+        with backbone.attached(fused, any_base=any_base):
+            parts = backbone.components()
+            learned = {p: dict(parts[p].state_dict()) for p in ("unet", "vae", *backbone.towers)}
+            written = ldm.written(layout or _ldm_layout(backbone, parts), learned)
+            save_file({key: tensor.cpu() for key, tensor in written.items()}, folder / WHOLE)
+        loading = f"a checkpoint file of A1111 and ComfyUI, and `{backbone.pipeline}.from_single_file"
+        (folder / "README.md").write_text(card(backbone, edits, loading, records))
+    return out
+
+
+def _ldm_layout(backbone: UNetBackbone, parts: Mapping[str, Any]) -> str:
+    """The layout of a model, which its tensors alone do not tell: SD 2's text encoder is OpenCLIP's."""
+    if backbone.family == "sdxl":
+        return "sdxl"
+    return "sd2" if parts["text_encoder"].config.hidden_act == "gelu" else "sd1"
+
+
 def lora_to_folder(
-    backbone: Backbone, edits: Sequence[Edit], out: Path, layout: Literal["diffusers", "kohya"], overwrite: bool = False
+    backbone: Backbone,
+    edits: Sequence[Edit],
+    out: Path,
+    layout: Literal["diffusers", "kohya"],
+    *,
+    records: Sequence[Mapping[str, Any]] = (),
+    overwrite: bool = False,
 ) -> Path:
     """Write adapters without gates as one LoRA, with a model card; `load_lora_weights` of diffusers takes the folder.
 
@@ -104,7 +159,7 @@ def lora_to_folder(
     with new_folder(out, overwrite, marker=LORA) as folder:
         save_file(tensors, folder / LORA)
         loading = f'pipe.load_lora_weights("this folder")` on a pipeline of `{backbone.name}'
-        (folder / "README.md").write_text(card(backbone, edits, loading))
+        (folder / "README.md").write_text(card(backbone, edits, loading, records))
     return out
 
 
@@ -143,8 +198,12 @@ def as_weights(backbone: Backbone, edit: Edit) -> Edit:
     return edit
 
 
-def card(backbone: Backbone, edits: Sequence[Edit], loading: str) -> str:
-    """The model card: what was removed from what, by what, and how to load it."""
+def card(backbone: Backbone, edits: Sequence[Edit], loading: str, records: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The model card: what was removed from what, by what, how to load it, and what ``records`` measured of it.
+
+    Raises:
+        ExpungeError: if a record is of images that other edits made.
+    """
     described = ""
     for edit in edits:
         p = edit.provenance
@@ -165,4 +224,23 @@ def card(backbone: Backbone, edits: Sequence[Edit], loading: str) -> str:
             .get("base_sha256", {})
             .get("float32", "unknown (an adapter fits every model of its shape)"),
         )
-    return CARD.format(model=backbone.name, loading=loading, edits=described or "No edit: the model as it was.\n\n")
+    described = described or "No edit: the model as it was.\n\n"
+    return CARD.format(model=backbone.name, loading=loading, edits=described, measured=_measured(edits, records))
+
+
+def _measured(edits: Sequence[Edit], records: Sequence[Mapping[str, Any]]) -> str:
+    """The records as a table, beside those of the original model where there are some."""
+    if not records:
+        return UNMEASURED
+    ours = [e.id for e in edits]
+    rows = ["| images of | split | metric | value | 95 % interval | n |", "|---|---|---|---|---|---|"]
+    for r in records:
+        try:
+            made, subject = r["provenance"]["edits"], r["subject"]
+            if made not in ([], ours):
+                raise ExpungeError(f"a record is of edits {', '.join(made)}: expected those exported, {', '.join(ours)}")
+            value = f"{r['value']:.1f} {r['unit']} | {r['low']:.1f} to {r['high']:.1f} | {r['n']}"
+            rows.append(f"| {subject} | {r['split']} | {r['metric']} | {value} |")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ExpungeError(f"a record lacks {error}: expected what `expunge measure --out` writes") from error
+    return "\n".join(rows) + "\n"
