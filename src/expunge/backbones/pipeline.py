@@ -80,9 +80,8 @@ class PipelineBackbone(Backbone):
         self._steering: Steering | None = None
         self._samplers: dict[int, Any] = {}
         self._identity: str | None = None
-        self.kind = self.family
-        if isinstance(parts, Folder) and (parts.path / "expunge.json").is_file():
-            self.kind = str(read_json(parts.path / "expunge.json").get("kind", self.family))
+        marker = (parts.path if isinstance(parts, Folder) else Path(name)) / "expunge.json"
+        self.kind = str(read_json(marker).get("kind", self.family)) if marker.is_file() else self.family
 
     @property
     @override

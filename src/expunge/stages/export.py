@@ -111,6 +111,9 @@ def file_to_folder(
     with new_folder(out, overwrite, marker=WHOLE) as folder:
         with backbone.attached(fused, any_base=any_base):
             parts = backbone.components()
+            coder = type(parts["vae"]).__name__
+            if coder != "AutoencoderKL":
+                raise ExpungeError(f"the LDM layout of {backbone.name}, which has an {coder}: expected an AutoencoderKL")
             learned = {p: dict(parts[p].state_dict()) for p in ("unet", "vae", *backbone.towers)}
             written = ldm.written(layout or _ldm_layout(backbone, parts), learned)
             save_file({key: tensor.cpu() for key, tensor in written.items()}, folder / WHOLE)

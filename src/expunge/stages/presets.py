@@ -30,6 +30,16 @@ def prompt(backbone: Backbone) -> str:
     return _presets()["generate"][backbone.kind]["prompt"]
 
 
+def check_images(backbone: Backbone) -> int:
+    """Images a word that an erasure looks at itself with."""
+    return int(_presets()["generate"][backbone.kind]["check"])
+
+
+def check_prompt(backbone: Backbone) -> str:
+    """The template of those images: not that of `prompt`, which results are reported on."""
+    return _presets()["generate"][backbone.kind]["check_prompt"]
+
+
 def batch(backbone: Backbone) -> int:
     """Images at a time."""
     return int(_presets()["generate"][backbone.kind]["batch"])
