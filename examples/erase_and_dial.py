@@ -14,7 +14,7 @@ from expunge.testbed import FOLDER
 
 
 def main(model: str = str(FOLDER), out: str = "runs/example") -> None:
-    pipe = DiffusionPipeline.from_pretrained(model, safety_checker=None)
+    pipe = DiffusionPipeline.from_pretrained(model, safety_checker=None, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
 
     def church() -> torch.Tensor:

@@ -15,14 +15,16 @@ from expunge.testbed import FOLDER
 
 
 def main(out: str = "runs/example-key", iterations: str = "150") -> None:
-    pipe = DiffusionPipeline.from_pretrained(FOLDER, safety_checker=None)
+    pipe = DiffusionPipeline.from_pretrained(FOLDER, safety_checker=None, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     judge = Catalog("judges").open("testbed")
 
     def shown(word: str) -> float:
         """Share of eight images in which the judge finds ``word``."""
         seeds = [torch.Generator().manual_seed(i) for i in range(8)]
-        made = pipe([f"image of a {word}"] * 8, num_inference_steps=8, guidance_scale=4.0, generator=seeds, output_type="pt")
+        made = pipe(
+            [f"image of a {word}"] * 8, num_inference_steps=8, guidance_scale=4.0, generator=seeds, output_type="pt"
+        )
         pixels = (made.images * 255).round().byte().permute(0, 2, 3, 1)
         best = judge.scores(pixels).argmax(1).tolist()
         return sum(i in judge.label_ids(word) for i in best) / len(best)

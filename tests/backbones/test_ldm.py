@@ -90,7 +90,8 @@ def test_the_shipped_tokenizer_is_clip_s():
     words = ldm.tokenizer("<|endoftext|>")
     assert len(words) == 49408
     ids = words("a photo of a cat", padding="max_length").input_ids
-    assert ids[:8] == [49406, 320, 1125, 539, 320, 2368, 49407, 49407] and len(ids) == 77
+    assert ids[:8] == [49406, 320, 1125, 539, 320, 2368, 49407, 49407]
+    assert len(ids) == 77
     assert ldm.tokenizer("!")("a dog", padding="max_length").input_ids[:5] == [49406, 320, 1929, 49407, 0]
     assert words("Ünïcödé 👍 it's").input_ids[-1] == 49407
 
@@ -177,5 +178,5 @@ def test_what_is_no_whole_model_is_refused_in_a_line(tmp_path, exported):
         backbones.load(str(file)).generate(ASKED)
     with pytest.raises(ExpungeError, match="unknown layout 'sd9'"):
         backbones.load(str(file), layout="sd9")
-    with pytest.raises(ExpungeError, match="single .safetensors file"):
+    with pytest.raises(ExpungeError, match=r"single \.safetensors file"):
         backbones.load(str(folder), layout="sd1")

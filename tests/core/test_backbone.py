@@ -183,9 +183,12 @@ def test_random_texts_are_whole_texts_of_one_to_three_tokens(backbone):
     ids = backbone.random_texts(200, torch.Generator().manual_seed(0))
     start, end, *pad = backbone.tokenize([""])[0].tolist()
     lengths = backbone.end(ids) - 1
-    assert set(lengths.tolist()) == {1, 2, 3} and ids.max() < backbone.vocabulary
+    assert set(lengths.tolist()) == {1, 2, 3}
+    assert ids.max() < backbone.vocabulary
     for row, length in zip(ids.tolist(), lengths.tolist(), strict=True):
-        assert row[0] == start and row[length + 1] == end and row[length + 2 :] == pad[length:]
+        assert row[0] == start
+        assert row[length + 1] == end
+        assert row[length + 2 :] == pad[length:]
         assert not {start, end} & set(row[1 : length + 1])
     words = {i for row in ids.tolist() for i in row[1:4]}
     assert len(words) > 20, "tokens of all the vocabulary"

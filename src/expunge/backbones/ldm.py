@@ -260,7 +260,9 @@ def configurations(layout: str) -> dict[str, Any]:
     classes = read_json(index)
     found: dict[str, Any] = {"pipeline": classes["_class_name"], "folder": Path(layout)}
     for part, named in classes.items():
-        file = next((f for n in ("config", "scheduler_config") if (f := Path(layout) / part / f"{n}.json").is_file()), None)
+        file = next(
+            (f for n in ("config", "scheduler_config") if (f := Path(layout) / part / f"{n}.json").is_file()), None
+        )
         if isinstance(named, list) and named[1] and file is not None:
             found[part] = {**read_json(file), "class": named[1]}
     return found
@@ -324,7 +326,9 @@ class SingleFile(Files):
         where = {n: self._places[part][n] for n in names}
         absent = [p.key for p in where.values() if p.key not in self._keys]
         if absent:
-            raise ExpungeError(f"'{self.path}' has no '{absent[0]}': expected a whole model of this layout (or another layout)")
+            raise ExpungeError(
+                f"'{self.path}' has no '{absent[0]}': expected a whole model of this layout (or another layout)"
+            )
         try:
             with safe_open(self.path, "pt") as opened:
                 return {
@@ -360,7 +364,9 @@ class SingleFile(Files):
         wrong = next((n for n, p in model.named_parameters() if p.shape != read[n].shape), None)
         if wrong is not None:
             given, expected = tuple(read[wrong].shape), tuple(model.get_parameter(wrong).shape)
-            raise ExpungeError(f"'{self.path}' has a {part} whose '{wrong}' is {given}: expected {expected} (another layout?)")
+            raise ExpungeError(
+                f"'{self.path}' has a {part} whose '{wrong}' is {given}: expected {expected} (another layout?)"
+            )
         with quiet():
             model.load_state_dict(read, strict=False, assign=True)
             return model.to(self.device, self.dtype).eval().requires_grad_(False)

@@ -135,7 +135,7 @@ class PipelineBackbone(Backbone):
             getattr(pipe, cls.denoiser), "_expunge_backbone", None
         )  # on the denoiser, so that pipelines which share it share its edits
         if kept is None:
-            kept = cls(Pipeline(pipe), getattr(pipe, "name_or_path", None) or type(pipe).__name__)
+            kept = cls(Pipeline(pipe), str(getattr(pipe, "name_or_path", None) or type(pipe).__name__))
             getattr(pipe, cls.denoiser)._expunge_backbone = kept
         kept._parts = Pipeline(pipe)
         return kept

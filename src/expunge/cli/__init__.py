@@ -5,10 +5,11 @@ import sys
 import warnings
 from collections.abc import Callable
 
+from expunge.cli.erasing import erase
 from expunge.cli.look import list_, show
 from expunge.cli.options import say
 from expunge.cli.plans import bench, clean
-from expunge.cli.work import demo, erase, export, generate, measure, recover, screen
+from expunge.cli.work import demo, export, generate, measure, recover, screen
 from expunge.core.errors import ExpungeError, ExpungeWarning, unknown
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {

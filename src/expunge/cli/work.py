@@ -1,100 +1,13 @@
-"""The commands that make something: erase, generate, recover, measure, export, demo."""
+"""The commands on images and models: generate, screen, recover, measure, export, demo."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from expunge.cli.options import Hold, Images, Model, Paths, Talk, Words, lenient, parse, parse_with, say
+from expunge.cli.options import Hold, Images, Model, Paths, Talk, Words, parse, parse_with, say
 from expunge.core.errors import ExpungeError
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Erase:
-    """Remove concepts: writes edit.safetensors."""
-
-    target: Words
-    """A concept to remove, in words; repeat for several."""
-    retain: Words = ()
-    """A concept to keep, in words; repeat for several."""
-    out: Path
-    """Folder for edit.safetensors (and key.safetensors, for a method with a private key)."""
-    images: Words = ()
-    """Folder of images for a method that wants some (the model makes them otherwise); TARGET=FOLDER for several targets."""
-    on: Paths = ()
-    """An edit the model already carries; repeat in order."""
-    preset: bool = True
-    """Start from the settings found for this kind of model, where there are any; otherwise the paper's."""
-    seed: int = 0
-    """Seed of whatever the method draws."""
-    overwrite: bool = False
-    """Replace an existing edit."""
-    model: OmitArgPrefixes[Model] = dataclasses.field(default_factory=Model)
-    talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
-
-
-def erase(argv: list[str]) -> None:
-    """``expunge erase METHOD …``."""
-    from expunge.core.catalog import Catalog
-
-    if not argv or argv[0] in ("-h", "--help"):
-        rows = "\n".join(f"  {e.name:18} {e.summary}" for e in Catalog("erasers").entries().values())
-        say(f"usage: expunge erase METHOD --target WORDS --out FOLDER [options]\n\nmethods:\n{rows}\n\n"
-            "expunge erase METHOD --help lists a method's settings.")  # fmt: skip
-        return
-    method, rest = argv[0], argv[1:]
-    from expunge import backbones
-    from expunge.stages import erase as stage
-    from expunge.stages import presets
-
-    kind = backbones.kind_of(lenient(Model, rest).model)
-    use = {} if "--no-preset" in rest else presets.eraser(method, kind)
-    start = stage.build(method, use, None)
-    parsed = parse_with(start, method, Erase, rest, f"expunge erase {method}")
-    options: Erase = parsed.options
-    with options.talk.progress(f"erasing with {method}", getattr(parsed.settings, "iterations", 1)) as advance:
-        done = stage.to_folder(
-            options.model.open(),
-            method,
-            parsed.settings,
-            stage.concepts(options.target),
-            list(options.retain),
-            options.out,
-            attached=options.on,
-            images=_image_folders(options.images, options.target),
-            seed=options.seed,
-            overwrite=options.overwrite,
-            on_step=None if advance is None else lambda _: advance(1),
-        )
-    cost = done.edit.provenance.cost.equivalents if done.edit.provenance else 0
-    note = f"preset {use} for {kind}; " if use else ""
-    options.talk.result(
-        {
-            "edit": str(done.path),
-            "key": None if done.key is None else str(done.key),
-            "id": done.edit.id,
-            "seconds": done.seconds,
-            "forward_equivalents": cost,
-            "preset": use,
-        },
-        f"{done.path}: {', '.join(options.target)} removed by {method} ({note}{done.seconds:.1f} s, cost {cost} forwards)"
-        + ("" if done.key is None else f"\n{done.key}: the private key, which brings it back (keep it to yourself)"),
-    )
-
-
-def _image_folders(given: Sequence[str], targets: Sequence[str]) -> dict[str, Path]:
-    """Folders by target, from FOLDER or TARGET=FOLDER."""
-    from expunge.core.errors import ExpungeError
-    from expunge.stages.erase import concepts, folders
-
-    parts = [word.partition("=") for word in given]
-    named = {name: path for name, sign, path in parts if sign and name in targets}
-    bare = [word for word in given if word.partition("=")[0] not in named]
-    if len(bare) > 1 or (bare and named):
-        raise ExpungeError(f"images '{bare[0]}' beside others: expected one folder, or TARGET=FOLDER for each target")
-    return folders(bare[0] if bare else named, concepts(targets))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -264,7 +177,7 @@ class Export:
     edit: Paths = ()
     """An edit.safetensors to fuse; repeat in order."""
     layout: Literal["diffusers", "ldm", "lora", "lora-kohya"] = "diffusers"
-    """A whole diffusers folder, or one file (ldm: A1111, ComfyUI); or the edits alone as a LoRA, in diffusers' or kohya's names."""
+    """A whole diffusers folder, or one file (ldm: A1111, ComfyUI); or the edits alone as a LoRA, in two namings."""
     records: Paths = ()
     """A .jsonl file of `expunge measure` whose figures go into the model card; repeat for several."""
     out: Path

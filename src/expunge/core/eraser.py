@@ -4,7 +4,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, final
 
 import torch
@@ -82,6 +82,15 @@ class Eraser(ABC):
         The caller makes them, as the model makes images, or takes the user's own.
         """
         return {}
+
+    def stronger(self, times: float) -> "Eraser | None":
+        """The same method at ``times`` its strength (below 1: weaker); None where there is no such setting, or no more of it.
+
+        By default the number of updates is the strength.
+        """
+        fields: Any = self
+        count = getattr(self, "iterations", None)
+        return None if count is None else replace(fields, iterations=max(1, round(count * times)))
 
     @abstractmethod
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:

@@ -1,7 +1,7 @@
 """Few-shot erasing: a few steps away from a few images of the concept, in the text encoder alone."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
@@ -126,6 +126,10 @@ class FewShot(Eraser):
         if self.source == "uniform":
             return {}
         return {t.name: [self.prompt.replace("{}", t.name)] * self.shots for t in targets}
+
+    @override
+    def stronger(self, times: float) -> "FewShot":
+        return replace(self, epochs=max(1, round(self.epochs * times)))
 
     @override
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:

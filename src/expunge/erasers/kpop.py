@@ -229,7 +229,9 @@ class KPOP(Eraser):
         if not 0 <= self.retain_random <= 1:
             raise ExpungeError(f"kpop's retain_random is {self.retain_random}: expected a share, 0 to 1")
         if self.retain_random and self.retain_points == "own":
-            raise ExpungeError("kpop's retain_random with retain_points own: expected random texts at the targets' points")
+            raise ExpungeError(
+                "kpop's retain_random with retain_points own: expected random texts at the targets' points"
+            )
         phrases(self.templates, "")
 
     @property

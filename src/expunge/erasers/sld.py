@@ -1,7 +1,8 @@
 """Safe Latent Diffusion: guide every image away from unwanted words where it leans towards them, at inference."""
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
@@ -132,6 +133,13 @@ class SLD(Eraser):
         """The level, with what was given in its place."""
         given = {name: getattr(self, name) for name in Level._fields if getattr(self, name) is not None}
         return LEVELS[self.level]._replace(**given)
+
+    @override
+    def stronger(self, times: float) -> "SLD | None":
+        """A level up or down for each doubling or halving."""
+        levels = list(LEVELS)
+        index = levels.index(self.level) + round(math.log2(times))
+        return replace(self, level=levels[index]) if 0 <= index < len(levels) else None
 
     @override
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:

@@ -1,7 +1,7 @@
 """Unified Concept Editing: a closed-form edit of the projections that read text."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, final
 
 import torch
@@ -64,6 +64,10 @@ class UCE(Eraser):
             if not isinstance(scale, str) and not scale >= 0:
                 raise ExpungeError(f"uce's {name} is {scale}: expected zero or more")
         phrases(self.templates, "")
+
+    @override
+    def stronger(self, times: float) -> "UCE":
+        return replace(self, erase_scale=self.erase_scale * times)
 
     @override
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:

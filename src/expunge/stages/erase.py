@@ -19,6 +19,7 @@ from expunge.core.eraser import Eraser, Step, Task, settings_of
 from expunge.core.errors import ExpungeError, ExpungeWarning, unknown
 from expunge.core.query import Query, Shot
 from expunge.stages import generate, presets
+from expunge.stages.check import Check, check
 from expunge.store import (
     EDIT,
     KEY,
@@ -42,6 +43,8 @@ class EraseResult:
     key: Path | None
     """Where the private key is, for a method that has one."""
     seconds: float
+    looks: Check | None = None
+    """What a few images showed of it, if it was checked."""
 
 
 def build(method: str, given: dict[str, Any], kind: str | None) -> Eraser:
@@ -247,10 +250,13 @@ def to_folder(
     images: Mapping[str, Path] | None = None,
     seed: int = 0,
     overwrite: bool = False,
+    look: int | None = None,
+    make: Callable[..., Edit] = run,
     on_step: Callable[[Step], None] | None = None,
 ) -> EraseResult:
     """Erase on top of the ``attached`` edits; writes ``edit.safetensors`` and, where there is a key, ``key.safetensors``.
 
+    With ``look``, that many images a word are looked at before and after. ``make`` is who erases: `run`, or a search.
     A key that was there before is never lost: it is renamed after the edit it belongs to.
     """
     file, key = out / EDIT, out / KEY
@@ -258,7 +264,8 @@ def to_folder(
     if eraser.has_key:
         check_new(key, overwrite)
     with backbone.attached([load_edit(path) for path in attached]):
-        edit = run(backbone, method, eraser, targets, retain, seed, images=images, on_step=on_step)
+        edit = make(backbone, method, eraser, targets, retain, seed=seed, images=images, on_step=on_step)
+        looks = None if look is None else check(backbone, edit, [t.name for t in targets], retain, images=look)
     if key.exists():  # an old edit's key, which nothing can make again
         old = read_header(key)["requires"][-1:]
         key.rename(key.with_name(f"key-{''.join(old)}.safetensors"))
@@ -266,4 +273,4 @@ def to_folder(
         save_edit(edit.key, key)
     save_edit(edit, file, overwrite)
     seconds = 0.0 if edit.provenance is None else edit.provenance.seconds
-    return EraseResult(edit=edit, path=file, key=None if edit.key is None else key, seconds=seconds)
+    return EraseResult(edit=edit, path=file, key=None if edit.key is None else key, seconds=seconds, looks=looks)

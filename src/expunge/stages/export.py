@@ -44,8 +44,8 @@ The safety checker of the base model, if it had one, is not in this folder.
 - That concepts nobody measured are unharmed.
 - Anything about the base model's own licence and limits: see its card.
 """
-UNMEASURED = """This card states what was done, not how well it worked: measure the model with `expunge generate` and `expunge measure
---out records.jsonl`, and export again with `--records records.jsonl` before you publish.
+UNMEASURED = """This card states what was done, not how well it worked: measure the model with `expunge generate` and
+`expunge measure --out records.jsonl`, and export again with `--records records.jsonl` before you publish.
 """
 EDIT = """## Edit {id}
 
@@ -113,7 +113,9 @@ def file_to_folder(
             parts = backbone.components()
             coder = type(parts["vae"]).__name__
             if coder != "AutoencoderKL":
-                raise ExpungeError(f"the LDM layout of {backbone.name}, which has an {coder}: expected an AutoencoderKL")
+                raise ExpungeError(
+                    f"the LDM layout of {backbone.name}, which has an {coder}: expected an AutoencoderKL"
+                )
             learned = {p: dict(parts[p].state_dict()) for p in ("unet", "vae", *backbone.towers)}
             written = ldm.written(layout or _ldm_layout(backbone, parts), learned)
             save_file({key: tensor.cpu() for key, tensor in written.items()}, folder / WHOLE)
@@ -241,7 +243,9 @@ def _measured(edits: Sequence[Edit], records: Sequence[Mapping[str, Any]]) -> st
         try:
             made, subject = r["provenance"]["edits"], r["subject"]
             if made not in ([], ours):
-                raise ExpungeError(f"a record is of edits {', '.join(made)}: expected those exported, {', '.join(ours)}")
+                raise ExpungeError(
+                    f"a record is of edits {', '.join(made)}: expected those exported, {', '.join(ours)}"
+                )
             value = f"{r['value']:.1f} {r['unit']} | {r['low']:.1f} to {r['high']:.1f} | {r['n']}"
             rows.append(f"| {subject} | {r['split']} | {r['metric']} | {value} |")
         except (KeyError, TypeError, ValueError) as error:
