@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup demo test lint type check testbed bench-uce bench-uce-stacked
+.PHONY: setup demo test lint type check testbed bench-uce bench-update bench-uce-stacked
 .DEFAULT_GOAL := check
 
 setup: .venv/installed
@@ -33,6 +33,9 @@ testbed: setup  ## rebuild the testbed from public artwork (npm needed; about th
 
 bench-uce: setup  ## UCE's time and memory on a random-weight checkpoint of SD1.4's size
 	$(BIN)/python benchmarks/uce_size.py
+
+bench-update: setup  ## one update of ESD and KPOP at SD1.4's size: time and memory (about 15 minutes)
+	$(BIN)/python benchmarks/update_size.py
 
 bench-uce-stacked: setup  ## two UCE edits stacked and detached again (about 3 minutes)
 	$(BIN)/python benchmarks/uce_stacked.py
