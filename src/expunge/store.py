@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from expunge.core import lora
 from expunge.core.adapter import Adapter
 from expunge.core.catalog import Catalog
 from expunge.core.concept import ConceptSet, Part
@@ -166,11 +167,14 @@ def read_header(path: str | Path) -> dict[str, Any]:
 
 
 def load_edit(path: str | Path) -> Edit:
-    """Read an edit.
+    """Read an edit, or somebody's LoRA as an adapter without gates.
 
     Raises:
-        ExpungeError: as `read_header`; also if the contents do not match the id in the header.
+        ExpungeError: as `read_header`; also if the contents do not match the id in the header, or a LoRA's names are unknown.
     """
+    foreign = _lora(Path(path))
+    if foreign is not None:
+        return foreign
     header = read_header(path)
     try:
         with safe_open(path, "pt") as opened:
@@ -184,6 +188,18 @@ def load_edit(path: str | Path) -> Edit:
     if edit.id != header.get("id"):
         raise ExpungeError(f"'{path}' is damaged: its contents do not match its id {header.get('id')}")
     return edit
+
+
+def _lora(path: Path) -> Adapter | None:
+    """The LoRA in a file that is no edit of expunge's; None if there is none."""
+    try:
+        with safe_open(path, "pt") as opened:
+            if "expunge" in (opened.metadata() or {}):
+                return None
+            tensors = {name: opened.get_tensor(name) for name in opened.keys() if "lora" in name}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return None
+    return Adapter(lora.factors(tensors)) if tensors else None
 
 
 def _parse(header: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:

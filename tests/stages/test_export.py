@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import expunge
 from conftest import tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
@@ -10,6 +11,7 @@ from expunge.core.adapter import Adapter
 from expunge.core.errors import ExpungeError
 from expunge.maths.training import thin
 from expunge.stages import export
+from expunge.store import load_edit
 
 MAKERS = {"sd": tiny_pipeline, "sdxl": tiny_xl_pipeline, "sd3": tiny_sd3_pipeline}
 CALL = {"num_inference_steps": 3, "height": 16, "width": 16, "guidance_scale": 5.0, "output_type": "latent"}
@@ -43,6 +45,10 @@ def test_a_lora_is_loaded_by_diffusers_itself(tmp_path, family, layout):
     assert torch.allclose(theirs, expected, atol=1e-3)
     assert not torch.allclose(theirs, plain, atol=1e-2)
     assert "load_lora_weights" in (tmp_path / "lora" / "README.md").read_text()
+    ours = load_edit(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+    ours.attach(held)
+    assert torch.allclose(held("dog", latents=noise, **CALL).images, expected, atol=1e-4), "and read back by expunge"
+    ours.detach(held)
 
 
 @pytest.mark.parametrize("family", MAKERS)
@@ -75,3 +81,58 @@ def test_what_is_no_lora_is_refused_in_a_line(tmp_path):
         xl = backbones.of(tiny_xl_pipeline())
         export.lora_to_folder(xl, [adapter(xl, 1, 1.0, 0)], tmp_path / "lora", "kohya")
     assert not (tmp_path / "lora").exists()
+
+
+def test_a_lora_s_alpha_and_older_names_are_read(tmp_path):
+    layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"
+    down, up = torch.randn(4, 64), torch.randn(64, 4)
+    flat = "lora_" + layer.replace(".", "_")
+    files = {
+        "kohya": {f"{flat}.lora_down.weight": down, f"{flat}.lora_up.weight": up, f"{flat}.alpha": torch.tensor(2.0)},
+        "older": {f"{layer}.lora.down.weight": down, f"{layer}.lora.up.weight": up / 2},
+    }
+    for name, tensors in files.items():
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+        part = load_edit(tmp_path / f"{name}.safetensors").layers[layer]
+        assert torch.allclose(part.up @ part.down, up @ down / 2, atol=1e-5), name
+    for bad in ("lora_unet_input_blocks_4_1_proj_in.lora_down.weight", "unet.x.lora_magnitude_vector"):
+        save_file({bad: down}, tmp_path / "bad.safetensors")
+        with pytest.raises(ExpungeError, match=f"LoRA of unknown layout, with '{bad}"[:60]):
+            load_edit(tmp_path / "bad.safetensors")
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "ldm", "lora"])
+def test_a_card_has_the_figures_of_the_edits_exported(tmp_path, layout):
+    held = tiny_pipeline()
+    backbone = backbones.of(held)
+    edit = adapter(backbone, 1, 1.0, 0)
+    record = {"metric": "esr@1", "value": 97.5, "low": 90.0, "high": 99.0, "n": 40, "unit": "%", "split": "test"}
+    ours = [{**record, "subject": "edited", "provenance": {"edits": [edit.id]}},
+            {**record, "subject": "original", "value": 12.0, "provenance": {"edits": []}}]  # fmt: skip
+    write = {
+        "diffusers": export.to_folder,
+        "ldm": export.file_to_folder,
+        "lora": lambda *a, **k: export.lora_to_folder(*a, "diffusers", **k),
+    }[layout]
+    write(backbone, [edit], tmp_path / "with", records=ours)
+    card = (tmp_path / "with" / "README.md").read_text()
+    assert "| edited | test | esr@1 | 97.5 % | 90.0 to 99.0 | 40 |" in card
+    assert "| original | test | esr@1 | 12.0 %" in card
+    assert "states what was done" not in card
+    for bad, words in (
+        ({**ours[0], "provenance": {"edits": ["other"]}}, "of edits other"),
+        ({"value": 1}, "a record lacks"),
+    ):
+        with pytest.raises(ExpungeError, match=words):
+            write(backbone, [edit], tmp_path / "bad", records=[bad])
+    assert not (tmp_path / "bad").exists()
+    write(backbone, [edit], tmp_path / "without")
+    assert "states what was done" in (tmp_path / "without" / "README.md").read_text()
+
+
+def test_a_model_without_the_layout_s_autoencoder_is_refused(tmp_path):
+    with pytest.raises(ExpungeError, match="has an AutoencoderTiny: expected an AutoencoderKL"):
+        export.file_to_folder(backbones.load("testbed"), [], tmp_path / "out")
+    with pytest.raises(ExpungeError, match="LDM layout of a sd3 model"):
+        export.file_to_folder(backbones.of(tiny_sd3_pipeline()), [], tmp_path / "out")
+    assert not (tmp_path / "out").exists()

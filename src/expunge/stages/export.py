@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from expunge.backbones import ldm
 from expunge.backbones.parts import quiet
@@ -16,6 +15,7 @@ from expunge.core.adapter import Adapter, LowRank
 from expunge.core.backbone import Backbone
 from expunge.core.edit import Edit
 from expunge.core.errors import ExpungeError
+from expunge.core.lora import Layout, named
 from expunge.store import FORMAT, MODEL, new_folder, write_json
 
 WHOLE = "model.safetensors"
@@ -135,7 +135,7 @@ def lora_to_folder(
     backbone: Backbone,
     edits: Sequence[Edit],
     out: Path,
-    layout: Literal["diffusers", "kohya"],
+    layout: Layout,
     *,
     records: Sequence[Mapping[str, Any]] = (),
     overwrite: bool = False,
@@ -152,17 +152,8 @@ def lora_to_folder(
     layers = _joined(edits)
     with backbone.attached(edits):  # which checks that they fit
         pass
-    tensors: dict[str, Tensor] = {}
-    for name, part in layers.items():
-        down, up = part.down.contiguous(), part.up.contiguous()
-        if layout == "diffusers":
-            tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = down, up
-            continue
-        flat = "lora_" + name.replace(".", "_")
-        tensors[f"{flat}.lora_down.weight"], tensors[f"{flat}.lora_up.weight"] = down, up
-        tensors[f"{flat}.alpha"] = torch.tensor(float(len(down)))  # so that alpha / r is 1: the scale is in the weights
     with new_folder(out, overwrite, marker=LORA) as folder:
-        save_file(tensors, folder / LORA)
+        save_file(named(layers, layout), folder / LORA)
         loading = f'pipe.load_lora_weights("this folder")` on a pipeline of `{backbone.name}'
         (folder / "README.md").write_text(card(backbone, edits, loading, records))
     return out
