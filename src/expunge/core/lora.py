@@ -11,48 +11,23 @@ from expunge.core.adapter import LowRank
 from expunge.core.errors import ExpungeError
 
 Layout = Literal["diffusers", "kohya"]
-WORDS = [
-    "unet",
-    "transformer",
-    "down_blocks",
-    "mid_block",
-    "up_blocks",
-    "attentions",
-    "resnets",
-    "transformer_blocks",
-    "single_transformer_blocks",
-    "attn",
-    "attn1",
-    "attn2",
-    "to_q",
-    "to_k",
-    "to_v",
-    "to_out",
-    "add_q_proj",
-    "add_k_proj",
-    "add_v_proj",
-    "to_add_out",
-    "proj_in",
-    "proj_out",
-    "ff",
-    "ff_context",
-    "net",
-    "proj",
-    "conv",
-    "conv1",
-    "conv2",
-    "conv_in",
-    "conv_out",
-    "conv_shortcut",
-    "time_emb_proj",
-    "time_embedding",
-    "linear",
-    "linear_1",
-    "linear_2",
-    "norm1",
-    "downsamplers",
-    "upsamplers",
-]
+WORDS = (
+    *("unet", "transformer", "down_blocks", "mid_block", "up_blocks", "attentions", "resnets", "transformer_blocks"),
+    *("attn", "attn1", "attn2", "to_q", "to_k", "to_v", "to_out", "proj_in", "proj_out", "ff", "net", "proj"),
+    *(
+        "add_q_proj",
+        "add_k_proj",
+        "add_v_proj",
+        "to_add_out",
+        "ff_context",
+        "conv",
+        "conv1",
+        "conv2",
+        "conv_in",
+        "conv_out",
+    ),
+    *("conv_shortcut", "time_emb_proj", "time_embedding", "linear_1", "linear_2", "downsamplers", "upsamplers"),
+)
 """Words of module names, which kohya's names join by the underscore that some of them hold."""
 _PART = re.compile("(" + "|".join(sorted(WORDS, key=len, reverse=True)) + r"|\d+)(?:_|$)")
 _ENDS = {
@@ -81,7 +56,7 @@ def named(layers: Mapping[str, LowRank], layout: Layout) -> dict[str, Tensor]:
 
 
 def factors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Low-rank changes (``LAYER.down``, ``LAYER.up``) from the tensors of a LoRA file; each layer's alpha / r is put into its up.
+    """Low-rank changes (``LAYER.down``, ``LAYER.up``) from a LoRA file's tensors; alpha / r goes into each up.
 
     Raises:
         ExpungeError: if a name is of neither layout.
