@@ -23,7 +23,7 @@ def main(model: str = str(FOLDER), out: str = "runs/example") -> None:
 
     before = church()
     edit = expunge.erase(pipe, "church", method="uce", retain=["castle", "house"])  # pipe is left as it was
-    assert torch.equal(church(), before)
+    print("the pipeline is as it was:", torch.equal(church(), before))
 
     for strength in (0.25, 0.5, 1.0):  # 1 is the edit as made
         edit.attach(pipe, strength=strength)
@@ -36,7 +36,7 @@ def main(model: str = str(FOLDER), out: str = "runs/example") -> None:
     again.attach(pipe)
     print(f"{file}: {again.provenance.eraser}, {file.stat().st_size / 1e6:.1f} MB")
     again.detach(pipe)
-    assert torch.equal(church(), before), "detaching restores every bit"
+    print("detached, bit for bit the same:", torch.equal(church(), before))
 
 
 if __name__ == "__main__":

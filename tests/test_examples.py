@@ -20,6 +20,7 @@ def test_erase_and_dial(tmp_path, capsys):
     assert len(moved) == 3
     assert 0 < moved[0] < moved[2], "a stronger edit moves images further"
     assert (tmp_path / "church.safetensors").is_file()
+    assert [line.rsplit(" ", 1)[1] for line in lines if line.endswith(("True", "False"))] == ["True", "True"]
 
 
 def test_keep_the_key(tmp_path, capsys):

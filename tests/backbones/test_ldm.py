@@ -1,16 +1,25 @@
-"""Models in the LDM layout: diffusers' own reader is the reference, at tiny configurations."""
+"""Models in the LDM layout: diffusers' own reader is the reference, at tiny configurations and at the published sizes."""
+
+import json
+import shutil
 
 import diffusers
 import pytest
 import torch
-from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+import transformers
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_clip_checkpoint,
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+    convert_open_clip_checkpoint,
+)
 from safetensors.torch import load_file, save_file
 
 import expunge
-from conftest import tiny_clip, tiny_pipeline, tiny_xl_pipeline, tokenizer
+from conftest import still, tiny_clip, tiny_pipeline, tiny_xl_pipeline, tokenizer
 from expunge import backbones
-from expunge.backbones import ldm
-from expunge.core.errors import ExpungeError
+from expunge.backbones import ldm, single_file
+from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.query import Query
 from expunge.stages import export
 
@@ -22,10 +31,19 @@ def tiny_sd2():
     torch.manual_seed(3)
     parts = tiny_pipeline(prediction="v_prediction").components
     parts["unet"] = diffusers.UNet2DConditionModel(**{**parts["unet"].config, "use_linear_projection": True})
-    return diffusers.StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    settings = {**parts["text_encoder"].config.to_dict(), "hidden_act": "gelu"}
+    parts["text_encoder"] = transformers.CLIPTextModel(transformers.CLIPTextConfig(**settings))
+    return still(diffusers.StableDiffusionPipeline(**parts, requires_safety_checker=False))
 
 
-MAKERS = {"sd1": tiny_pipeline, "sd2": tiny_sd2, "sdxl": tiny_xl_pipeline}
+def tiny_xl():
+    """SDXL with an option of its own, and an autoencoder whose widths differ, as the real one's do."""
+    pipe = tiny_xl_pipeline(zeros=False)
+    pipe.vae = diffusers.AutoencoderKL(**{**pipe.vae.config, "block_out_channels": (32, 64)})
+    return still(pipe)
+
+
+MAKERS = {"sd1": tiny_pipeline, "sd2": tiny_sd2, "sdxl": tiny_xl}
 
 
 @pytest.fixture(scope="module", params=MAKERS)
@@ -33,18 +51,22 @@ def exported(request, tmp_path_factory):
     """A diffusers folder, the single file made of it, and the layout's name."""
     place = tmp_path_factory.mktemp(request.param)
     MAKERS[request.param]().save_pretrained(place / "folder")
-    backbone = backbones.load(str(place / "folder"))
-    export.file_to_folder(backbone, [], place / "out", request.param)
+    file = (
+        place / "folder" / "scheduler" / "scheduler_config.json"
+    )  # published ones name settings of other samplers, too
+    file.write_text(json.dumps({**json.loads(file.read_text()), "skip_prk_steps": True, "clip_sample": False}))
+    export.to_file(backbones.load(str(place / "folder")), [], place / "out")
     return place / "folder", place / "out" / "model.safetensors", request.param
 
 
 def test_a_single_file_gives_the_images_of_the_folder_it_was_made_of(exported):
     folder, file, layout = exported
-    assert ldm.layout_of(file) == layout
+    assert single_file.layout_of(file) == layout
     expected = backbones.load(str(folder)).generate(ASKED).latents
     opened = backbones.load(str(file), layout=str(folder))
     assert opened.family == ("sdxl" if layout == "sdxl" else "sd")
     assert torch.allclose(opened.generate(ASKED).latents, expected, atol=1e-5)
+    assert opened.pipeline_options() == backbones.load(str(folder)).pipeline_options()
 
 
 def test_diffusers_own_reader_finds_the_same_unet_and_autoencoder(exported):
@@ -58,6 +80,29 @@ def test_diffusers_own_reader_finds_the_same_unet_and_autoencoder(exported):
         read = convert(dict(whole), config=model.config)
         assert set(read) == set(model.state_dict())
         assert all(torch.equal(read[n].reshape(t.shape), t) for n, t in model.state_dict().items())
+
+
+def test_diffusers_own_reader_finds_the_same_text_encoders(exported):
+    folder, file, layout = exported
+    whole, backbone = load_file(file), backbones.load(str(folder))
+    for part, prefix in ldm.TEXT[layout].items():
+        tower = backbone._parts.get(part)
+        if prefix.endswith(".model."):
+            read = convert_open_clip_checkpoint(prefixed(tower), dict(whole), prefix=prefix)
+        else:
+            read = convert_ldm_clip_checkpoint(dict(whole), remove_prefix=prefix)
+        theirs = {n.removeprefix("text_model."): t for n, t in read.items()}
+        ours = {n.removeprefix("text_model."): t for n, t in tower.state_dict().items()}
+        assert set(ours) <= set(theirs)
+        assert all(torch.equal(theirs[n], t) for n, t in ours.items())
+
+
+def prefixed(tower):
+    """A text encoder with the names that diffusers' reader asks for, which older transformers put a prefix before."""
+    if hasattr(tower, "text_model"):
+        return tower
+    settings = {**tower.config.to_dict(), "projection_dim": tower.config.hidden_size}
+    return transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**settings))
 
 
 @pytest.mark.parametrize("projected", [False, True])
@@ -87,60 +132,117 @@ def test_openclip_s_attention_is_one_matrix_and_its_projection_is_turned(project
 
 def test_the_shipped_tokenizer_is_clip_s():
     """Ids as every published CLIP has them."""
-    words = ldm.tokenizer("<|endoftext|>")
+    words = single_file.tokenizer("<|endoftext|>")
     assert len(words) == 49408
     ids = words("a photo of a cat", padding="max_length").input_ids
     assert ids[:8] == [49406, 320, 1125, 539, 320, 2368, 49407, 49407]
     assert len(ids) == 77
-    assert ldm.tokenizer("!")("a dog", padding="max_length").input_ids[:5] == [49406, 320, 1929, 49407, 0]
+    assert single_file.tokenizer("!")("a dog", padding="max_length").input_ids[:5] == [49406, 320, 1929, 49407, 0]
     assert words("Ünïcödé 👍 it's").input_ids[-1] == 49407
 
 
-@pytest.mark.parametrize(
-    ("layout", "unet", "text"), [("sd1", 859_520_964, 123_060_480), ("sd2", 865_910_724, 340_387_840)]
-)
-def test_shipped_layouts_are_of_the_published_sizes(layout, unet, text):
-    """Parameters as counted on the released models; built without memory."""
-    with torch.device("meta"):
-        assert sum(p.numel() for p in _bare(layout, "unet").parameters()) == unet
-        assert sum(p.numel() for p in _bare(layout, "text_encoder").parameters()) == text
-        assert sum(p.numel() for p in _bare(layout, "vae").parameters()) == 83_653_863
-
-
-def test_sdxl_s_layout_is_of_the_published_size():
-    with torch.device("meta"):
-        assert sum(p.numel() for p in _bare("sdxl", "unet").parameters()) == 2_567_463_684
-        assert sum(p.numel() for p in _bare("sdxl", "text_encoder_2").parameters()) == 694_659_840
-
-
-def _bare(layout, part):
-    single = object.__new__(ldm.SingleFile)
-    single.told = ldm.configurations(layout)
+def bare(layout, part):
+    single = object.__new__(single_file.SingleFile)
+    single.given, single.prediction = single_file.configurations(layout), None
     return single._bare(part)
 
 
-def test_scheduler_and_pipeline_of_a_layout():
-    assert ldm.configurations("sd2")["scheduler"]["prediction_type"] == "v_prediction"
-    assert "prediction_type" not in ldm.configurations("sd2-base")["scheduler"]
-    assert ldm.configurations("sd2-base")["unet"]["use_linear_projection"] is True
-    assert ldm.configurations("sdxl")["text_encoder"] == ldm.configurations("sd1")["text_encoder"]
-    assert type(_bare("sdxl", "scheduler")).__name__ == "EulerDiscreteScheduler"
+@pytest.mark.parametrize(
+    ("layout", "sizes"),
+    [
+        ("sd1", {"unet": 859_520_964, "text_encoder": 123_060_480, "vae": 83_653_863}),
+        ("sd2", {"unet": 865_910_724, "text_encoder": 340_387_840, "vae": 83_653_863}),
+        ("sdxl", {"unet": 2_567_463_684, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840}),
+    ],
+)
+def test_shipped_layouts_are_of_the_published_sizes_and_every_tensor_has_a_place(layout, sizes):
+    """Parameters as counted on the released models, with no memory; diffusers' converters get every name back."""
+    models = {part: bare(layout, part) for part in sizes}
+    assert {part: sum(p.numel() for p in model.parameters()) for part, model in models.items()} == sizes
+    for part, convert in (("unet", convert_ldm_unet_checkpoint), ("vae", convert_ldm_vae_checkpoint)):
+        model = models.get(part) or bare(layout, part)
+        tensors = {n: torch.empty(p.shape, device="meta") for n, p in model.state_dict().items()}
+        read = convert(ldm.written(layout, {part: tensors}), config=model.config)
+        assert {n: t.numel() for n, t in read.items()} == {n: t.numel() for n, t in tensors.items()}
+
+
+def test_shipped_numbers_that_no_tensor_shows():
+    """As published with each model."""
+    known = {name: single_file.configurations(name).parts for name in ("sd1", "sd2", "sd2-base", "sdxl")}
+    heads = {name: parts["unet"]["attention_head_dim"] for name, parts in known.items()}
+    assert heads == {"sd1": 8, "sd2": [5, 10, 20, 20], "sd2-base": [5, 10, 20, 20], "sdxl": [5, 10, 20]}
+    assert {name: parts["unet"]["sample_size"] for name, parts in known.items()} == {
+        "sd1": 64,
+        "sd2": 96,
+        "sd2-base": 64,
+        "sdxl": 128,
+    }
+    assert [parts["vae"]["scaling_factor"] for parts in known.values()] == [0.18215, 0.18215, 0.18215, 0.13025]
+    acts = [parts["text_encoder"]["hidden_act"] for parts in known.values()]
+    assert acts == ["quick_gelu", "gelu", "gelu", "quick_gelu"]
+    assert known["sdxl"]["text_encoder_2"]["hidden_act"] == "gelu"
+    assert [parts["tokenizer"] for parts in known.values()] == ["<|endoftext|>", "!", "!", "<|endoftext|>"]
+    assert known["sdxl"]["tokenizer_2"] == "!"
+    for name in known:
+        sampler = bare(name, "scheduler").config
+        assert (sampler.beta_start, sampler.beta_end, sampler.beta_schedule) == (0.00085, 0.012, "scaled_linear")
+        assert (sampler.steps_offset, sampler.num_train_timesteps) == (1, 1000)
+        assert sampler.prediction_type == ("v_prediction" if name == "sd2" else "epsilon")
+    assert type(bare("sdxl", "scheduler")).__name__ == "EulerDiscreteScheduler"
+
+
+def test_what_a_file_predicts_is_read_from_it_or_said_to_be_a_guess(tmp_path, exported):
+    _, file, layout = exported
+    assert backbones.load(str(file))._parts.prediction == ("v_prediction" if layout == "sd2" else "epsilon")
+    whole, elsewhere = load_file(file), str(tmp_path / "bare.safetensors")
+    save_file(whole, elsewhere)
+    if layout == "sd2":
+        with pytest.warns(ExpungeWarning, match="taken for a model that predicts v.*sd2-base"):
+            backbones.load(elsewhere)
+        save_file(whole, elsewhere, metadata={"prediction_type": "epsilon"})
+        assert single_file.layout_of(tmp_path / "bare.safetensors") == "sd2-base"
+        return
+    assert backbones.load(elsewhere)._parts.prediction is None
+    save_file({**whole, "v_pred": torch.zeros(0)}, elsewhere)
+    assert backbones.load(elsewhere)._parts.get("scheduler").config.prediction_type == "v_prediction"
+
+
+def test_a_single_file_is_known_by_what_it_is_made_of(tmp_path, exported):
+    folder, file, _ = exported
+    first = backbones.load(str(file), layout=str(folder)).identity()
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(folder, elsewhere)
+    shutil.copy(file, tmp_path / "other-name.safetensors")
+    assert backbones.load(str(tmp_path / "other-name.safetensors"), layout=str(elsewhere)).identity() == first
+    words = next(elsewhere.glob("tokenizer/*.json"))
+    words.write_text(words.read_text() + " ")
+    changed = load_file(file)
+    next(iter(changed.values())).view(-1)[0] += 1
+    save_file(changed, tmp_path / "changed.safetensors")
+    others = [(file, elsewhere), (file, None), (tmp_path / "changed.safetensors", folder)]
+    for path, layout in others:
+        opened = backbones.load(str(path), layout=None if layout is None else str(layout))
+        assert opened.identity() != first
 
 
 def test_an_edit_of_the_folder_fits_the_file_and_comes_back_from_an_export(exported, tmp_path):
-    folder, file, layout = exported
+    folder, file, _ = exported
     backbone = backbones.load(str(folder))
     edit = expunge.erase(backbone, "dog", settings={"anchor": "cat"})
     opened = backbones.load(str(file), layout=str(folder))
     assert expunge.erase(opened, "dog", settings={"anchor": "cat"}).id == edit.id
     with opened.attached([edit]):
         expected = opened.generate(ASKED).latents
-    export.file_to_folder(backbone, [edit], tmp_path / "out", layout)
+    export.to_file(backbone, [edit], tmp_path / "out")
     again = backbones.load(str(tmp_path / "out" / "model.safetensors"), layout=str(folder))
     assert torch.allclose(again.generate(ASKED).latents, expected, atol=1e-5)
     assert not torch.allclose(opened.generate(ASKED).latents, expected, atol=1e-3)
-    assert "church" not in (tmp_path / "out" / "README.md").read_text()
-    assert "dog" in (tmp_path / "out" / "README.md").read_text()
+    export.to_folder(opened, [edit], tmp_path / "folder")
+    whole = backbones.load(str(tmp_path / "folder"))
+    assert torch.allclose(whole.generate(ASKED).latents, expected, atol=1e-5)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "removed: dog" in card
+    assert 'from_single_file("model.safetensors")`' in card
 
 
 def test_closed_forms_read_a_file_without_building_the_unet(exported):
@@ -148,7 +250,6 @@ def test_closed_forms_read_a_file_without_building_the_unet(exported):
     opened = backbones.load(str(file), layout=str(folder))
     expunge.erase(opened, "dog", settings={"anchor": "cat"})
     assert not opened._parts.built("unet")
-    assert opened.identity() != backbones.load(str(file), layout=str(folder)).name
 
 
 def test_what_is_no_whole_model_is_refused_in_a_line(tmp_path, exported):
@@ -171,12 +272,28 @@ def test_what_is_no_whole_model_is_refused_in_a_line(tmp_path, exported):
     save_file({k: v for k, v in whole.items() if "middle_block.1" not in k}, tmp_path / "part.safetensors")
     with pytest.raises(ExpungeError, match=r"has no 'model\.diffusion_model\.middle_block\.1"):
         backbones.load(str(tmp_path / "part.safetensors"), layout=str(folder)).generate(ASKED)
-    other = "sd1" if layout == "sdxl" else "sdxl"
     with pytest.raises(ExpungeError, match="expected one of its own"):
-        backbones.load(str(file), layout=other)
+        backbones.load(str(file), layout="sd1" if layout == "sdxl" else "sdxl")
     with pytest.raises(ExpungeError, match="another layout"):
         backbones.load(str(file)).generate(ASKED)
     with pytest.raises(ExpungeError, match="unknown layout 'sd9'"):
         backbones.load(str(file), layout="sd9")
     with pytest.raises(ExpungeError, match=r"single \.safetensors file"):
         backbones.load(str(folder), layout="sd1")
+    other = tmp_path / "tiny-vae"
+    tiny_pipeline(vae="tiny").save_pretrained(other)
+    with pytest.raises(ExpungeError, match="has a AutoencoderTiny as its vae: expected an AutoencoderKL"):
+        backbones.load(str(file), layout=str(other))
+
+
+def test_names_without_a_place_are_refused_in_a_line():
+    for part, name in (
+        ("unet", "down_blocks.0.resnets.0.conv9.weight"),
+        ("unet", "conv_extra.weight"),
+        ("vae", "encoder.mid_block.attentions.0.to_z.weight"),
+        ("vae", "encoder.odd_block.x.weight"),
+        ("text_encoder", "encoder.layers.0.self_attn.z_proj.weight"),
+        ("text_encoder_3", "x"),
+    ):
+        with pytest.raises(ExpungeError, match="the LDM layout 'sd2' has no place for"):
+            ldm.places(part, [name], "sd2")

@@ -37,8 +37,8 @@ def test_a_good_edit_has_no_problems(testbed):
     assert found.kept_shown.value >= 60
     assert found.pictures == 100
     assert found.target_moved > 0.2 > 0.5 * found.kept_moved
-    assert "church moved" in found.told()
-    assert "pizza, banana moved" in found.told()
+    assert "church moved" in found.line()
+    assert "pizza, banana moved" in found.line()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check.warn(found)
@@ -84,6 +84,8 @@ def test_what_is_no_picture_is_rough_or_blank(testbed, kind):
 def test_neighbours_are_the_words_to_keep_or_everyday_ones():
     assert check.neighbours(["church"], ["castle", "house", "tent", "key"]) == ["castle", "house", "tent"]
     assert check.neighbours(["hot dog"], []) == ["house", "car", "apple"]
+    assert check.neighbours(["church"], ["church tower"]) == ["dog", "house", "car"], "never none"
+    assert check.neighbours(["art"], ["cart"]) == ["cart"]
 
 
 def test_the_command_checks_itself(folder, tmp_path, capsys):
@@ -98,11 +100,17 @@ def test_the_command_checks_itself(folder, tmp_path, capsys):
     assert told["kept"] == ["house", "car", "apple"]
     assert all(line.startswith("expunge: warning: ") for line in seen.err.splitlines())
     assert len(told["problems"]) == len(seen.err.splitlines())
-    assert main([*asked, "--out", str(tmp_path / "c"), "--check-images", "2", "--no-check"]) == 0
-    assert json.loads(capsys.readouterr().out)["check"] is None
-    assert main([*asked, "--out", str(tmp_path / "d"), "--check-images", "1"]) == 2
-    assert not (tmp_path / "d").exists()
-    assert "expected 2 or more" in capsys.readouterr().err
+    for words, change in (
+        ("with --no-check: expected one of the two", ["--check-images", "2", "--no-check"]),
+        ("expected 2 or more", ["--check-images", "1"]),
+        ("expected 2 or more", ["--check-images", "0"]),
+    ):
+        assert main([*asked, "--out", str(tmp_path / "d"), *change]) == 2
+        assert words in capsys.readouterr().err
+        assert not (tmp_path / "d").exists()
+    assert main([*asked, "--out", str(tmp_path / "e"), "--check-images", "2", "--judge", "nobody"]) == 0
+    assert "the edit is written, and could not be looked at: unknown judge" in capsys.readouterr().err
+    assert (tmp_path / "e" / "edit.safetensors").is_file()
     assert isinstance(expunge.load_edit(tmp_path / "b" / "edit.safetensors"), Weights)
 
 

@@ -106,12 +106,21 @@ def test_a_card_has_the_figures_of_the_edits_exported(tmp_path, layout):
     held = tiny_pipeline()
     backbone = backbones.of(held)
     edit = adapter(backbone, 1, 1.0, 0)
-    record = {"metric": "esr@1", "value": 97.5, "low": 90.0, "high": 99.0, "n": 40, "unit": "%", "split": "test"}
+    record = {
+        "metric": "esr@1",
+        "value": 97.5,
+        "low": 90.0,
+        "high": 99.0,
+        "n": 40,
+        "unit": "%",
+        "split": "test",
+        "model": backbone.name,
+    }
     ours = [{**record, "subject": "edited", "provenance": {"edits": [edit.id]}},
             {**record, "subject": "original", "value": 12.0, "provenance": {"edits": []}}]  # fmt: skip
     write = {
         "diffusers": export.to_folder,
-        "ldm": export.file_to_folder,
+        "ldm": export.to_file,
         "lora": lambda *a, **k: export.lora_to_folder(*a, "diffusers", **k),
     }[layout]
     write(backbone, [edit], tmp_path / "with", records=ours)
@@ -121,6 +130,8 @@ def test_a_card_has_the_figures_of_the_edits_exported(tmp_path, layout):
     assert "states what was done" not in card
     for bad, words in (
         ({**ours[0], "provenance": {"edits": ["other"]}}, "of edits other"),
+        ({**ours[0], "model": "another"}, "is of another at strength"),
+        ({**ours[0], "provenance": {"edits": [edit.id], "strength": 0.3}}, r"at strength 0\.3"),
         ({"value": 1}, "a record lacks"),
     ):
         with pytest.raises(ExpungeError, match=words):
@@ -132,7 +143,19 @@ def test_a_card_has_the_figures_of_the_edits_exported(tmp_path, layout):
 
 def test_a_model_without_the_layout_s_autoencoder_is_refused(tmp_path):
     with pytest.raises(ExpungeError, match="has an AutoencoderTiny: expected an AutoencoderKL"):
-        export.file_to_folder(backbones.load("testbed"), [], tmp_path / "out")
+        export.to_file(backbones.load("testbed"), [], tmp_path / "out")
     with pytest.raises(ExpungeError, match="LDM layout of a sd3 model"):
-        export.file_to_folder(backbones.of(tiny_sd3_pipeline()), [], tmp_path / "out")
+        export.to_file(backbones.of(tiny_sd3_pipeline()), [], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_lora_weights.safetensors"])
+def test_somebody_else_s_folder_is_never_replaced(tmp_path, name):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / name).write_text("precious")
+    backbone = backbones.of(tiny_pipeline())
+    edit = adapter(backbone, 1, 1.0, 0)
+    for write in (export.to_folder, export.to_file, lambda *a, **k: export.lora_to_folder(*a, "kohya", **k)):
+        with pytest.raises(ExpungeError, match="was not made by this command"):
+            write(backbone, [edit], tmp_path / "theirs", overwrite=True)
+    assert (tmp_path / "theirs" / name).read_text() == "precious"

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from expunge.backbones import ldm
 from expunge.backbones.parts import read_json
 from expunge.backbones.pipeline import PipelineBackbone
 from expunge.backbones.sd3 import StableDiffusion3
 from expunge.backbones.sdxl import StableDiffusionXL
+from expunge.backbones.single_file import configurations, layout_of
 from expunge.backbones.stable_diffusion import StableDiffusion
 from expunge.core.backbone import Backbone
 from expunge.core.errors import ExpungeError
@@ -39,7 +39,7 @@ def kind_of(model: str) -> str:
     A model that is not here yet is taken for Stable Diffusion 1.x.
     """
     if Path(model).is_file():
-        return FAMILIES[ldm.configurations(ldm.layout_of(Path(model)))["pipeline"]].family
+        return FAMILIES[configurations(layout_of(Path(model))).pipeline].family
     marked = Path(model) / "expunge.json"
     if model == "testbed" or (marked.is_file() and '"testbed"' in marked.read_text()):
         return "testbed"
@@ -87,11 +87,8 @@ def load(
         ExpungeError: if there is no such model, or it is of a family that is not supported.
     """
     if Path(model).is_file():
-        known = layout or ldm.layout_of(Path(model))
-        family = FAMILIES.get(ldm.configurations(known)["pipeline"])
-        if family is None:
-            raise ExpungeError(f"layout '{known}' is of another family: expected one of {', '.join(FAMILIES)}")
-        return family.from_file(Path(model), known, name=model, device=device, dtype=dtype)
+        family = FAMILIES[configurations(layout_of(Path(model))).pipeline]
+        return family.from_file(Path(model), layout, name=model, device=device, dtype=dtype)
     if layout is not None:
         raise ExpungeError(f"layout '{layout}' for '{model}': expected a single .safetensors file")
     if model == "testbed":

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
-from expunge.backbones.ldm import SingleFile
 from expunge.backbones.parts import DTYPES, Files, Folder, Parts, Pipeline, read_json
+from expunge.backbones.single_file import SingleFile
 from expunge.backbones.steering import Steering
 from expunge.core.adapter import Adapter
 from expunge.core.backbone import Backbone, Conditioning, Images, InjectedPrompt
@@ -114,9 +114,9 @@ class PipelineBackbone(Backbone):
 
     @classmethod
     def from_file(
-        cls, path: Path, layout: str, *, name: str, device: str = "cpu", dtype: str = "float32"
+        cls, path: Path, layout: str | None, *, name: str, device: str = "cpu", dtype: str = "float32"
     ) -> "PipelineBackbone":
-        """Open a single file in the LDM layout; ``layout`` says how it is read, see `ldm.layout_of`.
+        """Open a single file in the LDM layout; ``layout`` says how it is read, if the file does not: see `SingleFile`.
 
         Raises:
             ExpungeError: if there is no such layout, or the device or dtype is unknown.

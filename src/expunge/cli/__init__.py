@@ -21,7 +21,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "recover": ("give an erased model a concept back with its private key", recover),
     "bench": ("run a plan: a grid of methods, concepts and seeds", bench),
     "clean": ("show what finished jobs take on disk, and free it", clean),
-    "export": ("write the edited model as a plain diffusers folder", export),
+    "export": ("write the edited model as a diffusers folder, one file or a LoRA", export),
     "show": ("show what an edit file holds and how it was made", show),
     "list": ("list erasers, attacks, metrics, judges and concept sets", list_),
 }

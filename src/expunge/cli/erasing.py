@@ -1,20 +1,23 @@
 """The command that erases."""
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tyro.conf import OmitArgPrefixes
 
 from expunge.cli.options import Model, Paths, Talk, Words, lenient, parse_with, say
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, ExpungeWarning
 
 if TYPE_CHECKING:
     from expunge.core.backbone import Backbone
-    from expunge.core.concept import Concept
     from expunge.core.edit import Edit
     from expunge.core.eraser import Eraser
+    from expunge.stages.check import Check
+    from expunge.stages.erase import EraseResult
     from expunge.stages.search import Found, Tried
 
 
@@ -43,8 +46,8 @@ class Erase:
     says what that may cost the words to keep. On images that no result is reported on."""
     budget: int = 8
     """Erasures that a search may try."""
-    judge: str = "testbed"
-    """Who tells a search what images show."""
+    judge: str | None = None
+    """Who tells what those images show; on the testbed its judge B for a search, and A for the look at the result."""
     seed: int = 0
     """Seed of whatever the method draws."""
     overwrite: bool = False
@@ -66,91 +69,99 @@ def erase(argv: list[str]) -> None:
     from expunge import backbones
     from expunge.stages import erase as stage
     from expunge.stages import presets
-    from expunge.stages.check import warn
 
     kind = backbones.kind_of(lenient(Model, rest).model)
     use = {} if "--no-preset" in rest else presets.eraser(method, kind)
     start = stage.build(method, use, None)
     parsed = parse_with(start, method, Erase, rest, f"expunge erase {method}")
     options: Erase = parsed.options
-    backbone = options.model.open()
-    searching = _Searching(options) if options.until else None
-    cheap = backbone.kind == "testbed" or options.model.device != "cpu"
-    look = options.check_images or (presets.check_images(backbone) if cheap else None) if options.check else None
-    with options.talk.progress(f"erasing with {method}", getattr(parsed.settings, "iterations", 1)) as advance:
-        done = stage.to_folder(
-            backbone,
-            method,
-            parsed.settings,
-            stage.concepts(options.target),
-            list(options.retain),
-            options.out,
-            attached=options.on,
-            images=_image_folders(options.images, options.target),
-            seed=options.seed,
-            overwrite=options.overwrite,
-            look=look,
-            make=searching or stage.run,
-            on_step=None if advance is None else lambda _: advance(1),
-        )
+    made = _made(options, method, parsed.settings)
+    done, looks, found = made.done, made.looks, made.found
     cost = done.edit.provenance.cost.equivalents if done.edit.provenance else 0
     note = f"preset {use} for {kind}; " if use else ""
-    options.talk.result(
-        {
-            "edit": str(done.path),
-            "key": None if done.key is None else str(done.key),
-            "id": done.edit.id,
-            "seconds": done.seconds,
-            "forward_equivalents": cost,
-            "preset": use,
-            "check": None
-            if done.looks is None
-            else {**dataclasses.asdict(done.looks), "problems": done.looks.problems},
-            "search": None if searching is None else searching.as_json(),
-        },
-        f"{done.path}: {', '.join(options.target)} removed by {method} ({note}{done.seconds:.1f} s, cost {cost} forwards)"
-        + ("" if done.key is None else f"\n{done.key}: the private key, which brings it back (keep it to yourself)")
-        + ("" if done.looks is None else f"\n{done.looks.told()}")
-        + ("" if searching is None or searching.found is None else f"\n{searching.found.told()}"),
-    )
-    if done.looks is not None:
-        warn(done.looks)
+    content = {
+        "edit": str(done.path),
+        "key": None if done.key is None else str(done.key),
+        "id": done.edit.id,
+        "seconds": done.seconds,
+        "forward_equivalents": cost,
+        "preset": use,
+        "check": None if looks is None else {**dataclasses.asdict(looks), "problems": looks.problems},
+        "search": None if found is None else _as_json(found),
+    }
+    lines = [
+        f"{done.path}: {', '.join(options.target)} removed by {method} ({note}{done.seconds:.1f} s, cost {cost} forwards)",
+        "" if done.key is None else f"{done.key}: the private key, which brings it back (keep it to yourself)",
+        "" if found is None else found.table(),
+        "" if looks is None else looks.line(),
+    ]
+    options.talk.result(content, "\n".join(line for line in lines if line))
 
 
-class _Searching:
-    """Erases by a search, and remembers what it found."""
+class _Made(NamedTuple):
+    """What an erasure gave, and what was seen of it."""
 
-    def __init__(self, options: Erase) -> None:
-        from expunge.stages.search import Goal
+    done: "EraseResult"
+    looks: "Check | None"
+    found: "Found | None"
 
-        self.talk = options.talk
-        self.goal = Goal.parsed(options.until, budget=options.budget, judge=options.judge)
-        self.found: "Found | None" = None
 
-    def __call__(
-        self,
-        backbone: "Backbone",
-        method: str,
-        eraser: "Eraser",
-        targets: "list[Concept]",
-        retain: list[str],
-        **how: Any,
-    ) -> "Edit":
-        from expunge.stages.search import search
+def _made(options: Erase, method: str, eraser: "Eraser") -> _Made:
+    """Erase (by a search, if one is asked for), write, and look at the result."""
+    from expunge.stages import erase as stage
+    from expunge.stages.check import enough
+    from expunge.stages.search import goal_of, search
+    from expunge.store import load_edit
 
-        found = search(backbone, method, eraser, targets, retain, self.goal, **how, on_tried=self._tell)
-        self.found = found
-        return found.edit
+    if options.check_images is not None:
+        enough(options.check_images)
+        if not options.check:
+            raise ExpungeError(f"--check-images {options.check_images} with --no-check: expected one of the two")
+    goal = goal_of(options.until, options.budget, options.judge) if options.until else None
+    stage.check_folder(options.out, eraser, options.overwrite)
+    aims, retain = stage.concepts(options.target), list(options.retain)
+    how = {"images": _image_folders(options.images, options.target), "seed": options.seed}
+    backbone, found = options.model.open(), None
+    with backbone.attached([load_edit(path) for path in options.on]):
+        if goal is None:
+            with options.talk.progress(f"erasing with {method}", getattr(eraser, "iterations", 1)) as advance:
+                on_step = None if advance is None else lambda _: advance(1)
+                edit = stage.run(backbone, method, eraser, aims, retain, **how, on_step=on_step)
+        else:
+            found = search(backbone, method, eraser, aims, retain, goal, **how, on_tried=partial(_tell, options.talk))
+            edit = found.edit
+        done = stage.to_folder(edit, options.out, options.overwrite)
+        return _Made(done, _looked(options, backbone, edit), found)
 
-    def _tell(self, row: "Tried") -> None:
-        self.talk.tell(f"strength {row.times:.3g}: ESR-1 {row.esr.value:.0f}, PSR-1 lost {row.lost:.1f} points")
 
-    def as_json(self) -> dict[str, Any]:
-        """What was found, for ``--json``."""
-        if self.found is None:
-            return {}
-        rows = [row._asdict() for row in self.found.tried]
-        return {"reached": self.found.reached, "chosen": self.found.best._asdict(), "tried": rows}
+def _looked(options: Erase, backbone: "Backbone", edit: "Edit") -> "Check | None":
+    """A few images before and after, where that is asked for, or cheap; what goes wrong here is said, and costs no edit."""
+    from expunge.stages import check
+
+    cheap = backbone.kind == "testbed" or options.model.device != "cpu"
+    if not options.check or not (cheap or options.check_images):
+        return None
+    options.talk.tell("looking at a few images before and after (--no-check skips this)")
+    try:
+        how = {"images": options.check_images, "judge": options.judge}
+        found = check.check(backbone, edit, options.target, options.retain, **how)
+    except (ExpungeError, RuntimeError) as error:
+        warnings.warn(f"the edit is written, and could not be looked at: {error}", ExpungeWarning, stacklevel=2)
+        return None
+    check.warn(found)
+    return found
+
+
+def _tell(talk: Talk, row: "Tried") -> None:
+    talk.tell(f"strength {row.times:.3g}: ESR-1 {row.esr.value:.0f}, PSR-1 lost {row.lost:.1f} points")
+
+
+def _as_json(found: "Found") -> dict[str, Any]:
+    return {
+        "reached": found.reached,
+        "chosen": found.best._asdict(),
+        "tried": [row._asdict() for row in found.tried],
+    }
 
 
 def _image_folders(given: Sequence[str], targets: Sequence[str]) -> dict[str, Path]:

@@ -203,7 +203,7 @@ def export(argv: list[str]) -> None:
         stage.to_folder(backbone, edits, options.out, any_base=options.any_base, **how)
         told = f"{options.out}: load it with DiffusionPipeline.from_pretrained"
     elif options.layout == "ldm":
-        stage.file_to_folder(backbone, edits, options.out, any_base=options.any_base, **how)
+        stage.to_file(backbone, edits, options.out, any_base=options.any_base, **how)
         told = f"{options.out / stage.WHOLE}: a checkpoint for A1111 and ComfyUI"
     else:
         names = "kohya" if options.layout == "lora-kohya" else "diffusers"

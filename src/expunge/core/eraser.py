@@ -4,7 +4,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, final
 
 import torch
@@ -84,13 +84,8 @@ class Eraser(ABC):
         return {}
 
     def stronger(self, times: float) -> "Eraser | None":
-        """The same method at ``times`` its strength (below 1: weaker); None where there is no such setting, or no more of it.
-
-        By default the number of updates is the strength.
-        """
-        fields: Any = self
-        count = getattr(self, "iterations", None)
-        return None if count is None else replace(fields, iterations=max(1, round(count * times)))
+        """The same method at ``times`` its strength (below 1: weaker); None if there is no such setting, or no more of it."""
+        return None
 
     @abstractmethod
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:
@@ -102,6 +97,11 @@ class Eraser(ABC):
     def cost(self, targets: int, retain: int) -> Cost:
         """What ``steps`` will cost for so many targets and retained words, in expectation; nothing for a closed form."""
         return Cost()
+
+
+def counted(count: int, times: float) -> int:
+    """``count`` updates at ``times`` the strength: one at least."""
+    return max(1, round(count * times))
 
 
 def settings_of(plug_in: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Concept Ablation: teach a concept's prompts to give what the anchor's give."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
@@ -14,7 +14,7 @@ from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.concept import Concept, phrases
 from expunge.core.cost import Cost
-from expunge.core.eraser import Eraser, Step, Task
+from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_positive
 from expunge.core.query import Shot
 from expunge.maths.training import Decay, Learned, Optimizer, pace, trainable
@@ -128,6 +128,10 @@ class CA(Eraser):
     def _asked(self, anchor: str) -> list[str]:
         asked = phrases(self.prompts, anchor)
         return [asked[i % len(asked)] for i in range(self.anchor_images)]
+
+    @override
+    def stronger(self, times: float) -> "CA":
+        return replace(self, iterations=counted(self.iterations, times))
 
     @override
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:

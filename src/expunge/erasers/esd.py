@@ -1,7 +1,7 @@
 """Erased Stable Diffusion: fine-tune the denoiser to answer a concept as if guided away from it."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, final
 
 import torch
@@ -13,7 +13,7 @@ from expunge.core.backbone import Backbone, Conditioning
 from expunge.core.catalog import Paper
 from expunge.core.concept import phrases
 from expunge.core.cost import Cost
-from expunge.core.eraser import Eraser, Step, Task
+from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_positive
 from expunge.maths.training import Decay, Learned, mse, pace, trainable
 from expunge.maths.trajectories import Points, Sampling
@@ -68,6 +68,10 @@ class ESD(Eraser):
         phrases(self.templates, "")
         if self.erase_from is not None and self.goal == "original":
             raise ExpungeError(f"esd's erase_from '{self.erase_from}' with goal original: expected goal port")
+
+    @override
+    def stronger(self, times: float) -> "ESD":
+        return replace(self, iterations=counted(self.iterations, times))
 
     @override
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:

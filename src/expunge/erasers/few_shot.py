@@ -13,7 +13,7 @@ from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.concept import Concept, phrases
 from expunge.core.cost import Cost
-from expunge.core.eraser import Eraser, Step, Task
+from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_positive
 from expunge.maths.training import Decay, Learned, mse, pace
 
@@ -129,7 +129,7 @@ class FewShot(Eraser):
 
     @override
     def stronger(self, times: float) -> "FewShot":
-        return replace(self, epochs=max(1, round(self.epochs * times)))
+        return replace(self, epochs=counted(self.epochs, times))
 
     @override
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:

@@ -15,7 +15,7 @@ from expunge.core.catalog import Paper
 from expunge.core.concept import phrases
 from expunge.core.cost import Cost
 from expunge.core.edit import Edit, Key
-from expunge.core.eraser import Eraser, Step, Task
+from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_positive, unknown
 from expunge.maths.training import Decay, Learned, Optimizer, mse, pace, trainable
 from expunge.maths.trajectories import Points, Sampling
@@ -238,6 +238,10 @@ class KPOP(Eraser):
     def prompted(self) -> bool:
         """Whether the second term of Eq. 7 has a prompt; an ablation without one leaves a key of random numbers."""
         return self.keep in ("prompt", "frozen-prompt")
+
+    @override
+    def stronger(self, times: float) -> "KPOP":
+        return replace(self, iterations=counted(self.iterations, times))
 
     @override
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:

@@ -1,7 +1,7 @@
 """LECO: a low-rank adapter that answers a concept as if guided away from it."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, final
 
 import torch
@@ -14,7 +14,7 @@ from expunge.core.backbone import Backbone, Conditioning
 from expunge.core.catalog import Paper
 from expunge.core.concept import phrases
 from expunge.core.cost import Cost
-from expunge.core.eraser import Eraser, Step, Task
+from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import check_counts, check_positive
 from expunge.maths.training import Decay, Learned, Optimizer, mse, pace, thin
 from expunge.maths.trajectories import Points, Sampling
@@ -61,6 +61,10 @@ class LECO(Eraser):
         check_counts("leco", rank=self.rank, iterations=self.iterations, batch=self.batch)
         check_positive("leco", alpha=self.alpha, lr=self.lr)
         phrases(self.templates, "")
+
+    @override
+    def stronger(self, times: float) -> "LECO":
+        return replace(self, iterations=counted(self.iterations, times))
 
     @override
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:

@@ -14,7 +14,7 @@ from expunge.core.adapter import Adapter
 from expunge.core.backbone import Backbone, Conditioning
 from expunge.core.catalog import Paper
 from expunge.core.cost import Cost
-from expunge.core.eraser import Eraser, Step, Task
+from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_positive
 from expunge.maths.training import Decay, Learned, Optimizer, mse, pace, thin
 from expunge.maths.trajectories import Points, Sampling
@@ -82,6 +82,10 @@ class SPM(Eraser):
         ):
             if not 0 <= value <= most:
                 raise ExpungeError(f"spm's {name} is {value}: expected 0 to {most}")
+
+    @override
+    def stronger(self, times: float) -> "SPM":
+        return replace(self, iterations=counted(self.iterations, times), warmup=int(self.warmup * times))
 
     @override
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:

@@ -85,7 +85,7 @@ class Check:
             )
         return found
 
-    def told(self) -> str:
+    def line(self) -> str:
         """The figures in a line."""
         shown = "" if self.shown is None else f", shown in {_range(self.shown)}"
         before = "" if self.kept_shown_before is None else f" (before {self.kept_shown_before.value:.0f} %)"
@@ -113,9 +113,7 @@ def check(
 
     ``judge`` tells what they show; the testbed's own if not given, on the testbed; without one only differences are told.
     """
-    count = presets.check_images(backbone) if images is None else images
-    if count < 2:
-        raise ExpungeError(f"a check on {count} images a word: expected 2 or more, whose difference is the measure")
+    count = presets.check_images(backbone) if images is None else enough(images)
     aims = list(targets)[:MOST]
     kept = neighbours(targets, retain)
     words = [*aims, *kept]
@@ -138,9 +136,22 @@ def check(
     )
 
 
+def enough(images: int) -> int:
+    """``images`` a word, if they are enough.
+
+    Raises:
+        ExpungeError: for fewer than two.
+    """
+    if images < 2:
+        raise ExpungeError(f"a check on {images} images a word: expected 2 or more, whose difference is the measure")
+    return images
+
+
 def neighbours(targets: Sequence[str], retain: Sequence[str]) -> list[str]:
-    """What should stay as it is: the words to keep, or everyday ones."""
-    return [w for w in (retain or EVERYDAY) if not any(t in w or w in t for t in targets)][:MOST]
+    """What should stay as it is: the words to keep, or everyday ones; none that shares a word with a target."""
+    aims = {word for target in targets for word in target.lower().split()}
+    apart = [[w for w in words if not aims & set(w.lower().split())][:MOST] for words in (retain, EVERYDAY)]
+    return apart[0] or apart[1]
 
 
 def warn(found: Check) -> None:

@@ -52,8 +52,10 @@ def run(
     backbone = backbones.load("testbed")
     eraser = erase.build(METHOD, dict(settings), "testbed")
     tell(f"erasing {target} with {METHOD}")
-    done = erase.to_folder(backbone, METHOD, eraser, [Concept(name=target)], others, out, overwrite=overwrite)
-    edit, key = done.edit, done.edit.key
+    erase.check_folder(out, eraser, overwrite)
+    edit = erase.run(backbone, METHOD, eraser, [Concept(name=target)], others)
+    erase.to_folder(edit, out, overwrite)
+    key = edit.key
     if not isinstance(key, Key):
         raise ExpungeError(f"{METHOD} made no key: expected a method that does")
     guidance, steps = presets.generation(backbone)

@@ -19,13 +19,11 @@ from expunge.core.eraser import Eraser, Step, Task, settings_of
 from expunge.core.errors import ExpungeError, ExpungeWarning, unknown
 from expunge.core.query import Query, Shot
 from expunge.stages import generate, presets
-from expunge.stages.check import Check, check
 from expunge.store import (
     EDIT,
     KEY,
     check_new,
     image_name,
-    load_edit,
     read_any_images,
     read_header,
     save_edit,
@@ -43,8 +41,6 @@ class EraseResult:
     key: Path | None
     """Where the private key is, for a method that has one."""
     seconds: float
-    looks: Check | None = None
-    """What a few images showed of it, if it was checked."""
 
 
 def build(method: str, given: dict[str, Any], kind: str | None) -> Eraser:
@@ -238,34 +234,22 @@ def run(
     return edit
 
 
-def to_folder(
-    backbone: Backbone,
-    method: str,
-    eraser: Eraser,
-    targets: list[Concept],
-    retain: list[str],
-    out: Path,
-    *,
-    attached: Sequence[Path] = (),
-    images: Mapping[str, Path] | None = None,
-    seed: int = 0,
-    overwrite: bool = False,
-    look: int | None = None,
-    make: Callable[..., Edit] = run,
-    on_step: Callable[[Step], None] | None = None,
-) -> EraseResult:
-    """Erase on top of the ``attached`` edits; writes ``edit.safetensors`` and, where there is a key, ``key.safetensors``.
+def check_folder(out: Path, eraser: Eraser, overwrite: bool) -> None:
+    """Refuse a folder that holds an edit or a key already, before anything is trained.
 
-    With ``look``, that many images a word are looked at before and after. ``make`` is who erases: `run`, or a search.
+    Raises:
+        ExpungeError: unless ``overwrite``.
+    """
+    for name in (EDIT, KEY) if eraser.has_key else (EDIT,):
+        check_new(out / name, overwrite)
+
+
+def to_folder(edit: Edit, out: Path, overwrite: bool = False) -> EraseResult:
+    """Write ``edit.safetensors`` and, where there is a key, ``key.safetensors``.
+
     A key that was there before is never lost: it is renamed after the edit it belongs to.
     """
     file, key = out / EDIT, out / KEY
-    check_new(file, overwrite)
-    if eraser.has_key:
-        check_new(key, overwrite)
-    with backbone.attached([load_edit(path) for path in attached]):
-        edit = make(backbone, method, eraser, targets, retain, seed=seed, images=images, on_step=on_step)
-        looks = None if look is None else check(backbone, edit, [t.name for t in targets], retain, images=look)
     if key.exists():  # an old edit's key, which nothing can make again
         old = read_header(key)["requires"][-1:]
         key.rename(key.with_name(f"key-{''.join(old)}.safetensors"))
@@ -273,4 +257,4 @@ def to_folder(
         save_edit(edit.key, key)
     save_edit(edit, file, overwrite)
     seconds = 0.0 if edit.provenance is None else edit.provenance.seconds
-    return EraseResult(edit=edit, path=file, key=None if edit.key is None else key, seconds=seconds, looks=looks)
+    return EraseResult(edit=edit, path=file, key=None if edit.key is None else key, seconds=seconds)

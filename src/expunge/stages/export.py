@@ -1,6 +1,7 @@
-"""Export: a model with its edits fused, as a plain diffusers folder that needs no expunge."""
+"""Export: a model with its edits fused, or adapters as a LoRA, in forms that need no expunge."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 from expunge.backbones import ldm
 from expunge.backbones.parts import quiet
 from expunge.backbones.pipeline import PipelineBackbone
+from expunge.backbones.single_file import PREDICTION
 from expunge.backbones.unet import UNetBackbone
 from expunge.core.adapter import Adapter, LowRank
 from expunge.core.backbone import Backbone
@@ -30,7 +32,7 @@ tags: [concept-erasure, expunge]
 
 # {model} with concepts removed
 
-Made by [expunge](https://pypi.org/project/expunge). Loads without it: `{loading}`.
+Made by [expunge](https://pypi.org/project/expunge). Loads without it: {loading}.
 
 {edits}
 ## How it was measured
@@ -75,32 +77,36 @@ def to_folder(
     if not isinstance(backbone, PipelineBackbone):
         raise ExpungeError(f"a {backbone.family} model cannot be exported: expected a family of diffusers")
     fused = [as_weights(backbone, e) for e in edits]
-    with new_folder(out, overwrite, marker=MODEL) as folder:
-        with backbone.attached(fused, any_base=any_base), quiet():
-            import diffusers
+    loading = f'`{backbone.pipeline}.from_pretrained("this folder")`'
+    page = card(backbone, edits, loading, records)
+    with _made(out, overwrite, backbone, edits, page) as folder, backbone.attached(fused, any_base=any_base), quiet():
+        import diffusers
 
-            whole: Any = getattr(diffusers, backbone.pipeline)
-            pipe = whole(**backbone.components(), **backbone.pipeline_options())
-            pipe.save_pretrained(folder, safe_serialization=True)
-        write_json(folder / MODEL, {"format": FORMAT, "kind": backbone.kind, "edits": [e.id for e in edits]})
-        loading = f'{backbone.pipeline}.from_pretrained("this folder")'
-        (folder / "README.md").write_text(card(backbone, edits, loading, records))
+        whole: Any = getattr(diffusers, backbone.pipeline)
+        pipe = whole(**backbone.components(), **backbone.pipeline_options())
+        pipe.save_pretrained(folder, safe_serialization=True)
     return out
 
 
-def file_to_folder(
+@contextmanager
+def _made(out: Path, overwrite: bool, backbone: Backbone, edits: Sequence[Edit], page: str) -> Iterator[Path]:
+    """A new folder with a model card in it, and a file that tells expunge's own folders from others."""
+    with new_folder(out, overwrite, marker=MODEL) as folder:
+        yield folder
+        write_json(folder / MODEL, {"format": FORMAT, "kind": backbone.kind, "edits": [e.id for e in edits]})
+        (folder / "README.md").write_text(page)
+
+
+def to_file(
     backbone: Backbone,
     edits: Sequence[Edit],
     out: Path,
-    layout: str | None = None,
     *,
     records: Sequence[Mapping[str, Any]] = (),
     any_base: bool = False,
     overwrite: bool = False,
 ) -> Path:
-    """Write the edited model as one file in the LDM layout, which A1111 and ComfyUI read, with a model card.
-
-    ``layout`` is ``sd1``, ``sd2`` or ``sdxl``; by the model's family and the text encoder's width if not given.
+    """Write the edited model as one file in the LDM layout, which A1111 and ComfyUI read, into a folder with its model card.
 
     Raises:
         ExpungeError: as `to_folder`, and for a model that the layout has no place for.
@@ -108,24 +114,22 @@ def file_to_folder(
     if not isinstance(backbone, UNetBackbone):
         raise ExpungeError(f"the LDM layout of a {backbone.family} model: expected Stable Diffusion 1.x, 2.x or XL")
     fused = [as_weights(backbone, e) for e in edits]
-    with new_folder(out, overwrite, marker=WHOLE) as folder:
-        with backbone.attached(fused, any_base=any_base):
-            parts = backbone.components()
-            coder = type(parts["vae"]).__name__
-            if coder != "AutoencoderKL":
-                raise ExpungeError(
-                    f"the LDM layout of {backbone.name}, which has an {coder}: expected an AutoencoderKL"
-                )
-            learned = {p: dict(parts[p].state_dict()) for p in ("unet", "vae", *backbone.towers)}
-            written = ldm.written(layout or _ldm_layout(backbone, parts), learned)
-            save_file({key: tensor.cpu() for key, tensor in written.items()}, folder / WHOLE)
-        loading = f"a checkpoint file of A1111 and ComfyUI, and `{backbone.pipeline}.from_single_file"
-        (folder / "README.md").write_text(card(backbone, edits, loading, records))
+    loading = f'a checkpoint of A1111 and ComfyUI; `{backbone.pipeline}.from_single_file("{WHOLE}")`'
+    page = card(backbone, edits, loading, records)
+    with _made(out, overwrite, backbone, edits, page) as folder, backbone.attached(fused, any_base=any_base):
+        parts = backbone.components()
+        coder = type(parts["vae"]).__name__
+        if coder != "AutoencoderKL":
+            raise ExpungeError(f"the LDM layout of {backbone.name}, which has an {coder}: expected an AutoencoderKL")
+        learned = {p: dict(parts[p].state_dict()) for p in ("unet", "vae", *backbone.towers)}
+        written = {key: t.cpu() for key, t in ldm.written(_ldm_layout(backbone, parts), learned).items()}
+        told = {"format": "pt", PREDICTION: str(parts["scheduler"].config.prediction_type)}
+        save_file(written, folder / WHOLE, metadata=told)
     return out
 
 
 def _ldm_layout(backbone: UNetBackbone, parts: Mapping[str, Any]) -> str:
-    """The layout of a model, which its tensors alone do not tell: SD 2's text encoder is OpenCLIP's."""
+    """The layout of a model: SD 2's text encoder is OpenCLIP's, whose activation is not CLIP's."""
     if backbone.family == "sdxl":
         return "sdxl"
     return "sd2" if parts["text_encoder"].config.hidden_act == "gelu" else "sd1"
@@ -152,10 +156,9 @@ def lora_to_folder(
     layers = _joined(edits)
     with backbone.attached(edits):  # which checks that they fit
         pass
-    with new_folder(out, overwrite, marker=LORA) as folder:
-        save_file(named(layers, layout), folder / LORA)
-        loading = f'pipe.load_lora_weights("this folder")` on a pipeline of `{backbone.name}'
-        (folder / "README.md").write_text(card(backbone, edits, loading, records))
+    loading = f'`pipe.load_lora_weights("this folder")` on a pipeline of `{backbone.name}`'
+    with _made(out, overwrite, backbone, edits, card(backbone, edits, loading, records)) as folder:
+        save_file(named(layers, layout), folder / LORA, metadata={"format": "pt"})
     return out
 
 
@@ -221,10 +224,12 @@ def card(backbone: Backbone, edits: Sequence[Edit], loading: str, records: Seque
             .get("float32", "unknown (an adapter fits every model of its shape)"),
         )
     described = described or "No edit: the model as it was.\n\n"
-    return CARD.format(model=backbone.name, loading=loading, edits=described, measured=_measured(edits, records))
+    return CARD.format(
+        model=backbone.name, loading=loading, edits=described, measured=_measured(backbone, edits, records)
+    )
 
 
-def _measured(edits: Sequence[Edit], records: Sequence[Mapping[str, Any]]) -> str:
+def _measured(backbone: Backbone, edits: Sequence[Edit], records: Sequence[Mapping[str, Any]]) -> str:
     """The records as a table, beside those of the original model where there are some."""
     if not records:
         return UNMEASURED
@@ -237,6 +242,9 @@ def _measured(edits: Sequence[Edit], records: Sequence[Mapping[str, Any]]) -> st
                 raise ExpungeError(
                     f"a record is of edits {', '.join(made)}: expected those exported, {', '.join(ours)}"
                 )
+            strength = r["provenance"].get("strength", 1.0)
+            if r["model"] != backbone.name or (made and strength != 1.0):
+                raise ExpungeError(f"a record is of {r['model']} at strength {strength}: expected {backbone.name} at 1")
             value = f"{r['value']:.1f} {r['unit']} | {r['low']:.1f} to {r['high']:.1f} | {r['n']}"
             rows.append(f"| {subject} | {r['split']} | {r['metric']} | {value} |")
         except (KeyError, TypeError, ValueError) as error:

@@ -1,25 +1,32 @@
-"""Search: the weakest setting of a method that erases enough and harms little enough, within a budget."""
+"""Search: a strength of a method that erases enough and harms little enough, within a budget."""
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
 from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept
+from expunge.core.cost import Cost
 from expunge.core.edit import Edit
 from expunge.core.eraser import Eraser, Step, settings_of
-from expunge.core.errors import ExpungeError, check_counts
+from expunge.core.errors import ExpungeError, ExpungeWarning, check_counts
 from expunge.core.judge import Judge
 from expunge.core.record import Interval
 from expunge.stages import check, erase
+from expunge.store import with_provenance
 
 SEED = 50_000
 """First seed of the images that settings are chosen on: that of the concept sets' dev parts."""
+ORACLES = {"testbed": "testbed:network=b"}
+"""Who decides if nobody is named, by kind of model: never the judge that reports."""
 NEAREST = 1.1
 """Strengths nearer to each other than this factor are not told apart."""
+MOST = 16.0
+"""The strongest that is tried, as a multiple of the settings that a search begins with."""
 
 
 @final
@@ -29,37 +36,37 @@ class Goal:
 
     erased: float
     """ESR-1 of the targets, in percent, that must be reached."""
-    lost: float
+    lost: float = 5.0
     """Points of PSR-1 that the neighbours may lose."""
     budget: int = 8
     """Erasures that may be tried."""
     images: int = 12
     """Images a word, for each."""
-    judge: str = "testbed"
-    """Who tells what they show."""
+    judge: str | None = None
+    """Who tells what they show; on the testbed its judge B, if nobody is named."""
 
     def __post_init__(self) -> None:
         check_counts("a search", budget=self.budget, images=self.images)
 
-    @classmethod
-    def parsed(cls, goals: Sequence[str], **rest: Any) -> "Goal":
-        """From ``esr@1=0.97`` and perhaps ``psr@1=-0.05``: shares, as the command line takes them.
 
-        Raises:
-            ExpungeError: if they are of another form.
-        """
-        found = {"psr@1": -0.05}
-        for goal in goals:
-            match = re.fullmatch(r"(esr@1|psr@1)=([-+]?\d*\.?\d+)", goal.strip())
-            low, high = (0.0, 1.0) if goal.startswith("esr") else (-1.0, 0.0)
-            if match is None or not low <= float(match[2]) <= high:
-                raise ExpungeError(
-                    f"'{goal}' is no goal: expected esr@1=0 to 1, or psr@1=-1 to 0 (points lost, as a share)"
-                )
-            found[match[1]] = float(match[2])
-        if "esr@1" not in found:
-            raise ExpungeError(f"'{goals[0]}' alone is no goal: expected how much to erase, such as esr@1=0.97")
-        return cls(erased=100 * found["esr@1"], lost=-100 * found["psr@1"], **rest)
+def goal_of(words: Sequence[str], budget: int = 8, judge: str | None = None) -> Goal:
+    """A goal from ``esr@1=0.97`` and perhaps ``psr@1=-0.05``: shares, as the command line takes them.
+
+    Raises:
+        ExpungeError: if they are of another form.
+    """
+    found: dict[str, float] = {}
+    for word in words:
+        match = re.fullmatch(r"\s*(esr@1|psr@1)=([-+]?\d*\.?\d+)\s*", word)
+        low, high = (-1.0, 0.0) if match is not None and match[1] == "psr@1" else (0.0, 1.0)
+        if match is None or not low <= float(match[2]) <= high:
+            raise ExpungeError(
+                f"'{word}' is no goal: expected esr@1=0 to 1, or psr@1=-1 to 0 (points lost, as a share)"
+            )
+        found[match[1]] = float(match[2])
+    if "esr@1" not in found:
+        raise ExpungeError(f"'{words[0]}' alone is no goal: expected how much to erase, such as esr@1=0.97")
+    return Goal(erased=100 * found["esr@1"], lost=-100 * found.get("psr@1", -0.05), budget=budget, judge=judge)
 
 
 class Tried(NamedTuple):
@@ -92,7 +99,7 @@ class Found:
     tried: Sequence[Tried]
     """All of them, weakest first: the frontier."""
 
-    def told(self) -> str:
+    def table(self) -> str:
         """The frontier as text."""
         rows = [f"{'strength':>9} {'ESR-1':>18} {'PSR-1':>18} {'lost':>6} {'forwards':>9}"]
         for t in self.tried:
@@ -120,9 +127,11 @@ def search(
     on_step: Callable[[Step], None] | None = None,
     on_tried: Callable[[Tried], None] | None = None,
 ) -> Found:
-    """Find the strength that reaches ``goal``, from the settings of ``eraser`` on: doubled or halved, then in between.
+    """Look for a strength that reaches ``goal``, from the settings of ``eraser`` on: doubled or halved, then in between.
 
-    The images that choose are of other seeds and another phrase than those that results are reported on.
+    The first that reaches it is taken, else the nearest. The images that choose have other seeds and another phrase than those
+    that results are reported on, and another judge tells what they show. The edit's provenance says what was tried, and its
+    cost is that of all tries.
 
     Raises:
         ExpungeError: for a method without a strength, or a judge that does not know the words.
@@ -131,35 +140,64 @@ def search(
         raise ExpungeError(f"{method} has no strength to search: expected a method that has")
     looked = _Looked(backbone, [t.name for t in targets], retain, goal)
     tried: list[Tried] = []
-    best: tuple[float, Edit, Tried] | None = None
+    best: tuple[Edit, Tried] | None = None
+    spent, seconds = Cost(), 0.0
     times: float | None = 1.0
     while times is not None and len(tried) < goal.budget:
-        setting = eraser.stronger(times) if times != 1.0 else eraser
+        setting = _at(eraser, times, tried)
         if setting is None:
             break
         edit = erase.run(backbone, method, setting, targets, retain, seed, images=images, on_step=on_step)
         row = looked.at(times, settings_of(setting), edit)
         tried.append(row)
+        if edit.provenance is not None:
+            spent, seconds = spent + edit.provenance.cost, seconds + edit.provenance.seconds
         if on_tried is not None:
             on_tried(row)
-        if best is None or row.misses(goal) < best[0]:
-            best = row.misses(goal), edit, row
+        if best is None or row.misses(goal) < best[1].misses(goal):
+            best = edit, row
         times = None if row.misses(goal) == 0 else following(tried, goal)
     if best is None:
         raise ExpungeError(f"{method} was not tried at all: expected a budget of 1 or more")
-    reached = best[0] == 0
-    return Found(edit=best[1], best=best[2], reached=reached, tried=sorted(tried, key=lambda t: t.times))
+    edit, chosen = best
+    reached = chosen.misses(goal) == 0
+    if not reached:
+        warnings.warn(
+            f"the goal was not reached in {len(tried)} tries: ESR-1 {chosen.esr.value:.0f} (expected {goal.erased:.0f}), "
+            f"PSR-1 lost {chosen.lost:.1f} points (expected at most {goal.lost:.0f})",
+            ExpungeWarning,
+            stacklevel=2,
+        )
+    if edit.provenance is not None:
+        told = {"goal": asdict(goal), "judge": looked.name, "first_seed": SEED, "tried": [t._asdict() for t in tried]}
+        with_provenance(edit, replace(edit.provenance, search=told, cost=spent, seconds=round(seconds, 3)))
+    return Found(edit=edit, best=chosen, reached=reached, tried=sorted(tried, key=lambda t: t.times))
+
+
+def _at(eraser: Eraser, times: float, tried: Sequence[Tried]) -> Eraser | None:
+    """The method at a strength; None where there is none, or it is one that was tried."""
+    try:
+        setting = eraser.stronger(times) if times != 1.0 else eraser
+    except ExpungeError as error:  # settings that do not go together at this strength
+        warnings.warn(f"strength {times:.3g} is left out: {error}", ExpungeWarning, stacklevel=3)
+        return None
+    known = [dict(t.settings) for t in tried]
+    return None if setting is None or settings_of(setting) in known else setting
 
 
 def following(tried: Sequence[Tried], goal: Goal) -> float | None:
-    """The next strength: more while too little is erased, less while too much is lost; None where nothing is left between."""
-    weak = [t.times for t in tried if t.esr.value < goal.erased]
-    harmful = [t.times for t in tried if t.esr.value >= goal.erased]
-    if not harmful:
-        return 2.0 * max(weak)
-    if not weak:
-        return min(harmful) / 2
-    below, above = max(weak), min(harmful)
+    """The next strength: more while too little is erased, less once enough is; None where none can do better.
+
+    (Where too little is erased and too much lost already, more would lose more.)
+    """
+    short = [t for t in tried if t.esr.value < goal.erased]
+    enough = [t.times for t in tried if t.esr.value >= goal.erased]
+    if not enough:
+        strongest = max(short, key=lambda t: t.times)
+        return None if strongest.lost > goal.lost or strongest.times >= MOST else 2.0 * strongest.times
+    if not short:
+        return min(enough) / 2
+    below, above = max(t.times for t in short), min(enough)
     return math.sqrt(below * above) if above / below > NEAREST else None
 
 
@@ -169,11 +207,17 @@ class _Looked:
 
     def __init__(self, backbone: Backbone, targets: Sequence[str], retain: Sequence[str], goal: Goal) -> None:
         self.backbone, self.targets, self.goal = backbone, list(targets), goal
+        name = goal.judge or ORACLES.get(backbone.kind)
+        if name is None:
+            raise ExpungeError(
+                f"no judge is named for {backbone.name}: expected one that tells what its images show (--judge)"
+            )
+        self.name = name
         self.kept = check.neighbours(targets, retain)
-        judge = check.judge_of(goal.judge, [*self.targets, *self.kept])
-        if judge is None:
+        judge = check.judge_of(name, [*self.targets, *self.kept])
+        if judge is None or not self.kept:
             words = ", ".join([*self.targets, *self.kept])
-            raise ExpungeError(f"judge {goal.judge} does not know all of {words}: expected one that does, to search by")
+            raise ExpungeError(f"judge {name} does not know all of {words}: expected one that does, and words to keep")
         self.judge: Judge = judge
         self.before = self._rate([], self.kept)
 
@@ -183,6 +227,7 @@ class _Looked:
         return Interval(0.0, 0.0, 100.0) if found is None else found
 
     def at(self, times: float, settings: Mapping[str, Any], edit: Edit) -> Tried:
+        """What ``edit`` gives."""
         shown, kept = (self._rate([edit], words) for words in (self.targets, self.kept))
         erased = Interval(100 - shown.value, 100 - shown.high, 100 - shown.low)
         spent = 0 if edit.provenance is None else edit.provenance.cost.equivalents
