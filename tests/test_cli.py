@@ -135,6 +135,34 @@ def test_every_kind_of_edit_from_the_command_line(folder, images, tmp_path, caps
     assert (exported - after).abs().max() <= 2
 
 
+def test_a_single_file_goes_in_and_comes_out_with_its_figures(folder, tmp_path, capsys):
+    """Folder -> one file with a card of figures -> the same images with the file as the model."""
+    model = ["--model", folder]
+    run("erase", "uce", "--target", "dog", *model, "--anchor", "cat", "--out", tmp_path / "uce", "--quiet")
+    edit = tmp_path / "uce" / "edit.safetensors"
+    sampled = ["--concept", "dog", *FAST]
+    run("generate", *model, *sampled, "--edit", edit, "--out", tmp_path / "after", "--quiet")
+    records = tmp_path / "records.jsonl"
+    run("measure", "esr-psr", "--images", tmp_path / "after", "--out", records, "--quiet")
+    exported = ["export", *model, "--edit", edit, "--layout", "ldm", "--records", records]
+    run(*exported, "--out", tmp_path / "one")
+    assert "a checkpoint for A1111 and ComfyUI" in capsys.readouterr().out
+    card = (tmp_path / "one" / "README.md").read_text()
+    assert "| edited | none | esr@1 |" in card
+    file = tmp_path / "one" / "model.safetensors"
+    run("generate", "--model", file, "--model-layout", folder, *sampled, "--out", tmp_path / "again", "--quiet")
+    pairs = [[read_pixels(f).int() for f in sorted((tmp_path / n).glob("*.png"))] for n in ("after", "again")]
+    assert all((a - b).abs().max() <= 1 for a, b in zip(*pairs, strict=True))
+    for words, change in (
+        ("expected those exported", [*exported[:3], "--layout", "ldm", "--records", records]),
+        ("no file", [*exported[:5], "--records", tmp_path / "none.jsonl"]),
+        ("has an AutoencoderTiny", ["export", "--layout", "ldm"]),
+    ):
+        run(*change, "--out", tmp_path / "bad", code=2)
+        assert words in capsys.readouterr().err
+        assert not (tmp_path / "bad").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

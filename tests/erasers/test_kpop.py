@@ -451,6 +451,8 @@ def test_bad_settings_are_refused(backbone):
     ):
         with pytest.raises(ExpungeError, match=words):
             erase.build("kpop", change, None)
+    with pytest.raises(ExpungeError, match=r"retain_random is 0\.5 with no word to retain"):
+        next(iter(dataclasses.replace(SHORT, retain_random=0.5).steps(backbone, TASK)))
     assert dataclasses.replace(SHORT, keep="none", lamb=0.0).keep == "none"
 
 

@@ -160,7 +160,8 @@ class KPOP(Eraser):
     Equations 5 to 7 of 2403.12326 v1/v2; methods.md A1, whose readings of what the paper leaves open are the defaults here.
     The prompts go to a key of their own; the edit does not hold them. With retained words it adds
     :math:`\lambda_r \| \epsilon_{\theta'}(x_t, c_r) - \epsilon_\theta(x_t, c_r) \|^2`, which the published figures very
-    probably had and Eq. 7 does not show.
+    probably had and Eq. 7 does not show. ``retain_random`` is this project's own: texts of random tokens are kept as well, or
+    instead, so that what nobody named stays although nobody is told its name.
     Deviations: squared norms are means over elements; prompts learn with Adam unless told ``sgd`` (Eq. 6 is plain gradient
     descent); one prompt a concept (v1/v2 write one for all). The paper has no public code to compare with.
     """
@@ -196,11 +197,11 @@ class KPOP(Eraser):
     prompt_optimizer: Optimizer = "adam"
     """Adam as for the model, or the plain gradient descent of Eq. 6."""
     retain_weight: float = 1.0
-    """Weight of the term that keeps retained words, lambda_r; without retained words there is no such term."""
+    """Weight of the term that keeps retained words, lambda_r; with neither words nor random texts there is no such term."""
     retain_points: Literal["target", "own"] = "target"
     """Where retained words are kept: at the targets' points, or at points on trajectories of their own."""
     retain_random: float = 0.0
-    """Share of the retained points that keep a text of one to three random tokens; without retained words, all or none."""
+    """Share of the retained points that keep a text of one to three random tokens; 1 or 0 without retained words."""
     templates: tuple[str, ...] = ("{}",)
     """Phrases that targets and retained words are put into; each point draws one."""
     group: str = "xattn"
@@ -286,6 +287,10 @@ class _Run:
 
     def __init__(self, method: KPOP, backbone: Backbone, task: Task) -> None:
         self.method, self.backbone, self.task = method, backbone, task
+        if not task.retain and method.retain_random not in (0.0, 1.0):
+            raise ExpungeError(
+                f"kpop's retain_random is {method.retain_random} with no word to retain: expected 1 (random texts alone) or 0"
+            )
         neutrals = [method.neutral if t.anchor is None else t.anchor for t in task.targets]
         ways = len(method.templates)
         with torch.no_grad():
