@@ -69,6 +69,16 @@ def plan(tmp_path):
     return file
 
 
+@pytest.mark.parametrize(
+    ("eraser", "settings"), [("few-shot", "{}"), ("ca", "{ group = 'embedding', anchor = 'cat' }")]
+)
+def test_a_plan_takes_methods_whose_groups_are_not_the_denoiser_s(plan, eraser, settings):
+    text = plan.read_text().replace('eraser = "uce"\nretain = true', f'eraser = "{eraser}"\nsettings = {settings}')
+    plan.write_text(text)
+    planned = Planner(read_plan(plan)).planned()
+    assert eraser in {u.job.get("eraser") for p in flattened(planned) for u in p.upstream}
+
+
 def words(plan, tmp_path, *more):
     return ["bench", str(plan), "--store", str(tmp_path / "store"), "--out", str(tmp_path / "out"), *more]
 

@@ -83,6 +83,14 @@ class Eraser(ABC):
         """
         return {}
 
+    def check(self, backbone: Backbone) -> None:
+        """Refuse a model that lacks what the settings name, before anything is made.
+
+        Raises:
+            ExpungeError: naming the setting.
+        """
+        return
+
     def stronger(self, times: float) -> "Eraser | None":
         """The same method at ``times`` its strength (below 1: weaker); None if there is no such setting, or no more of it."""
         return None

@@ -130,6 +130,11 @@ class CA(Eraser):
         return [asked[i % len(asked)] for i in range(self.anchor_images)]
 
     @override
+    def check(self, backbone: Backbone) -> None:
+        if self.group != "embedding":
+            trainable(backbone, self.group)
+
+    @override
     def stronger(self, times: float) -> "CA":
         return replace(self, iterations=counted(self.iterations, times))
 

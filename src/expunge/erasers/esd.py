@@ -70,6 +70,10 @@ class ESD(Eraser):
             raise ExpungeError(f"esd's erase_from '{self.erase_from}' with goal original: expected goal port")
 
     @override
+    def check(self, backbone: Backbone) -> None:
+        trainable(backbone, self.group)
+
+    @override
     def stronger(self, times: float) -> "ESD":
         return replace(self, iterations=counted(self.iterations, times))
 

@@ -241,6 +241,10 @@ class KPOP(Eraser):
         return self.keep in ("prompt", "frozen-prompt")
 
     @override
+    def check(self, backbone: Backbone) -> None:
+        trainable(backbone, self.group)
+
+    @override
     def stronger(self, times: float) -> "KPOP":
         return replace(self, iterations=counted(self.iterations, times))
 

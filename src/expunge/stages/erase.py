@@ -159,6 +159,7 @@ def prepared(
             raise ExpungeError(
                 f"{type(eraser).__name__} needs {capability}, which {backbone.name} ({backbone.family}) has not"
             )
+    eraser.check(backbone)
     bare = Task(targets=targets, retain=retain, seed=seed, salt=salt)
     wanted, given = eraser.needs(targets), images or {}
     unwanted = [name for name in given if name not in wanted]

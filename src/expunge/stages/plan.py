@@ -15,7 +15,6 @@ from expunge.core.concept import Concept, ConceptSet, Part, check_targets
 from expunge.core.cost import Cost
 from expunge.core.eraser import settings_of
 from expunge.core.errors import ExpungeError, check_counts, unknown
-from expunge.maths.training import trainable
 from expunge.stages import erase, generate, jobs, measure, presets
 from expunge.store import read_lines, read_set
 from expunge.testbed import CONCEPTS
@@ -354,8 +353,7 @@ class Planner:
         """
         self.identity(self.image_dtype)
         for eraser in self.erasers.values():
-            if hasattr(eraser, "group"):
-                trainable(self.backbone, getattr(eraser, "group"))  # noqa: B009  (not a field of every eraser)
+            eraser.check(self.backbone)
         return list(self._measurements())
 
     def _measurements(self) -> Iterator[Planned]:
