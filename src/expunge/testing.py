@@ -181,13 +181,14 @@ def check_attack(attack: Attack, backbone: Backbone, queries: Sequence[Query]) -
 def check_metric(metric: Metric, shots: Sequence[Shot], targets: Sequence[str], retain: Sequence[str]) -> None:
     """Check what every metric promises: finite values inside their intervals, and the same ones in any order of images."""
     _settings_object(metric)
-    found = metric.measure(shots, targets, retain)
+    beside = list(reversed(shots)) if metric.paired else []
+    found = metric.measure(shots, targets, retain, beside)
     _promise(bool(found), "a metric measures something")
     for m in found:
         value, low, high = m.interval
         _promise(low <= value <= high, f"{m.metric}'s value lies in its interval")
         _promise(len(m.per_image) == len(m.labels) == m.n > 0, f"{m.metric} keeps its values per image")
-    turned = metric.measure(list(reversed(shots)), targets, retain)
+    turned = metric.measure(list(reversed(shots)), targets, retain, beside)
     same = {m.metric: round(m.interval.value, 9) for m in found} == {
         m.metric: round(m.interval.value, 9) for m in turned
     }

@@ -69,6 +69,24 @@ def plan(tmp_path):
     return file
 
 
+def test_a_metric_that_compares_gets_the_original_s_images_and_other_seeds_for_the_original(plan, tmp_path):
+    text = plan.read_text().replace("control_count = 1", 'control_count = 1\nmetrics = ["esr-psr", "prior-distance"]')
+    plan.write_text(text.replace('[["kpop", "uce"]]', '[["uce", "original"]]').replace(', "kpop"]', "]"))
+    planned = [p for p in Planner(read_plan(plan)).planned() if p.job["metric"] == "prior-distance"]
+    images = {p.method: p.job["images"] for p in planned}
+    against = {p.method: p.job["reference"] for p in planned}
+    assert against["uce"] == images["original"] != against["original"]
+    assert main(words(plan, tmp_path, "--quiet")) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "summary.jsonl").read_text().splitlines()]
+    by = {(r["method"], r["metric"]): r for r in rows}
+    assert by["original", "prior_distance"]["value"] > 1, "two seeds are two images"
+    moved = by["uce - original", "prior_distance"]
+    expected = by["uce", "prior_distance"]["value"] - by["original", "prior_distance"]["value"]
+    assert moved["value"] == pytest.approx(expected, abs=0.01)
+    assert moved["low"] <= moved["value"] <= moved["high"]
+    assert "prior_distance" in (tmp_path / "out" / "table.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("eraser", "settings"), [("few-shot", "{}"), ("ca", "{ group = 'embedding', anchor = 'cat' }")]
 )

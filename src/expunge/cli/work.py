@@ -142,6 +142,8 @@ class Measure:
     """A concept that should be gone; the edits' own targets if not given."""
     retain: Words = ()
     """A concept that should have stayed; every other label in the folder if not given."""
+    reference: Path | None = None
+    """Folder of the original model's images of the same prompts, for a metric that compares with them."""
     out: Path | None = None
     """A .jsonl file to add the records to."""
     talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
@@ -163,7 +165,8 @@ def measure(argv: list[str]) -> None:
     from expunge.stages import measure as stage
     from expunge.store import write_records
 
-    records = stage.measure(parsed.settings, name, options.images, options.target or None, options.retain or None)
+    aims, kept = options.target or None, options.retain or None
+    records = stage.measure(parsed.settings, name, options.images, aims, kept, options.reference)
     if options.out is not None:
         write_records(options.out, records, append=True)
     lines = [f"{r.metric:24} {r.value:6.1f} {r.unit} [{r.low:.1f}, {r.high:.1f}]  n = {r.n}" for r in records]

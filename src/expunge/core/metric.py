@@ -30,12 +30,16 @@ class Metric(ABC):
 
     paper: ClassVar[Paper]
     higher_is_better: ClassVar[bool]
+    paired: ClassVar[bool] = False
+    """Whether images are compared with the original model's, of the same prompts."""
     version: ClassVar[int] = 1
     """Raised when the same images begin to give other numbers."""
 
     @abstractmethod
-    def measure(self, shots: Sequence[Shot], targets: Sequence[str], retain: Sequence[str]) -> list[Measurement]:
-        """Measure images whose labels are among ``targets`` or ``retain``.
+    def measure(
+        self, shots: Sequence[Shot], targets: Sequence[str], retain: Sequence[str], reference: Sequence[Shot] = ()
+    ) -> list[Measurement]:
+        """Measure images whose labels are among ``targets`` or ``retain``; ``reference`` is for a metric that is ``paired``.
 
         Raises:
             ExpungeError: if the judge does not know a concept, or there is no image to measure.

@@ -126,6 +126,11 @@ def clustered(values: Sequence[Sequence[float]], resamples: int = 2000, seed: in
     return nested({0: {"": row}}, resamples, seed)
 
 
+def in_percent(fraction: Interval) -> Interval:
+    """A bootstrapped interval in percent."""
+    return Interval(*(100 * part for part in fraction))
+
+
 def hull(percent: Interval, fraction: Interval) -> Interval:
     """The value of an interval in percent, with limits that reach those of a bootstrapped one (a fraction) too."""
     return Interval(percent.value, min(percent.low, 100 * fraction.low), max(percent.high, 100 * fraction.high))

@@ -40,7 +40,9 @@ class EsrPsr(Metric):
     """Ranks that count as shown."""
 
     @override
-    def measure(self, shots: Sequence[Shot], targets: Sequence[str], retain: Sequence[str]) -> list[Measurement]:
+    def measure(
+        self, shots: Sequence[Shot], targets: Sequence[str], retain: Sequence[str], reference: Sequence[Shot] = ()
+    ) -> list[Measurement]:
         judge: Judge = Catalog("judges").open(self.judge)
         wanted = {name: set(judge.label_ids(name)) for name in (*targets, *retain)}
         asked = [s for s in shots if s.label in wanted]

@@ -15,7 +15,7 @@ import torch
 
 from expunge.core.cost import Cost
 from expunge.core.errors import ExpungeError
-from expunge.core.record import Interval, Runs, hull, nested, paired_proportions, wilson
+from expunge.core.record import Interval, Runs, hull, in_percent, nested, paired_proportions, wilson
 from expunge.stages import jobs
 from expunge.stages.plan import CONTROLS, Plan, Planned, Planner, flattened
 from expunge.store import FORMAT, new_file, read_json, write_json, write_lines
@@ -239,7 +239,8 @@ def _differences(plan: Plan, results: Sequence[Result]) -> list[dict[str, Any]]:
                     paired.setdefault(seed, {})[split] = difference
                     ones += [a for _, a in pairs]
                     others += [b for _, b in against]
-            points = hull(paired_proportions(ones, others), nested(paired))
+            counted = set(ones) | set(others) <= {0.0, 1.0}  # shares; else means, of which Newcombe says nothing
+            points = hull(paired_proportions(ones, others), nested(paired)) if counted else in_percent(nested(paired))
             row = _row(f"{one} - {other}", group, metric, points, len(ones), paired)
             rows.append({**row, "unit": "points", **_verdict(points, metric, len(ones), len(paired))})
     return rows
@@ -362,6 +363,8 @@ def _tabled(row: Mapping[str, Any]) -> bool:
     """Whether a row of the summary is a cell of the table: all of the set's, of what nobody named the first rank alone."""
     group, metric = row["group"], row["metric"].split(" ")[0]
     if group in ("set", "paper") or metric == RECOVERY:
+        return True
+    if metric == "prior_distance":
         return True
     return metric == "psr@1" if group == "others" else not group.startswith("key: ") and "sr@" in metric
 

@@ -168,7 +168,8 @@ def _measure(job: Job, store: Path, out: Path) -> dict[str, Any]:
     """Records of one image folder, and the values behind them."""
     metric = measure.build(job["metric"], job["settings"])
     images = _upstream(job["images"], "generate", store) / IMAGES
-    measured = measure.measured(metric, job["metric"], images, job["targets"], job["retain"])
+    other = None if job.get("reference") is None else _upstream(job["reference"], "generate", store) / IMAGES
+    measured = measure.measured(metric, job["metric"], images, job["targets"], job["retain"], other)
     return {
         "records": [m.record.as_json() for m in measured],
         "values": [[list(pair) for pair in m.values] for m in measured],

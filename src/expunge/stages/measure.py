@@ -21,14 +21,24 @@ class Measured(NamedTuple):
 
 
 def measure(
-    metric: Metric, name: str, folder: Path, targets: Sequence[str] | None = None, retain: Sequence[str] | None = None
+    metric: Metric,
+    name: str,
+    folder: Path,
+    targets: Sequence[str] | None = None,
+    retain: Sequence[str] | None = None,
+    reference: Path | None = None,
 ) -> list[Record]:
     """Records of one image folder; see `measured`."""
-    return [m.record for m in measured(metric, name, folder, targets, retain)]
+    return [m.record for m in measured(metric, name, folder, targets, retain, reference)]
 
 
 def measured(
-    metric: Metric, name: str, folder: Path, targets: Sequence[str] | None = None, retain: Sequence[str] | None = None
+    metric: Metric,
+    name: str,
+    folder: Path,
+    targets: Sequence[str] | None = None,
+    retain: Sequence[str] | None = None,
+    reference: Path | None = None,
 ) -> list[Measured]:
     """Records of one image folder, with the values behind them.
 
@@ -38,12 +48,17 @@ def measured(
         folder: images with their ``metadata.jsonl``.
         targets: concepts that should be gone; those of the folder's edits by default.
         retain: concepts that should have stayed; every other label in the folder by default.
+        reference: the original model's images of the same prompts, for a metric that compares with them.
 
     Raises:
-        ExpungeError: if the folder is damaged, or says nothing about a target.
+        ExpungeError: if there is a reference too many or too few, the folder is damaged, or says nothing about a target.
     """
+    if metric.paired != (reference is not None):
+        needed = "the original's images to compare with (--reference)" if metric.paired else "no reference"
+        raise ExpungeError(f"{name} with {'no ' if reference is None else 'a '}reference: expected {needed}")
     shots = read_images(folder)
     made = read_run(folder)
+    others = [] if reference is None else read_images(reference)
     provenances = [e["provenance"] for e in made.get("edits", []) if e.get("provenance")]
     told = list(dict.fromkeys(t for p in provenances for t in p["targets"]))
     targets = told if targets is None else list(targets)
@@ -72,6 +87,7 @@ def measured(
             "made_by": [{k: p[k] for k in ("eraser", "settings", "seconds", "cost")} for p in provenances],
             "retain_measured": retain,
             "images": folder.name,
+            **({} if reference is None else {"reference": reference.name}),
             "strength": made.get("strength"),
             "control": made.get("control"),
             "key": made.get("key"),
@@ -94,7 +110,7 @@ def measured(
             ),
             list(zip(m.labels, m.per_image, strict=True)),
         )
-        for m in metric.measure(shots, targets, retain)
+        for m in metric.measure(shots, targets, retain, others)
     ]
 
 

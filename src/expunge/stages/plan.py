@@ -22,6 +22,8 @@ from expunge.testbed import CONCEPTS
 SALT = "a benchmark's keys are not secret"
 """In the place of a secret, so that a plan gives the same keys every time."""
 
+OTHER_SEEDS = 500_000
+"""How far the seeds are that the original is compared with itself on."""
 UPDATES = 3
 """Updates whose memory is counted: optimizers hold their state from the first on."""
 GROUPS = ("set", "others", "memory", "paper")
@@ -370,15 +372,22 @@ class Planner:
                 job = {**edit.job, "room": "memory", "updates": UPDATES}
                 yield Planned(job=job, group="memory", **place)
             images = self._images(self._prompts(), self.plan.count, self._seed(), edit)
-            yield from self._measured(images, targets, kept, {**place, "group": "set"})
+            against = self._against(self._prompts(), self.plan.count, self._seed(), edit)
+            yield from self._measured(images, targets, kept, {**place, "group": "set"}, against=against)
             gone = {*targets, *self._told(targets)}
             for further in self.further:
                 images = self._images(further.part.prompts, further.images, further.part.seed, edit)
                 hit = [c for c in further.concepts if c in gone]
                 rest = [c for c in further.concepts if c not in gone]
-                yield from self._measured(images, hit, rest, {**place, "group": further.group}, further.metrics)
+                against = self._against(further.part.prompts, further.images, further.part.seed, edit)
+                here = {**place, "group": further.group}
+                yield from self._measured(images, hit, rest, here, further.metrics, against)
             if edit is not None:
                 yield from self._recoveries(edit, name, targets, kept, place)
+
+    def _against(self, prompts: Sequence[tuple[str, str]], count: int, seed: int, edit: Planned | None) -> Planned:
+        """What images are compared with: the original's on equal seeds; its own on other seeds, for the original."""
+        return self._images(prompts, count, seed + OTHER_SEEDS if edit is None else seed, None)
 
     def _trained(self, name: str) -> bool:
         return name != "original" and self.erasers[name].cost(1, 1) != Cost()
@@ -475,8 +484,12 @@ class Planner:
         kept: list[str],
         place: Mapping[str, Any],
         metrics: Sequence["PlannedMetric"] | None = None,
+        against: Planned | None = None,
     ) -> Iterator[Planned]:
         for metric in self.metrics if metrics is None else metrics:
+            if metric.paired and against is None:
+                continue  # what a key brings back is not compared
+            compared = {"reference": against.key} if metric.paired and against is not None else {}
             job = {
                 "room": "measure",
                 "metric": metric.name,
@@ -486,8 +499,10 @@ class Planner:
                 "images": images.key,
                 "targets": targets,
                 "retain": kept,
+                **compared,
             }
-            yield Planned(job=job, upstream=(images,), variant=metric.variant, **place)
+            upstream = (images, against) if compared and against is not None else (images,)
+            yield Planned(job=job, upstream=upstream, variant=metric.variant, **place)
 
 
 def _several(value: Any) -> Any:
@@ -522,6 +537,8 @@ class PlannedMetric(NamedTuple):
     judge: str
     """What its judge is told by, so that a retrained one measures again."""
     variant: str
+    paired: bool
+    """Whether it compares with the original's images."""
 
 
 def _metric(entry: Any) -> PlannedMetric:
@@ -533,7 +550,7 @@ def _metric(entry: Any) -> PlannedMetric:
     settings = settings_of(built)
     judge = Catalog("judges").open(settings["judge"]).identity() if "judge" in settings else ""
     variant = ", ".join(f"{k} {v}" for k, v in table.items())
-    return PlannedMetric(name, settings, built.version, judge, f" ({variant})" if variant else "")
+    return PlannedMetric(name, settings, built.version, judge, f" ({variant})" if variant else "", built.paired)
 
 
 def flattened(measurements: Sequence[Planned], done: Callable[[Planned], bool] = lambda _: False) -> list[Planned]:

@@ -1,0 +1,120 @@
+"""Distance from the original model's images: how far an edit moved what it should have left alone."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from typing_extensions import override
+
+from expunge import testbed
+from expunge.core.catalog import Paper
+from expunge.core.errors import ExpungeError, unknown
+from expunge.core.metric import Measurement, Metric
+from expunge.core.query import Shot
+from expunge.core.record import clustered, in_percent
+
+BATCH = 250
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class PriorDistance(Metric):
+    r"""Distance of features between images of one prompt and seed, before and after: 0 is the same image.
+
+    .. math:: d(x, y) = \frac1L \sum_l \frac1{H_l W_l} \sum_{h,w} \big(1 - \hat u_{hw}^l \cdot \hat v_{hw}^l\big)
+
+    of the unit feature vectors of both images at each place of each layer of a network. ``prior_distance`` is of retained
+    images (lower is better), ``target_distance`` of the targets' (higher is better); in percent. Plans tell it of the original
+    on other seeds: how far two images of one prompt are apart anyway.
+    Deviations: LPIPS (1801.03924, Eq. 1) in a network of the testbed's own, with equal weights in the place of learned ones and
+    a mean over layers in the place of a sum: a stand-in under its own name, whose numbers are not LPIPS's.
+    """
+
+    paper: ClassVar[Paper] = Paper(
+        "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", "Zhang et al.", 2018, "1801.03924"
+    )
+    higher_is_better: ClassVar[bool] = False
+    paired: ClassVar[bool] = True
+    network: str = "testbed"
+    """Whose features: the testbed's feature net, which neither judges nor was trained with the model."""
+
+    def __post_init__(self) -> None:
+        if self.network != "testbed":
+            raise unknown("network of prior-distance", self.network, ["testbed"])
+
+    @override
+    def measure(
+        self, shots: Sequence[Shot], targets: Sequence[str], retain: Sequence[str], reference: Sequence[Shot] = ()
+    ) -> list[Measurement]:
+        pairs = _paired([s for s in shots if s.label in {*targets, *retain}], reference)
+        net = testbed.network("features")
+        values: list[float] = []
+        for start in range(0, len(pairs), BATCH):
+            first, second = (torch.stack([pair[i].pixels() for pair in pairs[start : start + BATCH]]) for i in range(2))
+            values += distances(_maps(net, first), _maps(net, second)).tolist()
+        found: list[Measurement] = []
+        for name, words in (("target_distance", set(targets)), ("prior_distance", set(retain))):
+            rows = [i for i, (shot, _) in enumerate(pairs) if shot.label in words]
+            if rows:
+                found.append(_measurement(name, [pairs[i][0] for i in rows], [values[i] for i in rows]))
+        return found
+
+
+def distances(first: Iterator[Tensor], second: Iterator[Tensor]) -> Float[Tensor, "b"]:
+    """1 minus the cosine of two images' feature vectors, averaged over the places of each map and then over maps."""
+    layers = [
+        1 - torch.cosine_similarity(u.float(), v.float(), dim=1).mean((1, 2))
+        for u, v in zip(first, second, strict=True)
+    ]
+    return torch.stack(layers).mean(0).clamp(0, 1)
+
+
+def _maps(net: torch.nn.Module, images: UInt8[Tensor, "b H W 3"]) -> Iterator[Tensor]:
+    x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+    if x.shape[-2:] != (64, 64):
+        x = torch.nn.functional.interpolate(x, (64, 64), mode="area")
+    with torch.no_grad():
+        yield from net.maps(x)  # pyright: ignore[reportCallIssue]
+
+
+def _paired(shots: Sequence[Shot], reference: Sequence[Shot]) -> list[tuple[Shot, Shot]]:
+    """Each image with the reference's of its prompt, in the order of their seeds.
+
+    Raises:
+        ExpungeError: if there is nothing to compare, or the reference lacks an image.
+    """
+    if not shots:
+        raise ExpungeError("no image has a label to compare by: expected images generated for concepts")
+    known: dict[str, list[Shot]] = {}
+    for shot in sorted(reference, key=lambda s: s.seed):
+        known.setdefault(shot.prompt, []).append(shot)
+    asked: dict[str, list[Shot]] = {}
+    for shot in sorted(shots, key=lambda s: s.seed):
+        asked.setdefault(shot.prompt, []).append(shot)
+    pairs: list[tuple[Shot, Shot]] = []
+    for prompt, several in asked.items():
+        others = known.get(prompt, [])
+        if len(others) != len(several):
+            raise ExpungeError(
+                f"the reference has {len(others)} images of '{prompt}': expected {len(several)}, as there are to compare"
+            )
+        pairs += zip(several, others, strict=True)
+    return pairs
+
+
+def _measurement(metric: str, shots: Sequence[Shot], values: list[float]) -> Measurement:
+    """The mean in percent; concepts are the clusters of its interval, or single images where there is one concept."""
+    labels = sorted({str(s.label) for s in shots})
+    clusters = [[v for s, v in zip(shots, values, strict=True) if s.label == label] for label in labels]
+    return Measurement(
+        metric=metric,
+        interval=in_percent(clustered(clusters if len(labels) > 1 else [[v] for v in values])),
+        unit="%",
+        n=len(values),
+        n_seeds=len({s.seed for s in shots}),
+        per_image=values,
+        labels=[str(s.label) for s in shots],
+    )
