@@ -143,7 +143,7 @@ def test_the_shipped_tokenizer_is_clip_s():
 
 def bare(layout, part):
     single = object.__new__(single_file.SingleFile)
-    single.given, single.prediction = single_file.configurations(layout), None
+    single.given, single.prediction, single.zero_snr = single_file.configurations(layout), None, False
     return single._bare(part)
 
 
@@ -205,6 +205,22 @@ def test_what_a_file_predicts_is_read_from_it_or_said_to_be_a_guess(tmp_path, ex
     assert backbones.load(elsewhere)._parts.prediction is None
     save_file({**whole, "v_pred": torch.zeros(0)}, elsewhere)
     assert backbones.load(elsewhere)._parts.get("scheduler").config.prediction_type == "v_prediction"
+    save_file(whole, elsewhere, metadata={"modelspec.prediction_type": "v"})
+    assert backbones.load(elsewhere)._parts.prediction == "v_prediction"
+    save_file({**whole, "v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, elsewhere)
+    sampler = backbones.load(elsewhere)._parts.get("scheduler").config
+    assert (sampler.rescale_betas_zero_snr, sampler.timestep_spacing) == (True, "trailing")
+
+
+def test_an_sdxl_that_predicts_v_says_so_to_other_readers(tmp_path):
+    pipe = tiny_xl()
+    pipe.register_modules(
+        scheduler=type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type="v_prediction")
+    )
+    export.to_file(backbones.of(pipe), [], tmp_path / "out")
+    file = tmp_path / "out" / "model.safetensors"
+    assert "v_pred" in load_file(file)
+    assert backbones.load(str(file))._parts.prediction == "v_prediction"
 
 
 def test_a_single_file_is_known_by_what_it_is_made_of(tmp_path, exported):
@@ -261,6 +277,8 @@ def test_what_is_no_whole_model_is_refused_in_a_line(tmp_path, exported):
         "a transformer": {"model.diffusion_model.joint_blocks.0.x": torch.zeros(1)},
         "without its text encoder": {"model.diffusion_model.out.0.weight": torch.zeros(1)},
         "another kind": {"x": torch.zeros(1)},
+        "UNet of 9 input channels": {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(1, 9, 3, 3)},
+        "EDM's noise schedule": {"edm_mean": torch.zeros(1)},
     }
     for words, tensors in cases.items():
         save_file(tensors, tmp_path / "bad.safetensors")

@@ -453,6 +453,9 @@ def test_bad_settings_are_refused(backbone):
             erase.build("kpop", change, None)
     with pytest.raises(ExpungeError, match=r"retain_random is 0\.5 with no word to retain"):
         next(iter(dataclasses.replace(SHORT, retain_random=0.5).steps(backbone, TASK)))
+    with pytest.raises(ExpungeError, match="retain_random is 1 with words to retain"):
+        kept = dataclasses.replace(TASK, retain=["dog"])
+        next(iter(dataclasses.replace(SHORT, retain_random=1.0).steps(backbone, kept)))
     assert dataclasses.replace(SHORT, keep="none", lamb=0.0).keep == "none"
 
 

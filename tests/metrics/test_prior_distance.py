@@ -39,6 +39,7 @@ def test_equals_the_formula_on_pairs_of_one_prompt_in_the_order_of_seeds(images)
     assert found["target_distance"].per_image == pytest.approx(wanted, abs=1e-4)
     assert found["target_distance"].interval.value == pytest.approx(100 * sum(wanted) / 3, abs=1e-2)
     assert found["prior_distance"].n == 6
+    assert torch.is_grad_enabled(), "as it was"
     assert 0 < found["prior_distance"].interval.low < found["prior_distance"].interval.value < 100
 
 
@@ -47,13 +48,17 @@ def test_the_same_image_is_at_zero_and_opposite_features_at_one(images):
     for m in PriorDistance().measure(shots, ["church"], ["dog"], shots):
         assert m.interval.value == pytest.approx(0, abs=1e-4)
     one = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)
-    assert distances(iter([one, one]), iter([one.flip(1), one])).tolist() == pytest.approx([0.5])
+    assert distances([one, one], [one.flip(1), one]).tolist() == pytest.approx([0.5])
+    assert distances([0 * one], [0 * one]).tolist() == [0.0], "two that see nothing are the same"
 
 
 def test_what_cannot_be_paired_is_refused(images, tmp_path, capsys):
     shots = read_images(images)
     with pytest.raises(ExpungeError, match="reference has 2 images of 'image of a church': expected 3"):
         PriorDistance().measure(shots, ["church"], [], shots[1:])
+    half = [dataclasses.replace(s, seed=s.seed + (50 if s.label == "dog" else 0)) for s in shots]
+    with pytest.raises(ExpungeError, match="some of the images' seeds and not others"):
+        PriorDistance().measure(shots, ["church"], ["dog"], half)
     with pytest.raises(ExpungeError, match="no image has a label"):
         PriorDistance().measure(shots, ["bus"], [], shots)
     with pytest.raises(ExpungeError, match="unknown network of prior-distance 'alex'"):
@@ -67,4 +72,5 @@ def test_what_cannot_be_paired_is_refused(images, tmp_path, capsys):
     rows = json.loads(capsys.readouterr().out)["records"]
     assert {r["metric"]: r["value"] for r in rows} == {"target_distance": 0.0, "prior_distance": 0.0}
     assert rows[0]["provenance"]["reference"] == images.name
+    assert rows[0]["provenance"]["same_seeds"] is True
     assert main(asked) == 2

@@ -11,6 +11,7 @@ from expunge import backbones
 from expunge.cli import main
 from expunge.core.edit import Weights
 from expunge.core.errors import ExpungeError, ExpungeWarning
+from expunge.core.record import Interval
 from expunge.stages import check
 
 
@@ -36,6 +37,7 @@ def test_a_good_edit_has_no_problems(testbed):
     assert found.shown.value <= 34
     assert found.kept_shown.value >= 60
     assert found.pictures == 100
+    assert found.shown_before.value >= 60
     assert found.target_moved > 0.2 > 0.5 * found.kept_moved
     assert "church moved" in found.line()
     assert "pizza, banana moved" in found.line()
@@ -79,6 +81,17 @@ def test_what_is_no_picture_is_rough_or_blank(testbed, kind):
     }[kind]
     assert check._pictures(None, pictures) == [True] * 8
     assert check._pictures(None, other) == [False] * 8
+
+
+def test_a_target_that_moved_and_is_still_there_is_told(testbed):
+    edit = shaken(testbed, 0.3)
+    found = check.check(testbed, edit, ["pizza"], ["banana"], images=2)
+    assert found.target_moved > check.STILL
+    assert any("pizza is still shown in" in p for p in found.problems) == (found.shown.value > 50)
+    none = {"shown_before": None, "kept_shown": None, "kept_shown_before": None}
+    moved = {"target_moved": 0.5, "kept_moved": 0.1, "pictures": 100.0}
+    told = check.Check(images=2, targets=["x"], kept=["y"], shown=Interval(75.0, 20.0, 99.0), **moved, **none)
+    assert told.problems == ["x is still shown in 75 % of images (expected 50 % or less)"]
 
 
 def test_neighbours_are_the_words_to_keep_or_everyday_ones():

@@ -113,12 +113,14 @@ def test_the_command_searches(folder, tmp_path, capsys):
 
 
 def test_a_strength_is_tried_once_and_the_cost_is_that_of_all_tries():
-    """Four epochs at 1, two at 0.5; three in between, and none nearer."""
+    """SLD has four levels, and every strength between two of them is one of the two."""
     backbone = backbones.load("testbed")
-    eraser = erase.build("sld", {"level": "strong"}, None)
+    eraser = erase.build("sld", {"level": "max"}, None)
     seen = []
     with pytest.warns(ExpungeWarning, match="not reached"):
-        search(backbone, "sld", eraser, [Concept(name="church")], ["pizza"],
-               Goal(erased=99.9, lost=-100.0, images=2, budget=8), on_tried=seen.append)  # fmt: skip
+        found = search(backbone, "sld", eraser, [Concept(name="church")], ["pizza"],
+               Goal(erased=99.9, lost=-0.5, images=2, budget=8), on_tried=seen.append)  # fmt: skip
+    pair, triple = 2 * 8 * 2, 3 * 8 * 2  # evaluations of two images of 8 steps, guided, and with SLD's third
+    assert found.edit.provenance.cost.equivalents == pair + len(seen) * 2 * triple, "the images of all tries"
     levels = [t.settings["level"] for t in seen]
-    assert len(levels) == len(set(levels)) <= 4
+    assert levels == ["max", "strong"]

@@ -273,19 +273,30 @@ class PipelineBackbone(Backbone):
     @override
     @torch.no_grad()
     def encode_image(self, pixels: UInt8[Tensor, "b H W 3"]) -> Float[Tensor, "b c h w"]:
-        vae = self._parts.get("vae")
-        x = pixels.to(self.device).permute(0, 3, 1, 2).to(self.dtype) / 127.5 - 1
-        encoded = vae.encode(x)
-        z = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        with self._coder() as vae:
+            x = pixels.to(self.device).permute(0, 3, 1, 2).to(vae.dtype) / 127.5 - 1
+            encoded = vae.encode(x)
+            z = (encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()).to(self.dtype)
         return (z - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
 
     @override
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b H W 3"]:
-        vae = self._parts.get("vae")
-        z = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-        x = vae.decode(z.to(self.dtype), return_dict=False)[0].float()
+        with self._coder() as vae:
+            z = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+            x = vae.decode(z.to(vae.dtype), return_dict=False)[0].float()
         return ((x / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+
+    @contextmanager
+    def _coder(self) -> Iterator[Any]:
+        """The autoencoder; in float32 while it works where float16 would overflow (SDXL, as its configuration says)."""
+        vae = self._parts.get("vae")
+        upcast = self.family == "sdxl" and vae.dtype == torch.float16 and vae.config.get("force_upcast", False)
+        try:
+            yield vae.to(torch.float32) if upcast else vae
+        finally:
+            if upcast:
+                vae.to(torch.float16)
 
     @property
     @override

@@ -5,7 +5,7 @@ import hashlib
 import json
 import tomllib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -49,10 +49,11 @@ def layout_of(path: Path) -> str:
         ExpungeError: if it is no model in the LDM layout, or one of another family.
     """
     keys, metadata = _contents(path)
+    _check_input(path, keys)
     if "conditioner.embedders.1.model.ln_final.weight" in keys:
         return "sdxl"
     if "cond_stage_model.model.ln_final.weight" in keys:
-        return "sd2-base" if metadata.get(PREDICTION) == "epsilon" else "sd2"
+        return "sd2-base" if _predicts(keys, metadata) == "epsilon" else "sd2"
     if any(k.startswith("cond_stage_model.transformer.text_model.") for k in keys):
         return "sd1"
     what = "a safetensors file of another kind"
@@ -65,6 +66,28 @@ def layout_of(path: Path) -> str:
     elif any(k.startswith("model.diffusion_model.") for k in keys):
         what = "a UNet without its text encoder"
     raise ExpungeError(f"'{path}' holds {what}: expected a whole SD 1.x, 2.x or XL model in the LDM layout")
+
+
+def _predicts(keys: Collection[str], metadata: Mapping[str, str]) -> str | None:
+    """What the model predicts, where its file says so: expunge's metadata, Stability's, or the key of SDXL's v-models."""
+    told = metadata.get(PREDICTION) or metadata.get("modelspec.prediction_type", "")
+    known = {"epsilon": "epsilon", "v_prediction": "v_prediction", "v": "v_prediction"}
+    return known.get(told) or ("v_prediction" if "v_pred" in keys else None)
+
+
+def _check_input(path: Path, keys: Collection[str]) -> None:
+    """Refuse a UNet that reads more than latents, and one on another noise schedule."""
+    entrance = "model.diffusion_model.input_blocks.0.0.weight"
+    if entrance in keys:
+        with safe_open(path, "pt") as opened:
+            channels = opened.get_slice(entrance).get_shape()[1]
+        if channels != 4:
+            raise ExpungeError(
+                f"'{path}' has a UNet of {channels} input channels: expected 4, of a text-to-image model"
+            )
+    foreign = next((k for k in ("edm_mean", "edm_vpred.sigma_max") if k in keys), None)
+    if foreign is not None:
+        raise ExpungeError(f"'{path}' is on EDM's noise schedule (it has '{foreign}'): expected Stable Diffusion's")
 
 
 def _contents(path: Path) -> tuple[frozenset[str], dict[str, str]]:
@@ -161,22 +184,20 @@ class SingleFile(Files):
                 f"'{path}' holds a {expected}, and layout '{layout}' is a {self.given.pipeline}'s: expected one of its own"
             )
         self.prediction = self._prediction(own) if layout is None else None
+        self.zero_snr = layout is None and "ztsnr" in self._keys
 
     def _prediction(self, layout: str) -> str | None:
         """What the model predicts, where the file itself says so; SD 2's kind is a guess otherwise, and said to be one."""
         keys, metadata = _contents(self.path)
-        if PREDICTION in metadata:
-            return metadata[PREDICTION]
-        if "v_pred" in keys:
-            return "v_prediction"
-        if layout == "sd2":
+        told = _predicts(keys, metadata)
+        if told is None and layout == "sd2":
             warnings.warn(
                 f"'{self.path}' is taken for a model that predicts v, as SD 2.0 and 2.1 do at 768x768: if it predicts noise, "
                 "expected --model-layout sd2-base",
                 ExpungeWarning,
                 stacklevel=2,
             )
-        return None
+        return told
 
     @cached_property
     def _keys(self) -> frozenset[str]:
@@ -265,4 +286,6 @@ class SingleFile(Files):
             cls = getattr(diffusers, CLASSES.get(part) or self.config(part)["class"])
             if part == "scheduler" and self.prediction is not None:
                 settings[PREDICTION] = self.prediction
+            if part == "scheduler" and self.zero_snr:
+                settings |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
             return cls.from_config(settings)

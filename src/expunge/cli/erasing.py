@@ -43,7 +43,7 @@ class Erase:
     """How many images a word are looked at; the preset's if not given."""
     until: Words = ()
     """Search the method's strength until this much is erased, such as esr@1=0.97; another, such as psr@1=-0.05 (the default),
-    says what that may cost the words to keep. On images that no result is reported on."""
+    says what that may cost the words to keep. On the seeds and the phrase of the dev sets."""
     budget: int = 8
     """Erasures that a search may try."""
     judge: str | None = None

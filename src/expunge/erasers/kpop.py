@@ -295,6 +295,10 @@ class _Run:
             raise ExpungeError(
                 f"kpop's retain_random is {method.retain_random} with no word to retain: expected 1 (random texts alone) or 0"
             )
+        if task.retain and method.retain_random == 1.0:
+            raise ExpungeError(
+                "kpop's retain_random is 1 with words to retain, which it would never keep: expected less"
+            )
         neutrals = [method.neutral if t.anchor is None else t.anchor for t in task.targets]
         ways = len(method.templates)
         with torch.no_grad():

@@ -1,6 +1,6 @@
 """Distance from the original model's images: how far an edit moved what it should have left alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -63,28 +63,31 @@ class PriorDistance(Metric):
         return found
 
 
-def distances(first: Iterator[Tensor], second: Iterator[Tensor]) -> Float[Tensor, "b"]:
-    """1 minus the cosine of two images' feature vectors, averaged over the places of each map and then over maps."""
-    layers = [
-        1 - torch.cosine_similarity(u.float(), v.float(), dim=1).mean((1, 2))
-        for u, v in zip(first, second, strict=True)
-    ]
-    return torch.stack(layers).mean(0).clamp(0, 1)
+def distances(first: Sequence[Tensor], second: Sequence[Tensor]) -> Float[Tensor, "b"]:
+    """Half the squared distance of two images' unit feature vectors, averaged over the places of each map, then over maps.
+
+    (1 minus their cosine, but where a vector is zero: two zeros are the same.)
+    """
+    unit = torch.nn.functional.normalize
+    pairs = zip(first, second, strict=True)
+    layers = [(unit(u.float(), dim=1) - unit(v.float(), dim=1)).square().sum(1).mean((1, 2)) / 2 for u, v in pairs]
+    return torch.stack(layers).mean(0)
 
 
-def _maps(net: torch.nn.Module, images: UInt8[Tensor, "b H W 3"]) -> Iterator[Tensor]:
+@torch.no_grad()
+def _maps(net: torch.nn.Module, images: UInt8[Tensor, "b H W 3"]) -> list[Tensor]:
+    """Feature maps of images; whole, since a generator under `no_grad` would leave it on where two of them take turns."""
     x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
     if x.shape[-2:] != (64, 64):
         x = torch.nn.functional.interpolate(x, (64, 64), mode="area")
-    with torch.no_grad():
-        yield from net.maps(x)  # pyright: ignore[reportCallIssue]
+    return list(net.maps(x))  # pyright: ignore[reportCallIssue]
 
 
 def _paired(shots: Sequence[Shot], reference: Sequence[Shot]) -> list[tuple[Shot, Shot]]:
-    """Each image with the reference's of its prompt, in the order of their seeds.
+    """Each image with the reference's of its prompt and seed; in the order of seeds, if the two share no seed at all.
 
     Raises:
-        ExpungeError: if there is nothing to compare, or the reference lacks an image.
+        ExpungeError: if there is nothing to compare, the reference lacks an image, or only some seeds are the same.
     """
     if not shots:
         raise ExpungeError("no image has a label to compare by: expected images generated for concepts")
@@ -102,6 +105,11 @@ def _paired(shots: Sequence[Shot], reference: Sequence[Shot]) -> list[tuple[Shot
                 f"the reference has {len(others)} images of '{prompt}': expected {len(several)}, as there are to compare"
             )
         pairs += zip(several, others, strict=True)
+    same = [a.seed == b.seed for a, b in pairs]
+    if any(same) and not all(same):
+        raise ExpungeError(
+            "the reference has some of the images' seeds and not others: expected the same, or all other"
+        )
     return pairs
 
 

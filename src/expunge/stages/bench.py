@@ -142,7 +142,8 @@ def _summary(results: Sequence[Result], spent: Mapping[str, dict[str, float]]) -
     rows: list[dict[str, Any]] = []
     for (method, group, metric), runs in _cells(results, once=True).items():
         values = [v for by_split in runs.values() for pairs in by_split.values() for _, v in pairs]
-        interval = hull(wilson(sum(values), len(values)), nested(runs))
+        shares = set(values) <= {0.0, 1.0}  # else means, of which Wilson says nothing
+        interval = hull(wilson(sum(values), len(values)), nested(runs)) if shares else in_percent(nested(runs))
         rows.append(_row(method, group, metric, interval, len(values), runs))
     return [{**row, **spent.get(row["method"], {})} for row in rows]
 
@@ -264,7 +265,7 @@ def _verdict(points: Interval, metric: str, n: int, seeds: int) -> dict[str, Any
     within = -margin <= points.low and points.high <= margin
     return {
         "verdict": "higher" if points.low > 0 else "lower" if points.high < 0 else "undecided",
-        "equal_quality": (within if n >= 1000 and seeds >= 2 else None),
+        "equal_quality": (within if n >= 1000 and seeds >= 2 and metric.startswith(("esr", "psr")) else None),
     }
 
 

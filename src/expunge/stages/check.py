@@ -52,6 +52,8 @@ class Check:
     """Percent of the edited model's images that are pictures, not noise or blanks."""
     shown: Interval | None
     """Percent of the targets' images that still show them; None if no judge knows the words."""
+    shown_before: Interval | None
+    """The same of the model before."""
     kept_shown: Interval | None
     """Percent of the neighbours' images that show them."""
     kept_shown_before: Interval | None
@@ -67,6 +69,8 @@ class Check:
                 f"the edit changes next to nothing: images of {names} moved by {self.target_moved:.1%} of the difference "
                 f"between two seeds (expected {STILL:.0%} or more)"
             )
+        elif self.shown is not None and self.shown.value > 50:
+            found.append(f"{names} is still shown in {self.shown.value:.0f} % of images (expected 50 % or less)")
         if self.pictures < 90:
             found.append(
                 f"only {self.pictures:.0f} % of the images are pictures: expected 90 % or more (a smaller step?)"
@@ -131,6 +135,7 @@ def check(
         kept_moved=_mean([moved[w] for w in kept]),
         pictures=100 * _mean([float(ok) for ok in whole]),
         shown=rate([seen[w] for w in aims]),
+        shown_before=rate([shown(knows, w, before[w]) for w in aims]),
         kept_shown=rate([seen[w] for w in kept]),
         kept_shown_before=rate([shown(knows, w, before[w]) for w in kept]),
     )

@@ -124,6 +124,8 @@ def to_file(
         learned = {p: dict(parts[p].state_dict()) for p in ("unet", "vae", *backbone.towers)}
         written = {key: t.cpu() for key, t in ldm.written(_ldm_layout(backbone, parts), learned).items()}
         told = {"format": "pt", PREDICTION: str(parts["scheduler"].config.prediction_type)}
+        if backbone.family == "sdxl" and told[PREDICTION] == "v_prediction":
+            written["v_pred"] = torch.zeros(0)  # by which other readers know it
         save_file(written, folder / WHOLE, metadata=told)
     return out
 

@@ -8,6 +8,7 @@ from expunge.core.catalog import Catalog
 from expunge.core.eraser import settings_of
 from expunge.core.errors import ExpungeError
 from expunge.core.metric import Metric
+from expunge.core.query import Shot
 from expunge.core.record import Record
 from expunge.stages import presets
 from expunge.store import read_images, read_run
@@ -59,9 +60,12 @@ def measured(
     shots = read_images(folder)
     made = read_run(folder)
     others = [] if reference is None else read_images(reference)
+    changed = [] if reference is None else read_run(reference).get("edits", [])
+    if changed:
+        raise ExpungeError(f"'{reference}' was made with edit {changed[0]['id']}: expected the original model's images")
     provenances = [e["provenance"] for e in made.get("edits", []) if e.get("provenance")]
-    told = list(dict.fromkeys(t for p in provenances for t in p["targets"]))
-    targets = told if targets is None else list(targets)
+    named = list(dict.fromkeys(t for p in provenances for t in p["targets"]))
+    targets = named if targets is None else list(targets)
     labels = sorted({s.label for s in shots if s.label is not None})
     retain = [label for label in labels if label not in targets] if retain is None else list(retain)
     both = set(targets) & set(retain)
@@ -72,14 +76,15 @@ def measured(
         raise ExpungeError(
             f"'{folder}' has no image labelled '{absent[0]}': expected one of {', '.join(labels) or 'none'}"
         )
+    told = _knowledge(provenances)
     common: dict[str, Any] = {
         "subject": "recovered" if made.get("control") else "edited" if made.get("edits") else "original",
         "eraser": "+".join(p["eraser"] for p in provenances) or None,
-        "concepts": targets or told,
+        "concepts": targets or named,
         "model": made.get("model", "unknown"),
         "split": made.get("split", "unknown"),
         "seed": provenances[-1]["seed"] if provenances else 0,
-        "knowledge": _knowledge(provenances),
+        "knowledge": {**told, "same_judge": getattr(metric, "judge", None) in told["oracles"]},
         "provenance": {
             "metric": name,
             "settings": settings_of(metric),
@@ -87,7 +92,7 @@ def measured(
             "made_by": [{k: p[k] for k in ("eraser", "settings", "seconds", "cost")} for p in provenances],
             "retain_measured": retain,
             "images": folder.name,
-            **({} if reference is None else {"reference": reference.name}),
+            **({} if reference is None else _compared(reference, shots, others)),
             "strength": made.get("strength"),
             "control": made.get("control"),
             "key": made.get("key"),
@@ -114,6 +119,11 @@ def measured(
     ]
 
 
+def _compared(reference: Path, shots: Sequence[Shot], others: Sequence[Shot]) -> dict[str, Any]:
+    """What images were compared with, and whether on the same seeds."""
+    return {"reference": reference.name, "same_seeds": {s.seed for s in shots} <= {s.seed for s in others}}
+
+
 def _knowledge(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What the methods were told, over all edits."""
     return {
@@ -125,6 +135,8 @@ def _knowledge(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ],
         "templates": [t for p in provenances for t in p["settings"].get("templates", [])],
         "retain": [r for p in provenances for r in p["retain"]],
+        "random_texts": max([p["settings"].get("retain_random", 0) for p in provenances], default=0),
+        "oracles": [p["search"]["judge"] for p in provenances if p.get("search")],
     }
 
 

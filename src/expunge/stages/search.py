@@ -2,6 +2,7 @@
 
 import math
 import re
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,7 +11,6 @@ from typing import Any, NamedTuple, final
 
 from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept
-from expunge.core.cost import Cost
 from expunge.core.edit import Edit
 from expunge.core.eraser import Eraser, Step, settings_of
 from expunge.core.errors import ExpungeError, ExpungeWarning, check_counts
@@ -131,17 +131,17 @@ def search(
 
     The first that reaches it is taken, else the nearest. The images that choose have other seeds and another phrase than those
     that results are reported on, and another judge tells what they show. The edit's provenance says what was tried, and its
-    cost is that of all tries.
+    cost is that of all tries and their images.
 
     Raises:
         ExpungeError: for a method without a strength, or a judge that does not know the words.
     """
     if eraser.stronger(2.0) is None and eraser.stronger(0.5) is None:
         raise ExpungeError(f"{method} has no strength to search: expected a method that has")
+    begun, start = backbone.cost, time.perf_counter()
     looked = _Looked(backbone, [t.name for t in targets], retain, goal)
     tried: list[Tried] = []
     best: tuple[Edit, Tried] | None = None
-    spent, seconds = Cost(), 0.0
     times: float | None = 1.0
     while times is not None and len(tried) < goal.budget:
         setting = _at(eraser, times, tried)
@@ -150,8 +150,6 @@ def search(
         edit = erase.run(backbone, method, setting, targets, retain, seed, images=images, on_step=on_step)
         row = looked.at(times, settings_of(setting), edit)
         tried.append(row)
-        if edit.provenance is not None:
-            spent, seconds = spent + edit.provenance.cost, seconds + edit.provenance.seconds
         if on_tried is not None:
             on_tried(row)
         if best is None or row.misses(goal) < best[1].misses(goal):
@@ -169,8 +167,10 @@ def search(
             stacklevel=2,
         )
     if edit.provenance is not None:
-        told = {"goal": asdict(goal), "judge": looked.name, "first_seed": SEED, "tried": [t._asdict() for t in tried]}
-        with_provenance(edit, replace(edit.provenance, search=told, cost=spent, seconds=round(seconds, 3)))
+        told = {"goal": asdict(goal), "judge": looked.name, "neighbours": looked.kept, "first_seed": SEED}
+        told["tried"] = [t._asdict() for t in tried]
+        spent, seconds = backbone.cost - begun, round(time.perf_counter() - start, 3)
+        with_provenance(edit, replace(edit.provenance, search=told, cost=spent, seconds=seconds))
     return Found(edit=edit, best=chosen, reached=reached, tried=sorted(tried, key=lambda t: t.times))
 
 
