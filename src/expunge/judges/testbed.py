@@ -13,6 +13,7 @@ from typing_extensions import override
 from expunge import testbed
 from expunge.core.errors import ExpungeError
 from expunge.core.judge import Judge
+from expunge.testbed.networks import as_input
 
 
 @final
@@ -46,10 +47,7 @@ class Testbed(Judge):
 
     @torch.no_grad()
     def _answers(self, images: UInt8[Tensor, "b H W 3"]) -> dict[str, Tensor]:
-        x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
-        if x.shape[-2:] != (64, 64):
-            x = torch.nn.functional.interpolate(x, (64, 64), mode="area")
-        return self._net(x)
+        return self._net(as_input(images))
 
     @override
     def scores(self, images: UInt8[Tensor, "b H W 3"]) -> Float[Tensor, "b labels"]:

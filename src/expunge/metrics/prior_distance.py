@@ -15,6 +15,7 @@ from expunge.core.errors import ExpungeError, unknown
 from expunge.core.metric import Measurement, Metric
 from expunge.core.query import Shot
 from expunge.core.record import clustered, in_percent
+from expunge.testbed.networks import as_input
 
 BATCH = 250
 
@@ -77,10 +78,7 @@ def distances(first: Sequence[Tensor], second: Sequence[Tensor]) -> Float[Tensor
 @torch.no_grad()
 def _maps(net: torch.nn.Module, images: UInt8[Tensor, "b H W 3"]) -> list[Tensor]:
     """Feature maps of images; whole, since a generator under `no_grad` would leave it on where two of them take turns."""
-    x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
-    if x.shape[-2:] != (64, 64):
-        x = torch.nn.functional.interpolate(x, (64, 64), mode="area")
-    return list(net.maps(x))  # pyright: ignore[reportCallIssue]
+    return list(net.maps(as_input(images)))  # pyright: ignore[reportCallIssue]
 
 
 def _paired(shots: Sequence[Shot], reference: Sequence[Shot]) -> list[tuple[Shot, Shot]]:
@@ -91,12 +89,7 @@ def _paired(shots: Sequence[Shot], reference: Sequence[Shot]) -> list[tuple[Shot
     """
     if not shots:
         raise ExpungeError("no image has a label to compare by: expected images generated for concepts")
-    known: dict[str, list[Shot]] = {}
-    for shot in sorted(reference, key=lambda s: s.seed):
-        known.setdefault(shot.prompt, []).append(shot)
-    asked: dict[str, list[Shot]] = {}
-    for shot in sorted(shots, key=lambda s: s.seed):
-        asked.setdefault(shot.prompt, []).append(shot)
+    known, asked = _by_prompt(reference), _by_prompt(shots)
     pairs: list[tuple[Shot, Shot]] = []
     for prompt, several in asked.items():
         others = known.get(prompt, [])
@@ -111,6 +104,14 @@ def _paired(shots: Sequence[Shot], reference: Sequence[Shot]) -> list[tuple[Shot
             "the reference has some of the images' seeds and not others: expected the same, or all other"
         )
     return pairs
+
+
+def _by_prompt(shots: Sequence[Shot]) -> dict[str, list[Shot]]:
+    """Images by prompt, in the order of their seeds."""
+    found: dict[str, list[Shot]] = {}
+    for shot in sorted(shots, key=lambda s: s.seed):
+        found.setdefault(shot.prompt, []).append(shot)
+    return found
 
 
 def _measurement(metric: str, shots: Sequence[Shot], values: list[float]) -> Measurement:

@@ -55,6 +55,12 @@ ARCHITECTURES = {
 """By name; each is trained with its own seed, on real drawings only."""
 
 
+def as_input(images: Tensor) -> Tensor:
+    """What the networks read, float ``[b, 3, 64, 64]`` in [-1, 1], of images uint8 ``[b, H, W, 3]`` of any size."""
+    x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return x if x.shape[-2:] == (64, 64) else nn.functional.interpolate(x, (64, 64), mode="area")
+
+
 class Recognizer(nn.Module):
     """An image network with one linear head per question (objects, style, valid, background)."""
 
