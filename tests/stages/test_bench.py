@@ -137,6 +137,10 @@ def test_a_plan_runs_once_and_only_what_is_missing(plan, tmp_path, capsys):
     assert by["kpop", "set", "esr@1"]["erase_equivalents"] > 0
     assert by["kpop", "set", "esr@1"]["erase_peak_bytes"] > by["uce", "set", "esr@1"]["erase_peak_bytes"] > 1e5
     assert "erase_peak_bytes" not in by["original", "set", "esr@1"]
+    edit = max((tmp_path / "store").glob("erase-*/edit.safetensors"), key=lambda f: f.stat().st_size)
+    assert by["kpop", "set", "esr@1"]["artefact_bytes"] == edit.stat().st_size, "all cross-attention, not K and V alone"
+    assert (by["uce", "set", "esr@1"]["told"], by["kpop", "set", "esr@1"]["told"]) == ("anchor, 1 kept", "anchor")
+    assert "told" not in by["original", "set", "esr@1"]
     assert "| kpop |" in (tmp_path / "out" / "table.md").read_text()
 
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "store").rglob("*")}
@@ -461,6 +465,44 @@ def test_the_table_says_what_an_erasure_took_in_round_units():
     assert head.endswith("| forwards | seconds | peak MB |")
     assert kpop.endswith("| 6,000 | 97.1 | 150 |")
     assert original.endswith("| – | – | – |")
+
+
+def test_the_table_says_what_each_method_was_told():
+    knows = {
+        "targets": ["church"],
+        "anchors": [""],
+        "templates": ["{}"],
+        "retain": [],
+        "random_texts": 0,
+        "oracles": [],
+    }
+    made, given = ({"church": {"count": 4, "given": g}} for g in (False, True))
+    rows = {
+        "original": {**knows, "targets": []},
+        "plain": knows,
+        "few-shot": {**knows, "templates": ["a {}"], "images": made},
+        "photos": {**knows, "images": given},
+        "kpop": {
+            **knows,
+            "anchors": ["a picture"],
+            "retain": ["dog", "cat"],
+            "random_texts": 0.5,
+            "oracles": ["testbed"],
+        },
+    }
+    results = [measurement(name, [("church", 1.0)], [{"metric": "esr@1", "knowledge": k}]) for name, k in rows.items()]
+    assert bench._told(results) == {
+        "plain": "",
+        "few-shot": "phrases, images made",
+        "photos": "images given",
+        "kpop": "anchor, 2 kept, random texts, oracle",
+    }
+    row = {"group": "set", "metric": "esr@1", "value": 99.0, "low": 98.0, "high": 100.0}
+    head, _, kpop, plain = bench.table(
+        [{**row, "method": "kpop", "told": "anchor"}, {**row, "method": "plain", "told": ""}]
+    ).splitlines()
+    assert head.endswith("| told beside the name |")
+    assert (kpop.endswith("| anchor |"), plain.endswith("| – |")) == (True, True)
 
 
 def measurement(method, label_values, records):

@@ -42,6 +42,8 @@ def test_a_folder_of_photographs_is_cut_to_the_models_size(backbone, tmp_path):
     given = expunge.erase(backbone, "church", method="few-shot", settings=SETTINGS, images=own)
     made = expunge.erase(backbone, "church", method="few-shot", settings=SETTINGS)
     assert given.id != made.id
+    had = [{"church": {"count": 3, "given": True}}, {"church": {"count": 2, "given": False}}]
+    assert [edit.provenance.images for edit in (given, made)] == had, "an auditor asks whose images they were"
 
 
 def test_making_images_counts_as_cost(backbone):

@@ -73,7 +73,10 @@ def test_generation_with_a_filter_says_what_was_held_back(tmp_path):
         expected = {"church": "image: church", "dog": ""}.get(row["label"], "word: bomb")
         assert row["filtered"] == expected
         before, after = read_pixels(plain / name), read_pixels(out / name)
-        assert torch.equal(before, after) if not expected else (after == 0).all()
+        difference = (
+            (before.int() - after.int()).abs().max()
+        )  # the batches are of two sizes, so the last bits may differ
+        assert difference <= 1 if not expected else (after == 0).all()
     told = json.loads((out / "run.json").read_text())["filter"]
     assert told == {"words": ["bomb"], "concepts": ["church"], "judge": "testbed", "threshold": 0.5, "action": "black"}
     assert "filtered" not in read_lines(plain / "metadata.jsonl")[0]
@@ -127,3 +130,31 @@ def test_what_cannot_work_is_refused_in_a_line(images, tmp_path, capsys):
     with pytest.raises(ExpungeError, match=r"every image .* is held back"):
         filters.keep(images, filters.screen(images, everything), tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_the_curve_of_a_filter_counts_pairs_and_what_thresholds_hold():
+    from expunge.stages.filters import roc
+
+    sure = [0.9, 0.6, 0.2, 0.6, 0.1, 0.0]
+    shows = [True, True, True, False, False, False]
+    curve = roc(sure, shows)
+    pairs = [(a, b) for a, yes in zip(sure, shows, strict=True) if yes for b in sure[3:]]
+    assert curve.area == pytest.approx(sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs) / len(pairs))
+    at = {p.threshold: p for p in curve.points}
+    assert at[0.5].caught == pytest.approx(200 / 3)
+    assert at[0.5].false_alarms == pytest.approx(100 / 3)
+    assert (at[0.05].caught, at[0.9].caught, at[0.95].caught) == (100, pytest.approx(100 / 3), 0)
+    with pytest.raises(ExpungeError, match="0 of 2 images show the concept"):
+        roc([0.1, 0.2], [False, False])
+
+
+def test_screening_shows_the_curve_by_the_labels(images, capsys):
+    run("screen", "--images", images, "--hold-concept", "church", "--roc", "--json")
+    told = json.loads(capsys.readouterr().out)["roc"]
+    assert told["area"] == 1.0, "the testbed draws these three well"
+    half = next(p for p in told["points"] if p["threshold"] == 0.5)
+    assert (half["caught"], half["false_alarms"]) == (100, 0)
+    run("screen", "--images", images, "--hold-concept", "church", "--roc")
+    assert "area under the curve 1.0000" in capsys.readouterr().out
+    run("screen", "--images", images, "--hold-word", "church", "--roc", code=2)
+    assert "expected --hold-concept" in capsys.readouterr().err

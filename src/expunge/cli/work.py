@@ -64,6 +64,8 @@ class Screen:
     """A .jsonl file for what was found in each image."""
     keep: Path | None = None
     """A new folder for the images in which nothing was found, with their metadata."""
+    roc: bool = False
+    """Take the labels in the metadata for the truth: show what each threshold would hold back, of the concepts and the rest."""
     overwrite: bool = False
     """Replace an earlier file or folder."""
     talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
@@ -78,20 +80,28 @@ def screen(argv: list[str]) -> None:
     by = options.hold.filter()
     if by is None:
         raise ExpungeError("nothing to screen for: expected --hold-concept or --hold-word")
+    if options.roc and not by.concepts:
+        raise ExpungeError("--roc with words alone: expected --hold-concept, of which a judge is more or less sure")
     for path in (options.out, options.keep):
         if path is not None:
             check_new(path, options.overwrite)
     found = filters.screen(options.images, by)
     held = [s for s in found if s.reason]
+    curve = filters.roc([s.confidence for s in found], [s.label in by.concepts for s in found]) if options.roc else None
     if options.keep is not None:
         filters.keep(options.images, found, options.keep, options.overwrite)
     if options.out is not None:
         write_lines(options.out, [dataclasses.asdict(s) for s in found])
     lines = [f"{s.file_name}: {s.reason} ({s.confidence:.2f})" for s in held]
-    options.talk.result(
-        {"images": len(found), "held": [dataclasses.asdict(s) for s in held]},
-        "\n".join([*lines, f"{len(held)} of {len(found)} images held back"]),
-    )
+    lines.append(f"{len(held)} of {len(found)} images held back")
+    if curve is not None:
+        lines += [
+            "threshold  caught %  false alarms %",
+            *("{:9.2f}  {:8.1f}  {:14.1f}".format(*p) for p in curve.points),
+        ]
+        lines.append(f"area under the curve {curve.area:.4f}")
+    told = {} if curve is None else {"roc": {"area": curve.area, "points": [p._asdict() for p in curve.points]}}
+    options.talk.result({"images": len(found), "held": [dataclasses.asdict(s) for s in held], **told}, "\n".join(lines))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,8 @@ class Provenance:
     """Version of the package that made it."""
     salt_sha256: str = ""
     """Hash of the secret in the key file, for a method that has a key."""
+    images: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Images that the method had, by role: their ``count``, and whether they were ``given`` or made by the model."""
     search: dict[str, Any] = field(default_factory=dict)
     """How its settings were searched for, if they were: goal, judge, and every try; ``cost`` is then that of all tries."""
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any, NamedTuple, final
 
 import torch
@@ -18,7 +18,7 @@ from expunge.core.errors import ExpungeError
 from expunge.core.record import Interval, Runs, hull, in_percent, nested, paired_proportions, wilson
 from expunge.stages import jobs
 from expunge.stages.plan import CONTROLS, Plan, Planned, Planner, flattened
-from expunge.store import FORMAT, new_file, read_json, write_json, write_lines
+from expunge.store import EDIT, FORMAT, new_file, read_json, write_json, write_lines
 
 RECOVERY = "recovery"
 """What a paired difference calls the share of images that a key brought back."""
@@ -111,8 +111,10 @@ def write(
     for m, found in results:
         row = {"method": m.method, "split": m.split, "training_seed": m.seed, "group": m.group, "variant": m.variant}
         lines += [{**r, "provenance": {**r["provenance"], **row}} for r in found["records"]]
-    spent = _spent(results, store)
-    summary = [*_summary(results, spent), *_became(lines), *_differences(plan, results), *published]
+    made = _spent(results, store)
+    for method, told in _told(results).items():
+        made.setdefault(method, {})["told"] = told
+    summary = [*_summary(results, made), *_became(lines), *_differences(plan, results), *published]
     write_lines(out / "records.jsonl", lines)
     write_lines(out / "summary.jsonl", summary)
     with new_file(out / "table.md", overwrite=True) as temporary:
@@ -137,15 +139,15 @@ def _cells(results: Sequence[Result], once: bool) -> Cells:
     return cells
 
 
-def _summary(results: Sequence[Result], spent: Mapping[str, dict[str, float]]) -> list[dict[str, Any]]:
-    """A row for each method, group and metric, over splits and training seeds, with what it cost."""
+def _summary(results: Sequence[Result], made: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each method, group and metric, over splits and training seeds, with what it was told and cost."""
     rows: list[dict[str, Any]] = []
     for (method, group, metric), runs in _cells(results, once=True).items():
         values = [v for by_split in runs.values() for pairs in by_split.values() for _, v in pairs]
         shares = set(values) <= {0.0, 1.0}  # else means, of which Wilson says nothing
         interval = hull(wilson(sum(values), len(values)), nested(runs)) if shares else in_percent(nested(runs))
         rows.append(_row(method, group, metric, interval, len(values), runs))
-    return [{**row, **spent.get(row["method"], {})} for row in rows]
+    return [{**row, **made.get(row["method"], {})} for row in rows]
 
 
 def _became(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -193,19 +195,42 @@ def _row(method: str, group: str, metric: str, interval: Interval, n: int, runs:
     }
 
 
-def _spent(results: Sequence[Result], store: Path) -> dict[str, dict[str, float]]:
-    """Mean forward-equivalents and median seconds of a method's erasures that are still in the store, and peak memory."""
-    found: dict[str, list[dict[str, Any]]] = {}
+def _told(results: Sequence[Result]) -> dict[str, str]:
+    """What each edited row was told beside its targets' names; methods are to be ranked within equal knowledge."""
+    found: dict[str, str] = {}
+    for m, measured in results:
+        for record in measured["records"][:1] if m.group == "set" and m.method not in found else ():
+            knows = record["knowledge"]
+            if knows["targets"]:
+                kept, images = len(knows["retain"]), knows.get("images", {})
+                says = {
+                    "anchor": any(knows["anchors"]),
+                    "phrases": any(t != "{}" for t in knows["templates"]),
+                    f"{kept} kept": kept,
+                    "random texts": knows["random_texts"],
+                    "images given": any(i["given"] for i in images.values()),
+                    "images made": any(not i["given"] for i in images.values()),
+                    "oracle": knows["oracles"],
+                }
+                found[m.method] = ", ".join(word for word, told in says.items() if told)
+    return found
+
+
+def _spent(results: Sequence[Result], store: Path) -> dict[str, dict[str, Any]]:
+    """What a method's erasures that are still in the store took: mean evaluations and bytes, median seconds; peak memory."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
     for m, _ in results:
         for p in flattened([m]):
             if p.job["room"] == "erase" and m.group == "set":
                 done = jobs.result(p.job, store)
                 if done is not None:
-                    found.setdefault(m.method, []).append(done)
-    spent: dict[str, dict[str, float]] = {
+                    size = (jobs.folder(p.key, "erase", store) / EDIT).stat().st_size
+                    found.setdefault(m.method, {})[p.key] = {**done, "bytes": size}
+    spent: dict[str, dict[str, Any]] = {
         method: {
-            "erase_equivalents": round(sum(Cost(**d["cost"]).equivalents for d in done) / len(done), 1),
-            "erase_seconds": round(median(d["seconds"] for d in done), 1),
+            "erase_equivalents": round(fmean(Cost(**d["cost"]).equivalents for d in done.values()), 1),
+            "erase_seconds": round(median(d["seconds"] for d in done.values()), 1),
+            "artefact_bytes": round(fmean(d["bytes"] for d in done.values())),
         }
         for method, done in found.items()
     }
@@ -272,7 +297,7 @@ def _verdict(points: Interval, metric: str, n: int, seeds: int) -> dict[str, Any
 def table(summary: Sequence[Mapping[str, Any]]) -> str:
     """The summary in Markdown: a row a method and a column a metric; then recoveries, and paired differences."""
     plain = [r for r in summary if "verdict" not in r]
-    main = _grid([r for r in plain if _tabled(r)], _head, _cell, cost=True)
+    main = _grid([r for r in plain if _tabled(r)], _head, _cell, made=True)
     returned = [r for r in plain if r["group"].startswith("key: ") and r["metric"].startswith("esr@1")]
     valid = {(r["method"], r["group"]): r["value"] for r in plain if r["metric"].startswith("valid_rate")}
 
@@ -286,12 +311,12 @@ def table(summary: Sequence[Mapping[str, Any]]) -> str:
         parts += ["Columns named paper are published figures, of other models, prompts and judges:", "\n".join(told)]
     if returned:
         title = "Recovery, by what is injected: images that show the target, in percent (valid images in percent)"
-        parts += [title, _grid(returned, _injected, came_back, cost=False)]
+        parts += [title, _grid(returned, _injected, came_back)]
     paired = [r for r in summary if "verdict" in r and _tabled(r)]
     if paired:
         parts += [
             "Paired differences in points",
-            _grid(paired, _head, lambda r: f"{_cell(r)} {r['verdict']}", cost=False),
+            _grid(paired, _head, lambda r: f"{_cell(r)} {r['verdict']}"),
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -326,6 +351,7 @@ COSTS = (
     CostColumn("erase_equivalents", "forwards", 1, 0),
     CostColumn("erase_seconds", "seconds", 1, 1),
     CostColumn("erase_peak_bytes", "peak MB", 1e6, 0),
+    CostColumn("artefact_bytes", "artefact kB", 1e3, 0),
 )
 
 
@@ -333,17 +359,20 @@ def _grid(
     rows: Sequence[Mapping[str, Any]],
     head: Callable[[Mapping[str, Any]], str],
     cell: Callable[[Mapping[str, Any]], str],
-    cost: bool,
+    made: bool = False,
 ) -> str:
+    """Rows in Markdown; with ``made`` they end with what each method was told and what its erasures took."""
     heads = list(dict.fromkeys(head(r) for r in rows))
-    costs = [c for c in COSTS if cost and any(c.name in r for r in rows)]
-    lines = ["| " + " | ".join(["method", *heads, *(c.title for c in costs)]) + " |"]
-    lines.append("|---" * (1 + len(heads) + len(costs)) + "|")
+    costs = [c for c in COSTS if made and any(c.name in r for r in rows)]
+    told = ["told beside the name"] if made and any("told" in r for r in rows) else []
+    lines = ["| " + " | ".join(["method", *heads, *(c.title for c in costs), *told]) + " |"]
+    lines.append("|---" * (1 + len(heads) + len(costs) + len(told)) + "|")
     for method in dict.fromkeys(r["method"] for r in rows):
         by = {head(r): r for r in rows if r["method"] == method}
         cells = [cell(by[name]) if name in by else "–" for name in heads]
         spent = next(iter(by.values()))
         cells += [f"{spent[c.name] / c.unit:,.{c.digits}f}" if c.name in spent else "–" for c in costs]
+        cells += [spent.get("told") or "–" for _ in told]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

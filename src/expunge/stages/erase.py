@@ -226,6 +226,7 @@ def run(
         seconds=round(time.perf_counter() - start, 3),
         expunge=version("expunge"),
         salt_sha256=hashlib.sha256(salt.encode()).hexdigest() if eraser.has_key else "",
+        images={name: {"count": len(shots), "given": name in (images or {})} for name, shots in task.images.items()},
     )
     edit = with_provenance(last.edit(), provenance)
     if last.key is not None:

@@ -106,6 +106,8 @@ class Screened:
     prompt: str
     reason: str
     confidence: float
+    label: str | None = None
+    """What the image was asked to show, if its metadata says so."""
 
 
 def screen(folder: Path, by: Filter) -> list[Screened]:
@@ -120,8 +122,58 @@ def screen(folder: Path, by: Filter) -> list[Screened]:
         sight = by.look(shot.pixels()[None])[0]
         reason = f"word: {word}" if word else sight.reason
         name = shot.path.relative_to(folder.resolve() if shot.path.is_absolute() else folder)
-        found.append(Screened(file_name=str(name), prompt=shot.prompt, reason=reason, confidence=sight.confidence))
+        found.append(
+            Screened(
+                file_name=str(name),
+                prompt=shot.prompt,
+                reason=reason,
+                confidence=sight.confidence,
+                label=shot.label,
+            )
+        )
     return found
+
+
+class Point(NamedTuple):
+    """What a filter would hold back at one threshold, in percent."""
+
+    threshold: float
+    caught: float
+    """Of the images that do show the concept."""
+    false_alarms: float
+    """Of the others."""
+
+
+class Roc(NamedTuple):
+    """How well confidences tell images that show a concept from others."""
+
+    area: float
+    """Under the curve: the chance that an image which shows it has the higher confidence (a tie is a half)."""
+    points: list[Point]
+
+
+THRESHOLDS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
+
+
+def roc(confidences: Sequence[float], truth: Sequence[bool]) -> Roc:
+    """The receiver operating characteristic of a filter on images of which it is known what they show.
+
+    Raises:
+        ExpungeError: if all of them show the concept, or none.
+    """
+    shown = [c for c, yes in zip(confidences, truth, strict=True) if yes]
+    others = [c for c, yes in zip(confidences, truth, strict=True) if not yes]
+    if not shown or not others:
+        raise ExpungeError(
+            f"{len(shown)} of {len(truth)} images show the concept: expected some that do and some that do not"
+        )
+    ours, theirs = torch.tensor(shown, dtype=torch.float64), torch.tensor(others, dtype=torch.float64)
+    above = (ours[:, None] > theirs).double() + (ours[:, None] == theirs).double() / 2
+
+    def held(values: Tensor, threshold: float) -> float:
+        return 100 * float((values >= threshold).double().mean())
+
+    return Roc(float(above.mean()), [Point(t, held(ours, t), held(theirs, t)) for t in THRESHOLDS])
 
 
 def keep(folder: Path, screened: Sequence[Screened], out: Path, overwrite: bool = False) -> int:

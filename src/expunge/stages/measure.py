@@ -128,16 +128,19 @@ def _knowledge(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What the methods were told, over all edits."""
     return {
         "targets": [t for p in provenances for t in p["targets"]],
-        "anchors": [
-            p["settings"].get("anchor", p["settings"].get("neutral")) if a is None else a
-            for p in provenances
-            for a in p["anchors"]
-        ],
+        "anchors": [_anchor(p["settings"]) if a is None else a for p in provenances for a in p["anchors"]],
         "templates": [t for p in provenances for t in p["settings"].get("templates", [])],
+        "images": {role: shown for p in provenances for role, shown in p.get("images", {}).items()},
         "retain": [r for p in provenances for r in p["retain"]],
         "random_texts": max([p["settings"].get("retain_random", 0) for p in provenances], default=0),
         "oracles": [p["search"]["judge"] for p in provenances if p.get("search")],
     }
+
+
+def _anchor(settings: dict[str, Any]) -> str | None:
+    """What targets became that had no anchor of their own; None for a method, or a goal, that knows no anchor."""
+    names = () if settings.get("goal") == "esd" else ("anchor", "neutral", "surrogate")
+    return next((settings[name] for name in names if name in settings), None)
 
 
 def build(name: str, settings: dict[str, Any]) -> Metric:
