@@ -98,7 +98,7 @@ def test_the_command_searches(folder, tmp_path, capsys):
     assert load_edit(tmp_path / "a" / "edit.safetensors").provenance.settings == told["chosen"]["settings"]
     for words, change in (
         ("is no goal", ["--until", "nonsense"]),
-        ("does not know all of", ["--until", "esr@1=0.9", "--target", "a happy day"]),
+        ("does not know 'a happy day'", ["--until", "esr@1=0.9", "--target", "a happy day"]),
         ("no judge is named", ["--until", "esr@1=0.9", "--model", str(folder)]),
         ("unknown judge", ["--until", "esr@1=0.9", "--judge", "nobody"]),
     ):

@@ -215,9 +215,11 @@ class _Looked:
         self.name = name
         self.kept = check.neighbours(targets, retain)
         judge = check.judge_of(name, [*self.targets, *self.kept])
-        if judge is None or not self.kept:
-            words = ", ".join([*self.targets, *self.kept])
-            raise ExpungeError(f"judge {name} does not know all of {words}: expected one that does, and words to keep")
+        if judge is None:
+            missed = next(word for word in [*self.targets, *self.kept] if check.judge_of(name, [word]) is None)
+            raise ExpungeError(f"judge {name} does not know '{missed}': expected one that knows targets and neighbours")
+        if not self.kept:
+            raise ExpungeError("no neighbour is left to look at: expected words to keep (--retain)")
         self.judge: Judge = judge
         self.before = self._rate([], self.kept)
 
