@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import re
 import resource
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from expunge.core.errors import ExpungeError
 from expunge.core.record import Interval, nested, paired_proportions
 from expunge.erasers.kpop import KPOP
 from expunge.stages import bench, jobs, presets
-from expunge.stages.plan import Plan, Planned, Planner, flattened, read_plan
+from expunge.stages.plan import Planned, Planner, flattened, read_plan
 
 SET = """
 about = "Three objects."
@@ -43,6 +44,7 @@ set = "{set}"
 count = 1
 control_count = 1
 compare = [["kpop", "uce"]]
+claims = [{{ says = "UCE keeps as much", rows = ["uce", "original"], metric = "psr@1", expected = "equal" }}]
 
 [grid]
 method = ["original", "uce", "kpop"]
@@ -124,7 +126,7 @@ def test_a_plan_runs_once_and_only_what_is_missing(plan, tmp_path, capsys):
     assert {r["subject"] for r in rows} == {"original", "edited", "recovered"}
     groups = {(r["provenance"]["method"], r["provenance"]["group"]) for r in rows}
     assert {("kpop", f"key: {c}") for c in ("none", "own", "random", "other", "neutral", "original", "uce")} <= groups
-    by = {(r["method"], r["group"], r["metric"]): r for r in summary}
+    by = {(r["method"], r["group"], r["metric"]): r for r in summary if "claim" not in r}
     assert by["kpop", "set", "esr@1"]["n"] == 2 * 2
     assert by["kpop", "set", "esr@1"]["training_seeds"] == 2
     assert by["original", "set", "esr@1"]["training_seeds"] == 1
@@ -134,6 +136,11 @@ def test_a_plan_runs_once_and_only_what_is_missing(plan, tmp_path, capsys):
     assert (difference["verdict"] == "undecided") == (difference["low"] <= 0 <= difference["high"])
     assert by["kpop - uce", "set", "psr@1"]["equal_quality"] is None, "two images say nothing"
     assert ("kpop - uce", "key: own", "recovery") not in by, "UCE has no key"
+    (claimed,) = [r for r in summary if "claim" in r]
+    against = by["uce - original", "set", "psr@1"]
+    assert [claimed[k] for k in ("value", "low", "high")] == [against[k] for k in ("value", "low", "high")]
+    assert claimed["claim_verdict"] == "undecided", "a handful of images show no equality"
+    assert "| UCE keeps as much |" in (tmp_path / "out" / "table.md").read_text()
     assert by["kpop", "set", "esr@1"]["erase_equivalents"] > 0
     assert by["kpop", "set", "esr@1"]["erase_peak_bytes"] > by["uce", "set", "esr@1"]["erase_peak_bytes"] > 1e5
     assert "erase_peak_bytes" not in by["original", "set", "esr@1"]
@@ -286,7 +293,7 @@ def test_a_retrained_erasure_is_not_needed_where_its_images_are(plan, tmp_path):
 def test_a_job_that_another_process_does_is_waited_for(plan, tmp_path):
     """Two runs of one plan at a time: each job is done once, and both end well."""
     changed = plan.read_text().replace('["original", "uce", "kpop"]', '["original"]').replace("seed = [0, 1]", "")
-    plan.write_text(changed.replace('compare = [["kpop", "uce"]]\n', ""))
+    plan.write_text(re.sub(r"(compare|claims) = .*\n", "", changed))
     command = [sys.executable, "-m", "expunge.cli", "bench", str(plan), "--quiet", "--store", str(tmp_path / "store")]
     both = [subprocess.Popen([*command, "--out", str(tmp_path / f"out{i}")]) for i in range(2)]
     assert [process.wait() for process in both] == [0, 0]
@@ -542,12 +549,11 @@ def test_settings_are_filled_from_layers_the_later_over_the_earlier():
 
 
 def test_recoveries_are_paired_too():
-    plan = Plan(about="", set="", grid={}, compare=(("a", "b"),))
     results = []
     for name, shown in (("a", [1.0, 1.0, 1.0, 0.0]), ("b", [0.0, 0.0, 1.0, 0.0])):
         one = measurement(name, [("dog", 1 - value) for value in shown], [{"metric": "esr@1"}])
         results.append(one._replace(planned=dataclasses.replace(one.planned, group="key: own")))
-    (row,) = bench._differences(plan, results)
+    (row,) = bench._differences([("a", "b")], results)
     assert (row["group"], row["metric"], row["value"]) == ("key: own", "recovery", 50.0)
     assert "key: own recovery" in bench.table([row])
 
@@ -556,13 +562,12 @@ def test_differences_are_paired_image_by_image():
     record = {"metric": "psr@1"}
     ones = [("dog", 1.0), ("dog", 1.0), ("cat", 1.0), ("cat", 0.0)]
     others = [("dog", 1.0), ("dog", 0.0), ("cat", 0.0), ("cat", 0.0)]
-    plan = Plan(about="", set="", grid={}, compare=(("a", "b"),))
     results = [measurement("a", ones, [record]), measurement("b", others, [record])]
-    (row,) = bench._differences(plan, results)
+    (row,) = bench._differences([("a", "b")], results)
     assert (row["method"], row["value"], row["n"]) == ("a - b", 50.0, 4)
     assert row["low"] <= paired_proportions([v for _, v in ones], [v for _, v in others]).low + 1e-3
     with pytest.raises(ExpungeError, match="other images on split v1"):
-        bench._differences(plan, [results[0], measurement("b", list(reversed(others)), [record])])
+        bench._differences([("a", "b")], [results[0], measurement("b", list(reversed(others)), [record])])
 
 
 def test_what_targets_became_is_a_share_of_all_their_images():

@@ -16,7 +16,8 @@ import torch
 from expunge.core.cost import Cost
 from expunge.core.errors import ExpungeError
 from expunge.core.record import Interval, Runs, hull, in_percent, nested, paired_proportions, wilson
-from expunge.stages import jobs
+from expunge.stages import claims, jobs
+from expunge.stages.claims import Claim
 from expunge.stages.plan import CONTROLS, Plan, Planned, Planner, flattened
 from expunge.store import EDIT, FORMAT, new_file, read_json, write_json, write_lines
 
@@ -70,7 +71,7 @@ def run(
         left -= planned.cost.equivalents
     if on_progress is not None:
         on_progress(Progress(done=len(todo), total=len(todo), job=None, equivalents_left=0))
-    return write(plan, measurements, store, out, planner.published)
+    return write(plan, measurements, store, out, planner.published, planner.claims)
 
 
 def _claim(plan: Plan, out: Path, changed: bool) -> None:
@@ -100,11 +101,16 @@ Cells = dict[tuple[str, str, str], dict[int, dict[str, list[tuple[str, float]]]]
 
 
 def write(
-    plan: Plan, measurements: Sequence[Planned], store: Path, out: Path, published: Sequence[dict[str, Any]] = ()
+    plan: Plan,
+    measurements: Sequence[Planned],
+    store: Path,
+    out: Path,
+    published: Sequence[dict[str, Any]] = (),
+    claimed: Sequence[Claim] = (),
 ) -> list[dict[str, Any]]:
     """Write records (one a job and metric) and their summary (one a method, group and metric) into ``out``.
 
-    ``published`` are rows of papers that the summary ends with.
+    The summary ends with the verdict on each claim, and ``published``, rows of papers.
     """
     lines: list[dict[str, Any]] = []
     results = [Result(m, jobs.run_job(m.job, store)) for m in measurements]
@@ -114,7 +120,9 @@ def write(
     made = _spent(results, store)
     for method, told in _told(results).items():
         made.setdefault(method, {})["told"] = told
-    summary = [*_summary(results, made), *_became(lines), *_differences(plan, results), *published]
+    pairs = dict.fromkeys([*plan.compare, *(c.rows for c in claimed if c.than is None)])
+    summary = [*_summary(results, made), *_became(lines), *_differences(list(pairs), results)]
+    summary += [*claims.judged(claimed, summary), *published]
     write_lines(out / "records.jsonl", lines)
     write_lines(out / "summary.jsonl", summary)
     with new_file(out / "table.md", overwrite=True) as temporary:
@@ -240,12 +248,12 @@ def _spent(results: Sequence[Result], store: Path) -> dict[str, dict[str, Any]]:
     return spent
 
 
-def _differences(plan: Plan, results: Sequence[Result]) -> list[dict[str, Any]]:
+def _differences(pairs: Sequence[Sequence[str]], results: Sequence[Result]) -> list[dict[str, Any]]:
     """Paired differences in points, on equal seeds and prompts; what has no training seed stands for every one."""
     cells = _cells(results, once=False)
     cells = {place: runs for place, runs in cells.items() if not place[1].startswith("key: ")} | _recovered(cells)
     rows: list[dict[str, Any]] = []
-    for one, other in plan.compare:
+    for one, other in pairs:
         for method, group, metric in [place for place in cells if place[0] == one]:
             mine, theirs = cells[method, group, metric], cells.get((other, group, metric), {})
             if not theirs:
@@ -255,15 +263,15 @@ def _differences(plan: Plan, results: Sequence[Result]) -> list[dict[str, Any]]:
             others: list[float] = []
             for seed in sorted({*mine, *theirs}):
                 first, second = (runs.get(seed, runs[min(runs)]) for runs in (mine, theirs))
-                for split, pairs in first.items():
+                for split, values in first.items():
                     against = second.get(split, [])
-                    if [label for label, _ in against] != [label for label, _ in pairs]:
+                    if [label for label, _ in against] != [label for label, _ in values]:
                         raise ExpungeError(
                             f"'{one}' and '{other}' have other images on split {split}: expected the same"
                         )
-                    difference = [(k, a - b) for (k, a), (_, b) in zip(pairs, against, strict=True)]
+                    difference = [(k, a - b) for (k, a), (_, b) in zip(values, against, strict=True)]
                     paired.setdefault(seed, {})[split] = difference
-                    ones += [a for _, a in pairs]
+                    ones += [a for _, a in values]
                     others += [b for _, b in against]
             counted = set(ones) | set(others) <= {0.0, 1.0}  # shares; else means, of which Newcombe says nothing
             points = hull(paired_proportions(ones, others), nested(paired)) if counted else in_percent(nested(paired))
@@ -286,17 +294,17 @@ def _recovered(cells: Cells) -> Cells:
 
 def _verdict(points: Interval, metric: str, n: int, seeds: int) -> dict[str, Any]:
     """What a paired difference shows: design.md section 5."""
-    margin = 3 if metric.startswith("esr") else 5
-    within = -margin <= points.low and points.high <= margin
+    most = claims.margin(metric)
+    within = -most <= points.low and points.high <= most
     return {
-        "verdict": "higher" if points.low > 0 else "lower" if points.high < 0 else "undecided",
+        "verdict": claims.direction(points),
         "equal_quality": (within if n >= 1000 and seeds >= 2 and metric.startswith(("esr", "psr")) else None),
     }
 
 
 def table(summary: Sequence[Mapping[str, Any]]) -> str:
     """The summary in Markdown: a row a method and a column a metric; then recoveries, and paired differences."""
-    plain = [r for r in summary if "verdict" not in r]
+    plain = [r for r in summary if "verdict" not in r and "claim" not in r]
     main = _grid([r for r in plain if _tabled(r)], _head, _cell, made=True)
     returned = [r for r in plain if r["group"].startswith("key: ") and r["metric"].startswith("esr@1")]
     valid = {(r["method"], r["group"]): r["value"] for r in plain if r["metric"].startswith("valid_rate")}
@@ -318,6 +326,9 @@ def table(summary: Sequence[Mapping[str, Any]]) -> str:
             "Paired differences in points",
             _grid(paired, _head, lambda r: f"{_cell(r)} {r['verdict']}"),
         ]
+    claimed = [r for r in summary if "claim" in r]
+    if claimed:
+        parts += ["Claims of the papers, and what was measured here", claims.table(claimed)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -16,6 +16,7 @@ from expunge.core.cost import Cost
 from expunge.core.eraser import settings_of
 from expunge.core.errors import ExpungeError, check_counts, unknown
 from expunge.stages import erase, generate, jobs, measure, presets
+from expunge.stages.claims import Claim
 from expunge.store import read_lines, read_set
 from expunge.testbed import CONCEPTS
 
@@ -143,6 +144,8 @@ class Plan:
     """Published figures to print beside these: a JSON Lines ``file``, and for a row the ``table`` and ``method`` in it."""
     compare: tuple[tuple[str, ...], ...] = ()
     """Pairs of methods whose difference on equal seeds and prompts is reported."""
+    claims: tuple[Any, ...] = ()
+    """Tables of what a paper claims of the rows; the summary says which hold."""
 
 
 @final
@@ -222,6 +225,9 @@ class Planner:
             for name in pair:
                 if name not in self.grid.method:
                     raise unknown("method of the grid to compare", name, self.grid.method)
+        self.claims: list[Claim] = [presets.filled(Claim, "plan's claim", entry) for entry in plan.claims]
+        for claim in self.claims:
+            claim.check(self.grid.method)
         reserved = [name for name in self.methods if name in ("original", *CONTROLS)]
         if reserved:
             raise ExpungeError(

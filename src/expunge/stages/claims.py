@@ -1,0 +1,106 @@
+"""Claims: what a paper says of its methods, against what a plan measured."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+from expunge.core.errors import ExpungeError, unknown
+from expunge.core.record import Interval
+from expunge.store import FORMAT
+
+NOT_MEASURED = "not measured"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One sentence of a paper, and the number of a plan that it is about."""
+
+    says: str
+    """The claim, in words."""
+    source: str = ""
+    """Where the paper makes it: a table or figure."""
+    rows: tuple[str, ...]
+    """One row of the plan, or two whose paired difference is meant, the first less the second."""
+    metric: str = "esr@1"
+    """As a column of the summary calls it."""
+    group: str = "set"
+    """Whose images: set, others, a further set's name, `key: own` (there the metric is recovery), an analysis."""
+    expected: Literal["higher", "lower", "equal"] = "higher"
+    """What the claim says of the first row against the second, or of the one row against ``than``."""
+    than: float | None = None
+    """A number that a single row is held against."""
+
+    def __post_init__(self) -> None:
+        if len(self.rows) != (1 if self.than is not None else 2):
+            raise ExpungeError(
+                f"claim '{self.says}' names {len(self.rows)} rows: expected two, or one and the number that it is held against"
+            )
+
+    def check(self, methods: Iterable[str]) -> None:
+        """Refuse a row that the plan does not have.
+
+        Raises:
+            ExpungeError: naming it.
+        """
+        for name in self.rows:
+            if name not in methods:
+                raise unknown(f"method of the grid in claim '{self.says}'", name, methods)
+
+
+def margin(metric: str) -> float:
+    """Points within which two rows are of equal quality (design.md section 5)."""
+    return 3.0 if metric.startswith("esr") else 5.0
+
+
+def direction(points: Interval) -> str:
+    """Which way an interval of a difference points, if it excludes 0."""
+    return "higher" if points.low > 0 else "lower" if points.high < 0 else "undecided"
+
+
+def verdict(claim: Claim, points: Interval) -> str:
+    """Whether a claim ``holds`` or ``fails``, or is ``undecided``; ``points`` are those above what it is held against."""
+    if claim.expected == "equal":
+        most = margin(claim.metric)
+        if -most <= points.low and points.high <= most:
+            return "holds"
+        return "fails" if points.low > most or points.high < -most else "undecided"
+    found = direction(points)
+    return found if found == "undecided" else "holds" if found == claim.expected else "fails"
+
+
+def judged(claims: Sequence[Claim], summary: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row of the summary for each claim, from the rows that the summary has."""
+    known = {(r["method"], r["group"], r["metric"]): r for r in summary}
+    found: list[dict[str, Any]] = []
+    for claim in claims:
+        name = " - ".join(claim.rows)
+        expected = claim.expected if claim.than is None else f"{claim.expected} than {claim.than:g}"
+        row: dict[str, Any] = {
+            "format": FORMAT,
+            "claim": claim.says,
+            "source": claim.source,
+            "method": name,
+            "group": claim.group,
+            "metric": claim.metric,
+            "expected": expected,
+        }
+        measured = known.get((name, claim.group, claim.metric))
+        if measured is None:
+            found.append({**row, "claim_verdict": NOT_MEASURED})
+            continue
+        than = 0.0 if claim.than is None else claim.than
+        points = Interval(measured["value"] - than, measured["low"] - than, measured["high"] - than)
+        numbers = {k: measured[k] for k in ("value", "low", "high", "n")}
+        found.append({**row, **numbers, "claim_verdict": verdict(claim, points)})
+    return found
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Claims and their verdicts in Markdown."""
+    lines = ["| claim | source | measured | of | verdict |", "|---" * 5 + "|"]
+    for r in rows:
+        measured = "–" if "value" not in r else f"{r['value']:.1f} [{r['low']:.1f}, {r['high']:.1f}]"
+        of = f"{r['method']}: {r['metric']}" + ("" if r["group"] == "set" else f" ({r['group']})")
+        lines.append(f"| {r['claim']} | {r['source'] or '–'} | {measured} | {of} | {r['claim_verdict']} |")
+    return "\n".join(lines)

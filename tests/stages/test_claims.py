@@ -1,0 +1,60 @@
+import pytest
+
+from expunge.core.errors import ExpungeError
+from expunge.core.record import Interval
+from expunge.stages import claims
+from expunge.stages.claims import Claim
+
+
+def claim(**changes):
+    return Claim(**{"says": "a erases more", "rows": ("a", "b"), **changes})
+
+
+@pytest.mark.parametrize(
+    ("expected", "low", "high", "found"),
+    [
+        ("higher", 0.1, 5.0, "holds"),
+        ("higher", -5.0, -0.1, "fails"),
+        ("higher", -0.1, 5.0, "undecided"),
+        ("higher", 0.0, 5.0, "undecided"),
+        ("lower", -5.0, -0.1, "holds"),
+        ("lower", 0.1, 5.0, "fails"),
+        ("equal", -2.9, 3.0, "holds"),
+        ("equal", -2.9, 3.1, "undecided"),
+        ("equal", 3.1, 8.0, "fails"),
+    ],
+)
+def test_a_claim_is_judged_by_its_interval(expected, low, high, found):
+    assert claims.verdict(claim(expected=expected), Interval((low + high) / 2, low, high)) == found
+
+
+def test_what_is_not_about_erasing_has_the_wider_margin():
+    assert claims.verdict(claim(metric="psr@1", expected="equal"), Interval(0, -4.9, 4.9)) == "holds"
+
+
+def test_claims_are_held_against_the_rows_they_name():
+    rows = [
+        {"method": "a - b", "group": "set", "metric": "esr@1", "value": 4.0, "low": 1.0, "high": 7.0, "n": 9},
+        {"method": "a", "group": "key: own", "metric": "esr@1", "value": 30.0, "low": 20.0, "high": 45.0, "n": 9},
+    ]
+    asked = [
+        claim(),
+        claim(says="the key recovers", rows=("a",), group="key: own", expected="lower", than=50.0),
+        claim(says="nobody looked", metric="psr@5"),
+    ]
+    found = claims.judged(asked, rows)
+    assert [r["claim_verdict"] for r in found] == ["holds", "holds", "not measured"]
+    assert (found[1]["value"], found[1]["expected"]) == (30.0, "lower than 50")
+    lines = claims.table(found).splitlines()
+    assert lines[2] == "| a erases more | – | 4.0 [1.0, 7.0] | a - b: esr@1 | holds |"
+    assert lines[3].endswith("| 30.0 [20.0, 45.0] | a: esr@1 (key: own) | holds |")
+    assert lines[4].endswith("| – | a - b: psr@5 | not measured |")
+
+
+def test_a_claim_about_no_row_of_the_plan_is_refused():
+    with pytest.raises(ExpungeError, match="did you mean 'kpop'"):
+        claim(rows=("kpip", "esd")).check(["kpop", "esd"])
+    with pytest.raises(ExpungeError, match="names 1 rows: expected two"):
+        claim(rows=("a",))
+    with pytest.raises(ExpungeError, match="names 2 rows"):
+        claim(than=3.0)
