@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup demo test lint type check testbed bench-uce bench-update bench-uce-stacked
+.PHONY: setup demo test lint type check testbed bench-uce bench-update bench-uce-stacked bench-filter-roc
 .DEFAULT_GOAL := check
 
 setup: .venv/installed
@@ -39,6 +39,9 @@ bench-update: setup  ## one update of ESD and KPOP at SD1.4's size: time and mem
 
 bench-uce-stacked: setup  ## two UCE edits stacked and detached again (about 3 minutes)
 	$(BIN)/python benchmarks/uce_stacked.py
+
+bench-filter-roc: setup  ## how well a judge's filter tells weapons from other drawings (about a minute)
+	$(BIN)/python benchmarks/filter_roc.py
 
 bench-%: setup benchmarks/%.toml  ## run a plan of benchmarks/ and put its records, summary and table beside it; resumes
 	$(BIN)/expunge bench benchmarks/$*.toml
