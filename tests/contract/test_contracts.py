@@ -5,13 +5,14 @@ import dataclasses
 import pytest
 import torch
 
+from expunge.core.analysis import Analysis, Study
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept
 from expunge.core.eraser import Eraser, Step
 from expunge.core.judge import Judge
 from expunge.erasers.uce import UCE
-from expunge.stages import erase
-from expunge.testing import BrokenPromiseError, check_eraser, check_metric
+from expunge.stages import analyse, erase
+from expunge.testing import BrokenPromiseError, check_analysis, check_eraser, check_metric
 
 SHORT = {"iterations": 3, "batch": 2, "lr": 1e-3, "sampling": {"sampling_steps": 4}}
 SETTINGS = {
@@ -29,6 +30,42 @@ SETTINGS = {
 @pytest.mark.parametrize("name", Catalog("erasers").entries())
 def test_eraser(name, backbone):
     check_eraser(erase.build(name, SETTINGS.get(name, {}), None), backbone)
+
+
+ANALYSES = {"daam": {"count": 2, "foreground": "none"}}
+
+
+@pytest.fixture
+def study(backbone):
+    """A study of a tiny model that KPOP erased a word from, with the key and the training itself."""
+    eraser = erase.build("kpop", SETTINGS["kpop"], None)
+    edit = erase.run(backbone, "kpop", eraser, erase.concepts("church"), ["dog"], salt="s")
+    again = analyse.training(backbone, "kpop", SETTINGS["kpop"], erase.concepts("church"), ["dog"], 0, "s")
+    how = {"prompt": lambda word: f"a {word}", "guidance": 3.0, "steps": 2, "batch": 2}
+    return Study(targets=["church"], retain=["dog"], edits=[edit], key=edit.key, training=again, **how)
+
+
+@pytest.mark.parametrize("name", Catalog("analyses").entries())
+def test_analysis(name, backbone, study):
+    check_analysis(analyse.build(name, ANALYSES.get(name, {})), backbone, study)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Careless(Analysis):
+    """Forgets to take an edit off. Deviations: none known."""
+
+    paper = UCE.paper
+
+    def findings(self, backbone, study):
+        backbone.attach(study.edits[0])
+
+    def images(self, targets, retain, updates):
+        return 0
+
+
+def test_the_contract_catches_an_analysis_that_leaves_traces(backbone, study):
+    with pytest.raises(BrokenPromiseError, match="leaves the model as it was"):
+        check_analysis(Careless(), backbone, study)
 
 
 @pytest.mark.parametrize("name", Catalog("metrics").entries())

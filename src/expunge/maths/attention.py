@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -97,14 +96,29 @@ def _listening(backbone: Backbone, name: str, layer: Attention, told: Callable[[
     """Hooks on a layer: its projections are kept until it is done, when the bias that it was given is known, too."""
     heard: dict[str, Tensor] = {}
 
+    def keep(part: str) -> Callable[[Any, Any, Tensor], None]:
+        return lambda _, args, output: heard.__setitem__(part, output.detach())
+
     def done(_: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        queries, keys = (heads_apart(heard.pop(part).detach(), layer.heads) for part in ("q", "k"))
+        queries, keys = (heads_apart(heard.pop(part), layer.heads) for part in ("q", "k"))
         bias = kwargs.get("attention_mask")
         told(name, attention_map(queries, keys, None if bias is None else bias[:, None]))
 
-    owner = backbone.parameter(f"{name}.weight")[0]  # of no such parameter: the layer itself
-    return [
-        backbone.parameter(layer.q)[0].register_forward_hook(lambda _, args, output: heard.update(q=output)),
-        backbone.parameter(layer.k)[0].register_forward_hook(lambda _, args, output: heard.update(k=output)),
-        owner.register_forward_hook(done, with_kwargs=True),
-    ]
+    owner = backbone.parameter(f"{name}.weight")[0]  # there is no such parameter: the layer itself would own it
+    projections = {"q": backbone.parameter(layer.q)[0], "k": backbone.parameter(layer.k)[0]}
+    hooks = [module.register_forward_hook(keep(part)) for part, module in projections.items()]
+    return [*hooks, owner.register_forward_hook(done, with_kwargs=True)]
+
+
+def columns_of(backbone: Backbone, prompt: str, word: str) -> list[int]:
+    """Where the tokens of ``word`` stand in ``prompt``: the columns of an attention map that are its.
+
+    Raises:
+        ExpungeError: if the prompt does not name it.
+    """
+    ids = backbone.tokenize([prompt, word])
+    text, part = (row[1:end].tolist() for row, end in zip(ids, backbone.end(ids).tolist(), strict=True))
+    for start in range(len(text) - len(part) + 1):
+        if part and text[start : start + len(part)] == part:
+            return list(range(start + 1, start + 1 + len(part)))
+    raise ExpungeError(f"the prompt '{prompt}' does not name '{word}': expected the word in it")
