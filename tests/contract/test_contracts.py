@@ -59,7 +59,7 @@ class Careless(Analysis):
     def findings(self, backbone, study):
         backbone.attach(study.edits[0])
 
-    def images(self, targets, retain, updates):
+    def images(self, targets, retain, eraser):
         return 0
 
 

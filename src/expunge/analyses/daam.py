@@ -12,6 +12,7 @@ from typing_extensions import override
 from expunge.core.analysis import Analysis, Axis, Figure, Findings, Needs, Panel, Series, Study, averaged
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Catalog, Paper
+from expunge.core.eraser import Eraser
 from expunge.core.errors import ExpungeError, check_counts, check_positive
 from expunge.core.judge import Judge
 from expunge.core.metric import Measurement
@@ -75,8 +76,10 @@ class Daam(Analysis):
         check_positive("daam", margin=self.margin)
 
     @override
-    def images(self, targets: int, retain: int, updates: int) -> int:
-        return self.count * (3 * targets + 2 * min(retain, self.kept))
+    def images(self, targets: int, retain: int, eraser: Eraser | None) -> int:
+        states = 1 if eraser is None else 2
+        recovered = targets if eraser is not None and eraser.has_key else 0
+        return self.count * (states * (targets + min(retain, self.kept)) + recovered)
 
     @override
     def findings(self, backbone: Backbone, study: Study) -> Findings:

@@ -177,8 +177,8 @@ class Analysis(ABC):
         """
 
     @abstractmethod
-    def images(self, targets: int, retain: int, updates: int) -> int:
-        """About how many images it will make, of so many words and, along a training, so many ``updates``."""
+    def images(self, targets: int, retain: int, eraser: Eraser | None) -> int:
+        """About how many images it will make, of so many words and by an edit of ``eraser`` (None: the model alone)."""
 
 
 def averaged(metric: str, values: Sequence[tuple[str, float]], n_seeds: int, unit: str = "%") -> Measurement:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import time
 from collections import Counter
@@ -16,7 +17,7 @@ import torch
 from expunge.core.cost import Cost
 from expunge.core.errors import ExpungeError
 from expunge.core.record import Interval, Runs, hull, in_percent, nested, paired_proportions, wilson
-from expunge.stages import jobs
+from expunge.stages import analyse, jobs
 from expunge.stages.plan import CONTROLS, Plan, Planned, Planner, flattened
 from expunge.store import EDIT, FORMAT, new_file, read_json, write_json, write_lines
 
@@ -115,6 +116,7 @@ def write(
     for method, told in _told(results).items():
         made.setdefault(method, {})["told"] = told
     summary = [*_summary(results, made), *_became(lines), *_differences(plan, results), *published]
+    _copy_figures(results, store, out / analyse.FIGURES)
     write_lines(out / "records.jsonl", lines)
     write_lines(out / "summary.jsonl", summary)
     with new_file(out / "table.md", overwrite=True) as temporary:
@@ -133,7 +135,7 @@ def _cells(results: Sequence[Result], once: bool) -> Cells:
             name = record["metric"] + m.variant
             runs = cells.setdefault((m.method, m.group, name), {})
             kept = runs.setdefault(m.seed, {}).setdefault(m.split, [])
-            images = (m.method, m.group, name, m.job["images"])
+            images = (m.method, m.group, name, m.job.get("images", m.key))
             kept.extend((label, value) for label, value in values if not (once and (*images, label) in counted))
             counted.update((*images, label) for label, _ in values)
     return cells
@@ -142,12 +144,35 @@ def _cells(results: Sequence[Result], once: bool) -> Cells:
 def _summary(results: Sequence[Result], made: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """A row for each method, group and metric, over splits and training seeds, with what it was told and cost."""
     rows: list[dict[str, Any]] = []
+    single = _single_numbers(results)
     for (method, group, metric), runs in _cells(results, once=True).items():
         values = [v for by_split in runs.values() for pairs in by_split.values() for _, v in pairs]
         shares = set(values) <= {0.0, 1.0}  # else means, of which Wilson says nothing
         interval = hull(wilson(sum(values), len(values)), nested(runs)) if shares else in_percent(nested(runs))
+        own = single.get((method, group, metric))
+        if own is not None:  # of each run one number, whose own interval says what the other runs cannot
+            interval = Interval(interval.value, min(interval.low, own.low), max(interval.high, own.high))
         rows.append(_row(method, group, metric, interval, len(values), runs))
     return [{**row, **made.get(row["method"], {})} for row in rows]
+
+
+def _single_numbers(results: Sequence[Result]) -> dict[tuple[str, str, str], Interval]:
+    """The mean interval over runs of every number that is no mean of values (a correlation), by method, group and metric."""
+    found: dict[tuple[str, str, str], list[Interval]] = {}
+    for m, done in results:
+        for record, values in zip(done["records"], done["values"], strict=True):
+            if len(values) == 1 < record["n"]:
+                own = Interval(record["value"], record["low"], record["high"])
+                found.setdefault((m.method, m.group, record["metric"] + m.variant), []).append(own)
+    return {place: Interval(*(fmean(part) for part in zip(*own, strict=True))) for place, own in found.items()}
+
+
+def _copy_figures(results: Sequence[Result], store: Path, out: Path) -> None:
+    """Put every analysis's figures into one folder, each under a name that says what it is of."""
+    for m, _ in results:
+        for file in sorted((jobs.folder(m.key, m.job["room"], store) / analyse.FIGURES).glob("*.json")):
+            words = f"{m.job['analysis']}{m.variant} {m.method} {m.split} seed {m.seed} {file.stem}"
+            write_json(out / f"{re.sub(r'[^A-Za-z0-9_.]+', '-', words)}.json", read_json(file), overwrite=True)
 
 
 def _became(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -242,7 +267,8 @@ def _spent(results: Sequence[Result], store: Path) -> dict[str, dict[str, Any]]:
 
 def _differences(plan: Plan, results: Sequence[Result]) -> list[dict[str, Any]]:
     """Paired differences in points, on equal seeds and prompts; what has no training seed stands for every one."""
-    cells = _cells(results, once=False)
+    single = _single_numbers(results)
+    cells = {place: runs for place, runs in _cells(results, once=False).items() if place not in single}
     cells = {place: runs for place, runs in cells.items() if not place[1].startswith("key: ")} | _recovered(cells)
     rows: list[dict[str, Any]] = []
     for one, other in plan.compare:
@@ -312,6 +338,8 @@ def table(summary: Sequence[Mapping[str, Any]]) -> str:
     if returned:
         title = "Recovery, by what is injected: images that show the target, in percent (valid images in percent)"
         parts += [title, _grid(returned, _injected, came_back)]
+    for group in dict.fromkeys(r["group"] for r in plain if r["group"].startswith("analysis: ")):
+        parts += [group.capitalize(), _grid([r for r in plain if r["group"] == group], lambda r: r["metric"], _cell)]
     paired = [r for r in summary if "verdict" in r and _tabled(r)]
     if paired:
         parts += [
