@@ -145,9 +145,13 @@ def _summary(results: Sequence[Result], made: Mapping[str, dict[str, Any]]) -> l
     """A row for each method, group and metric, over splits and training seeds, with what it was told and cost."""
     rows: list[dict[str, Any]] = []
     single = _single_numbers(results)
+    differences = {
+        (m.method, m.group, r["metric"] + m.variant) for m, f in results for r in f["records"] if r["unit"] == "points"
+    }
     for (method, group, metric), runs in _cells(results, once=True).items():
         values = [v for by_split in runs.values() for pairs in by_split.values() for _, v in pairs]
-        shares = set(values) <= {0.0, 1.0}  # else means, of which Wilson says nothing
+        signed = (method, group, metric) in differences
+        shares = not signed and set(values) <= {0.0, 1.0}  # else means, of which Wilson says nothing
         interval = hull(wilson(sum(values), len(values)), nested(runs)) if shares else in_percent(nested(runs))
         own = single.get((method, group, metric))
         if own is not None:  # of each run one number, whose own interval says what the other runs cannot
