@@ -212,7 +212,7 @@ def check_analysis(analysis: Analysis, backbone: Backbone, study: Study) -> Find
     for m in found.measurements:
         value, low, high = m.interval
         _promise(low <= value <= high, f"{m.metric}'s value lies in its interval")
-        _promise(len(m.per_image) == len(m.labels) > 0, f"{m.metric} keeps the values behind it, and what they are of")
+        _promise(len(m.per_image) == len(m.labels) and m.n > 0, f"{m.metric} says of what its values are")
     drawn, again = (
         {name: f.as_json() for name, f in each.figures.items()} for each in (found, analysis.findings(backbone, study))
     )

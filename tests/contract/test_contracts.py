@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from expunge import backbones
 from expunge.core.analysis import Analysis, Study
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept
@@ -32,22 +33,33 @@ def test_eraser(name, backbone):
     check_eraser(erase.build(name, SETTINGS.get(name, {}), None), backbone)
 
 
-ANALYSES = {"daam": {"count": 2, "foreground": "none"}}
+ANALYSES = {
+    "daam": {"count": 2},
+    "closeness": {"count": 1, "objects": ["dog", "radio", "cat", "bus", "guitar"]},
+    "prompt-mass": {"count": 1},
+    "trajectories": {"every": 2, "count": 2},
+}
 
 
-@pytest.fixture
-def study(backbone):
-    """A study of a tiny model that KPOP erased a word from, with the key and the training itself."""
-    eraser = erase.build("kpop", SETTINGS["kpop"], None)
-    edit = erase.run(backbone, "kpop", eraser, erase.concepts("church"), ["dog"], salt="s")
-    again = analyse.training(backbone, "kpop", SETTINGS["kpop"], erase.concepts("church"), ["dog"], 0, "s")
-    how = {"prompt": lambda word: f"a {word}", "guidance": 3.0, "steps": 2, "batch": 2}
+@pytest.fixture(scope="module")
+def testbed():
+    return backbones.load("testbed")
+
+
+@pytest.fixture(scope="module")
+def study(testbed):
+    """A study of the testbed with a word half erased by KPOP, the key, and the training itself."""
+    settings = {**SETTINGS["kpop"], "place": "down-mid-up"}
+    eraser = erase.build("kpop", settings, None)
+    edit = erase.run(testbed, "kpop", eraser, erase.concepts("church"), ["dog"], salt="s")
+    again = analyse.training(testbed, "kpop", settings, erase.concepts("church"), ["dog"], 0, "s")
+    how = {"prompt": lambda word: f"image of a {word}", "guidance": 4.0, "steps": 4, "batch": 4}
     return Study(targets=["church"], retain=["dog"], edits=[edit], key=edit.key, training=again, **how)
 
 
 @pytest.mark.parametrize("name", Catalog("analyses").entries())
-def test_analysis(name, backbone, study):
-    check_analysis(analyse.build(name, ANALYSES.get(name, {})), backbone, study)
+def test_analysis(name, testbed, study):
+    check_analysis(analyse.build(name, ANALYSES.get(name, {})), testbed, study)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,9 +75,10 @@ class Careless(Analysis):
         return 0
 
 
-def test_the_contract_catches_an_analysis_that_leaves_traces(backbone, study):
+def test_the_contract_catches_an_analysis_that_leaves_traces(testbed, study):
     with pytest.raises(BrokenPromiseError, match="leaves the model as it was"):
-        check_analysis(Careless(), backbone, study)
+        check_analysis(Careless(), testbed, study)
+    testbed.detach(study.edits[0])
 
 
 @pytest.mark.parametrize("name", Catalog("metrics").entries())

@@ -137,14 +137,8 @@ def _known(judge: Judge, word: str) -> Sequence[int]:
 
 
 def _in_hundreds(metric: str, rho: Interval, objects: int, seeds: int) -> Measurement:
-    """A correlation, in percent like all that is reported: one number, of so many objects."""
+    """A correlation x 100: one number of all objects together, with no values of single ones behind it."""
     percent = Interval(*(100 * part for part in rho))
     return Measurement(
-        metric=metric,
-        interval=percent,
-        unit="100 rho",
-        n=objects,
-        n_seeds=seeds,
-        per_image=[rho.value],
-        labels=["objects"],
+        metric=metric, interval=percent, unit="100 rho", n=objects, n_seeds=seeds, per_image=[], labels=[]
     )

@@ -130,7 +130,7 @@ def _cells(results: Sequence[Result], once: bool) -> Cells:
     counted: set[tuple[str, str, str, str, str]] = set()
     for m, found in results:
         for record, values in zip(found["records"], found["values"], strict=True):
-            if record["metric"].startswith("became@"):
+            if record["metric"].startswith("became@") or not values:
                 continue
             name = record["metric"] + m.variant
             runs = cells.setdefault((m.method, m.group, name), {})
@@ -144,7 +144,6 @@ def _cells(results: Sequence[Result], once: bool) -> Cells:
 def _summary(results: Sequence[Result], made: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """A row for each method, group and metric, over splits and training seeds, with what it was told and cost."""
     rows: list[dict[str, Any]] = []
-    single = _single_numbers(results)
     differences = {
         (m.method, m.group, r["metric"] + m.variant) for m, f in results for r in f["records"] if r["unit"] == "points"
     }
@@ -153,22 +152,31 @@ def _summary(results: Sequence[Result], made: Mapping[str, dict[str, Any]]) -> l
         signed = (method, group, metric) in differences
         shares = not signed and set(values) <= {0.0, 1.0}  # else means, of which Wilson says nothing
         interval = hull(wilson(sum(values), len(values)), nested(runs)) if shares else in_percent(nested(runs))
-        own = single.get((method, group, metric))
-        if own is not None:  # of each run one number, whose own interval says what the other runs cannot
-            interval = Interval(interval.value, min(interval.low, own.low), max(interval.high, own.high))
         rows.append(_row(method, group, metric, interval, len(values), runs))
+    rows += _of_sets(results)
     return [{**row, **made.get(row["method"], {})} for row in rows]
 
 
-def _single_numbers(results: Sequence[Result]) -> dict[tuple[str, str, str], Interval]:
-    """The mean interval over runs of every number that is no mean of values (a correlation), by method, group and metric."""
-    found: dict[tuple[str, str, str], list[Interval]] = {}
-    for m, done in results:
-        for record, values in zip(done["records"], done["values"], strict=True):
-            if len(values) == 1 < record["n"]:
-                own = Interval(record["value"], record["low"], record["high"])
-                found.setdefault((m.method, m.group, record["metric"] + m.variant), []).append(own)
-    return {place: Interval(*(fmean(part) for part in zip(*own, strict=True))) for place, own in found.items()}
+def _of_sets(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """A row for each number that exists only for a set of images: the mean over its runs, and the hull of their intervals.
+
+    (A run's record has the interval; nothing is left per image that could be resampled here.)
+    """
+    cells: dict[tuple[str, str, str], list[tuple[Planned, Mapping[str, Any]]]] = {}
+    for m, found in results:
+        for record, values in zip(found["records"], found["values"], strict=True):
+            if not values and not record["metric"].startswith("became@"):
+                cells.setdefault((m.method, m.group, record["metric"] + m.variant), []).append((m, record))
+    rows: list[dict[str, Any]] = []
+    for place, runs in cells.items():
+        value, low, high = (
+            fmean(r["value"] for _, r in runs),
+            min(r["low"] for _, r in runs),
+            max(r["high"] for _, r in runs),
+        )
+        by_run: Runs = {seed: {m.split: [] for m, _ in runs if m.seed == seed} for seed in {m.seed for m, _ in runs}}
+        rows.append(_row(*place, Interval(value, low, high), sum(r["n"] for _, r in runs), by_run))
+    return rows
 
 
 def _copy_figures(results: Sequence[Result], store: Path, out: Path) -> None:
@@ -271,8 +279,7 @@ def _spent(results: Sequence[Result], store: Path) -> dict[str, dict[str, Any]]:
 
 def _differences(plan: Plan, results: Sequence[Result]) -> list[dict[str, Any]]:
     """Paired differences in points, on equal seeds and prompts; what has no training seed stands for every one."""
-    single = _single_numbers(results)
-    cells = {place: runs for place, runs in _cells(results, once=False).items() if place not in single}
+    cells = _cells(results, once=False)
     cells = {place: runs for place, runs in cells.items() if not place[1].startswith("key: ")} | _recovered(cells)
     rows: list[dict[str, Any]] = []
     for one, other in plan.compare:

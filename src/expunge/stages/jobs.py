@@ -182,7 +182,7 @@ def _analyse(job: Job, store: Path, out: Path) -> dict[str, Any]:
     backbone = _model(job)
     before = backbone.cost
     analysis = analyse.build(job["analysis"], job["settings"])
-    edits: list[Edit] = [] if job["edit"] is None else [load_edit(_upstream(job["edit"], "erase", store) / EDIT)]
+    edits: list[Edit] = [load_edit(_upstream(k, "erase", store) / EDIT) for k in job["edits"]]
     held = load_edit(_upstream(job["key"], "erase", store) / KEY) if job["key"] else None
     if held is not None and not isinstance(held, Key):
         raise ExpungeError(f"the key of job {job['key'][:8]} is a {type(held).__name__}: expected a key")

@@ -450,7 +450,7 @@ class Planner:
                 "guidance": guidance,
                 "steps": steps,
                 "part": self.plan.part,
-                "edit": looked.key if looked else None,
+                "edits": [looked.key] if looked else [],
                 "key": looked.key if looked and keyed else None,
                 "training": {k: v for k, v in rerun.job.items() if k != "model"} if rerun else None,
                 **self._common(self.plan.dtype if rerun else self.image_dtype),
