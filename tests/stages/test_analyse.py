@@ -3,10 +3,13 @@
 import json
 
 import pytest
+import torch
 
+from expunge import backbones
 from expunge.cli import main
 from expunge.core.errors import ExpungeError
 from expunge.stages.plan import Planner, read_plan
+from expunge.store import load_edit
 
 SET = """
 about = "Three objects."
@@ -61,7 +64,9 @@ def lines(file):
 
 
 def test_a_plan_analyses_each_edit_and_pairs_methods(tmp_path):
-    plan = written(tmp_path, '[{ name = "daam", count = 2, kept = 1 }]')
+    others = """, { name = "closeness", objects = ["dog", "cat", "bus", "radio", "guitar"], count = 2 },
+        { name = "prompt-mass", count = 1 }, { name = "trajectories", every = 1, count = 1 }]"""
+    plan = written(tmp_path, '[{ name = "daam", count = 2, kept = 1 }' + others)
     out = tmp_path / "out"
     assert main(["bench", str(plan), "--store", str(tmp_path / "store"), "--out", str(out), "--quiet"]) == 0
     rows = [r for r in lines(out / "summary.jsonl") if r["group"] == "analysis: daam"]
@@ -80,11 +85,12 @@ def test_a_plan_analyses_each_edit_and_pairs_methods(tmp_path):
     assert paired["value"] == pytest.approx(expected, abs=2e-3)
     assert paired["low"] <= paired["value"] <= paired["high"]
     assert "Analysis: daam" in (out / "table.md").read_text()
+    check_the_others(lines(out / "records.jsonl"), lines(out / "summary.jsonl"))
     records = [r for r in lines(out / "records.jsonl") if r["provenance"]["group"] == "analysis: daam"]
     assert {r["eraser"] for r in records} == {None, "uce", "kpop"}
     assert {r["subject"] for r in records} == {"original", "edited"}
     assert {r["split"] for r in records} == {"test"}
-    figures = {p.name for p in (out / "figures").glob("*.json")}
+    figures = {p.name for p in (out / "figures").glob("daam-*.json")}
     assert "daam-count-2-kept-1-kpop-a-seed-1-heat.json" in figures
     assert len(figures) == 4 * (1 + 1 + 2)
     assert json.loads((out / "figures" / min(figures)).read_text())["format"] == 1
@@ -93,6 +99,30 @@ def test_a_plan_analyses_each_edit_and_pairs_methods(tmp_path):
     assert (
         json.dumps([r for r in lines(out / "summary.jsonl") if r["group"] == "analysis: daam"], sort_keys=True) == again
     )
+
+
+def check_the_others(records, summary):
+    """What each method has, by analysis: all that it can be looked at for, and no more."""
+    of = {}
+    for r in records:
+        if r["provenance"]["group"].startswith("analysis: "):
+            of.setdefault(r["provenance"]["group"].removeprefix("analysis: "), set()).add(r["provenance"]["method"])
+    assert of["closeness"] == {"uce", "kpop"}
+    assert of["prompt-mass"] == of["trajectories"] == {"kpop"}, "UCE has neither key nor training"
+    rows = {(r["method"], r["metric"].split(" ")[0]): r for r in summary}
+    assert rows["kpop", "prompt"]["training_seeds"] == 2
+    assert rows["kpop", "prompt_uniform"]["value"] == pytest.approx(100 * 10 / 50)
+    assert rows["kpop", "clip_ee_instability"]["n"] == 2 * 2, "a number a target and training seed"
+    alone = [r for r in records if r["metric"] == "rho"]
+    for method in {r["provenance"]["method"] for r in alone}:
+        mine = [r for r in alone if r["provenance"]["method"] == method]
+        row = rows[method, "rho"]
+        assert row["value"] == pytest.approx(sum(r["value"] for r in mine) / len(mine), abs=1e-3)
+        assert row["low"] == pytest.approx(min(r["low"] for r in mine), abs=1e-3)
+    assert ("kpop - uce", "rho") not in rows, "a correlation has no values to pair"
+    assert ("kpop - uce", "change") in rows
+    seeds = {r["seed"] for r in records if r["metric"] == "clip_ee"}
+    assert seeds == {0, 1}
 
 
 def test_a_plan_with_an_unknown_analysis_or_setting_is_refused(tmp_path):
@@ -140,11 +170,29 @@ def test_the_command_writes_records_and_figures(erased, tmp_path, capsys):
     assert main([*command, "--overwrite"]) == 0
 
 
+def test_a_training_is_run_again_as_it_ran_if_the_key_tells_its_secret(erased, tmp_path, capsys):
+    edit, key, out = erased / "edit.safetensors", erased / "key.safetensors", tmp_path / "along"
+    words = ["analyse", "trajectories", "--edit", str(edit), "--every", "2", "--count", "1", "--out", str(out)]
+    assert main(words) == 2
+    assert "with a secret: expected its key" in capsys.readouterr().err
+    assert main([*words, "--key", str(key), "--quiet"]) == 0
+    shown = json.loads((out / "figures" / "prompt.json").read_text())
+    end = {line["name"]: line["y"][-1] for line in shown["series"]}
+    prompt = load_edit(key).prompts["church"].float().mean(0)
+    with torch.no_grad():
+        text = backbones.load("testbed").encode(["church"]).embeds[0].mean(0)
+    assert shown["series"][0]["x"] == [1, 2, 3]
+    assert end["church"] == pytest.approx(float(torch.cosine_similarity(prompt, text, dim=0)), abs=1e-4)
+
+
 def test_the_command_says_what_is_missing(erased, tmp_path, capsys):
     edit = str(erased / "edit.safetensors")
     for words, complaint in (
         (["daam"], "no target"),
         (["daam", "--edit", edit, "--key", edit], "expected the key.safetensors"),
+        (["closeness", "--target", "church"], "expected an edit"),
+        (["prompt-mass", "--edit", edit], "expected an edit's private key"),
+        (["trajectories", "--target", "church"], "0 edits for an analysis along a training"),
         (["damm"], "did you mean 'daam'"),
     ):
         out = [] if words == ["damm"] else ["--out", str(tmp_path / "x")]
