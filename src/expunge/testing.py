@@ -1,4 +1,4 @@
-"""Promises that every plug-in keeps, for your own tests: `check_eraser`, `check_attack`, `check_metric`."""
+"""Promises that every plug-in keeps, for your own tests: `check_eraser`, `check_attack`, `check_metric`, `check_analysis`."""
 
 import dataclasses
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from expunge.core.analysis import Analysis, Findings, Study
 from expunge.core.attack import Attack
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
@@ -193,3 +194,32 @@ def check_metric(metric: Metric, shots: Sequence[Shot], targets: Sequence[str], 
         m.metric: round(m.interval.value, 9) for m in turned
     }
     _promise(same, "the order of images does not matter")
+
+
+def check_analysis(analysis: Analysis, backbone: Backbone, study: Study) -> Findings:
+    """Check what every analysis promises: it leaves the model as it was, and the same study gives the same findings.
+
+    Values lie in their intervals, and figures are JSON of the format that the report draws.
+
+    Raises:
+        BrokenPromiseError: naming the promise.
+    """
+    _settings_object(analysis)
+    before = _snapshot(backbone)
+    found = analysis.findings(backbone, study)
+    _promise(_snapshot(backbone) == before and not backbone.edits, "analysing leaves the model as it was")
+    _promise(bool(found.measurements) and bool(found.figures), "an analysis finds numbers and figures")
+    for m in found.measurements:
+        value, low, high = m.interval
+        _promise(low <= value <= high, f"{m.metric}'s value lies in its interval")
+        _promise(len(m.per_image) == len(m.labels) and m.n > 0, f"{m.metric} says of what its values are")
+    drawn, again = (
+        {name: f.as_json() for name, f in each.figures.items()} for each in (found, analysis.findings(backbone, study))
+    )
+    for name, figure in drawn.items():
+        try:
+            json.dumps(figure, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise BrokenPromiseError(f"figure {name} is JSON ({error})") from error
+    _promise(drawn == again, "the same study gives the same findings")
+    return found

@@ -5,13 +5,15 @@ import dataclasses
 import pytest
 import torch
 
+from expunge import backbones
+from expunge.core.analysis import Analysis, Study
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept
 from expunge.core.eraser import Eraser, Step
 from expunge.core.judge import Judge
 from expunge.erasers.uce import UCE
-from expunge.stages import erase
-from expunge.testing import BrokenPromiseError, check_eraser, check_metric
+from expunge.stages import analyse, erase
+from expunge.testing import BrokenPromiseError, check_analysis, check_eraser, check_metric
 
 SHORT = {"iterations": 3, "batch": 2, "lr": 1e-3, "sampling": {"sampling_steps": 4}}
 SETTINGS = {
@@ -29,6 +31,54 @@ SETTINGS = {
 @pytest.mark.parametrize("name", Catalog("erasers").entries())
 def test_eraser(name, backbone):
     check_eraser(erase.build(name, SETTINGS.get(name, {}), None), backbone)
+
+
+ANALYSES = {
+    "daam": {"count": 2},
+    "closeness": {"count": 1, "objects": ["dog", "radio", "cat", "bus", "guitar"]},
+    "prompt-mass": {"count": 1},
+    "trajectories": {"every": 2, "count": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def testbed():
+    return backbones.load("testbed")
+
+
+@pytest.fixture(scope="module")
+def study(testbed):
+    """A study of the testbed with a word half erased by KPOP, the key, and the training itself."""
+    settings = {**SETTINGS["kpop"], "place": "down-mid-up"}
+    eraser = erase.build("kpop", settings, None)
+    edit = erase.run(testbed, "kpop", eraser, erase.concepts("church"), ["dog"], salt="s")
+    again = analyse.training(testbed, "kpop", settings, erase.concepts("church"), ["dog"], 0, "s")
+    how = {"prompt": lambda word: f"image of a {word}", "guidance": 4.0, "steps": 4, "batch": 4}
+    return Study(targets=["church"], retain=["dog"], edits=[edit], key=edit.key, training=again, **how)
+
+
+@pytest.mark.parametrize("name", Catalog("analyses").entries())
+def test_analysis(name, testbed, study):
+    check_analysis(analyse.build(name, ANALYSES.get(name, {})), testbed, study)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Careless(Analysis):
+    """Forgets to take an edit off. Deviations: none known."""
+
+    paper = UCE.paper
+
+    def findings(self, backbone, study):
+        backbone.attach(study.edits[0])
+
+    def images(self, targets, retain, eraser):
+        return 0
+
+
+def test_the_contract_catches_an_analysis_that_leaves_traces(testbed, study):
+    with pytest.raises(BrokenPromiseError, match="leaves the model as it was"):
+        check_analysis(Careless(), testbed, study)
+    testbed.detach(study.edits[0])
 
 
 @pytest.mark.parametrize("name", Catalog("metrics").entries())

@@ -9,7 +9,7 @@ from expunge.cli.erasing import erase
 from expunge.cli.look import list_, show
 from expunge.cli.options import say
 from expunge.cli.plans import bench, clean
-from expunge.cli.work import demo, export, generate, measure, recover, screen
+from expunge.cli.work import analyse, demo, export, generate, measure, recover, screen
 from expunge.core.errors import ExpungeError, ExpungeWarning, unknown
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
@@ -17,13 +17,14 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "erase": ("remove concepts: METHOD --target WORDS --out FOLDER", erase),
     "generate": ("make images with a model and its edits", generate),
     "measure": ("measure a folder of images: METRIC --images FOLDER", measure),
+    "analyse": ("look into an edited model, or along an erasure: NAME --edit FILE --out FOLDER", analyse),
     "screen": ("look through a folder of images for concepts and words", screen),
     "recover": ("give an erased model a concept back with its private key", recover),
     "bench": ("run a plan: a grid of methods, concepts and seeds", bench),
     "clean": ("show what finished jobs take on disk, and free it", clean),
     "export": ("write the edited model as a diffusers folder, one file or a LoRA", export),
     "show": ("show what an edit file holds and how it was made", show),
-    "list": ("list erasers, attacks, metrics, judges and concept sets", list_),
+    "list": ("list erasers, attacks, metrics, judges, analyses and concept sets", list_),
 }
 
 

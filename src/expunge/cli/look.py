@@ -32,7 +32,7 @@ def show(argv: list[str]) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class List:
-    """List erasers, attacks, metrics, judges and concept sets."""
+    """List erasers, attacks, metrics, judges, analyses and concept sets."""
 
     families: bool = False
     """Show which erasers work on which model families instead."""

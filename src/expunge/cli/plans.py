@@ -99,7 +99,7 @@ def _what(job: Any) -> str:
     if job["room"] == "generate":
         about = f" with key ({job['control']})" if job["control"] else " edited" if job["edits"] else " original"
         return f"{len(job['prompts'])} prompts x {job['count']}{about}"
-    return str(job["metric"])
+    return str(job["analysis"] if job["room"] == "analyse" else job["metric"])
 
 
 @contextlib.contextmanager
@@ -140,8 +140,8 @@ def _live(talk: Talk) -> Iterator[Callable[[Any], None] | None]:
 class Clean:
     """Show what finished jobs take on disk, and free it."""
 
-    room: UseAppendAction[tuple[Literal["erase", "memory", "generate", "measure", "leftovers"], ...]] = ()
-    """What to delete: edits, counts of memory, images, measurements, or what killed runs left; repeat for several.
+    room: UseAppendAction[tuple[Literal["erase", "memory", "generate", "measure", "analyse", "leftovers"], ...]] = ()
+    """What to delete: edits, counts of memory, images, measurements, analyses, or what killed runs left; repeat for several.
 
     Nothing if not given.
     """

@@ -1,4 +1,4 @@
-"""The commands on images and models: generate, screen, recover, measure, export, demo."""
+"""The commands on images and models: generate, screen, recover, measure, analyse, export, demo."""
 
 import dataclasses
 from pathlib import Path
@@ -181,6 +181,60 @@ def measure(argv: list[str]) -> None:
         write_records(options.out, records, append=True)
     lines = [f"{r.metric:24} {r.value:6.1f} {r.unit} [{r.low:.1f}, {r.high:.1f}]  n = {r.n}" for r in records]
     options.talk.result({"records": [r.as_json() for r in records]}, "\n".join(lines))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Analyse:
+    """Look into a model with its edits: writes records.jsonl and figures/*.json."""
+
+    edit: Paths = ()
+    """An edit.safetensors to look at; repeat in order."""
+    key: Path | None = None
+    """The key.safetensors that was written beside it."""
+    target: Words = ()
+    """A concept that is erased; the edits' own targets if not given."""
+    retain: Words = ()
+    """A concept that should have stayed; the edits' own retained words if not given."""
+    seed: int = 0
+    """First seed of the images."""
+    out: Path
+    """Folder for records and figures."""
+    overwrite: bool = False
+    """Replace an earlier analysis."""
+    model: OmitArgPrefixes[Model] = dataclasses.field(default_factory=Model)
+    talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
+
+
+def analyse(argv: list[str]) -> None:
+    """``expunge analyse NAME …``."""
+    from expunge.core.catalog import Catalog
+
+    catalog = Catalog("analyses")
+    if not argv or argv[0] in ("-h", "--help"):
+        rows = "\n".join(f"  {e.name:18} {e.summary}" for e in catalog.entries().values())
+        say(f"usage: expunge analyse NAME [--edit FILE] [--key FILE] --out FOLDER [options]\n\nanalyses:\n{rows}")
+        return
+    name, rest = argv[0], argv[1:]
+    cls = catalog.load(name)
+    parsed = parse_with(cls(), name, Analyse, rest, f"expunge analyse {name}")
+    options: Analyse = parsed.options
+    from expunge.core.edit import Key
+    from expunge.stages import analyse as stage
+    from expunge.store import load_edit, new_folder, write_records
+
+    key = None if options.key is None else load_edit(options.key)
+    if key is not None and not isinstance(key, Key):
+        raise ExpungeError(f"'{options.key}' is a {key.kind} edit: expected the key.safetensors of an erasure")
+    edits = [load_edit(path) for path in options.edit]
+    with new_folder(options.out, options.overwrite, marker=stage.RECORDS) as out:
+        backbone = options.model.open()
+        what = stage.study(backbone, parsed.settings, edits, key, options.target, options.retain, options.seed)
+        found = stage.run(backbone, name, parsed.settings, what, stage.provenances(edits), out)
+        records = [m.record for m in found]
+        write_records(out / stage.RECORDS, records)
+    lines = [f"{r.metric:28} {r.value:6.1f} {r.unit} [{r.low:.1f}, {r.high:.1f}]  n = {r.n}" for r in records]
+    lines.append(f"{options.out}: records.jsonl, {stage.FIGURES}/")
+    options.talk.result({"folder": str(options.out), "records": [r.as_json() for r in records]}, "\n".join(lines))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, final
 
 from expunge.core.errors import ExpungeError, unknown
 
-KINDS = ("erasers", "attacks", "metrics", "judges")
+KINDS = ("erasers", "attacks", "metrics", "judges", "analyses")
 
 
 class Paper(NamedTuple):
@@ -130,7 +130,7 @@ class Catalog:
         """
         entries = self.entries()
         if name not in entries:
-            raise unknown(self.kind.removesuffix("s"), name, entries)
+            raise unknown({"analyses": "analysis"}.get(self.kind, self.kind.removesuffix("s")), name, entries)
         return entries[name]
 
     def load(self, name: str) -> type:

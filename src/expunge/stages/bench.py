@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import time
 from collections import Counter
@@ -16,7 +17,7 @@ import torch
 from expunge.core.cost import Cost
 from expunge.core.errors import ExpungeError
 from expunge.core.record import Interval, Runs, hull, in_percent, nested, paired_proportions, wilson
-from expunge.stages import claims, jobs
+from expunge.stages import analyse, claims, jobs
 from expunge.stages.claims import Claim
 from expunge.stages.plan import CONTROLS, Plan, Planned, Planner, flattened
 from expunge.store import EDIT, FORMAT, new_file, read_json, write_json, write_lines
@@ -123,6 +124,7 @@ def write(
     pairs = dict.fromkeys([*plan.compare, *(c.rows for c in claimed if c.than is None)])
     summary = [*_summary(results, made), *_became(lines), *_differences(list(pairs), results)]
     summary += [*claims.judged(claimed, summary), *published]
+    _copy_figures(results, store, out / analyse.FIGURES)
     write_lines(out / "records.jsonl", lines)
     write_lines(out / "summary.jsonl", summary)
     with new_file(out / "table.md", overwrite=True) as temporary:
@@ -136,12 +138,12 @@ def _cells(results: Sequence[Result], once: bool) -> Cells:
     counted: set[tuple[str, str, str, str, str]] = set()
     for m, found in results:
         for record, values in zip(found["records"], found["values"], strict=True):
-            if record["metric"].startswith("became@"):
+            if record["metric"].startswith("became@") or not values:
                 continue
             name = record["metric"] + m.variant
             runs = cells.setdefault((m.method, m.group, name), {})
             kept = runs.setdefault(m.seed, {}).setdefault(m.split, [])
-            images = (m.method, m.group, name, m.job["images"])
+            images = (m.method, m.group, name, m.job.get("images", m.key))
             kept.extend((label, value) for label, value in values if not (once and (*images, label) in counted))
             counted.update((*images, label) for label, _ in values)
     return cells
@@ -150,12 +152,47 @@ def _cells(results: Sequence[Result], once: bool) -> Cells:
 def _summary(results: Sequence[Result], made: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """A row for each method, group and metric, over splits and training seeds, with what it was told and cost."""
     rows: list[dict[str, Any]] = []
+    differences = {
+        (m.method, m.group, r["metric"] + m.variant) for m, f in results for r in f["records"] if r["unit"] == "points"
+    }
     for (method, group, metric), runs in _cells(results, once=True).items():
         values = [v for by_split in runs.values() for pairs in by_split.values() for _, v in pairs]
-        shares = set(values) <= {0.0, 1.0}  # else means, of which Wilson says nothing
+        signed = (method, group, metric) in differences
+        shares = not signed and set(values) <= {0.0, 1.0}  # else means, of which Wilson says nothing
         interval = hull(wilson(sum(values), len(values)), nested(runs)) if shares else in_percent(nested(runs))
         rows.append(_row(method, group, metric, interval, len(values), runs))
+    rows += _of_sets(results)
     return [{**row, **made.get(row["method"], {})} for row in rows]
+
+
+def _of_sets(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """A row for each number that exists only for a set of images: the mean over its runs, and the hull of their intervals.
+
+    (A run's record has the interval; nothing is left per image that could be resampled here.)
+    """
+    cells: dict[tuple[str, str, str], list[tuple[Planned, Mapping[str, Any]]]] = {}
+    for m, found in results:
+        for record, values in zip(found["records"], found["values"], strict=True):
+            if not values and not record["metric"].startswith("became@"):
+                cells.setdefault((m.method, m.group, record["metric"] + m.variant), []).append((m, record))
+    rows: list[dict[str, Any]] = []
+    for place, runs in cells.items():
+        value, low, high = (
+            fmean(r["value"] for _, r in runs),
+            min(r["low"] for _, r in runs),
+            max(r["high"] for _, r in runs),
+        )
+        by_run: Runs = {seed: {m.split: [] for m, _ in runs if m.seed == seed} for seed in {m.seed for m, _ in runs}}
+        rows.append(_row(*place, Interval(value, low, high), sum(r["n"] for _, r in runs), by_run))
+    return rows
+
+
+def _copy_figures(results: Sequence[Result], store: Path, out: Path) -> None:
+    """Put every analysis's figures into one folder, each under a name that says what it is of."""
+    for m, _ in results:
+        for file in sorted((jobs.folder(m.key, m.job["room"], store) / analyse.FIGURES).glob("*.json")):
+            words = f"{m.job['analysis']}{m.variant} {m.method} {m.split} seed {m.seed} {file.stem}"
+            write_json(out / f"{re.sub(r'[^A-Za-z0-9_.]+', '-', words)}.json", read_json(file), overwrite=True)
 
 
 def _became(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -320,6 +357,8 @@ def table(summary: Sequence[Mapping[str, Any]]) -> str:
     if returned:
         title = "Recovery, by what is injected: images that show the target, in percent (valid images in percent)"
         parts += [title, _grid(returned, _injected, came_back)]
+    for group in dict.fromkeys(r["group"] for r in plain if r["group"].startswith("analysis: ")):
+        parts += [group.capitalize(), _grid([r for r in plain if r["group"] == group], lambda r: r["metric"], _cell)]
     paired = [r for r in summary if "verdict" in r and _tabled(r)]
     if paired:
         parts += [

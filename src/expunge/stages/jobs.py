@@ -1,8 +1,8 @@
 """Jobs: pure JSON in, one result file out; a result that exists is not computed again.
 
-A job is an object with its room (``erase``, ``memory``, ``generate`` or ``measure``), everything the room needs, and the keys
-of the jobs whose files it reads. Its own key is the sha256 of all that. `run_job` needs nothing else than a job and a store, so
-that any executor can call it.
+A job is an object with its room (``erase``, ``memory``, ``generate``, ``measure`` or ``analyse``), everything the room needs,
+and the keys of the jobs whose files it reads. Its own key is the sha256 of all that. `run_job` needs nothing else than a job
+and a store, so that any executor can call it.
 """
 
 import hashlib
@@ -27,10 +27,10 @@ from expunge import backbones
 from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept
 from expunge.core.cost import Cost, PeakBytes
-from expunge.core.edit import Edit, Key
+from expunge.core.edit import Edit, Key, Provenance
 from expunge.core.errors import ExpungeError, unknown
 from expunge.core.query import queries
-from expunge.stages import erase, generate, measure
+from expunge.stages import analyse, erase, generate, measure
 from expunge.store import EDIT, FORMAT, KEY, check_new, load_edit, new_folder, read_json, save_edit, write_json
 
 RESULT = "result.json"
@@ -177,11 +177,41 @@ def _measure(job: Job, store: Path, out: Path) -> dict[str, Any]:
     }
 
 
+def _analyse(job: Job, store: Path, out: Path) -> dict[str, Any]:
+    """Records and figures of an edit and its key, of the original model, or of an erasure that is run once more."""
+    backbone = _model(job)
+    before = backbone.cost
+    analysis = analyse.build(job["analysis"], job["settings"])
+    edits: list[Edit] = [load_edit(_upstream(k, "erase", store) / EDIT) for k in job["edits"]]
+    held = load_edit(_upstream(job["key"], "erase", store) / KEY) if job["key"] else None
+    if held is not None and not isinstance(held, Key):
+        raise ExpungeError(f"the key of job {job['key'][:8]} is a {type(held).__name__}: expected a key")
+    made, again = analyse.provenances(edits), None
+    if job["training"] is not None:
+        run = job["training"]
+        aims = [Concept(name=name) for name in run["targets"]]
+        again = analyse.training(
+            backbone, run["eraser"], run["settings"], aims, run["retain"], run["seed"], run["salt"]
+        )
+        told = {name: run[name] for name in ("eraser", "settings", "targets", "retain", "seed")}
+        made = [Provenance(**told, anchors=[None for _ in aims], model=backbone.name, family=backbone.family)]
+    prompts = {label: prompt for prompt, label in reversed(job["prompts"])}
+    words = (job["targets"], job["retain"], prompts, job["first_seed"])
+    study = analyse.planned(backbone, analysis, *words, edits, held, again)
+    found = analyse.run(backbone, job["analysis"], analysis, study, made, out, job["part"])
+    return {
+        "records": [m.record.as_json() for m in found],
+        "values": [[list(pair) for pair in m.values] for m in found],
+        "cost": asdict(backbone.cost - before),
+    }
+
+
 ROOMS: dict[str, Callable[[Job, Path, Path], dict[str, Any]]] = {
     "erase": _erase,
     "memory": _memory,
     "generate": _generate,
     "measure": _measure,
+    "analyse": _analyse,
 }
 CONTROLS: dict[str, Callable[[Key, Job], Key]] = {
     "own": lambda held, job: held,

@@ -76,7 +76,7 @@ def measured(
         raise ExpungeError(
             f"'{folder}' has no image labelled '{absent[0]}': expected one of {', '.join(labels) or 'none'}"
         )
-    told = _knowledge(provenances)
+    told = knowledge(provenances)
     common: dict[str, Any] = {
         "subject": "recovered" if made.get("control") else "edited" if made.get("edits") else "original",
         "eraser": "+".join(p["eraser"] for p in provenances) or None,
@@ -124,7 +124,7 @@ def _compared(reference: Path, shots: Sequence[Shot], others: Sequence[Shot]) ->
     return {"reference": reference.name, "same_seeds": {s.seed for s in shots} <= {s.seed for s in others}}
 
 
-def _knowledge(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def knowledge(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What the methods were told, over all edits."""
     return {
         "targets": [t for p in provenances for t in p["targets"]],

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, final
 
 from expunge import backbones
+from expunge.core.analysis import Analysis
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept, ConceptSet, Part, check_targets
 from expunge.core.cost import Cost
 from expunge.core.eraser import settings_of
 from expunge.core.errors import ExpungeError, check_counts, unknown
-from expunge.stages import erase, generate, jobs, measure, presets
+from expunge.stages import analyse, erase, generate, jobs, measure, presets
 from expunge.stages.claims import Claim
 from expunge.store import read_lines, read_set
 from expunge.testbed import CONCEPTS
@@ -120,6 +121,8 @@ class Plan:
     method: dict[str, Any] = field(default_factory=dict)
     metrics: tuple[Any, ...] = ("esr-psr",)
     """Metrics by name, or tables with a name and settings."""
+    analyses: tuple[Any, ...] = ()
+    """Analyses of each edit (and of the original model, for one that needs no edit), by name, or tables as for metrics."""
     model: str = "testbed"
     """As `load` takes it."""
     dtype: str = "float32"
@@ -160,7 +163,7 @@ class Planned:
     split: str = ""
     seed: int = 0
     group: str = ""
-    """What a measurement is of: ``set``, ``others``, ``memory``, a further set's name, or ``key: CONTROL``."""
+    """What a measurement is of: ``set``, ``others``, ``memory``, a further set's name, ``key: …`` or ``analysis: …``."""
     variant: str = ""
     """How a measurement's metric differs from its defaults."""
 
@@ -234,6 +237,7 @@ class Planner:
                 f"a method is called '{reserved[0]}': expected another name than original or a control's"
             )
         self.metrics = [_metric(entry) for entry in plan.metrics]
+        self.analyses = [_analysis(entry) for entry in plan.analyses]
         self.further = [] if plan.others is None else [self._others(plan.others)]
         self.further += [self._also(entry) for entry in plan.also]
         names = [f.group for f in self.further]
@@ -390,6 +394,7 @@ class Planner:
                 yield from self._measured(images, hit, rest, here, further.metrics, against)
             if edit is not None:
                 yield from self._recoveries(edit, name, targets, kept, place)
+            yield from self._analysed(edit, name, targets, kept, place)
 
     def _against(self, prompts: Sequence[tuple[str, str]], count: int, seed: int, edit: Planned | None) -> Planned:
         """What images are compared with: the original's on equal seeds; its own on other seeds, for the original."""
@@ -425,6 +430,41 @@ class Planner:
                 injected = control
             images = self._images(asked, count, first, inside, injected, edit, only)
             yield from self._measured(images, [target], [], group)
+
+    def _analysed(
+        self, edit: Planned | None, name: str, targets: list[str], kept: list[str], place: Mapping[str, Any]
+    ) -> Iterator[Planned]:
+        """The analyses that have something to look at here."""
+        guidance, steps = presets.generation(self.backbone)
+        told, retain = self._told(targets), self._told(kept)
+        keyed = edit is not None and self.erasers[name].has_key
+        able = {"model": True, "edit": edit is not None, "key": keyed, "training": self._trained(name)}
+        for named in self.analyses:
+            if not able[named.analysis.needs]:
+                continue
+            looked, rerun = (None, edit) if named.analysis.needs == "training" else (edit, None)
+            job = {
+                "room": "analyse",
+                "analysis": named.name,
+                "version": named.analysis.version,
+                "settings": settings_of(named.analysis),
+                "judge": named.judge,
+                "targets": told,
+                "retain": retain,
+                "prompts": [list(pair) for pair in self._prompts() if pair[1] in (*told, *retain)],
+                "first_seed": self._seed(),
+                "guidance": guidance,
+                "steps": steps,
+                "part": self.plan.part,
+                "edits": [looked.key] if looked else [],
+                "key": looked.key if looked and keyed else None,
+                "training": {k: v for k, v in rerun.job.items() if k != "model"} if rerun else None,
+                **self._common(self.plan.dtype if rerun else self.image_dtype),
+            }
+            images = named.analysis.images(len(told), len(retain), self.erasers[name] if edit else None)
+            cost = Cost(forward=2 * steps * images) + (rerun.cost if rerun else Cost())
+            here = {**place, "group": f"analysis: {named.name}"}
+            yield Planned(job=job, upstream=(looked,) if looked else (), cost=cost, variant=named.variant, **here)
 
     def _prompts(self) -> list[tuple[str, str]]:
         return list(self.set.part(self.plan.part).prompts)
@@ -534,6 +574,16 @@ class Further(NamedTuple):
     metrics: Sequence["PlannedMetric"]
 
 
+class PlannedAnalysis(NamedTuple):
+    """An analysis that a plan names."""
+
+    name: str
+    analysis: Analysis
+    judge: str
+    """What its judge is told by."""
+    variant: str
+
+
 class PlannedMetric(NamedTuple):
     """A metric that a plan names."""
 
@@ -547,16 +597,39 @@ class PlannedMetric(NamedTuple):
     """Whether it compares with the original's images."""
 
 
-def _metric(entry: Any) -> PlannedMetric:
+class Entry(NamedTuple):
+    """A plug-in that a plan names, with settings."""
+
+    name: str
+    settings: dict[str, Any]
+    variant: str
+
+
+def _entry(kind: str, entry: Any) -> Entry:
     if not isinstance(entry, str | dict):
-        raise ExpungeError(f"plan's metrics name {entry!r}: expected a name, or a table with a name and settings")
+        raise ExpungeError(f"plan's {kind} name {entry!r}: expected a name, or a table with a name and settings")
     table = {"name": entry} if isinstance(entry, str) else dict(entry)
     name = str(table.pop("name", ""))
+    variant = ", ".join(f"{k} {v}" for k, v in table.items())
+    return Entry(name, table, f" ({variant})" if variant else "")
+
+
+def _judge(settings: Mapping[str, Any]) -> str:
+    """What the judge in a plug-in's settings is told by; empty where there is none."""
+    return Catalog("judges").open(settings["judge"]).identity() if "judge" in settings else ""
+
+
+def _metric(entry: Any) -> PlannedMetric:
+    name, table, variant = _entry("metrics", entry)
     built = measure.build(name, table)
     settings = settings_of(built)
-    judge = Catalog("judges").open(settings["judge"]).identity() if "judge" in settings else ""
-    variant = ", ".join(f"{k} {v}" for k, v in table.items())
-    return PlannedMetric(name, settings, built.version, judge, f" ({variant})" if variant else "", built.paired)
+    return PlannedMetric(name, settings, built.version, _judge(settings), variant, built.paired)
+
+
+def _analysis(entry: Any) -> PlannedAnalysis:
+    name, table, variant = _entry("analyses", entry)
+    built = analyse.build(name, table)
+    return PlannedAnalysis(name, built, _judge(settings_of(built)), variant)
 
 
 def flattened(measurements: Sequence[Planned], done: Callable[[Planned], bool] = lambda _: False) -> list[Planned]:

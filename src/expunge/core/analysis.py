@@ -1,0 +1,196 @@
+"""An analysis: looks into a model, or along an erasure, and gives numbers and figures."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple, final
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from expunge.core.backbone import Backbone
+from expunge.core.catalog import Paper
+from expunge.core.edit import Edit, Key
+from expunge.core.eraser import Eraser, Task
+from expunge.core.errors import ExpungeError
+from expunge.core.metric import Measurement
+from expunge.core.query import Query, queries
+from expunge.core.record import clustered, in_percent
+
+FORMAT = 1
+"""Of a figure's JSON."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One line, group of bars or cloud of points."""
+
+    name: str
+    x: Sequence[float | int | str]
+    y: Sequence[float | int]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    labels: Sequence[str] | None = None
+    """A word for each point."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One heat map, perhaps over an image."""
+
+    title: str
+    values: Sequence[Sequence[float]]
+    """From 0 to 1, row by row."""
+    image: Sequence[Sequence[Sequence[int]]] | None = None
+
+
+class Axis(NamedTuple):
+    """What an axis shows."""
+
+    label: str
+    log: bool = False
+
+
+UNMARKED = Axis("")
+"""An axis that needs no words."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """What a figure shows, as plain data; the report draws it."""
+
+    title: str
+    note: str
+    kind: Literal["lines", "bars", "scatter", "heatmaps"]
+    x: Axis = UNMARKED
+    y: Axis = UNMARKED
+    series: Sequence[Series] = ()
+    panels: Sequence[Panel] = ()
+
+    def __post_init__(self) -> None:
+        for line in self.series:
+            lengths = {len(part) for part in (line.x, line.y, line.low, line.high, line.labels) if part is not None}
+            if len(lengths) != 1:
+                raise ExpungeError(
+                    f"series '{line.name}' of '{self.title}' has parts of {lengths} points: expected one"
+                )
+        if bool(self.panels) != (self.kind == "heatmaps") or bool(self.series) == (self.kind == "heatmaps"):
+            raise ExpungeError(f"figure '{self.title}' of kind {self.kind}: expected panels for heatmaps, else series")
+
+    def as_json(self) -> dict[str, Any]:
+        """The figure as one JSON object."""
+        told = {"format": FORMAT, "title": self.title, "note": self.note, "kind": self.kind}
+        if self.kind == "heatmaps":
+            return {**told, "panels": [_given(panel) for panel in self.panels]}
+        axes = {"x": self.x._asdict(), "y": {"label": self.y.label}}
+        return {**told, **axes, "series": [_given(line) for line in self.series]}
+
+
+def _given(part: Series | Panel) -> dict[str, Any]:
+    return {name: value for name, value in asdict(part).items() if value is not None}
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What an analysis found."""
+
+    measurements: Sequence[Measurement]
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    """By the name of their file."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """An erasure that an analysis runs once more, to look at it on the way."""
+
+    eraser: Eraser
+    task: Task
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What an analysis looks at: a model's edits, the words in question, and how images of them are made."""
+
+    targets: Sequence[str]
+    """Words that are erased."""
+    retain: Sequence[str]
+    """Words that should have stayed."""
+    prompt: Callable[[str], str]
+    """The prompt that asks the model for a word."""
+    guidance: float
+    steps: int
+    batch: int
+    """Images at a time."""
+    seed: int = 0
+    """First seed of the images; the same for every word and every edit."""
+    edits: Sequence[Edit] = ()
+    key: Key | None = None
+    training: Training | None = None
+
+    def queries(self, words: Sequence[str], count: int) -> list[Query]:
+        """``count`` queries for each word, labelled with it."""
+        return queries([(self.prompt(w), w) for w in words], count, self.seed, self.guidance, self.steps)
+
+    def batches(self, asked: Sequence[Query]) -> list[Sequence[Query]]:
+        """The same queries, so many at a time as the model takes."""
+        return [asked[start : start + self.batch] for start in range(0, len(asked), self.batch)]
+
+    def images(self, backbone: Backbone, asked: Sequence[Query]) -> UInt8[Tensor, "b H W 3"]:
+        """An image for each query, by the model as it stands."""
+        return torch.cat([backbone.generate(part).pixels for part in self.batches(asked)])
+
+    def states(self) -> dict[str, list[Edit]]:
+        """The edits to attach for ``original``, ``edited`` and ``recovered``, as far as there are any."""
+        found: dict[str, list[Edit]] = {"original": []}
+        if self.edits:
+            found["edited"] = list(self.edits)
+        if self.key is not None:
+            found["recovered"] = [*self.edits, self.key]
+        return found
+
+
+Needs = Literal["model", "edit", "key", "training"]
+
+
+class Analysis(ABC):
+    """A way to look at what an edit did. Subclasses are frozen keyword-only dataclasses of settings."""
+
+    paper: ClassVar[Paper]
+    needs: ClassVar[Needs] = "edit"
+    """The least it can look at: a model, an edit, an edit with its key, or an erasure from its start."""
+    version: ClassVar[int] = 1
+    """Raised when the same study begins to give other numbers."""
+
+    @abstractmethod
+    def findings(self, backbone: Backbone, study: Study) -> Findings:
+        """Look at ``study``; the backbone is left as it was found.
+
+        Raises:
+            ExpungeError: if the study or the model lacks what is looked at.
+        """
+
+    @abstractmethod
+    def images(self, targets: int, retain: int, eraser: Eraser | None) -> int:
+        """About how many images it will make, of so many words and by an edit of ``eraser`` (None: the model alone)."""
+
+
+def averaged(metric: str, values: Sequence[tuple[str, float]], n_seeds: int, unit: str = "%") -> Measurement:
+    """The mean of fractions in percent; words are the clusters of its interval, or single values where there is one word."""
+    words = list(dict.fromkeys(word for word, _ in values))
+    clusters = [[v for w, v in values if w == word] for word in words] if len(words) > 1 else [[v] for _, v in values]
+    return Measurement(
+        metric=metric,
+        interval=in_percent(clustered(clusters)),
+        unit=unit,
+        n=len(values),
+        n_seeds=n_seeds,
+        per_image=[v for _, v in values],
+        labels=[w for w, _ in values],
+    )

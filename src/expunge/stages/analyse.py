@@ -1,0 +1,183 @@
+"""Analyse: a model with its edits in, or an erasure to run once more; records and figures out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from expunge.core.analysis import Analysis, Study, Training
+from expunge.core.backbone import Backbone
+from expunge.core.catalog import Catalog
+from expunge.core.concept import Concept, check_targets
+from expunge.core.edit import Edit, Key, Provenance
+from expunge.core.eraser import settings_of
+from expunge.core.errors import ExpungeError
+from expunge.core.record import Record
+from expunge.stages import erase, generate, presets
+from expunge.stages.measure import Measured, knowledge
+from expunge.store import write_json
+
+FIGURES = "figures"
+"""The folder of an analysis's figures, each a JSON file."""
+RECORDS = "records.jsonl"
+
+
+def build(name: str, settings: Mapping[str, Any]) -> Analysis:
+    """The analysis called ``name`` with ``settings``.
+
+    Raises:
+        ExpungeError: for an unknown analysis or setting.
+    """
+    return presets.filled(Catalog("analyses").load(name), name, settings)
+
+
+def study(
+    backbone: Backbone,
+    analysis: Analysis,
+    edits: Sequence[Edit],
+    key: Key | None,
+    targets: Sequence[str] = (),
+    retain: Sequence[str] = (),
+    seed: int = 0,
+) -> Study:
+    """What there is to look at, from an edit and what it says of itself: its own targets and retained words if none are given.
+
+    Raises:
+        ExpungeError: if the analysis needs more than is given.
+    """
+    made = provenances(edits)
+    aims = list(targets) or [t for p in made for t in p.targets]
+    kept = list(retain) or [r for p in made for r in p.retain if r not in aims]
+    training = None
+    if analysis.needs == "training":
+        if len(edits) != 1 or not made:
+            raise ExpungeError(f"{len(edits)} edits for an analysis along a training: expected one made by expunge")
+        training = of_provenance(backbone, made[0], key)
+    return planned(backbone, analysis, aims, kept, {}, seed, edits, key, training)
+
+
+def planned(
+    backbone: Backbone,
+    analysis: Analysis,
+    targets: Sequence[str],
+    retain: Sequence[str],
+    prompts: Mapping[str, str],
+    seed: int,
+    edits: Sequence[Edit],
+    key: Key | None,
+    training: Training | None,
+) -> Study:
+    """A study of these words, each asked for by its prompt or, without one, by the model's own template.
+
+    Raises:
+        ExpungeError: if the analysis needs more than is given.
+    """
+    check_targets([Concept(name=t) for t in targets], list(retain))
+    lacking = {
+        "edit": not edits and "an edit (--edit)",
+        "key": key is None and "an edit's private key (--key)",
+        "training": training is None and "an edit that was trained (--edit)",
+    }.get(analysis.needs)
+    if lacking:
+        raise ExpungeError(f"{type(analysis).__name__} with nothing to look at: expected {lacking}")
+    guidance, steps = presets.generation(backbone)
+    template = presets.prompt(backbone)
+    return Study(
+        targets=targets,
+        retain=retain,
+        prompt=lambda word: prompts.get(word) or generate.fill(template, word),
+        guidance=guidance,
+        steps=steps,
+        batch=presets.batch(backbone),
+        seed=seed,
+        edits=edits,
+        key=key,
+        training=training,
+    )
+
+
+def of_provenance(backbone: Backbone, made: Provenance, key: Key | None) -> Training:
+    """The erasure that gave an edit, to be run once more.
+
+    Raises:
+        ExpungeError: if it had images that are not to be had again, or drew with a secret that no key tells.
+    """
+    if any(shown["given"] for shown in made.images.values()):
+        raise ExpungeError(f"{made.eraser} was given images: expected an erasure that can be run again without them")
+    salt = "" if key is None else str(key.fields().get("salt", ""))
+    if made.salt_sha256 and not salt:
+        raise ExpungeError(f"{made.eraser} drew its random numbers with a secret: expected its key (--key)")
+    aims = [Concept(name=t, anchor=a) for t, a in zip(made.targets, made.anchors, strict=True)]
+    return training(backbone, made.eraser, made.settings, aims, made.retain, made.seed, salt)
+
+
+def training(
+    backbone: Backbone,
+    method: str,
+    settings: Mapping[str, Any],
+    targets: Sequence[Concept],
+    retain: Sequence[str],
+    seed: int,
+    salt: str,
+) -> Training:
+    """An erasure with its images, ready to run."""
+    eraser = erase.build(method, dict(settings), None)
+    return Training(eraser=eraser, task=erase.prepared(backbone, eraser, list(targets), retain, seed, salt))
+
+
+def provenances(edits: Sequence[Edit]) -> list[Provenance]:
+    """How edits were made, of those that say so."""
+    return [e.provenance for e in edits if e.provenance is not None]
+
+
+def run(
+    backbone: Backbone,
+    name: str,
+    analysis: Analysis,
+    what: Study,
+    made: Sequence[Provenance],
+    out: Path,
+    split: str = "none",
+) -> list[Measured]:
+    """Look at a study; writes its figures into the folder ``out`` and returns its records with the values behind them."""
+    before = backbone.cost
+    found = analysis.findings(backbone, what)
+    for figure, drawn in found.figures.items():
+        write_json(out / FIGURES / f"{figure}.json", drawn.as_json())
+    told = [asdict(p) for p in made]
+    known = knowledge(told)
+    common: dict[str, Any] = {
+        "subject": "edited" if made else "original",
+        "eraser": "+".join(p.eraser for p in made) or None,
+        "concepts": list(what.targets),
+        "model": backbone.name,
+        "split": split,
+        "seed": made[-1].seed if made else 0,
+        "knowledge": {**known, "same_judge": getattr(analysis, "judge", None) in known["oracles"]},
+        "provenance": {
+            "analysis": name,
+            "settings": settings_of(analysis),
+            "edits": [e.id for e in what.edits],
+            "made_by": [{k: p[k] for k in ("eraser", "settings", "seconds", "cost")} for p in told],
+            "retain_measured": list(what.retain),
+            "first_seed": what.seed,
+            "key": None if what.key is None else what.key.id,
+            "dtype": str(backbone.dtype).removeprefix("torch."),
+            "sampling": {"guidance": what.guidance, "steps": what.steps},
+            "cost": asdict(backbone.cost - before),
+        },
+    }
+    return [
+        Measured(
+            Record(
+                metric=m.metric,
+                **{end: round(number, 4) for end, number in m.interval._asdict().items()},
+                n=m.n,
+                n_seeds=m.n_seeds,
+                unit=m.unit,
+                **common,
+            ),
+            list(zip(m.labels, m.per_image, strict=True)),
+        )
+        for m in found.measurements
+    ]

@@ -1,0 +1,52 @@
+"""The testbed's own CLIP: its text tower and that tower's image partner, which were trained to agree."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from expunge import testbed
+from expunge.testbed.networks import as_input
+
+
+def similarity(images: UInt8[Tensor, "i H W 3"], texts: Sequence[str]) -> Float[Tensor, "i t"]:
+    """Cosine of every image with every text."""
+    return image_vectors(images) @ text_vectors(texts).T
+
+
+@torch.no_grad()
+def image_vectors(images: UInt8[Tensor, "i H W 3"]) -> Float[Tensor, "i d"]:
+    """Unit vectors of images in the space that they share with texts."""
+    space, partner = _space(), testbed.network("partner")
+    features = (partner.features(as_input(images)) - space["mean"]) / space["std"].clamp(min=1e-4)
+    return torch.nn.functional.normalize(features @ space["weight"].T, dim=-1)
+
+
+@torch.no_grad()
+def text_vectors(texts: Sequence[str]) -> Float[Tensor, "t d"]:
+    """Unit vectors of texts in the space that they share with images: those of their end tokens."""
+    tokenizer, tower = _reader()
+    length = tower.config.max_position_embeddings
+    ids = tokenizer(
+        list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    ).input_ids
+    return torch.nn.functional.normalize(tower(input_ids=ids).pooler_output @ _space()["text"].T, dim=-1)
+
+
+@cache
+def _space() -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return {k: v.float() for k, v in load_file(testbed.FOLDER / "networks" / "shared_space.safetensors").items()}
+
+
+@cache
+def _reader() -> tuple[Any, Any]:
+    """The tokenizer, and the text tower in float32."""
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    tower = CLIPTextModel.from_pretrained(testbed.FOLDER / "text_encoder", dtype=torch.float32)
+    return CLIPTokenizer.from_pretrained(testbed.FOLDER / "tokenizer"), tower.eval().requires_grad_(False)
