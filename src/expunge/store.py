@@ -264,7 +264,7 @@ def write_images(
                 row, query = next(waiting)
                 name = image_name(row, query)
                 Image.fromarray(pixels).save(folder / name)
-                lines.write(json.dumps({"file_name": name, **asdict(query), **notes(row)}) + "\n")
+                lines.write(json.dumps({"file_name": name, **query.as_json(), **notes(row)}) + "\n")
 
 
 def copy_images(folder: Path, names: Sequence[str], place: Path) -> None:

@@ -39,7 +39,7 @@ def render(
     batch: int | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Iterator[UInt8[Tensor, "b H W 3"]]:
-    """Images of ``queries`` in order, in batches (of the preset's size) of queries that share guidance and steps."""
+    """Images of ``queries`` in order, in batches (of the preset's size) of queries that are alike."""
     batch = presets.batch(backbone) if batch is None else batch
     if batch < 1:
         raise ExpungeError(f"batch {batch}: expected 1 or more")
@@ -47,16 +47,12 @@ def render(
     while start < len(queries):
         first = queries[start]
         end = start
-        while end < min(start + batch, len(queries)) and _alike(queries[end], first):
+        while end < min(start + batch, len(queries)) and queries[end].alike(first):
             end += 1
         yield backbone.generate(queries[start:end]).pixels
         if on_batch is not None:
             on_batch(end - start)
         start = end
-
-
-def _alike(a: Query, b: Query) -> bool:
-    return (a.guidance, a.steps) == (b.guidance, b.steps)
 
 
 def _filtered(
