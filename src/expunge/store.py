@@ -309,8 +309,16 @@ def read_run(folder: Path) -> dict[str, Any]:
     return made
 
 
-def read_images(folder: Path) -> list[Shot]:
-    """The images of a folder, as its ``metadata.jsonl`` lists them.
+def roles_in(folder: Path) -> set[str]:
+    """The roles that a folder of images tells apart in its ``metadata.jsonl``; none if it has none."""
+    file = folder / "metadata.jsonl"
+    return {str(row["role"]) for row in read_lines(file) if "role" in row} if file.is_file() else set()
+
+
+def read_images(folder: Path, role: str | None = None) -> list[Shot]:
+    """The images of a folder, as its ``metadata.jsonl`` lists them; those of a ``role`` in the order of their pairs.
+
+    A folder that tells no roles apart serves any.
 
     Raises:
         ExpungeError: if it has none, a line is damaged, or a path leads out of the folder.
@@ -319,7 +327,10 @@ def read_images(folder: Path) -> list[Shot]:
     if not file.is_file():
         raise ExpungeError(f"'{folder}' is not an image folder: expected a metadata.jsonl in it")
     shots: list[Shot] = []
-    for number, row in enumerate(read_lines(file), 1):
+    rows = list(enumerate(read_lines(file), 1))
+    if role is not None and any("role" in row for _, row in rows):
+        rows = sorted((r for r in rows if r[1].get("role") == role), key=lambda r: int(r[1].get("pair", 0)))
+    for number, row in rows:
         try:
             name, prompt, seed, label = str(row["file_name"]), str(row["prompt"]), int(row["seed"]), row.get("label")
             path = (folder / name).resolve()
@@ -339,14 +350,16 @@ def read_images(folder: Path) -> list[Shot]:
     return shots
 
 
-def read_any_images(folder: Path, size: tuple[int, int] | None = None) -> list[Shot]:
+def read_any_images(folder: Path, size: tuple[int, int] | None = None, role: str | None = None) -> list[Shot]:
     """The images of a folder with or without ``metadata.jsonl``, cut and scaled to (height, width) if a ``size`` is given.
+
+    Of a folder that tells roles apart, those of ``role``.
 
     Raises:
         ExpungeError: if there is none.
     """
     if (folder / "metadata.jsonl").is_file():
-        return [replace(shot, pixels=partial(read_pixels, shot.path, size)) for shot in read_images(folder)]
+        return [replace(shot, pixels=partial(read_pixels, shot.path, size)) for shot in read_images(folder, role)]
     known = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
     paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in known)
     if not paths:

@@ -14,7 +14,7 @@ from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.concept import Concept
 from expunge.core.edit import Edit, Key, Weights, fingerprint
-from expunge.core.eraser import Eraser, Step, Task, settings_of
+from expunge.core.eraser import Eraser, Redrawn, Step, Task, settings_of
 from expunge.core.errors import ExpungeError
 from expunge.core.metric import Metric
 from expunge.core.query import Query, Shot
@@ -92,10 +92,16 @@ def check_eraser(eraser: Eraser, backbone: Backbone, task: Task | None = None) -
     return edit
 
 
-def _noisy_images(wanted: Mapping[str, Sequence[str]], backbone: Backbone) -> dict[str, list[Shot]]:
+def _noisy_images(wanted: Mapping[str, Sequence[str | Redrawn]], backbone: Backbone) -> dict[str, list[Shot]]:
     generator = torch.Generator().manual_seed(0)
     drawn = {
-        name: [(p, torch.randint(0, 256, (*backbone.image_size, 3), generator=generator).byte()) for p in prompts]
+        name: [
+            (
+                p if isinstance(p, str) else p.prompt,
+                torch.randint(0, 256, (*backbone.image_size, 3), generator=generator).byte(),
+            )
+            for p in prompts
+        ]
         for name, prompts in wanted.items()
     }
     return {

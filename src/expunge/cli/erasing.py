@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,7 +32,8 @@ class Erase:
     out: Path
     """Folder for edit.safetensors (and key.safetensors, for a method with a private key)."""
     images: Words = ()
-    """Folder of images for a method that wants some (the model makes them otherwise); TARGET=FOLDER for several targets."""
+    """Folder of images for a method that wants some (the model makes them otherwise; pairs by `expunge pairs`);
+    TARGET=FOLDER for several targets, unsafe=FOLDER and safe=FOLDER for pairs in two folders."""
     on: Paths = ()
     """An edit the model already carries; repeat in order."""
     preset: bool = True
@@ -120,7 +121,7 @@ def _made(options: Erase, method: str, eraser: "Eraser") -> _Made:
     goal = goal_of(options.until, options.budget, options.judge) if options.until else None
     stage.check_folder(options.out, eraser, options.overwrite)
     aims, retain = stage.concepts(options.target), list(options.retain)
-    how = {"images": _image_folders(options.images, options.target), "seed": options.seed}
+    how = {"images": _image_folders(options.images, eraser.needs(aims)), "seed": options.seed}
     backbone, found = options.model.open(), None
     with backbone.attached([load_edit(path) for path in options.on]):
         if goal is None:
@@ -164,13 +165,13 @@ def _as_json(found: "Found") -> dict[str, Any]:
     }
 
 
-def _image_folders(given: Sequence[str], targets: Sequence[str]) -> dict[str, Path]:
-    """Folders by target, from FOLDER or TARGET=FOLDER."""
-    from expunge.stages.erase import concepts, folders
+def _image_folders(given: Sequence[str], roles: Iterable[str]) -> dict[str, Path]:
+    """Folders by role, from FOLDER or ROLE=FOLDER."""
+    from expunge.stages.erase import folders
 
-    parts = [word.partition("=") for word in given]
-    named = {name: path for name, sign, path in parts if sign and name in targets}
+    names, parts = list(roles), [word.partition("=") for word in given]
+    named = {name: path for name, sign, path in parts if sign and name in names}
     bare = [word for word in given if word.partition("=")[0] not in named]
     if len(bare) > 1 or (bare and named):
         raise ExpungeError(f"images '{bare[0]}' beside others: expected one folder, or TARGET=FOLDER for each target")
-    return folders(bare[0] if bare else named, concepts(targets))
+    return folders(bare[0] if bare else named, names)

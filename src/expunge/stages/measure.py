@@ -133,8 +133,15 @@ def _knowledge(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "images": {role: shown for p in provenances for role, shown in p.get("images", {}).items()},
         "retain": [r for p in provenances for r in p["retain"]],
         "random_texts": max([p["settings"].get("retain_random", 0) for p in provenances], default=0),
-        "oracles": [p["search"]["judge"] for p in provenances if p.get("search")],
+        "oracles": _oracles(provenances),
     }
+
+
+def _oracles(provenances: Sequence[dict[str, Any]]) -> list[str]:
+    """The judges that settings were searched with, or that chose the images of a method."""
+    searched = [p["search"]["judge"] for p in provenances if p.get("search")]
+    chosen = [had["judge"] for p in provenances for had in p.get("images", {}).values() if had.get("judge")]
+    return list(dict.fromkeys([*searched, *chosen]))
 
 
 def _anchor(settings: dict[str, Any]) -> str | None:
