@@ -5,7 +5,7 @@ import sys
 import warnings
 from collections.abc import Callable
 
-from expunge.cli.erasing import erase
+from expunge.cli.erasing import erase, pairs
 from expunge.cli.look import list_, show
 from expunge.cli.options import say
 from expunge.cli.plans import bench, clean
@@ -15,6 +15,7 @@ from expunge.core.errors import ExpungeError, ExpungeWarning, unknown
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "demo": ("erase a concept from the model in the box, and show it", demo),
     "erase": ("remove concepts: METHOD --target WORDS --out FOLDER", erase),
+    "pairs": ("make pairs of unsafe and safe images, for methods that learn from them", pairs),
     "generate": ("make images with a model and its edits", generate),
     "measure": ("measure a folder of images: METRIC --images FOLDER", measure),
     "screen": ("look through a folder of images for concepts and words", screen),
