@@ -7,12 +7,12 @@ import re
 import shutil
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from expunge.core.concept import ConceptSet, Part
 from expunge.core.cost import Cost
 from expunge.core.edit import Edit, Guidance, Provenance, Weights
 from expunge.core.errors import ExpungeError, unknown
-from expunge.core.query import Query, Shot
+from expunge.core.query import LearnedWord, Query, Shot
 from expunge.core.record import Record
 
 FORMAT = 1
@@ -37,6 +37,8 @@ EDIT, KEY = "edit.safetensors", "key.safetensors"
 """What an erasure writes: the edit and, where the method makes one, the private key to it."""
 RUN = "run.json"
 """The file in an image folder that says what made it."""
+QUERIES, WORDS = "queries.json", "words.safetensors"
+"""The files of a folder of queries: what is asked, and the vectors of learned words."""
 MODEL = "expunge.json"
 """The file in a model folder that says which kind of model it is, and which edits were fused."""
 
@@ -238,6 +240,57 @@ def with_provenance(edit: Edit, provenance: Provenance | None, requires: tuple[s
     if requires is not None:
         object.__setattr__(edit, "requires", requires)
     return edit
+
+
+# queries --------------------------------------------------------------------------------------------------------------
+def write_queries(path: Path, queries: Sequence[Query], about: Mapping[str, Any], overwrite: bool = False) -> None:
+    """Write queries into a new folder: ``queries.json``, and the vectors of learned words beside it.
+
+    Raises:
+        ExpungeError: for a query that starts from an image, which has no place here.
+    """
+    if any(q.start is not None for q in queries):
+        raise ExpungeError("a query that starts from an image cannot be stored: expected queries of words alone")
+    words = {q.learned.id: q.learned.vectors for q in queries if q.learned is not None}
+    with new_folder(path, overwrite, marker=QUERIES) as folder:
+        save_file({name: v.detach().cpu().contiguous() for name, v in words.items()}, folder / WORDS)
+        rows = [q.as_json() for q in queries]
+        write_json(folder / QUERIES, {"format": FORMAT, "about": dict(about), "queries": rows})
+
+
+class StoredQueries(NamedTuple):
+    """Queries, and how they were found."""
+
+    queries: list[Query]
+    about: dict[str, Any]
+
+
+def read_queries(folder: Path) -> StoredQueries:
+    """Queries, and how they were found, as `write_queries` wrote them.
+
+    Raises:
+        ExpungeError: if there are none, they are damaged, or a learned word is not what its id says.
+    """
+    file = folder / QUERIES
+    if not file.is_file():
+        raise ExpungeError(f"'{folder}' holds no {QUERIES}: expected a folder that `expunge attack` wrote")
+    try:
+        content = json.loads(file.read_text())
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']}, not {FORMAT}")
+        with safe_open(folder / WORDS, "pt") as opened:
+            vectors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (not a dict)
+        found: list[Query] = []
+        for row in content["queries"]:
+            told, word = row.pop("learned", None), None
+            if told is not None:
+                word = LearnedWord(word=told["word"], vectors=vectors[told["id"]])
+                if word.id != told["id"]:
+                    raise ValueError(f"learned word {told['id']} has other vectors")
+            found.append(Query(learned=word, **row))
+        return StoredQueries(found, dict(content["about"]))
+    except (KeyError, TypeError, ValueError, SafetensorError, OSError) as error:
+        raise ExpungeError(f"'{file}' is damaged: expected what `expunge attack` writes ({error})") from error
 
 
 # image folders --------------------------------------------------------------------------------------------------------

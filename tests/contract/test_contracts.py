@@ -9,9 +9,11 @@ from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept
 from expunge.core.eraser import Eraser, Step
 from expunge.core.judge import Judge
+from expunge.core.query import queries
 from expunge.erasers.uce import UCE
+from expunge.stages import attack as attacks
 from expunge.stages import erase
-from expunge.testing import BrokenPromiseError, check_eraser, check_metric
+from expunge.testing import BrokenPromiseError, check_attack, check_eraser, check_metric
 
 SHORT = {"iterations": 3, "batch": 2, "lr": 1e-3, "sampling": {"sampling_steps": 4}}
 SETTINGS = {
@@ -30,6 +32,19 @@ SETTINGS = {
 @pytest.mark.parametrize("name", Catalog("erasers").entries())
 def test_eraser(name, backbone):
     check_eraser(erase.build(name, SETTINGS.get(name, {}), None), backbone)
+
+
+ATTACKS = {"concept-inversion": {"iterations": 2, "images": 3, "batch": 2, "accumulation": 2, "templates": ["a {}"]}}
+
+
+@pytest.mark.parametrize("name", Catalog("attacks").entries())
+@pytest.mark.parametrize("edited", [False, True])
+def test_attack(name, edited, backbone):
+    attack = attacks.build(name, ATTACKS.get(name, {}))
+    asked = queries([("a church", "church"), ("a dog", "dog")], 2, 5, 3.0, 2)
+    edit = erase.run(backbone, "uce", UCE(anchor="cat"), [Concept(name="church")], []) if edited else None
+    with backbone.attached([] if edit is None else [edit]):
+        check_attack(attack, backbone, asked)
 
 
 @pytest.mark.parametrize("name", Catalog("metrics").entries())

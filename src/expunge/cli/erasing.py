@@ -121,7 +121,7 @@ def _made(options: Erase, method: str, eraser: "Eraser") -> _Made:
     goal = goal_of(options.until, options.budget, options.judge) if options.until else None
     stage.check_folder(options.out, eraser, options.overwrite)
     aims, retain = stage.concepts(options.target), list(options.retain)
-    how = {"images": _image_folders(options.images, eraser.needs(aims)), "seed": options.seed}
+    how = {"images": image_folders(options.images, eraser.needs(aims)), "seed": options.seed}
     backbone, found = options.model.open(), None
     with backbone.attached([load_edit(path) for path in options.on]):
         if goal is None:
@@ -165,7 +165,7 @@ def _as_json(found: "Found") -> dict[str, Any]:
     }
 
 
-def _image_folders(given: Sequence[str], roles: Iterable[str]) -> dict[str, Path]:
+def image_folders(given: Sequence[str], roles: Iterable[str]) -> dict[str, Path]:
     """Folders by role, from FOLDER or ROLE=FOLDER."""
     from expunge.stages.erase import folders
 

@@ -499,6 +499,19 @@ class Backbone(ABC):
 
     @final
     @contextmanager
+    def bare(self) -> Iterator[None]:
+        """The model without its edits, which are attached again, as they were, on exit."""
+        stack = list(self._stack)
+        for edit, _ in reversed(stack):
+            self.detach(edit)
+        try:
+            yield
+        finally:
+            for edit, strength in stack:
+                self.attach(edit, strength=strength, any_base=True)
+
+    @final
+    @contextmanager
     def attached(self, edits: Sequence[Edit], strength: float = 1.0, any_base: bool = False) -> Iterator[None]:
         """Attach edits in order and detach them on exit; ``strength`` is for those that have weights."""
         done: list[Edit] = []

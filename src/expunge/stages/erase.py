@@ -171,13 +171,20 @@ def prepared(
     unwanted = [name for name in given if name not in wanted]
     if unwanted:
         raise ExpungeError(f"images for '{unwanted[0]}' are given to a method that wants none: expected none")
+    return with_images(backbone, bare, wanted, given)
+
+
+def with_images(
+    backbone: Backbone, task: Task, wanted: Mapping[str, Sequence[str | Redrawn]], given: Mapping[str, Path]
+) -> Task:
+    """``task`` with the images ``wanted``: read from the folders ``given``, or made by the model as it is."""
     shots: dict[str, Sequence[Shot]] = {}
     for role, prompts in wanted.items():
         if role in given:
             shots[role] = read_any_images(given[role], backbone.image_size, role)
         else:
-            shots[role] = list(_made(backbone, bare, role, prompts, shots))
-    return replace(bare, images=shots)
+            shots[role] = list(_made(backbone, task, role, prompts, shots))
+    return replace(task, images=shots)
 
 
 def _made(

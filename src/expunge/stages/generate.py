@@ -1,8 +1,9 @@
 """Generate: model, edits and queries in; an image folder out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import UInt8
@@ -95,13 +96,14 @@ def to_folder(
     any_base: bool = False,
     control: str | None = None,
     by: Filter | None = None,
+    attack: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     on_batch: Callable[[int], None] | None = None,
 ) -> Path:
     """Generate with ``edits`` attached (and detached afterwards) into the folder ``out``.
 
     ``control`` names the kind of recovery that the images show, if they show one. A filter ``by`` holds prompts and images
-    back; what is shown instead says so in its line of the metadata.
+    back; what is shown instead says so in its line of the metadata. ``attack`` says how queries were found, if by an attack.
     Beside images and ``metadata.jsonl`` it writes ``run.json``: model, edits, settings, and the evaluations it took.
     """
     if not queries:
@@ -127,6 +129,7 @@ def to_folder(
                 if not e.private
             ],
             "filter": None if by is None else described(by),
+            **({} if attack is None else {"attack": dict(attack)}),
             "key": next((e.id for e in edits if e.private), None),
             "cost": asdict(backbone.cost - before),
         }

@@ -95,6 +95,7 @@ def measured(
             **({} if reference is None else _compared(reference, shots, others)),
             "strength": made.get("strength"),
             "control": made.get("control"),
+            **({"attack": made["attack"]} if made.get("attack") else {}),
             "key": made.get("key"),
             "dtype": made.get("dtype"),
             "sampling": made.get("sampling"),
