@@ -1,5 +1,6 @@
 """Attacks as a room: queries to a folder, and from there to images and records."""
 
+import dataclasses
 import json
 
 import pytest
@@ -11,7 +12,8 @@ from expunge.core.concept import Concept
 from expunge.core.errors import ExpungeError
 from expunge.core.query import LearnedWord, Query, Start
 from expunge.erasers.uce import UCE
-from expunge.stages import attack, erase, generate, measure
+from expunge.stages import attack, bench, erase, generate, measure
+from expunge.stages.plan import Plan, Planner
 from expunge.store import load_edit, read_queries, read_run, write_queries
 
 SETTINGS = {"iterations": 2, "images": 2, "batch": 2, "accumulation": 1, "templates": ["a {}"], "lr": 0.1}
@@ -125,3 +127,39 @@ def test_attack_generate_and_measure_from_the_command_line(folder, tmp_path, cap
         assert message in error
         assert error.count("\n") == 1
         assert not (tmp_path / "x").exists()
+
+
+def test_a_plan_attacks_every_row_and_measures_the_targets(tmp_path):
+    settings = {**SETTINGS, "iterations": 1, "prompts": ["image of a {}"]}
+    plan = Plan(
+        about="Attacks.",
+        set="objects10",
+        grid={"method": ["original", "uce"]},
+        splits={"one": ["church"]},
+        method={"uce": {"eraser": "uce"}},
+        count=1,
+        control_count=2,
+        attacks=(
+            {"name": "concept-inversion", **settings},
+            {"name": "concept-inversion", **settings, "search": "random"},
+        ),
+        image_dtype="float32",
+    )
+    summary = bench.run(plan, tmp_path / "store", tmp_path / "out")
+    groups = {(r["method"], r["group"]): r for r in summary if r.get("metric") == "esr@1" and "attack" in r["group"]}
+    assert len(groups) == 4
+    rows = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    attacked = [r for r in rows if "attack" in r["provenance"] and r["metric"] == "esr@1"]
+    assert len(attacked) == 4
+    spent = {(r["provenance"]["method"], r["provenance"]["attack"]["settings"]["search"]) for r in attacked}
+    assert spent == {(m, s) for m in ("original", "uce") for s in ("gradient", "random")}
+    assert all(
+        r["provenance"]["attack"]["cost"] in ({"forward": 0, "trained": 2}, {"forward": 6, "trained": 0})
+        for r in attacked
+    )
+    assert "attack: concept-inversion" in (tmp_path / "out" / "table.md").read_text()
+    before = {p.name for p in (tmp_path / "store").iterdir()}
+    bench.run(plan, tmp_path / "store", tmp_path / "out")
+    assert {p.name for p in (tmp_path / "store").iterdir()} == before
+    with pytest.raises(ExpungeError, match="did you mean 'concept-inversion'"):
+        Planner(dataclasses.replace(plan, attacks=("concept-invasion",)))
