@@ -1,8 +1,8 @@
 """Jobs: pure JSON in, one result file out; a result that exists is not computed again.
 
 A job is an object with its room (``erase``, ``memory``, ``attack``, ``generate`` or ``measure``), everything the room needs,
-and the keys of the jobs whose files it reads. Its own key is the sha256 of all that. `run_job` needs nothing else than a job and
-a store, so that any executor can call it.
+and the keys of the jobs whose files it reads. Its own key is the sha256 of all that. `run_job` needs nothing else than a job
+and a store, so that any executor can call it.
 """
 
 import hashlib
