@@ -40,7 +40,11 @@ def main() -> None:
             "others": len(seen) - shown,
             "points": [{k: round(v, 2) for k, v in p._asdict().items()} for p in curve.points],
         }
-        print(judge, f"area {curve.area:.4f}", *(f"{p.threshold}: {p.caught:.1f}/{p.false_alarms:.1f}" for p in curve.points))
+        print(
+            judge,
+            f"area {curve.area:.4f}",
+            *(f"{p.threshold}: {p.caught:.1f}/{p.false_alarms:.1f}" for p in curve.points),
+        )
     write_json(HERE / "filter-roc.json", found, overwrite=True)
 
 

@@ -191,6 +191,12 @@ def test_a_single_file_goes_in_and_comes_out_with_its_figures(folder, tmp_path, 
         (["measure", "fid", "--images", "{tmp}/old"], "unknown metric"),
         (["show", "{tmp}/file"], "damaged"),
         (["demo", "--target", "chruch", "--out", "{tmp}/o"], "did you mean 'church'"),
+        (["pairs", "--unsafe", "a", "--out", "{tmp}/o"], "1 unsafe prompts and 0 safe ones"),
+        (["pairs", "--unsafe-images", "{tmp}", "--out", "{tmp}/o"], "expected --unsafe-images and --safe-images"),
+        (
+            ["pairs", "--unsafe-images", "{tmp}", "--safe-images", "{tmp}/old", "--out", "{tmp}/o"],
+            "holds no image",
+        ),
         (["lst"], "did you mean 'list'"),
     ],
 )

@@ -7,12 +7,12 @@ import re
 import shutil
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from expunge.core.concept import ConceptSet, Part
 from expunge.core.cost import Cost
 from expunge.core.edit import Edit, Guidance, Provenance, Weights
 from expunge.core.errors import ExpungeError, unknown
-from expunge.core.query import Query, Shot
+from expunge.core.query import LearnedWord, Query, Shot
 from expunge.core.record import Record
 
 FORMAT = 1
@@ -37,6 +37,8 @@ EDIT, KEY = "edit.safetensors", "key.safetensors"
 """What an erasure writes: the edit and, where the method makes one, the private key to it."""
 RUN = "run.json"
 """The file in an image folder that says what made it."""
+QUERIES, WORDS = "queries.json", "words.safetensors"
+"""The files of a folder of queries: what is asked, and the vectors of learned words."""
 MODEL = "expunge.json"
 """The file in a model folder that says which kind of model it is, and which edits were fused."""
 
@@ -240,6 +242,57 @@ def with_provenance(edit: Edit, provenance: Provenance | None, requires: tuple[s
     return edit
 
 
+# queries --------------------------------------------------------------------------------------------------------------
+def write_queries(path: Path, queries: Sequence[Query], about: Mapping[str, Any], overwrite: bool = False) -> None:
+    """Write queries into a new folder: ``queries.json``, and the vectors of learned words beside it.
+
+    Raises:
+        ExpungeError: for a query that starts from an image, which has no place here.
+    """
+    if any(q.start is not None for q in queries):
+        raise ExpungeError("a query that starts from an image cannot be stored: expected queries of words alone")
+    words = {q.learned.id: q.learned.vectors for q in queries if q.learned is not None}
+    with new_folder(path, overwrite, marker=QUERIES) as folder:
+        save_file({name: v.detach().cpu().contiguous() for name, v in words.items()}, folder / WORDS)
+        rows = [q.as_json() for q in queries]
+        write_json(folder / QUERIES, {"format": FORMAT, "about": dict(about), "queries": rows})
+
+
+class StoredQueries(NamedTuple):
+    """Queries, and how they were found."""
+
+    queries: list[Query]
+    about: dict[str, Any]
+
+
+def read_queries(folder: Path) -> StoredQueries:
+    """Queries, and how they were found, as `write_queries` wrote them.
+
+    Raises:
+        ExpungeError: if there are none, they are damaged, or a learned word is not what its id says.
+    """
+    file = folder / QUERIES
+    if not file.is_file():
+        raise ExpungeError(f"'{folder}' holds no {QUERIES}: expected a folder that `expunge attack` wrote")
+    try:
+        content = json.loads(file.read_text())
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']}, not {FORMAT}")
+        with safe_open(folder / WORDS, "pt") as opened:
+            vectors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (not a dict)
+        found: list[Query] = []
+        for row in content["queries"]:
+            told, word = row.pop("learned", None), None
+            if told is not None:
+                word = LearnedWord(word=told["word"], vectors=vectors[told["id"]])
+                if word.id != told["id"]:
+                    raise ValueError(f"learned word {told['id']} has other vectors")
+            found.append(Query(learned=word, **row))
+        return StoredQueries(found, dict(content["about"]))
+    except (KeyError, TypeError, ValueError, SafetensorError, OSError) as error:
+        raise ExpungeError(f"'{file}' is damaged: expected what `expunge attack` writes ({error})") from error
+
+
 # image folders --------------------------------------------------------------------------------------------------------
 def image_name(row: int, query: Query) -> str:
     """File name of the image in a row of the metadata: unique, and readable."""
@@ -264,7 +317,7 @@ def write_images(
                 row, query = next(waiting)
                 name = image_name(row, query)
                 Image.fromarray(pixels).save(folder / name)
-                lines.write(json.dumps({"file_name": name, **asdict(query), **notes(row)}) + "\n")
+                lines.write(json.dumps({"file_name": name, **query.as_json(), **notes(row)}) + "\n")
 
 
 def copy_images(folder: Path, names: Sequence[str], place: Path) -> None:
@@ -309,8 +362,16 @@ def read_run(folder: Path) -> dict[str, Any]:
     return made
 
 
-def read_images(folder: Path) -> list[Shot]:
-    """The images of a folder, as its ``metadata.jsonl`` lists them.
+def roles_in(folder: Path) -> set[str]:
+    """The roles that a folder of images tells apart in its ``metadata.jsonl``; none if it has none."""
+    file = folder / "metadata.jsonl"
+    return {str(row["role"]) for row in read_lines(file) if "role" in row} if file.is_file() else set()
+
+
+def read_images(folder: Path, role: str | None = None) -> list[Shot]:
+    """The images of a folder, as its ``metadata.jsonl`` lists them; those of a ``role`` in the order of their pairs.
+
+    A folder that tells no roles apart serves any.
 
     Raises:
         ExpungeError: if it has none, a line is damaged, or a path leads out of the folder.
@@ -319,7 +380,10 @@ def read_images(folder: Path) -> list[Shot]:
     if not file.is_file():
         raise ExpungeError(f"'{folder}' is not an image folder: expected a metadata.jsonl in it")
     shots: list[Shot] = []
-    for number, row in enumerate(read_lines(file), 1):
+    rows = list(enumerate(read_lines(file), 1))
+    if role is not None and any("role" in row for _, row in rows):
+        rows = sorted((r for r in rows if r[1].get("role") == role), key=lambda r: int(r[1].get("pair", 0)))
+    for number, row in rows:
         try:
             name, prompt, seed, label = str(row["file_name"]), str(row["prompt"]), int(row["seed"]), row.get("label")
             path = (folder / name).resolve()
@@ -339,14 +403,16 @@ def read_images(folder: Path) -> list[Shot]:
     return shots
 
 
-def read_any_images(folder: Path, size: tuple[int, int] | None = None) -> list[Shot]:
+def read_any_images(folder: Path, size: tuple[int, int] | None = None, role: str | None = None) -> list[Shot]:
     """The images of a folder with or without ``metadata.jsonl``, cut and scaled to (height, width) if a ``size`` is given.
+
+    Of a folder that tells roles apart, those of ``role``.
 
     Raises:
         ExpungeError: if there is none.
     """
     if (folder / "metadata.jsonl").is_file():
-        return [replace(shot, pixels=partial(read_pixels, shot.path, size)) for shot in read_images(folder)]
+        return [replace(shot, pixels=partial(read_pixels, shot.path, size)) for shot in read_images(folder, role)]
     known = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
     paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in known)
     if not paths:

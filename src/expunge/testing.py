@@ -5,17 +5,18 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from expunge.core.analysis import Analysis, Findings, Study
-from expunge.core.attack import Attack
+from expunge.core.attack import Access, Attack
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.concept import Concept
 from expunge.core.edit import Edit, Key, Weights, fingerprint
-from expunge.core.eraser import Eraser, Step, Task, settings_of
+from expunge.core.eraser import Eraser, Redrawn, Step, Task, settings_of
 from expunge.core.errors import ExpungeError
 from expunge.core.metric import Metric
 from expunge.core.query import Query, Shot
@@ -93,10 +94,16 @@ def check_eraser(eraser: Eraser, backbone: Backbone, task: Task | None = None) -
     return edit
 
 
-def _noisy_images(wanted: Mapping[str, Sequence[str]], backbone: Backbone) -> dict[str, list[Shot]]:
+def _noisy_images(wanted: Mapping[str, Sequence[str | Redrawn]], backbone: Backbone) -> dict[str, list[Shot]]:
     generator = torch.Generator().manual_seed(0)
     drawn = {
-        name: [(p, torch.randint(0, 256, (*backbone.image_size, 3), generator=generator).byte()) for p in prompts]
+        name: [
+            (
+                p if isinstance(p, str) else p.prompt,
+                torch.randint(0, 256, (*backbone.image_size, 3), generator=generator).byte(),
+            )
+            for p in prompts
+        ]
         for name, prompts in wanted.items()
     }
     return {
@@ -169,13 +176,34 @@ def _check_attached(edit: Edit, backbone: Backbone, task: Task, before: str) -> 
 
 
 def check_attack(attack: Attack, backbone: Backbone, queries: Sequence[Query]) -> list[Query]:
-    """Check what every attack promises: it leaves the model as it was, and gives the same queries for the same seed."""
+    """Check what every attack promises, on a small backbone; returns what it makes of ``queries`` that ask for a church.
+
+    It leaves the model and its edits as they were; the same seed gives the same queries, another one others; each keeps the
+    label, seed, guidance and steps of one of ``queries`` that asks for the target; its budget is foreseen.
+
+    Raises:
+        BrokenPromiseError: naming the promise.
+    """
     _settings_object(attack)
-    before = _snapshot(backbone)
+    _promise(getattr(attack, "access", "") in get_args(Access), "it says what access it needs")
     targets = [Concept(name="church")]
-    found = list(attack.queries(backbone, targets, queries, seed=0))
-    _promise(_snapshot(backbone) == before, "attacking leaves the model as it was")
-    _promise(found == list(attack.queries(backbone, targets, queries, seed=0)), "the same seed gives the same queries")
+    task = Task(targets=targets, images=_noisy_images(attack.needs(targets), backbone))
+    before, edits, spent = _snapshot(backbone), list(backbone.edits), backbone.cost
+    found = list(attack.queries(backbone, task, queries))
+    spent = backbone.cost - spent
+    _promise(_snapshot(backbone) == before and backbone.edits == edits, "attacking leaves the model as it was")
+    _promise(found == list(attack.queries(backbone, task, queries)), "the same seed gives the same queries")
+    other = list(attack.queries(backbone, dataclasses.replace(task, seed=1), queries))
+    _promise(found != other, "another seed gives other queries")
+    asked = [(q.label, q.seed, q.guidance, q.steps) for q in queries if q.label == "church"]
+    kept = all((q.label, q.seed, q.guidance, q.steps) in asked for q in found)
+    _promise(bool(found) and kept, "its queries keep the label, the seed and the sampling of those it was given")
+    if spent.equivalents:
+        foreseen = attack.cost(1, len(asked)).equivalents
+        _promise(
+            abs(foreseen / spent.equivalents - 1) < 0.5,
+            f"its cost is foreseen ({foreseen}, it took {spent.equivalents})",
+        )
     return found
 
 

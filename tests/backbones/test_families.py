@@ -29,6 +29,7 @@ SETTINGS = {
     "spm": {**SHORT, "warmup": 0},
     "sld": {"warmup": 0},
     "few-shot": {"lr": 1e-3},
+    "duo": {"iterations": 3, "batch": 2, "pairs": 3, "rank": 4},
     "ca": {"anchor": "cat", "anchor_images": 3, "iterations": 3, "batch": 2, "lr": 1e-3},
 }
 

@@ -11,9 +11,11 @@ from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept
 from expunge.core.eraser import Eraser, Step
 from expunge.core.judge import Judge
+from expunge.core.query import queries
 from expunge.erasers.uce import UCE
 from expunge.stages import analyse, erase
-from expunge.testing import BrokenPromiseError, check_analysis, check_eraser, check_metric
+from expunge.stages import attack as attacks
+from expunge.testing import BrokenPromiseError, check_analysis, check_attack, check_eraser, check_metric
 
 SHORT = {"iterations": 3, "batch": 2, "lr": 1e-3, "sampling": {"sampling_steps": 4}}
 SETTINGS = {
@@ -24,6 +26,7 @@ SETTINGS = {
     "spm": {**SHORT, "warmup": 0},
     "sld": {"warmup": 0},
     "few-shot": {"lr": 1e-3},
+    "duo": {"iterations": 3, "batch": 2, "pairs": 3, "rank": 4},
     "ca": {"anchor": "cat", "anchor_images": 3, "iterations": 3, "batch": 2, "lr": 1e-3},
 }
 
@@ -79,6 +82,19 @@ def test_the_contract_catches_an_analysis_that_leaves_traces(testbed, study):
     with pytest.raises(BrokenPromiseError, match="leaves the model as it was"):
         check_analysis(Careless(), testbed, study)
     testbed.detach(study.edits[0])
+
+
+ATTACKS = {"concept-inversion": {"iterations": 2, "images": 3, "batch": 2, "accumulation": 2, "templates": ["a {}"]}}
+
+
+@pytest.mark.parametrize("name", Catalog("attacks").entries())
+@pytest.mark.parametrize("edited", [False, True])
+def test_attack(name, edited, backbone):
+    attack = attacks.build(name, ATTACKS.get(name, {}))
+    asked = queries([("a church", "church"), ("a dog", "dog")], 2, 5, 3.0, 2)
+    edit = erase.run(backbone, "uce", UCE(anchor="cat"), [Concept(name="church")], []) if edited else None
+    with backbone.attached([] if edit is None else [edit]):
+        check_attack(attack, backbone, asked)
 
 
 @pytest.mark.parametrize("name", Catalog("metrics").entries())

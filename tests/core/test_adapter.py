@@ -38,7 +38,7 @@ def test_stands_beside_every_linear_and_convolution_of_the_transformer_blocks(ba
     }
     assert set(backbone.layers("transformer")) == expected
     assert any(isinstance(unet.get_submodule(n.removeprefix("unet.")), torch.nn.Conv2d) for n in expected)
-    with pytest.raises(ExpungeError, match="expected one of transformer"):
+    with pytest.raises(ExpungeError, match="expected one of attn, selfattn, transformer"):
         backbone.layers("resnet")
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from expunge.core.errors import ExpungeError
-from expunge.maths.training import Learned, pace
+from expunge.maths.training import Learned, pace, thin
 
 
 def test_adam_moves_by_the_formula_and_leaves_untouched_tensors_alone():
@@ -39,6 +39,30 @@ def test_a_decaying_rate_is_a_straight_line_to_zero():
     for i in range(4):
         learned.descend(learned.tensors()["a"].sum(), pace("linear", i, 4))
     assert learned.values()["a"].item() == pytest.approx(-0.1 * 2.5)
+
+
+def test_a_long_gradient_is_cut_to_the_length_of_the_clip():
+    for clip, moved in ((1.0, [-0.6, -0.8]), (10.0, [-3.0, -4.0]), (None, [-3.0, -4.0])):
+        learned = Learned({"a": torch.zeros(1), "b": torch.zeros(1)}, 1.0, "sgd")
+        now = learned.tensors()
+        learned.descend(3 * now["a"].sum() + 4 * now["b"].sum(), clip=clip)
+        assert torch.cat(list(learned.values().values())).tolist() == pytest.approx(moved, rel=1e-4)
+
+
+def test_low_rank_changes_begin_as_lora_s_do(backbone):
+    layers = backbone.layers("transformer")
+    for drawn_from, rank in (("uniform", 3), ("gaussian", 3), ("gaussian", 12)):
+        factors = thin(backbone, layers, rank, torch.Generator().manual_seed(0), drawn_from)
+        assert all((t == 0).all() for n, t in factors.items() if n.endswith(".up"))
+        scaled = []
+        for n, t in factors.items():
+            if n.endswith(".down"):
+                deviation = 1 / rank if drawn_from == "gaussian" else (t[0].numel() * 3) ** -0.5
+                scaled.append(t.flatten() / deviation)
+        drawn = torch.cat(scaled)
+        assert drawn.std().item() == pytest.approx(1, rel=0.02)
+        kurtosis = (drawn**4).mean().item() / (drawn**2).mean().item() ** 2
+        assert kurtosis == pytest.approx(3.0 if drawn_from == "gaussian" else 1.8, rel=0.1)
 
 
 def test_a_state_resumes_bit_for_bit_and_a_foreign_one_is_refused():

@@ -8,6 +8,7 @@ import expunge
 from conftest import tiny_pipeline
 from expunge.core.concept import Concept
 from expunge.core.errors import ExpungeError
+from expunge.core.query import Query, Start
 from expunge.stages import erase
 
 SETTINGS = {"shots": 2, "epochs": 1, "lr": 1e-3}
@@ -46,6 +47,26 @@ def test_a_folder_of_photographs_is_cut_to_the_models_size(backbone, tmp_path):
     assert [edit.provenance.images for edit in (given, made)] == had, "an auditor asks whose images they were"
 
 
+def test_the_other_images_of_pairs_are_redrawn_from_the_first(backbone, tmp_path):
+    eraser = erase.build("duo", {"pairs": 2, "prompt": "a {}", "strength": 0.5}, None)
+    targets = [Concept(name="church", anchor="dog")]
+    made = erase.prepared(backbone, eraser, targets, [], 3)
+    unsafe, safe = made.images["unsafe"], made.images["safe"]
+    assert [s.prompt for s in unsafe + safe] == ["a church"] * 2 + ["a dog"] * 2
+    guidance, steps = 7.5, 50
+    for i in (0, 1):
+        start = Start(image=unsafe[i].pixels(), strength=0.5)
+        how = {"negative": "a church", "start": start, "guidance": guidance, "steps": steps}
+        query = Query(prompt="a dog", seed=made.number("images", "safe", i), **how)
+        expected = backbone.generate([query]).pixels[0]
+        assert (expected.int() - safe[i].pixels().int()).abs().max() <= 1
+    own = folder_of(tmp_path / "own", (16, 16), (16, 16), (16, 16))
+    half = erase.prepared(backbone, eraser, targets, [], 3, images={"unsafe": own})
+    assert len(half.images["safe"]) == 3, "as many as there are to be redrawn"
+    with pytest.raises(ExpungeError, match="for unsafe and safe: expected one for each"):
+        expunge.erase(backbone, "church", method="duo", images=own)
+
+
 def test_making_images_counts_as_cost(backbone):
     edit = expunge.erase(tiny_pipeline(), "church", method="few-shot", settings=SETTINGS)
     assert edit.provenance is not None
@@ -63,8 +84,8 @@ def test_folders_that_cannot_serve_are_refused(backbone, tmp_path):
         (own, "church", "not a readable image"),
         (empty, "church", "holds no image"),
         (tmp_path / "nowhere", "church", "holds no image"),
-        (own, ["church", "dog"], "for 2 targets: expected one for each"),
-        ({"castle": own}, "church", "unknown target of the images 'castle'"),
+        (own, ["church", "dog"], "for church and dog: expected one for each"),
+        ({"castle": own}, "church", "unknown role of the images 'castle'"),
     ):
         with pytest.raises(ExpungeError, match=words):
             expunge.erase(backbone, targets, images=images, **call)

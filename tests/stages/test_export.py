@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 import expunge
@@ -49,6 +50,31 @@ def test_a_lora_is_loaded_by_diffusers_itself(tmp_path, family, layout):
     ours.attach(held)
     assert torch.allclose(held("dog", latents=noise, **CALL).images, expected, atol=1e-4), "and read back by expunge"
     ours.detach(held)
+
+
+@pytest.mark.parametrize("family", ["sd", "sd3"])
+def test_duo_s_edit_is_a_lora_that_diffusers_loads(tmp_path, family):
+    held = MAKERS[family]()
+    settings = {"iterations": 2, "batch": 2, "pairs": 2, "rank": 4, "base_lr": 0.5, "base_lamb": 0.0}
+    images = {role: [torch.randint(0, 256, (16, 16, 3)).byte() for _ in range(2)] for role in ("unsafe", "safe")}
+    for role, pixels in images.items():
+        (tmp_path / role).mkdir()
+        for i, one in enumerate(pixels):
+            Image.fromarray(one.numpy()).save(tmp_path / role / f"{i}.png")
+    folders = {role: tmp_path / role for role in images}
+    edit = expunge.erase(held, "church", method="duo", settings=settings, images=folders)
+    assert edit.provenance.derived == {"lr": 0.1, "lamb": 0.0}
+    backbone = backbones.of(held)
+    noise = backbone.noise(5)
+    plain = held("dog", latents=noise, **CALL).images
+    with backbone.attached([edit]):
+        expected = held("dog", latents=noise, **CALL).images
+    export.lora_to_folder(backbone, [edit], tmp_path / "lora", "diffusers")
+    fresh = MAKERS[family]()
+    fresh.load_lora_weights(tmp_path / "lora")
+    theirs = fresh("dog", latents=noise, **CALL).images
+    assert torch.allclose(theirs, expected, atol=1e-3)
+    assert not torch.allclose(theirs, plain, atol=1e-2)
 
 
 @pytest.mark.parametrize("family", MAKERS)

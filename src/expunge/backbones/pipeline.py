@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float, Int, Real, UInt8
+from jaxtyping import Bool, Float, Int, Real, UInt8
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
@@ -39,6 +39,13 @@ class Asked(NamedTuple):
     x: Float[Tensor, "b c h w"]
     t: Tensor
     cond: Conditioning
+
+
+class Begun(NamedTuple):
+    """Where sampling begins, and the timesteps that are left."""
+
+    x: Float[Tensor, "b c h w"]
+    timesteps: Tensor
 
 
 def _place(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
@@ -174,20 +181,40 @@ class PipelineBackbone(Backbone):
     def vocabulary(self) -> int:
         return self._parts.get(self.clip_towers[0]).get_input_embeddings().num_embeddings
 
-    def _read(self, tower: str, ids: Int[Tensor, "b n"], embeddings: Float[Tensor, "b n d"] | None) -> Any:
+    def _read(
+        self,
+        tower: str,
+        ids: Int[Tensor, "b n"],
+        embeddings: Float[Tensor, "b n d"] | None,
+        at: Bool[Tensor, "b n"] | None,
+    ) -> Any:
         """What a CLIP text encoder answers, with all its hidden states; ``embeddings`` take the place of the ids' own."""
         model = self._parts.get(tower)
         handle = None
         if embeddings is not None:
-            handle = model.get_input_embeddings().register_forward_hook(lambda *_: embeddings)
+
+            def exchanged(_: Any, args: Any, own: Tensor) -> Tensor:
+                return embeddings if at is None else torch.where(at[..., None], embeddings.to(own), own)
+
+            handle = model.get_input_embeddings().register_forward_hook(exchanged)
         try:
             return model(input_ids=ids, output_hidden_states=True)
         finally:
             if handle is not None:
                 handle.remove()
 
+    @staticmethod
+    def _known(ids: Int[Tensor, "b n"], embeddings: Tensor | None, at: Tensor | None) -> Int[Tensor, "b n"] | None:
+        """Token ids where they say what was read: all, those that were not exchanged (-1 for the others), or none."""
+        if embeddings is None:
+            return ids
+        return None if at is None else ids.masked_fill(at, -1)
+
     def _read_two(
-        self, prompts: Sequence[str] | Int[Tensor, "b n"], embeddings: Float[Tensor, "b n d"] | None
+        self,
+        prompts: Sequence[str] | Int[Tensor, "b n"],
+        embeddings: Float[Tensor, "b n d"] | None,
+        at: Bool[Tensor, "b n"] | None,
     ) -> tuple[Int[Tensor, "b n"], Any, Any]:
         """The first tokenizer's ids, and what both CLIP text encoders answer, of a family that has two.
 
@@ -204,7 +231,11 @@ class PipelineBackbone(Backbone):
         if embeddings is not None:
             first = self._parts.get("text_encoder").get_input_embeddings().weight.shape[1]
             parts = embeddings.split([first, embeddings.shape[-1] - first], -1)
-        return ids, self._read("text_encoder", ids, parts[0]), self._read("text_encoder_2", second, parts[1])
+        return (
+            ids,
+            self._read("text_encoder", ids, parts[0], at),
+            self._read("text_encoder_2", second, parts[1], at),
+        )
 
     # denoising --------------------------------------------------------------------------------------------------------
     @override
@@ -328,27 +359,64 @@ class PipelineBackbone(Backbone):
     @torch.no_grad()
     def generate(self, queries: Sequence[Query]) -> Images:
         first = queries[0]
-        if any((q.guidance, q.steps) != (first.guidance, first.steps) for q in queries):
-            raise ExpungeError("queries of one batch differ in guidance or steps: expected the same for all")
+        if not all(q.alike(first) for q in queries):
+            raise ExpungeError(
+                "queries of one batch differ in guidance, steps, negative prompt, strength or learned word: expected the same "
+                "for all"
+            )
         template = self._parts.get("scheduler")
         most = template.config.num_train_timesteps
         if not 1 <= first.steps <= most:
             raise ExpungeError(f"{first.steps} denoising steps: expected 1 to {most}")
         scheduler = type(template).from_config(template.config)
         scheduler.set_timesteps(first.steps, device=self.device)
-        prompts = {q.prompt: i for i, q in enumerate(queries)}
-        encoded = self.encode(list(prompts))
-        rows = torch.tensor([list(prompts).index(q.prompt) for q in queries], device=self.device)
-        cond, null = encoded.rows(rows), self.unconditional()
+        prompts, word = list(dict.fromkeys(q.prompt for q in queries)), first.learned
+        encoded = self.encode(prompts) if word is None else self.encode_learned(prompts, word.word, word.vectors)
+        rows = torch.tensor([prompts.index(q.prompt) for q in queries], device=self.device)
+        cond = encoded.rows(rows)
+        null = self.encode([first.negative]) if first.negative else self.unconditional()
         generators = [torch.Generator().manual_seed(q.seed) for q in queries]
-        x = torch.cat([self._noise(g) for g in generators]) * getattr(scheduler, "init_noise_sigma", 1.0)
+        begun = self._begun(scheduler, queries, torch.cat([self._noise(g) for g in generators]))
+        x = begun.x
         options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
         state: dict[str, Tensor] = {}
-        for index, t in enumerate(scheduler.timesteps):
+        for index, t in enumerate(begun.timesteps):
             scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
             predicted = self.guided(scaled, t.item(), index, cond, null, first.guidance, state).combined
             x = scheduler.step(predicted, t, x, return_dict=False, **options)[0]
         return Images(self.decode(x), x)
+
+    def _begun(self, scheduler: Any, queries: Sequence[Query], noise: Float[Tensor, "b c h w"]) -> "Begun":
+        """Where sampling begins: at pure noise, or at a given image with the noise of a timestep on the way."""
+        first = queries[0]
+        if first.start is None:
+            return Begun(noise * getattr(scheduler, "init_noise_sigma", 1.0), scheduler.timesteps)
+        skipped = self._skipped(first.steps, first.start.strength)
+        if skipped == first.steps:
+            raise ExpungeError(
+                f"strength {first.start.strength} of {first.steps} steps leaves none: expected {1 / first.steps:.3g} or more"
+            )
+        timesteps = scheduler.timesteps[skipped * scheduler.order :]
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(skipped * scheduler.order)
+        latents = torch.cat([self._latents_of(q.start.image) for q in queries if q.start is not None]).to(noise)
+        if latents.shape != noise.shape:
+            given, wanted = tuple(latents.shape[1:]), tuple(noise.shape[1:])
+            raise ExpungeError(
+                f"an image of {given} as latents for {self.name}: expected {wanted}, an image of its size"
+            )
+        at = timesteps[:1].expand(len(noise))
+        flow = hasattr(scheduler, "scale_noise")  # which has the same under another name
+        x = scheduler.scale_noise(latents, at, noise) if flow else scheduler.add_noise(latents, noise, at)
+        return Begun(x, timesteps)
+
+    def _skipped(self, steps: int, strength: float) -> int:
+        """Denoising steps that image to image leaves out, rounded as the family's pipeline does."""
+        return steps - int(steps * strength)
+
+    def _latents_of(self, image: Tensor) -> Float[Tensor, "1 c h w"]:
+        """Scaled latents of a given image, which may be those already."""
+        return self.encode_image(image[None]) if image.dtype == torch.uint8 else image[None].to(self.device)
 
     # anatomy ----------------------------------------------------------------------------------------------------------
     @override

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
-from jaxtyping import Float, Int, Real
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 from typing_extensions import override
 
@@ -25,6 +25,11 @@ _GROUPS: dict[str, Callable[[str], bool]] = {
     ),
     "attn": lambda n: re.search(r"\.attn2?\.to_(q|k|v|out)\.", n) is not None,
     "full": lambda n: True,
+}
+
+_LAYERS: dict[str, Callable[[str], bool]] = {
+    "transformer": lambda n: True,
+    "attn": lambda n: re.search(r"\.attn2?\.to_(q|k|v|out\.0)$", n) is not None,
 }
 
 
@@ -65,17 +70,20 @@ class StableDiffusion3(PipelineBackbone):
     # text -------------------------------------------------------------------------------------------------------------
     @override
     def encode(
-        self, prompts: Sequence[str] | Int[Tensor, "b n"], embeddings: Float[Tensor, "b n d"] | None = None
+        self,
+        prompts: Sequence[str] | Int[Tensor, "b n"],
+        embeddings: Float[Tensor, "b n d"] | None = None,
+        at: Bool[Tensor, "b n"] | None = None,
     ) -> Conditioning:
         """Encode prompts or CLIP's ids; ``embeddings`` take the place of CLIP's token embeddings, while T5 reads the words."""
-        ids, first, second = self._read_two(prompts, embeddings)
+        ids, first, second = self._read_two(prompts, embeddings, at)
         clip = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
         t5 = self._t5(prompts)
         clip = torch.nn.functional.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
         return Conditioning(
             embeds=torch.cat([clip, t5.to(clip)], 1),
             pooled=torch.cat([first.text_embeds, second.text_embeds], -1),
-            tokens=ids if embeddings is None else None,
+            tokens=self._known(ids, embeddings, at),
         )
 
     def _t5(self, prompts: Sequence[str] | Int[Tensor, "b n"]) -> Float[Tensor, "b m d"]:
@@ -123,6 +131,10 @@ class StableDiffusion3(PipelineBackbone):
             pooled_projections=cond.pooled,
             return_dict=False,
         )[0]
+
+    @override
+    def _skipped(self, steps: int, strength: float) -> int:
+        return int(max(steps - min(steps * strength, steps), 0))
 
     # trajectories -----------------------------------------------------------------------------------------------------
     @override
@@ -180,11 +192,12 @@ class StableDiffusion3(PipelineBackbone):
 
     @override
     def layers(self, name: str) -> list[str]:
-        if name != "transformer":
-            raise unknown("layer group", name, ["transformer"])
+        if name not in _LAYERS:
+            raise unknown("layer group", name, _LAYERS)
         modules = self._parts.get("transformer").named_modules()
         kinds = (torch.nn.Linear, torch.nn.Conv2d)
-        return [f"transformer.{n}" for n, m in modules if isinstance(m, kinds) and n.startswith("transformer_blocks.")]
+        blocks = [n for n, m in modules if isinstance(m, kinds) and n.startswith("transformer_blocks.")]
+        return [f"transformer.{n}" for n in blocks if _LAYERS[name](n)]
 
     @override
     def text_inputs(self) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, final
 
 import torch
-from jaxtyping import Float, Int, Real
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 from typing_extensions import override
 
@@ -39,15 +39,18 @@ class StableDiffusionXL(UNetBackbone):
 
     @override
     def encode(
-        self, prompts: Sequence[str] | Int[Tensor, "b n"], embeddings: Float[Tensor, "b n d"] | None = None
+        self,
+        prompts: Sequence[str] | Int[Tensor, "b n"],
+        embeddings: Float[Tensor, "b n d"] | None = None,
+        at: Bool[Tensor, "b n"] | None = None,
     ) -> Conditioning:
-        ids, first, second = self._read_two(prompts, embeddings)
+        ids, first, second = self._read_two(prompts, embeddings, at)
         height, width = self.image_size
         told = torch.tensor([[height, width, 0, 0, height, width]], device=ids.device)
         return Conditioning(
             embeds=torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1),
             pooled=second.text_embeds,
-            tokens=ids if embeddings is None else None,
+            tokens=self._known(ids, embeddings, at),
             extra={"time_ids": told.to(self.dtype).expand(len(ids), -1)},
         )
 

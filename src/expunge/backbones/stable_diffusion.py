@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, final
 
-from jaxtyping import Float, Int, Real
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 from typing_extensions import override
 
@@ -49,11 +49,14 @@ class StableDiffusion(UNetBackbone):
     # text -------------------------------------------------------------------------------------------------------------
     @override
     def encode(
-        self, prompts: Sequence[str] | Int[Tensor, "b n"], embeddings: Float[Tensor, "b n d"] | None = None
+        self,
+        prompts: Sequence[str] | Int[Tensor, "b n"],
+        embeddings: Float[Tensor, "b n d"] | None = None,
+        at: Bool[Tensor, "b n"] | None = None,
     ) -> Conditioning:
         ids = prompts if isinstance(prompts, Tensor) else self.tokenize(prompts)
-        hidden = self._read("text_encoder", ids, embeddings).last_hidden_state
-        return Conditioning(embeds=hidden, tokens=ids if embeddings is None else None)
+        hidden = self._read("text_encoder", ids, embeddings, at).last_hidden_state
+        return Conditioning(embeds=hidden, tokens=self._known(ids, embeddings, at))
 
     @override
     def _ask(self, x: Float[Tensor, "b c h w"], t: Real[Tensor, "b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:

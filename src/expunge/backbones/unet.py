@@ -24,6 +24,12 @@ _GROUPS: dict[str, Callable[[str], bool]] = {
     "full": lambda n: True,
 }
 
+_LAYERS: dict[str, Callable[[str], bool]] = {
+    "transformer": lambda n: True,
+    "selfattn": lambda n: re.search(r"\.attn1\.to_(q|k|v|out\.0)$", n) is not None,
+    "attn": lambda n: re.search(r"\.attn[12]\.to_(q|k|v|out\.0)$", n) is not None,
+}
+
 
 class UNetBackbone(PipelineBackbone):
     """A UNet with cross-attention."""
@@ -125,12 +131,13 @@ class UNetBackbone(PipelineBackbone):
 
     @override
     def layers(self, name: str) -> list[str]:
-        if name != "transformer":
-            raise unknown("layer group", name, ["transformer"])
+        if name not in _LAYERS:
+            raise unknown("layer group", name, _LAYERS)
         modules = dict(self._parts.get("unet").named_modules())
         blocks = tuple(f"{n}." for n, m in modules.items() if type(m).__name__ == "Transformer2DModel")
         kinds = (torch.nn.Linear, torch.nn.Conv2d)
-        return [f"unet.{n}" for n, m in modules.items() if isinstance(m, kinds) and n.startswith(blocks)]
+        inside = [n for n, m in modules.items() if isinstance(m, kinds) and n.startswith(blocks)]
+        return [f"unet.{n}" for n in inside if _LAYERS[name](n)]
 
     @override
     def text_inputs(self) -> list[str]:

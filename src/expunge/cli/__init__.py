@@ -5,7 +5,8 @@ import sys
 import warnings
 from collections.abc import Callable
 
-from expunge.cli.erasing import erase
+from expunge.cli.attacking import attack
+from expunge.cli.erasing import erase, pairs
 from expunge.cli.look import list_, show
 from expunge.cli.options import say
 from expunge.cli.plans import bench, clean
@@ -15,6 +16,8 @@ from expunge.core.errors import ExpungeError, ExpungeWarning, unknown
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "demo": ("erase a concept from the model in the box, and show it", demo),
     "erase": ("remove concepts: METHOD --target WORDS --out FOLDER", erase),
+    "pairs": ("make pairs of unsafe and safe images, for methods that learn from them", pairs),
+    "attack": ("look for queries that bring an erased concept back: METHOD --edit FILE", attack),
     "generate": ("make images with a model and its edits", generate),
     "measure": ("measure a folder of images: METRIC --images FOLDER", measure),
     "analyse": ("look into an edited model, or along an erasure: NAME --edit FILE --out FOLDER", analyse),

@@ -1,15 +1,15 @@
-"""The command that erases."""
+"""The commands that erase, and that make the pairs of images some methods learn from."""
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tyro.conf import OmitArgPrefixes
 
-from expunge.cli.options import Model, Paths, Talk, Words, lenient, parse_with, say
+from expunge.cli.options import Model, Paths, Talk, Words, lenient, parse, parse_with, say
 from expunge.core.errors import ExpungeError, ExpungeWarning
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ class Erase:
     out: Path
     """Folder for edit.safetensors (and key.safetensors, for a method with a private key)."""
     images: Words = ()
-    """Folder of images for a method that wants some (the model makes them otherwise); TARGET=FOLDER for several targets."""
+    """Folder of images for a method that wants some (the model makes them otherwise; pairs by `expunge pairs`);
+    TARGET=FOLDER for several targets, unsafe=FOLDER and safe=FOLDER for pairs in two folders."""
     on: Paths = ()
     """An edit the model already carries; repeat in order."""
     preset: bool = True
@@ -120,7 +121,7 @@ def _made(options: Erase, method: str, eraser: "Eraser") -> _Made:
     goal = goal_of(options.until, options.budget, options.judge) if options.until else None
     stage.check_folder(options.out, eraser, options.overwrite)
     aims, retain = stage.concepts(options.target), list(options.retain)
-    how = {"images": _image_folders(options.images, options.target), "seed": options.seed}
+    how = {"images": image_folders(options.images, eraser.needs(aims)), "seed": options.seed}
     backbone, found = options.model.open(), None
     with backbone.attached([load_edit(path) for path in options.on]):
         if goal is None:
@@ -164,13 +165,86 @@ def _as_json(found: "Found") -> dict[str, Any]:
     }
 
 
-def _image_folders(given: Sequence[str], targets: Sequence[str]) -> dict[str, Path]:
-    """Folders by target, from FOLDER or TARGET=FOLDER."""
-    from expunge.stages.erase import concepts, folders
+def image_folders(given: Sequence[str], roles: Iterable[str]) -> dict[str, Path]:
+    """Folders by role, from FOLDER or ROLE=FOLDER."""
+    from expunge.stages.erase import folders
 
-    parts = [word.partition("=") for word in given]
-    named = {name: path for name, sign, path in parts if sign and name in targets}
+    names, parts = list(roles), [word.partition("=") for word in given]
+    named = {name: path for name, sign, path in parts if sign and name in names}
     bare = [word for word in given if word.partition("=")[0] not in named]
     if len(bare) > 1 or (bare and named):
         raise ExpungeError(f"images '{bare[0]}' beside others: expected one folder, or TARGET=FOLDER for each target")
-    return folders(bare[0] if bare else named, concepts(targets))
+    return folders(bare[0] if bare else named, names)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Make pairs of images, unsafe and safe, with the model, or put your own together: for `expunge erase duo --images`."""
+
+    unsafe: Words = ()
+    """Prompt of unsafe images; repeat for several."""
+    safe: Words = ()
+    """Prompt that they are redrawn with, the unsafe one as its negative prompt; one for each."""
+    target: str | None = None
+    """The concept that the judge must see in the unsafe image, and must not see in the safe one."""
+    keep: str | None = None
+    """A concept that it must see in both."""
+    count: int = 64
+    """Pairs of each prompt."""
+    strength: float = 0.75
+    """Share of the denoising steps that redraw the unsafe image; 0.8 for violence."""
+    tries: int = 20
+    """Images that may be drawn for one that is accepted."""
+    judge: str | None = None
+    """Who looks; on the testbed its judge B. It must not be the judge that reports."""
+    threshold: float = 0.25
+    """From which confidence on the judge sees a concept, 0 to 1."""
+    unsafe_images: Path | None = None
+    """Your own unsafe images, instead of prompts."""
+    safe_images: Path | None = None
+    """Your own safe images: each with the file name of its other half."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance; the model's own if not given."""
+    steps: int | None = None
+    """Denoising steps; the model's own if not given."""
+    batch: int | None = None
+    """Images at a time; the model's own if not given."""
+    seed: int = 0
+    """Seed of all that is drawn."""
+    out: Path
+    """Folder for the pairs, their metadata.jsonl, and sheet.png, which shows them all."""
+    overwrite: bool = False
+    """Replace an existing folder."""
+    model: OmitArgPrefixes[Model] = dataclasses.field(default_factory=Model)
+    talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
+
+
+def pairs(argv: list[str]) -> None:
+    """``expunge pairs …``."""
+    options: Pairs = parse(Pairs, argv, "expunge pairs")
+    from expunge.stages import pairs as stage
+    from expunge.store import check_new
+
+    check_new(options.out, options.overwrite)
+    given = (options.unsafe_images, options.safe_images)
+    if any(given):
+        prompts = [*options.unsafe, *options.safe]
+        if options.unsafe_images is None or options.safe_images is None or prompts:
+            extra = f"prompt '{prompts[0]}'" if prompts else "one folder"
+            raise ExpungeError(
+                f"{extra} with images of your own: expected --unsafe-images and --safe-images, and no prompt"
+            )
+        done = stage.take(options.unsafe_images, options.safe_images, options.out, options.overwrite)
+    else:
+        names = ("unsafe", "safe", "count", "strength", "target", "keep", "judge", "threshold", "tries", "seed")
+        wish = stage.Wish(**{name: getattr(options, name) for name in names})
+        with options.talk.progress("drawing pairs", 2 * wish.count * len(wish.unsafe)) as advance:
+            how = {"guidance": options.guidance, "steps": options.steps, "batch": options.batch}
+            done = stage.make(
+                options.model.open(), wish, options.out, **how, overwrite=options.overwrite, on_accepted=advance
+            )
+    told = f"{done.folder}: {done.count} pairs" + (f" ({done.drawn} images drawn)" if done.drawn else "")
+    options.talk.result(
+        {"folder": str(done.folder), "pairs": done.count, "drawn": done.drawn},
+        f"{told}; see {done.folder / stage.SHEET}",
+    )

@@ -99,6 +99,8 @@ def _what(job: Any) -> str:
     if job["room"] == "generate":
         about = f" with key ({job['control']})" if job["control"] else " edited" if job["edits"] else " original"
         return f"{len(job['prompts'])} prompts x {job['count']}{about}"
+    if job["room"] == "attack":
+        return f"{job['attack']} on {'edited' if job['edits'] else 'original'}: {', '.join(job['targets'])}"
     return str(job["analysis"] if job["room"] == "analyse" else job["metric"])
 
 
@@ -140,8 +142,12 @@ def _live(talk: Talk) -> Iterator[Callable[[Any], None] | None]:
 class Clean:
     """Show what finished jobs take on disk, and free it."""
 
-    room: UseAppendAction[tuple[Literal["erase", "memory", "generate", "measure", "analyse", "leftovers"], ...]] = ()
-    """What to delete: edits, counts of memory, images, measurements, analyses, or what killed runs left; repeat for several.
+    room: UseAppendAction[
+        tuple[Literal["erase", "memory", "attack", "generate", "measure", "analyse", "leftovers"], ...]
+    ] = ()
+    """What to delete: edits, counts of memory, attacks, images, measurements, analyses, or what killed runs left.
+
+    Repeat for several.
 
     Nothing if not given.
     """

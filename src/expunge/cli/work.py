@@ -22,6 +22,8 @@ class Generate:
     """A concept set: its name (see `expunge list`), or a TOML file."""
     part: Literal["dev", "test"] = "test"
     """Part of the concept set."""
+    queries: Path | None = None
+    """Folder of queries that `expunge attack` wrote, instead of prompts, concepts and a set."""
     edit: Paths = ()
     """An edit.safetensors to attach; repeat in order."""
     strength: float = 1.0
@@ -35,16 +37,20 @@ class Generate:
 def generate(argv: list[str]) -> None:
     """``expunge generate …``."""
     options = parse(Generate, argv, "expunge generate")
-    from expunge.store import check_new, load_edit, read_set
+    from expunge.store import check_new, load_edit, read_queries, read_set
     from expunge.testbed import CONCEPTS
 
+    if options.queries and (options.prompt or options.concept or options.set):
+        raise ExpungeError(f"queries '{options.queries}' with prompts, concepts or a set: expected one of the two")
+    stored = None if options.queries is None else read_queries(options.queries)
     images = options.images
     check_new(images.out, images.overwrite)
     edits = [load_edit(path) for path in options.edit]
     backbone = images.model.open()
     part = None if options.set is None else read_set(options.set, CONCEPTS).part(options.part)
-    asked = images.asked(backbone, options.prompt, options.concept, part)
+    asked = images.asked(backbone, options.prompt, options.concept, part) if stored is None else stored.queries
     how = {
+        "attack": None if stored is None else stored.about,
         "split": "none" if part is None else options.part,
         "strength": options.strength,
         "any_base": options.any_base,

@@ -17,6 +17,9 @@ from expunge.core.edit import Edit, Guidance, GuidedStep, Weights, fingerprints
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query
 
+FILLER = "a"
+"""A word that is one token in every vocabulary of the CLIP kind."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -165,9 +168,43 @@ class Backbone(ABC):
 
     @abstractmethod
     def encode(
-        self, prompts: Sequence[str] | Int[Tensor, "b n"], embeddings: Float[Tensor, "b n d"] | None = None
+        self,
+        prompts: Sequence[str] | Int[Tensor, "b n"],
+        embeddings: Float[Tensor, "b n d"] | None = None,
+        at: Bool[Tensor, "b n"] | None = None,
     ) -> Conditioning:
-        """Encode prompts or ids; ``embeddings`` take the place of the ids' own token embeddings. Differentiable."""
+        """Encode prompts or ids; ``embeddings`` take the place of the ids' own (only ``at`` some, if given). Differentiable."""
+
+    @final
+    def encode_learned(self, prompts: Sequence[str], word: str, vectors: Float[Tensor, "k d"]) -> Conditioning:
+        """Encode prompts in which ``word`` is read as the token embeddings ``vectors``; differentiable in those.
+
+        The vocabulary is not resized: a filler is tokenized in the place of the word, and its embeddings are exchanged. What
+        reads token ids (the gates of adapters, keys) finds -1 there, which is no token.
+
+        Raises:
+            ExpungeError: if a prompt does not hold the word, with spaces around it, or is cut off before its end.
+        """
+        k, filler = len(vectors), self.tokenize([FILLER])[0, 1]
+        fillers = " ".join([FILLER] * k)
+        ids = self.tokenize([prompt.replace(word, fillers) for prompt in prompts])
+        at = torch.zeros_like(ids, dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            parts = prompt.split(word)
+            for i in range(1, len(parts)):
+                before = fillers.join(parts[:i])
+                first = int(self.end(self.tokenize([before.rstrip()]))[0])
+                at[row, first : first + k] = True
+            alone = all(p[-1:].strip() == "" for p in parts[:-1]) and not any(p[:1].isalnum() for p in parts[1:])
+            whole = int(at[row].sum()) == k * (len(parts) - 1) and bool((ids[row][at[row]] == filler).all())
+            if len(parts) == 1 or not (alone and whole):
+                raise ExpungeError(
+                    f"prompt '{prompt}' does not hold '{word}' as a word among those that the model reads: expected it once or "
+                    "more, with spaces around it"
+                )
+        placed = vectors.new_zeros((*ids.shape, vectors.shape[1]))
+        placed = placed.index_put(torch.where(at), vectors.repeat(int(at.sum()) // k, 1))
+        return self.encode(ids, placed, at)
 
     @property
     @abstractmethod
@@ -334,7 +371,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def generate(self, queries: Sequence[Query]) -> Images:
-        """Sample one image a query, in one batch; all queries share guidance and steps."""
+        """Sample one image a query, in one batch, from noise or from a given image; all queries are `Query.alike`."""
 
     # anatomy ----------------------------------------------------------------------------------------------------------
     @abstractmethod
@@ -343,7 +380,11 @@ class Backbone(ABC):
 
     @abstractmethod
     def layers(self, name: str) -> list[str]:
-        """Names of the Linear and convolution layers in a group: ``transformer`` (all in the transformer blocks)."""
+        """Names of the Linear and convolution layers in a group.
+
+        ``transformer`` (all in the transformer blocks), ``attn`` (queries, keys, values and outputs of all attention that the
+        image asks), ``selfattn`` (of a UNet's self-attention).
+        """
 
     @abstractmethod
     def text_inputs(self) -> list[str]:
@@ -455,6 +496,19 @@ class Backbone(ABC):
             self._stack.pop()
             self._refresh(edit)
             raise
+
+    @final
+    @contextmanager
+    def bare(self) -> Iterator[None]:
+        """The model without its edits, which are attached again, as they were, on exit."""
+        stack = list(self._stack)
+        for edit, _ in reversed(stack):
+            self.detach(edit)
+        try:
+            yield
+        finally:
+            for edit, strength in stack:
+                self.attach(edit, strength=strength, any_base=True)
 
     @final
     @contextmanager

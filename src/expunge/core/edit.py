@@ -41,8 +41,11 @@ class Provenance:
     """Version of the package that made it."""
     salt_sha256: str = ""
     """Hash of the secret in the key file, for a method that has a key."""
+    derived: dict[str, float] = field(default_factory=dict)
+    """Numbers that follow from the settings, such as a rate that is scaled by another setting."""
     images: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Images that the method had, by role: their ``count``, and whether they were ``given`` or made by the model."""
+    """Images that the method had, by role: their ``count``, whether they were ``given`` or made by the model, and the ``judge``
+    that chose them, if one did."""
     search: dict[str, Any] = field(default_factory=dict)
     """How its settings were searched for, if they were: goal, judge, and every try; ``cost`` is then that of all tries."""
 

@@ -5,7 +5,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -62,6 +62,17 @@ class Step:
     """What the user should know, each in one line."""
 
 
+class Redrawn(NamedTuple):
+    """An image that an eraser wants made from another one, image to image."""
+
+    prompt: str
+    of: str
+    """Role of the images it is made from: that with its own number."""
+    strength: float
+    negative: str = ""
+    """What it is guided away from."""
+
+
 class Eraser(ABC):
     """A method. Subclasses are frozen keyword-only dataclasses; their fields are its settings, with the paper's defaults.
 
@@ -76,11 +87,15 @@ class Eraser(ABC):
     requires: ClassVar[Sequence[str]] = ()
     """Capabilities that a model must have; see `Backbone.supports`."""
 
-    def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[str]]:
-        """Images it wants, by role (the target that they are for): a prompt for each.
+    def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[str | Redrawn]]:
+        """Images it wants, by role (the target that they are for, or what they show): a prompt, or more, for each.
 
         The caller makes them, as the model makes images, or takes the user's own.
         """
+        return {}
+
+    def derived(self) -> Mapping[str, float]:
+        """Numbers that follow from the settings, and that an auditor should not have to work out; the provenance has them."""
         return {}
 
     def check(self, backbone: Backbone) -> None:

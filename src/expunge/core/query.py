@@ -2,11 +2,54 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
+from typing_extensions import override
+
+from expunge.core.edit import fingerprint
+from expunge.core.errors import ExpungeError
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LearnedWord:
+    """Token embeddings that are in no vocabulary, read where ``word`` stands in a prompt."""
+
+    word: str
+    """What stands for them, with spaces around it: ``<v>``."""
+    vectors: Float[Tensor, "k d"]
+
+    @cached_property
+    def id(self) -> str:
+        """Sixteen hexadecimal digits of the sha256 of its contents."""
+        return fingerprint({self.word: self.vectors})[:16]
+
+    @override
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LearnedWord) and self.id == other.id
+
+    @override
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Start:
+    """An image that sampling starts from, noised, in the place of pure noise (SDEdit, 2108.01073)."""
+
+    image: UInt8[Tensor, "H W 3"] | Float[Tensor, "c h w"]
+    """Pixels, or scaled latents."""
+    strength: float
+    """Share of the denoising steps that are done, from 0 (none: refused) to 1 (all)."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.strength <= 1:
+            raise ExpungeError(f"strength {self.strength} of an image to image: expected more than 0, up to 1")
 
 
 @final
@@ -22,6 +65,32 @@ class Query:
     """Scale of classifier-free guidance."""
     steps: int
     """Denoising steps."""
+    negative: str = ""
+    """What guidance is guided away from instead of the empty prompt."""
+    start: Start | None = None
+    """An image to start from; pure noise if there is none."""
+    learned: LearnedWord | None = None
+    """A word in the prompt that the vocabulary lacks."""
+
+    def alike(self, other: "Query") -> bool:
+        """Whether both can be sampled in one batch."""
+        return self._sampling == other._sampling
+
+    @property
+    def _sampling(self) -> tuple[Any, ...]:
+        strength = None if self.start is None else self.start.strength
+        return (self.guidance, self.steps, self.negative, strength, self.learned)
+
+    def as_json(self) -> dict[str, Any]:
+        """What metadata says of it: tensors by their ids, and nothing of what it is without."""
+        plain = {name: getattr(self, name) for name in ("prompt", "seed", "label", "guidance", "steps")}
+        if self.negative:
+            plain["negative"] = self.negative
+        if self.start is not None:
+            plain["strength"] = self.start.strength
+        if self.learned is not None:
+            plain["learned"] = {"word": self.learned.word, "id": self.learned.id}
+        return plain
 
 
 @final

@@ -11,42 +11,12 @@ from typing_extensions import override
 
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
-from expunge.core.concept import Concept, phrases
+from expunge.core.concept import OBJECT_TEMPLATES, Concept, phrases
 from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_positive
 from expunge.maths.training import Decay, Learned, mse, pace
 
-OBJECT_TEMPLATES = (
-    "a photo of a {}",
-    "a rendering of a {}",
-    "a cropped photo of the {}",
-    "the photo of a {}",
-    "a photo of a clean {}",
-    "a photo of a dirty {}",
-    "a dark photo of the {}",
-    "a photo of my {}",
-    "a photo of the cool {}",
-    "a close-up photo of a {}",
-    "a bright photo of the {}",
-    "a cropped photo of a {}",
-    "a photo of the {}",
-    "a good photo of the {}",
-    "a photo of one {}",
-    "a close-up photo of the {}",
-    "a rendition of the {}",
-    "a photo of the clean {}",
-    "a rendition of a {}",
-    "a photo of a nice {}",
-    "a good photo of a {}",
-    "a photo of the nice {}",
-    "a photo of the small {}",
-    "a photo of the weird {}",
-    "a photo of the large {}",
-    "a photo of a cool {}",
-    "a photo of a small {}",
-)
-"""The 27 phrases of textual inversion (2208.01618), which the authors use for objects."""
 GROUPS = {
     "mlp-last-attn": "text-mlp-last-attn",
     "mlp": "text-mlp",

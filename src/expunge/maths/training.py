@@ -57,15 +57,17 @@ class Learned:
         """The same without a gradient."""
         return {name: t.detach().to(self._dtypes[name]) for name, t in self._copies.items()}
 
-    def descend(self, loss: Tensor, pace: float = 1.0) -> float:
+    def descend(self, loss: Tensor, pace: float = 1.0, clip: float | None = None) -> float:
         """One update against ``loss``, which moves these tensors only (and of them only those that the loss depends on).
 
-        ``pace`` scales the learning rate.
+        ``pace`` scales the learning rate; ``clip`` is the longest that the gradient of all tensors together may be.
         """
         self._optimizer.param_groups[0]["lr"] = self._lr * pace
         found = torch.autograd.grad(loss, list(self._copies.values()), allow_unused=True)
         for copy, grad in zip(self._copies.values(), found, strict=True):
             copy.grad = grad
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(self._copies.values(), clip)
         self._optimizer.step()
         self._optimizer.zero_grad()
         return float(loss.detach())
@@ -116,15 +118,26 @@ def trainable(backbone: Backbone, group: str) -> list[str]:
     return names
 
 
-def thin(backbone: Backbone, layers: Sequence[str], rank: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """A low-rank change beside each layer (tensors ``LAYER.down``, ``LAYER.up``) that changes nothing yet: up is zero."""
+def thin(
+    backbone: Backbone,
+    layers: Sequence[str],
+    rank: int,
+    generator: torch.Generator,
+    drawn_from: Literal["uniform", "gaussian"] = "uniform",
+) -> dict[str, Tensor]:
+    """A low-rank change beside each layer (tensors ``LAYER.down``, ``LAYER.up``) that changes nothing yet: up is zero.
+
+    Down is ``kaiming_uniform_`` with a = sqrt(5), as LoRA has it, or normal with standard deviation 1 / rank (peft's gaussian).
+    """
     factors: dict[str, Tensor] = {}
     for layer in layers:
         weight = backbone.tensors([f"{layer}.weight"])[f"{layer}.weight"]
         out, *taken = weight.shape
-        bound = 1 / math.sqrt(math.prod(taken))  # kaiming_uniform_ with a = sqrt(5), as LoRA has it
-        drawn = torch.rand((rank, *taken), generator=generator)
-        factors[f"{layer}.down"] = ((2 * drawn - 1) * bound).to(weight)
+        if drawn_from == "gaussian":
+            drawn = torch.randn((rank, *taken), generator=generator) / rank
+        else:
+            drawn = (2 * torch.rand((rank, *taken), generator=generator) - 1) * (1 / math.sqrt(math.prod(taken)))
+        factors[f"{layer}.down"] = drawn.to(weight)
         factors[f"{layer}.up"] = torch.zeros(out, rank, *(1 for _ in taken[1:])).to(weight)
     return factors
 

@@ -4,7 +4,7 @@ import hashlib
 import secrets
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,17 +15,20 @@ from expunge.core.backbone import Backbone
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept, check_targets
 from expunge.core.edit import Edit, Provenance
-from expunge.core.eraser import Eraser, Step, Task, settings_of
+from expunge.core.eraser import Eraser, Redrawn, Step, Task, settings_of
 from expunge.core.errors import ExpungeError, ExpungeWarning, unknown
-from expunge.core.query import Query, Shot
+from expunge.core.query import Query, Shot, Start
 from expunge.stages import generate, presets
 from expunge.store import (
     EDIT,
     KEY,
+    RUN,
     check_new,
     image_name,
     read_any_images,
     read_header,
+    read_run,
+    roles_in,
     save_edit,
     with_provenance,
 )
@@ -77,7 +80,8 @@ def erase(
         settings: the eraser's settings, over the preset's and the paper's.
         preset: start from the settings found for this kind of model, if there are any.
         seed: seed of whatever the method draws.
-        images: a folder of images for a method that wants some, or one for each target; the model makes them if not given.
+        images: a folder of images for a method that wants some, or one for each target or role; the model makes them if not
+            given.
         on_step: called after every update.
 
     Raises:
@@ -87,7 +91,7 @@ def erase(
     eraser = build(method, dict(settings or {}), backbone.kind if preset else None)
     kept = [retain] if isinstance(retain, str) else list(retain)
     aims = concepts(targets)
-    return run(backbone, method, eraser, aims, kept, seed, images=folders(images, aims), on_step=on_step)
+    return run(backbone, method, eraser, aims, kept, seed, images=folders(images, eraser.needs(aims)), on_step=on_step)
 
 
 def concepts(targets: str | Concept | Sequence[str | Concept]) -> list[Concept]:
@@ -118,24 +122,26 @@ def families_table() -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [["method", *names], ["---"] * (len(names) + 1), *rows])
 
 
-def folders(images: str | Path | Mapping[str, str | Path] | None, targets: Sequence[Concept]) -> dict[str, Path]:
-    """Image folders by target, from one folder for the one target there is, or from folders by target.
+def folders(images: str | Path | Mapping[str, str | Path] | None, roles: Iterable[str]) -> dict[str, Path]:
+    """Image folders by role, from folders by role, or from one folder: of the only role, or with all roles in its metadata.
 
     Raises:
-        ExpungeError: if one folder is given for several targets, or one for a target that there is not.
+        ExpungeError: if one folder serves several roles without telling them apart, or one is for a role that there is not.
     """
-    if images is None:
+    names = list(roles)
+    if not images:
         return {}
-    names = [t.name for t in targets]
+    if not names:
+        raise ExpungeError(f"images '{images}' are given to a method that wants none: expected none")
     if isinstance(images, str | Path):
-        if len(names) > 1:
+        if len(names) > 1 and not set(names) <= roles_in(Path(images)):
             raise ExpungeError(
-                f"one folder of images '{images}' for {len(names)} targets: expected one for each, by name"
+                f"one folder of images '{images}' for {' and '.join(names)}: expected one for each, by name"
             )
-        return {names[0]: Path(images)}
+        return {name: Path(images) for name in names}
     for name in images:
         if name not in names:
-            raise unknown("target of the images", name, names)
+            raise unknown("role of the images", name, names)
     return {name: Path(path) for name, path in images.items()}
 
 
@@ -165,22 +171,42 @@ def prepared(
     unwanted = [name for name in given if name not in wanted]
     if unwanted:
         raise ExpungeError(f"images for '{unwanted[0]}' are given to a method that wants none: expected none")
-    shots = {
-        name: read_any_images(given[name], backbone.image_size)
-        if name in given
-        else list(_made(backbone, bare, name, prompts))
-        for name, prompts in wanted.items()
-    }
-    return replace(bare, images=shots)
+    return with_images(backbone, bare, wanted, given)
 
 
-def _made(backbone: Backbone, task: Task, target: str, prompts: Sequence[str]) -> Iterator[Shot]:
-    """Images made as the model makes them, one for each prompt; kept in memory."""
+def with_images(
+    backbone: Backbone, task: Task, wanted: Mapping[str, Sequence[str | Redrawn]], given: Mapping[str, Path]
+) -> Task:
+    """``task`` with the images ``wanted``: read from the folders ``given``, or made by the model as it is."""
+    shots: dict[str, Sequence[Shot]] = {}
+    for role, prompts in wanted.items():
+        if role in given:
+            shots[role] = read_any_images(given[role], backbone.image_size, role)
+        else:
+            shots[role] = list(_made(backbone, task, role, prompts, shots))
+    return replace(task, images=shots)
+
+
+def _made(
+    backbone: Backbone, task: Task, role: str, prompts: Sequence[str | Redrawn], before: Mapping[str, Sequence[Shot]]
+) -> Iterator[Shot]:
+    """Images made as the model makes them, one for each prompt; kept in memory.
+
+    Those that are redrawn are as many as there are of the role they are made from, in turn with each prompt.
+    """
     guidance, steps = presets.generation(backbone)
-    asked = [
-        Query(prompt=p, seed=task.number("images", target, i), guidance=guidance, steps=steps)
-        for i, p in enumerate(prompts)
-    ]
+    asked: list[Query] = []
+    redrawn = [p for p in prompts if isinstance(p, Redrawn)]
+    count = len(before[redrawn[0].of]) if redrawn else len(prompts)
+    for i in range(count):
+        wish = prompts[i % len(prompts)]
+        seed = task.number("images", role, i)
+        if isinstance(wish, str):
+            asked.append(Query(prompt=wish, seed=seed, guidance=guidance, steps=steps))
+            continue
+        start = Start(image=before[wish.of][i].pixels(), strength=wish.strength)
+        how = {"negative": wish.negative, "start": start, "guidance": guidance, "steps": steps}
+        asked.append(Query(prompt=wish.prompt, seed=seed, **how))
     pixels = (image for batch in generate.render(backbone, asked) for image in batch)
     for query, image in zip(asked, pixels, strict=True):
         path = Path(image_name(query.seed, query))
@@ -226,7 +252,8 @@ def run(
         seconds=round(time.perf_counter() - start, 3),
         expunge=version("expunge"),
         salt_sha256=hashlib.sha256(salt.encode()).hexdigest() if eraser.has_key else "",
-        images={name: {"count": len(shots), "given": name in (images or {})} for name, shots in task.images.items()},
+        derived=dict(eraser.derived()),
+        images={role: _had(shots, (images or {}).get(role)) for role, shots in task.images.items()},
     )
     edit = with_provenance(last.edit(), provenance)
     if last.key is not None:
@@ -234,6 +261,12 @@ def run(
     for line in last.warnings:
         warnings.warn(line, ExpungeWarning, stacklevel=3)
     return edit
+
+
+def _had(shots: Sequence[Shot], folder: Path | None) -> dict[str, Any]:
+    """What the provenance says of images: how many, whose, and who chose them."""
+    judge = read_run(folder).get("judge") if folder is not None and (folder / RUN).is_file() else None
+    return {"count": len(shots), "given": folder is not None, **({"judge": judge} if judge else {})}
 
 
 def check_folder(out: Path, eraser: Eraser, overwrite: bool) -> None:

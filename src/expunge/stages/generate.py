@@ -1,8 +1,9 @@
 """Generate: model, edits and queries in; an image folder out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import UInt8
@@ -39,7 +40,7 @@ def render(
     batch: int | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Iterator[UInt8[Tensor, "b H W 3"]]:
-    """Images of ``queries`` in order, in batches (of the preset's size) of queries that share guidance and steps."""
+    """Images of ``queries`` in order, in batches (of the preset's size) of queries that are alike."""
     batch = presets.batch(backbone) if batch is None else batch
     if batch < 1:
         raise ExpungeError(f"batch {batch}: expected 1 or more")
@@ -47,16 +48,12 @@ def render(
     while start < len(queries):
         first = queries[start]
         end = start
-        while end < min(start + batch, len(queries)) and _alike(queries[end], first):
+        while end < min(start + batch, len(queries)) and queries[end].alike(first):
             end += 1
         yield backbone.generate(queries[start:end]).pixels
         if on_batch is not None:
             on_batch(end - start)
         start = end
-
-
-def _alike(a: Query, b: Query) -> bool:
-    return (a.guidance, a.steps) == (b.guidance, b.steps)
 
 
 def _filtered(
@@ -99,13 +96,14 @@ def to_folder(
     any_base: bool = False,
     control: str | None = None,
     by: Filter | None = None,
+    attack: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     on_batch: Callable[[int], None] | None = None,
 ) -> Path:
     """Generate with ``edits`` attached (and detached afterwards) into the folder ``out``.
 
     ``control`` names the kind of recovery that the images show, if they show one. A filter ``by`` holds prompts and images
-    back; what is shown instead says so in its line of the metadata.
+    back; what is shown instead says so in its line of the metadata. ``attack`` says how queries were found, if by an attack.
     Beside images and ``metadata.jsonl`` it writes ``run.json``: model, edits, settings, and the evaluations it took.
     """
     if not queries:
@@ -131,6 +129,7 @@ def to_folder(
                 if not e.private
             ],
             "filter": None if by is None else described(by),
+            **({} if attack is None else {"attack": dict(attack)}),
             "key": next((e.id for e in edits if e.private), None),
             "cost": asdict(backbone.cost - before),
         }

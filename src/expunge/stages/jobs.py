@@ -1,6 +1,6 @@
 """Jobs: pure JSON in, one result file out; a result that exists is not computed again.
 
-A job is an object with its room (``erase``, ``memory``, ``generate``, ``measure`` or ``analyse``), everything the room needs,
+A job is an object with its room (one of `ROOMS`: ``erase``, ``generate`` …), everything the room needs,
 and the keys of the jobs whose files it reads. Its own key is the sha256 of all that. `run_job` needs nothing else than a job
 and a store, so that any executor can call it.
 """
@@ -29,13 +29,24 @@ from expunge.core.concept import Concept
 from expunge.core.cost import Cost, PeakBytes
 from expunge.core.edit import Edit, Key, Provenance
 from expunge.core.errors import ExpungeError, unknown
-from expunge.core.query import queries
-from expunge.stages import analyse, erase, generate, measure
-from expunge.store import EDIT, FORMAT, KEY, check_new, load_edit, new_folder, read_json, save_edit, write_json
+from expunge.core.query import Query, queries
+from expunge.stages import analyse, attack, erase, generate, measure
+from expunge.store import (
+    EDIT,
+    FORMAT,
+    KEY,
+    check_new,
+    load_edit,
+    new_folder,
+    read_json,
+    read_queries,
+    save_edit,
+    write_json,
+)
 
 RESULT = "result.json"
 """The file in a job's folder that says it is done."""
-IMAGES = "images"
+IMAGES, QUERIES = "images", "queries"
 
 Job = Mapping[str, Any]
 
@@ -146,6 +157,23 @@ def _memory(job: Job, store: Path, out: Path) -> dict[str, Any]:
     return {"records": [], "values": [], "peak_bytes": memory.peak, "cost": asdict(backbone.cost - before)}
 
 
+def _attack(job: Job, store: Path, out: Path) -> dict[str, Any]:
+    """Adversarial queries against the edits of earlier jobs, or against the original."""
+    backbone = _model(job)
+    edits = [load_edit(_upstream(k, "erase", store) / EDIT) for k in job["edits"]]
+    targets = [Concept(name=name) for name in job["targets"]]
+    built = attack.build(job["attack"], job["settings"])
+    before = backbone.cost
+    found = attack.run(backbone, job["attack"], built, edits, targets, _asked(job), job["draws"])
+    attack.to_folder(found, out / QUERIES)
+    return {"cost": asdict(backbone.cost - before), "queries": len(found.queries)}
+
+
+def _asked(job: Job) -> list[Query]:
+    prompts = [(prompt, label) for prompt, label in job["prompts"]]
+    return queries(prompts, job["count"], job["seed"], job["guidance"], job["steps"])
+
+
 def _generate(job: Job, store: Path, out: Path) -> dict[str, Any]:
     """An image folder, with the edits of earlier jobs and perhaps the key of one of them."""
     backbone = _model(job)
@@ -156,11 +184,11 @@ def _generate(job: Job, store: Path, out: Path) -> dict[str, Any]:
         if not isinstance(held, Key):
             raise ExpungeError(f"the key of job {job['key'][:8]} is a {type(held).__name__}: expected a key")
         edits.append(CONTROLS[control](held, job).only_for(job["only"]))
-    prompts = [(prompt, label) for prompt, label in job["prompts"]]
-    asked = queries(prompts, job["count"], job["seed"], job["guidance"], job["steps"])
-    generate.to_folder(
-        backbone, edits, asked, out / IMAGES, split=job["part"], any_base=control is not None, control=control
-    )
+    adversarial = job.get("queries")  # the key of an attack
+    stored = None if adversarial is None else read_queries(_upstream(adversarial, "attack", store) / QUERIES)
+    asked = _asked(job) if stored is None else stored.queries
+    how = {"any_base": control is not None, "control": control, "attack": None if stored is None else stored.about}
+    generate.to_folder(backbone, edits, asked, out / IMAGES, split=job["part"], **how)
     return {"cost": read_json(out / IMAGES / "run.json")["cost"], "images": len(asked)}
 
 
@@ -209,6 +237,7 @@ def _analyse(job: Job, store: Path, out: Path) -> dict[str, Any]:
 ROOMS: dict[str, Callable[[Job, Path, Path], dict[str, Any]]] = {
     "erase": _erase,
     "memory": _memory,
+    "attack": _attack,
     "generate": _generate,
     "measure": _measure,
     "analyse": _analyse,

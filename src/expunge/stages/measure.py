@@ -95,6 +95,7 @@ def measured(
             **({} if reference is None else _compared(reference, shots, others)),
             "strength": made.get("strength"),
             "control": made.get("control"),
+            **({"attack": made["attack"]} if made.get("attack") else {}),
             "key": made.get("key"),
             "dtype": made.get("dtype"),
             "sampling": made.get("sampling"),
@@ -133,8 +134,15 @@ def knowledge(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "images": {role: shown for p in provenances for role, shown in p.get("images", {}).items()},
         "retain": [r for p in provenances for r in p["retain"]],
         "random_texts": max([p["settings"].get("retain_random", 0) for p in provenances], default=0),
-        "oracles": [p["search"]["judge"] for p in provenances if p.get("search")],
+        "oracles": _oracles(provenances),
     }
+
+
+def _oracles(provenances: Sequence[dict[str, Any]]) -> list[str]:
+    """The judges that settings were searched with, or that chose the images of a method."""
+    searched = [p["search"]["judge"] for p in provenances if p.get("search")]
+    chosen = [had["judge"] for p in provenances for had in p.get("images", {}).values() if had.get("judge")]
+    return list(dict.fromkeys([*searched, *chosen]))
 
 
 def _anchor(settings: dict[str, Any]) -> str | None:

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple, final
 
 from expunge import backbones
 from expunge.core.analysis import Analysis
+from expunge.core.attack import Attack
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept, ConceptSet, Part, check_targets
 from expunge.core.cost import Cost
 from expunge.core.eraser import settings_of
 from expunge.core.errors import ExpungeError, check_counts, unknown
-from expunge.stages import analyse, erase, generate, jobs, measure, presets
+from expunge.stages import analyse, attack, erase, generate, jobs, measure, presets
 from expunge.stages.claims import Claim
 from expunge.store import read_lines, read_set
 from expunge.testbed import CONCEPTS
@@ -141,6 +142,9 @@ class Plan:
     """Prompts for what nobody names."""
     also: tuple[Any, ...] = ()
     """Tables of further sets, each with its count and perhaps metrics; the table calls them by the set's name."""
+    attacks: tuple[Any, ...] = ()
+    """Attacks on every row (the original's calibrates them), by name or as tables with a name and settings; ``control_count``
+    images a prompt for the targets, called ``attack: NAME`` in the table."""
     memory: bool = False
     """Whether to count what tensors take in the first updates of each method's first erasure."""
     paper: dict[str, Any] | None = None
@@ -238,6 +242,7 @@ class Planner:
             )
         self.metrics = [_metric(entry) for entry in plan.metrics]
         self.analyses = [_analysis(entry) for entry in plan.analyses]
+        self.attacks = [_attack(entry) for entry in plan.attacks]
         self.further = [] if plan.others is None else [self._others(plan.others)]
         self.further += [self._also(entry) for entry in plan.also]
         names = [f.group for f in self.further]
@@ -278,7 +283,7 @@ class Planner:
         check_counts("plan's also", count=further.count)
         metrics = self.metrics if further.metrics is None else [_metric(m) for m in further.metrics]
         read = read_set(further.set, CONCEPTS)
-        if read.name in GROUPS or read.name.startswith("key: "):
+        if read.name in GROUPS or read.name.startswith(("key: ", "attack: ")):
             raise ExpungeError(
                 f"a further set of the plan is called '{read.name}': expected another name than {', '.join(GROUPS)}"
             )
@@ -392,6 +397,7 @@ class Planner:
                 against = self._against(further.part.prompts, further.images, further.part.seed, edit)
                 here = {**place, "group": further.group}
                 yield from self._measured(images, hit, rest, here, further.metrics, against)
+            yield from self._attacked(edit, targets, place)
             if edit is not None:
                 yield from self._recoveries(edit, name, targets, kept, place)
             yield from self._analysed(edit, name, targets, kept, place)
@@ -402,6 +408,27 @@ class Planner:
 
     def _trained(self, name: str) -> bool:
         return name != "original" and self.erasers[name].cost(1, 1) != Cost()
+
+    def _attacked(self, edit: Planned | None, targets: list[str], place: Mapping[str, Any]) -> Iterator[Planned]:
+        """Measurements of the targets under each attack: against the edit, or the original."""
+        asked = [(p, c) for p, c in self._prompts() if c in targets]
+        for planned in self.attacks:
+            plain = self._images(asked, self.plan.control_count, self._seed(), edit)
+            job = {
+                **{name: plain.job[name] for name in ("prompts", "count", "seed", "guidance", "steps", "edits")},
+                "room": "attack",
+                "attack": planned.name,
+                "version": planned.built.version,
+                "settings": settings_of(planned.built),
+                "targets": targets,
+                "draws": place["seed"],
+                **self._common(self.plan.dtype),
+            }
+            cost = planned.built.cost(len(targets), len(asked) * self.plan.control_count)
+            found = Planned(job=job, upstream=plain.upstream, cost=cost)
+            images = replace(plain, job={**plain.job, "queries": found.key}, upstream=(*plain.upstream, found))
+            group = f"attack: {planned.name}{planned.variant}"
+            yield from self._measured(images, targets, [], {**place, "group": group})
 
     def _recoveries(
         self, edit: Planned, name: str, targets: list[str], kept: list[str], place: Mapping[str, Any]
@@ -597,6 +624,14 @@ class PlannedMetric(NamedTuple):
     """Whether it compares with the original's images."""
 
 
+class PlannedAttack(NamedTuple):
+    """An attack that a plan names."""
+
+    name: str
+    built: Attack
+    variant: str
+
+
 class Entry(NamedTuple):
     """A plug-in that a plan names, with settings."""
 
@@ -610,7 +645,7 @@ def _entry(kind: str, entry: Any) -> Entry:
         raise ExpungeError(f"plan's {kind} name {entry!r}: expected a name, or a table with a name and settings")
     table = {"name": entry} if isinstance(entry, str) else dict(entry)
     name = str(table.pop("name", ""))
-    variant = ", ".join(f"{k} {v}" for k, v in table.items())
+    variant = ", ".join(f"{k} {v}" for k, v in table.items() if kind != "attacks" or not isinstance(v, list | dict))
     return Entry(name, table, f" ({variant})" if variant else "")
 
 
@@ -624,6 +659,11 @@ def _metric(entry: Any) -> PlannedMetric:
     built = measure.build(name, table)
     settings = settings_of(built)
     return PlannedMetric(name, settings, built.version, _judge(settings), variant, built.paired)
+
+
+def _attack(entry: Any) -> PlannedAttack:
+    name, table, variant = _entry("attacks", entry)
+    return PlannedAttack(name, attack.build(name, table), variant)
 
 
 def _analysis(entry: Any) -> PlannedAnalysis:

@@ -1,0 +1,367 @@
+"""DUO: prefer safe images to unsafe ones, in pairs, and leave the answer to pure noise as it was."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal, NamedTuple, final
+
+import torch
+from jaxtyping import Float, Real, UInt8
+from torch import Tensor
+from torch.nn import functional
+from typing_extensions import override
+
+from expunge.core.adapter import Adapter
+from expunge.core.backbone import Backbone, Conditioning
+from expunge.core.catalog import Paper
+from expunge.core.concept import Concept, phrases
+from expunge.core.cost import Cost
+from expunge.core.eraser import Eraser, Redrawn, Step, Task
+from expunge.core.errors import ExpungeError, check_counts, check_positive
+from expunge.core.query import Shot
+from expunge.maths import preference
+from expunge.maths.preference import Changes, NoGrad, row_errors
+from expunge.maths.training import Learned, thin
+
+SAFE, UNSAFE = "safe", "unsafe"
+"""The roles of a pair's images."""
+SIDES = {"dpo": (SAFE, UNSAFE), "kto": (SAFE, UNSAFE), "both": (SAFE, UNSAFE), "finetune": (SAFE,), "ascent": (UNSAFE,)}
+"""The images that each loss looks at."""
+COMPARED: Mapping[str, Callable[[Changes, float], Tensor]] = {"dpo": preference.dpo, "kto": preference.kto}
+"""The losses that compare with the original model's errors."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Flow:
+    """What is particular to models of a flow (SD3), where the authors' code and its purpose part."""
+
+    direction: Literal["clean", "noisy"] = "clean"
+    """The end of the noise levels that ``t_max`` counts from: clean, as for SD 1.4, or (the authors' code for SD3) noisy."""
+    prior: Literal["noise", "released"] = "noise"
+    """Level at which answers to pure noise are kept: 1, or (the authors' code, where it has next to no effect) the lowest."""
+    precondition: bool = True
+    """Measure errors on the clean image that a prediction implies, not on the velocity."""
+
+
+class _Batch(NamedTuple):
+    """The rows that one update asks the model for: those of each side, and pure noise."""
+
+    x: Float[Tensor, "n c h w"]
+    t: Real[Tensor, "n"]
+    cond: Conditioning
+    truth: Float[Tensor, "m c h w"]
+    """What the sides' rows should be answered with."""
+    weight: Float[Tensor, "n"]
+    """What squared errors are multiplied by."""
+
+
+class _Cut(NamedTuple):
+    """How both images of a pair are turned and cut."""
+
+    flipped: bool
+    left: float
+    top: float
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class DUO(Eraser):
+    r"""Direct unlearning optimization: prefer the safe image of a pair to the unsafe one, whatever the prompt.
+
+    .. math:: L = -\log \sigma\big( -\beta (\Delta^+ - \Delta^-) \big)
+        + \lambda \big\| \epsilon_\theta(\epsilon, T) - \epsilon_\phi(\epsilon, T) \big\|^2,
+        \quad \Delta = m_\theta - m_\phi
+
+    2407.21035, as its authors implement it; methods.md A2. m is the mean squared error at a noised image, phi the original. A
+    LoRA on self-attention learns (on SD3 the image stream's attention), from pairs alone: the words of a prompt play no part.
+    Several concepts are several edits, attached together. Ignores the retain list.
+    Deviations: the sign before the reference's error on the unsafe image is minus, as in the code (Eq. 4 prints plus, with
+    which nothing is learned); latents are the autoencoder's mode, not a sample; one process with a batch of 4, not four with
+    one; if no pairs are given the model makes them, and nobody looks (`expunge pairs` has a judge look); for SD3 see `flow`.
+    """
+
+    paper: ClassVar[Paper] = Paper(
+        "Direct Unlearning Optimization for Robust and Safe Text-to-Image Models",
+        "Park et al.",
+        2024,
+        "2407.21035",
+        "https://github.com/naver-ai/DUO",
+    )
+    loss: Literal["dpo", "kto", "finetune", "ascent", "both"] = "dpo"
+    """What is minimised: the preference, its KTO variant (one timestep a batch, safe images averaged), or a baseline on the
+    same pairs: the error on safe images, minus that on unsafe ones, or both."""
+    beta: float = 500.0
+    """How far the model may leave the original: smaller is stronger. Violence: 1000."""
+    base_lr: float = 3e-4
+    """Learning rate at beta 100; the rate is this times 100 / beta. SD3: 3e-5."""
+    base_lamb: float = 1e6
+    """Weight of the answers to pure noise at beta 100; the weight is this times beta / 100. 0 leaves the term out."""
+    dynamic_lamb: bool = False
+    """Multiply that weight by 100 while the preference loss is below 0.1."""
+    no_grad: NoGrad = "none"
+    """A side of the preference that does not learn: that of the unsafe images (ascent), or of the safe ones (descent)."""
+    timesteps: Literal["independent", "shared"] = "independent"
+    """Whether the images of a pair have a timestep each (the code), or one (Diffusion-DPO)."""
+    t_max: int = 750
+    """Timesteps are drawn below this, of 1000."""
+    texts: Literal["empty", "given"] = "empty"
+    """What images are denoised with: the empty prompt (the code), or the prompts they were made with (the paper)."""
+    anchor: str = ""
+    """What targets become when they name no anchor, in pairs that the model makes: dressed woman for naked woman."""
+    prompt: str = "{}"
+    """What those pairs are made with; the safe image with the unsafe one's prompt as its negative one."""
+    pairs: int = 64
+    """Pairs of each target, made by the model if none are given. Violence: 32."""
+    strength: float = 0.75
+    """Share of the denoising steps that redraw the unsafe image as the safe one. Violence: 0.8."""
+    flip: bool = False
+    """Mirror both images of a pair with probability a half."""
+    crop: float = 1.0
+    """Side of the random window that both are cut to, as a share of the image's; 1 is all of it."""
+    layers: str | None = None
+    """Layers that the LoRA stands beside; selfattn if not given, or attn on a model without self-attention of its own."""
+    rank: int = 32
+    """Width of the LoRA, r."""
+    alpha: float = 32.0
+    """The change is scaled by alpha / r."""
+    weight_decay: float = 1e-2
+    """AdamW's."""
+    clip: float = 1.0
+    """Longest gradient."""
+    iterations: int = 1000
+    """Updates. Violence: 500."""
+    batch: int = 4
+    """Pairs an update."""
+    bank: int = 0
+    """Batches (pairs, noise, timesteps) that are drawn once, and used again with what the original answered; 0: always new."""
+    flow: Flow = field(default_factory=Flow)
+
+    def __post_init__(self) -> None:
+        check_counts("duo", rank=self.rank, iterations=self.iterations, batch=self.batch, pairs=self.pairs)
+        check_positive("duo", beta=self.beta, base_lr=self.base_lr, alpha=self.alpha, clip=self.clip)
+        if not 1 <= self.t_max <= 1000 or not 0 < self.crop <= 1 or not 0 < self.strength <= 1:
+            raise ExpungeError(
+                f"duo's t_max {self.t_max}, crop {self.crop} and strength {self.strength}: expected 1 to 1000, and shares "
+                "above 0, up to 1"
+            )
+        if not (self.base_lamb >= 0 and self.weight_decay >= 0 and self.bank >= 0):
+            raise ExpungeError(
+                f"duo's base_lamb {self.base_lamb}, weight_decay {self.weight_decay} and bank {self.bank}: expected 0 or more"
+            )
+        phrases([self.prompt], "")
+
+    @property
+    def lr(self) -> float:
+        """The learning rate."""
+        return self.base_lr * 100 / self.beta
+
+    @property
+    def lamb(self) -> float:
+        """The weight of the answers to pure noise."""
+        return self.base_lamb * self.beta / 100
+
+    @override
+    def derived(self) -> Mapping[str, float]:
+        return {"lr": self.lr, "lamb": self.lamb}
+
+    @override
+    def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[str | Redrawn]]:
+        asked: list[str] = []
+        redrawn: list[Redrawn] = []
+        for target in targets:
+            anchor = self.anchor if target.anchor is None else target.anchor
+            unsafe, safe = phrases([self.prompt], target.name)[0], phrases([self.prompt], anchor)[0] if anchor else ""
+            asked += [unsafe] * self.pairs
+            redrawn += [Redrawn(safe, of=UNSAFE, strength=self.strength, negative=unsafe)] * self.pairs
+        return {UNSAFE: asked, SAFE: redrawn}
+
+    @override
+    def check(self, backbone: Backbone) -> None:
+        backbone.layers(self._layers(backbone))
+
+    def _layers(self, backbone: Backbone) -> str:
+        return self.layers or ("attn" if backbone.supports("flow") else "selfattn")
+
+    @override
+    def stronger(self, times: float) -> "DUO":
+        return replace(self, beta=self.beta / times)
+
+    @override
+    def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:
+        pairs = _Pairs(backbone, task, self)
+        start = thin(backbone, backbone.layers(self._layers(backbone)), self.rank, task.generator("duo"), "gaussian")
+        student = Learned(start, self.lr, "adamw", {"weight_decay": self.weight_decay})
+        first, scale = 0, self.alpha / self.rank
+        requires = tuple(e.id for e in backbone.edits)
+        if resume is not None:
+            student.load("student", resume)
+            first = int(resume["next"])
+        banked: dict[int, tuple[_Batch, Tensor]] = {}
+        for index in range(first, self.iterations):
+            number = _shuffled(task, "duo bank", index, self.bank) if self.bank else index
+            if number not in banked:
+                batch = self._batch(backbone, task, pairs, number)
+                banked = {**(banked if self.bank else {}), number: (batch, self._original(backbone, batch))}
+            batch, original = banked[number]
+            with backbone.adapted(student.tensors(), scale):
+                answer = backbone.predict(batch.x, batch.t, batch.cond)
+                losses = self._losses(batch, answer, original)
+                student.descend(losses["preference"] + self._weight(losses) * losses["prior"], clip=self.clip)
+            yield Step(
+                index=index,
+                edit=lambda: Adapter(student.values(), scale=scale, requires=requires),
+                losses={name: float(value.detach()) for name, value in losses.items()},
+                state=lambda index=index: {**student.state("student"), "next": torch.tensor(index + 1)},
+            )
+
+    def _batch(self, backbone: Backbone, task: Task, pairs: "_Pairs", number: int) -> _Batch:
+        """What update ``number`` is about: the same noise for both images of a pair, and for the row of pure noise."""
+        generator = task.generator("duo", number)
+        which = [_shuffled(task, "duo pairs", number * self.batch + i, pairs.count) for i in range(self.batch)]
+        noise = torch.randn((self.batch, *pairs.shape), generator=generator).to(backbone.device)
+        times = self._times(backbone, generator)
+        cuts = [_Cut(bool(f < 0.5), x, y) for f, x, y in torch.rand(self.batch, 3, generator=generator).tolist()]
+        xs: list[Tensor] = []
+        truths: list[Tensor] = []
+        for side in SIDES[self.loss]:
+            x0 = torch.cat([pairs.latents(side, i, cut) for i, cut in zip(which, cuts, strict=True)])
+            xs.append(backbone.add_noise(x0, noise, times[side]))
+            truths.append(backbone.truth(x0, noise, times[side]))
+        ts, rows = [times[side] for side in SIDES[self.loss]], pairs.rows(which, SIDES[self.loss])
+        if self.base_lamb:
+            xs, ts, rows = [*xs, noise], [*ts, self._last(backbone, ts[0])], [*rows, *[0] * self.batch]
+        t = torch.cat(ts)
+        weight = torch.ones(len(t), device=t.device)
+        if backbone.supports("flow") and self.flow.precondition:
+            weight = (t / backbone.training_timesteps).square()  # x_0 as implied is x - sigma v
+        cond = pairs.cond.rows(torch.tensor(rows, device=t.device))
+        return _Batch(torch.cat(xs), t, cond, torch.cat(truths), weight)
+
+    def _times(self, backbone: Backbone, generator: torch.Generator) -> dict[str, Real[Tensor, "b"]]:
+        """Timesteps of each side's images."""
+        drawn = 1 if self.loss == "kto" else self.batch
+        u = torch.rand(2, drawn, generator=generator, dtype=torch.float64).expand(2, self.batch)
+        if self.loss == "kto" or self.timesteps == "shared":
+            u = u[:1].expand(2, -1)
+        if backbone.supports("flow"):
+            u = u * self.t_max / 1000 + (1 - u) * 0.001
+            levels = torch.tensor(backbone.timesteps(backbone.training_timesteps))  # noisy first
+            index = (u * len(levels)).long()
+            t = levels[index if self.flow.direction == "noisy" else len(levels) - 1 - index]
+        else:
+            t = (u * max(1, round(self.t_max / 1000 * backbone.training_timesteps))).long()
+        return dict(zip((SAFE, UNSAFE), t.to(backbone.device), strict=True))
+
+    def _last(self, backbone: Backbone, like: Real[Tensor, "b"]) -> Real[Tensor, "b"]:
+        """The timestep of pure noise."""
+        last = backbone.training_timesteps - 1
+        if backbone.supports("flow"):
+            released = self.flow.prior == "released"
+            last = backbone.timesteps(backbone.training_timesteps)[-1] if released else backbone.training_timesteps
+        return torch.full_like(like, last)
+
+    @torch.no_grad()
+    def _original(self, backbone: Backbone, batch: _Batch) -> Float[Tensor, "k c h w"]:
+        """What the original answers: to all rows for a loss that compares, else to those of pure noise."""
+        first = 0 if self.loss in COMPARED else len(batch.truth)
+        if first == len(batch.x):
+            return batch.x[:0]
+        rows = torch.arange(first, len(batch.x), device=batch.x.device)
+        return backbone.predict(batch.x[first:], batch.t[first:], batch.cond.rows(rows))
+
+    def _losses(
+        self, batch: _Batch, answer: Float[Tensor, "n c h w"], original: Float[Tensor, "k c h w"]
+    ) -> dict[str, Tensor]:
+        n = len(batch.truth)
+        errors = batch.weight[:n] * row_errors(answer[:n], batch.truth)
+        if self.loss in COMPARED:
+            known = batch.weight[:n] * row_errors(original[:n], batch.truth)
+            changes = Changes(*(errors - known).chunk(2)).sided(self.no_grad)
+            wanted = COMPARED[self.loss](changes, self.beta)
+        elif self.loss == "both":
+            safe, unsafe = errors.chunk(2)
+            wanted = safe.mean() - unsafe.mean()
+        else:
+            wanted = errors.mean() if self.loss == "finetune" else -errors.mean()
+        left = len(batch.x) - n
+        kept = (batch.weight[n:] * row_errors(answer[n:], original[len(original) - left :])).sum() / max(1, left)
+        return {"preference": wanted, "prior": kept}
+
+    def _weight(self, losses: Mapping[str, Tensor]) -> float:
+        """The weight of the answers to pure noise in this update."""
+        return self.lamb * (100 if self.dynamic_lamb and losses["preference"] < 0.1 else 1)
+
+    @override
+    def cost(self, targets: int, retain: int) -> Cost:
+        sides, noise = len(SIDES[self.loss]), 1 if self.base_lamb else 0
+        known = (sides if self.loss in COMPARED else 0) + noise
+        asked = min(self.bank, self.iterations) if self.bank else self.iterations
+        return Cost(forward=asked * self.batch * known, trained=self.iterations * self.batch * (sides + noise))
+
+
+def _shuffled(task: Task, purpose: str, number: int, among: int) -> int:
+    """The ``number``-th of an endless row of numbers below ``among``: all of them in random order, again and again."""
+    order = torch.randperm(among, generator=task.generator(purpose, number // among))
+    return int(order[number % among])
+
+
+@final
+class _Pairs:
+    """Latents and texts of the pairs; an image is encoded once for each way it is turned."""
+
+    def __init__(self, backbone: Backbone, task: Task, eraser: DUO) -> None:
+        """Take the images of ``task``.
+
+        Raises:
+            ExpungeError: if they are not in pairs, or lack the prompts that the settings ask for.
+        """
+        self._backbone, self._eraser = backbone, eraser
+        self._shots: dict[str, Sequence[Shot]] = {side: task.images[side] for side in (SAFE, UNSAFE)}
+        self.count = len(self._shots[SAFE])
+        if self.count != len(self._shots[UNSAFE]) or not self.count:
+            raise ExpungeError(
+                f"duo has {len(self._shots[UNSAFE])} unsafe images and {self.count} safe ones: expected pairs (`expunge pairs`)"
+            )
+        self._known: dict[tuple[str, int, bool], Tensor] = {}
+        self.shape = self.latents(SAFE, 0, _Cut(False, 0, 0), whole=True).shape[1:]
+        self._texts = [""]
+        if eraser.texts == "given":
+            self._texts += sorted({s.prompt for shots in self._shots.values() for s in shots} - {""})
+            if len(self._texts) == 1:
+                raise ExpungeError(
+                    "duo's texts are 'given', and the images have no prompts: expected those of `expunge pairs`"
+                )
+        with torch.no_grad():
+            null = backbone.unconditional()
+            self.cond = null if len(self._texts) == 1 else null.join(backbone.encode(self._texts[1:]))
+        """The empty prompt, and then the images' own."""
+
+    def latents(self, side: str, pair: int, cut: _Cut, whole: bool = False) -> Float[Tensor, "1 c h w"]:
+        """Latents of one image, cut unless ``whole``."""
+        flipped = cut.flipped and self._eraser.flip
+        if self._eraser.crop < 1 and not whole:
+            return self._encoded(side, pair, flipped, cut)
+        if (side, pair, flipped) not in self._known:
+            self._known[side, pair, flipped] = self._encoded(side, pair, flipped, None)
+        return self._known[side, pair, flipped]
+
+    def _encoded(self, side: str, pair: int, flipped: bool, cut: _Cut | None) -> Float[Tensor, "1 c h w"]:
+        pixels = self._shots[side][pair].pixels()
+        pixels = pixels.flip(1) if flipped else pixels
+        return self._backbone.encode_image((pixels if cut is None else cropped(pixels, self._eraser.crop, cut))[None])
+
+    def rows(self, which: Sequence[int], sides: Sequence[str]) -> list[int]:
+        """Rows of `cond` for the images of some pairs."""
+        if self._eraser.texts == "empty":
+            return [0] * (len(which) * len(sides))
+        return [self._texts.index(self._shots[side][i].prompt) for side in sides for i in which]
+
+
+def cropped(pixels: UInt8[Tensor, "H W 3"], share: float, cut: _Cut) -> UInt8[Tensor, "H W 3"]:
+    """The window of ``share`` of each side at a place from 0 to 1, enlarged to the image's size."""
+    height, width = pixels.shape[:2]
+    h, w = max(1, round(height * share)), max(1, round(width * share))
+    top, left = round(cut.top * (height - h)), round(cut.left * (width - w))
+    window = pixels[top : top + h, left : left + w].permute(2, 0, 1)[None].float()
+    scaled = functional.interpolate(window, (height, width), mode="bilinear", antialias=True)[0]
+    return scaled.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)

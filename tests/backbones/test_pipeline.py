@@ -1,0 +1,140 @@
+"""What all families share: image to image as diffusers does it, learned words, and the layers of attention."""
+
+import diffusers
+import pytest
+import torch
+
+from conftest import tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
+from expunge import backbones
+from expunge.core.errors import ExpungeError
+from expunge.core.query import LearnedWord, Query, Start
+
+MAKERS = {"sd": tiny_pipeline, "sdxl": tiny_xl_pipeline, "sd3": tiny_sd3_pipeline}
+REDRAW = {
+    "sd": diffusers.StableDiffusionImg2ImgPipeline,
+    "sdxl": diffusers.StableDiffusionXLImg2ImgPipeline,
+    "sd3": diffusers.StableDiffusion3Img2ImgPipeline,
+}
+PIXELS = torch.randint(0, 256, (2, 16, 16, 3), generator=torch.Generator().manual_seed(0)).byte()
+
+
+@pytest.fixture(params=MAKERS)
+def family(request):
+    return request.param
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.7, 1.0])
+@pytest.mark.parametrize("negative", ["", "a church"])
+def test_image_to_image_is_what_the_diffusers_pipeline_makes(family, strength, negative):
+    held = MAKERS[family]()
+    ours = backbones.of(held)
+    latents = ours.encode_image(PIXELS)  # given to both as latents: their encoding of pixels is random
+    theirs = REDRAW[family](**held.components, **({"requires_safety_checker": False} if family == "sd" else {}))
+    theirs.set_progress_bar_config(disable=True)
+    prompts = ["dog", "church"]
+    expected = theirs(
+        prompts,
+        image=latents,
+        strength=strength,
+        negative_prompt=[negative] * 2 if negative else None,
+        guidance_scale=5.0,
+        num_inference_steps=8,
+        generator=[torch.Generator().manual_seed(s) for s in (3, 4)],
+        output_type="latent",
+        **({"height": 16, "width": 16} if family == "sd3" else {}),
+    ).images
+    how = {"guidance": 5.0, "steps": 8, "negative": negative}
+    for images in (latents, PIXELS):
+        queries = [
+            Query(prompt=p, seed=s, start=Start(image=x, strength=strength), **how)
+            for p, s, x in zip(prompts, (3, 4), images, strict=True)
+        ]
+        assert torch.allclose(ours.generate(queries).latents, expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("scheduler", ["PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+def test_image_to_image_with_other_samplers(scheduler):
+    held = tiny_pipeline()
+    options = {"skip_prk_steps": True} if scheduler == "PNDMScheduler" else {}
+    held.scheduler = getattr(diffusers, scheduler).from_config(held.scheduler.config, **options)
+    ours = backbones.of(held)
+    latents = ours.encode_image(PIXELS[:1])
+    theirs = REDRAW["sd"](**held.components, requires_safety_checker=False)
+    theirs.set_progress_bar_config(disable=True)
+    call = {"strength": 0.6, "guidance_scale": 4.0, "num_inference_steps": 5, "output_type": "latent"}
+    expected = theirs("dog", image=latents, generator=[torch.Generator().manual_seed(1)], **call).images
+    query = Query(prompt="dog", seed=1, guidance=4.0, steps=5, start=Start(image=latents[0], strength=0.6))
+    assert torch.allclose(ours.generate([query]).latents, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_a_start_costs_the_steps_that_are_left_and_bad_ones_are_refused(backbone):
+    query = Query(prompt="dog", seed=1, guidance=4.0, steps=4, start=Start(image=PIXELS[0], strength=0.5))
+    before = backbone.cost
+    backbone.generate([query])
+    assert (backbone.cost - before).forward == 2 * 2
+    for start, words in (
+        (Start(image=PIXELS[0], strength=0.2), "leaves none: expected 0.25 or more"),
+        (Start(image=PIXELS[0, :8], strength=0.5), r"as latents for tiny: expected \(4, 8, 8\)"),
+    ):
+        with pytest.raises(ExpungeError, match=words):
+            backbone.generate([Query(prompt="dog", seed=1, guidance=4.0, steps=4, start=start)])
+    with pytest.raises(ExpungeError, match=r"strength 1\.5"):
+        Start(image=PIXELS[0], strength=1.5)
+    with pytest.raises(ExpungeError, match="differ in guidance"):
+        backbone.generate([query, Query(prompt="dog", seed=1, guidance=4.0, steps=4)])
+
+
+def test_a_word_s_own_embeddings_are_read_as_the_word(family):
+    """Splicing in what the vocabulary has for a word gives the word's encoding, in every text encoder."""
+    ours = backbones.of(MAKERS[family]())
+    ids = ours.tokenize(["a b dog on c"])
+    vectors = ours.embed(ids)[0, 2:4]  # b, dog
+    if family == "sd3":  # T5 reads words: here the filler
+        ours.components()["text_encoder_3"].shared.weight.data.zero_()
+    learned = ours.encode_learned(["a <v> on c", "<v> e <v>"], "<v>", vectors)
+    known = ours.encode(["a b dog on c", "b dog e b dog"])
+    assert torch.allclose(learned.embeds, known.embeds, atol=1e-5)
+    assert learned.pooled is None or torch.allclose(learned.pooled, known.pooled, atol=1e-5)
+    spliced = torch.zeros_like(ids, dtype=torch.bool)
+    spliced[0, 2:4] = True
+    assert torch.equal(learned.tokens[0], torch.where(spliced, -1, ids)[0]), "what was spliced in is no token"
+
+
+def test_learned_words_have_gradients_and_need_their_place(backbone):
+    vectors = torch.randn(2, 32, requires_grad=True)
+    prompts = ["a photo of <v>", "<v>"]
+    backbone.encode_learned(prompts, "<v>", vectors).embeds[0].sum().backward()
+    assert (vectors.grad.abs().sum(1) > 0).all()
+    for prompt in ("a photo", "photo of x<v>", "a b c d e f g h i j k l m n <v>"):
+        with pytest.raises(ExpungeError, match="does not hold '<v>' as a word"):
+            backbone.encode_learned([prompt], "<v>", vectors)
+
+
+def test_a_query_with_a_learned_word_is_sampled_with_it(backbone):
+    dog = backbone.embed(backbone.tokenize(["dog"]))[0, 1:2]
+    how = {"guidance": 4.0, "steps": 2, "seed": 1}
+    word = LearnedWord(word="<v>", vectors=dog)
+    learned = Query(prompt="a <v>", learned=word, **how)
+    found = backbone.generate([learned]).latents
+    assert torch.allclose(found, backbone.generate([Query(prompt="a dog", **how)]).latents, atol=1e-5)
+    other = LearnedWord(word="<v>", vectors=-dog)
+    assert not torch.allclose(found, backbone.generate([Query(prompt="a <v>", learned=other, **how)]).latents)
+    same = Query(prompt="a <v>", learned=LearnedWord(word="<v>", vectors=dog.clone()), **how)
+    assert same == learned
+    assert same.alike(learned)
+    assert not learned.alike(Query(prompt="a <v>", learned=other, **how))
+    assert learned.as_json()["learned"] == {"word": "<v>", "id": word.id}
+
+
+def test_layers_of_attention(family):
+    ours = backbones.of(MAKERS[family]())
+    denoiser = ours.components()[ours.denoiser]
+    projections = ("to_q", "to_k", "to_v", "to_out.0")
+    for group, modules in (("selfattn", ["attn1"]), ("attn", ["attn1", "attn2", "attn"])):
+        if family == "sd3" and group == "selfattn":
+            continue
+        owners = [n for n, _ in denoiser.named_modules() if n.rpartition(".")[2] in modules]
+        assert owners
+        assert sorted(ours.layers(group)) == sorted(f"{ours.denoiser}.{o}.{p}" for o in owners for p in projections)
+    with pytest.raises(ExpungeError, match="layer group"):
+        ours.layers("selfatn")
