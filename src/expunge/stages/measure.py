@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from expunge.core.catalog import Catalog
 from expunge.core.eraser import settings_of
 from expunge.core.errors import ExpungeError
-from expunge.core.metric import Metric
+from expunge.core.metric import Measurement, Metric
 from expunge.core.query import Shot
 from expunge.core.record import Record
 from expunge.stages import presets
@@ -111,12 +111,19 @@ def measured(
                 n=m.n,
                 n_seeds=m.n_seeds,
                 unit=m.unit,
-                **common,
+                **_told_of(m, common),
             ),
             list(zip(m.labels, m.per_image, strict=True)),
         )
         for m in metric.measure(shots, targets, retain, others)
     ]
+
+
+def _told_of(found: Measurement, common: dict[str, Any]) -> dict[str, Any]:
+    """What the records of one folder share, with the instrument of one of them."""
+    if not found.instrument:
+        return common
+    return {**common, "provenance": {**common["provenance"], "instrument": dict(found.instrument)}}
 
 
 def _compared(reference: Path, shots: Sequence[Shot], others: Sequence[Shot]) -> dict[str, Any]:
