@@ -1,6 +1,7 @@
 """The promises of `expunge.testing` on everything the catalogs find."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -46,8 +47,14 @@ def test_judge(name):
     scores = judge.scores(pixels)
     assert scores.shape == (3, len(judge.labels))
     assert torch.allclose(scores[1:2], judge.scores(pixels[1:2]), atol=1e-4), "images are judged one by one"
-    assert judge.valid(pixels).shape == (3,)
-    assert [judge.label_ids(label) for label in judge.labels] == [[i] for i in range(len(judge.labels))]
+    valid = judge.valid(pixels)
+    assert valid is None or valid.shape == (3,)
+    assert all(i in judge.label_ids(label) for i, label in enumerate(judge.labels)), "a label names itself"
+    sure = judge.confidence(pixels, judge.labels[0])
+    assert sure.shape == (3,)
+    assert bool(((sure >= 0) & (sure <= 1)).all())
+    assert len(judge.detections(pixels, judge.labels[:2])) == 3
+    json.dumps(judge.instrument())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
