@@ -533,6 +533,31 @@ def test_images_that_two_splits_share_count_once_in_a_summary():
     assert row["n"] == 4
 
 
+def of_a_set(seed, split, value, low, high):
+    record = {"metric": "fid_testbed", "value": value, "low": low, "high": high, "n": 50}
+    one = measurement("a", [], [record])
+    return one._replace(planned=dataclasses.replace(one.planned, seed=seed, split=split))
+
+
+def test_a_number_of_images_together_is_a_mean_over_runs_with_the_hull_of_their_intervals():
+    runs = [of_a_set(0, "v1", 10.0, 8.0, 12.0), of_a_set(1, "v1", 14.0, 11.0, 17.0), of_a_set(1, "v2", 9.0, 8.5, 9.5)]
+    (row,) = bench._summary(runs, {"a": {"told": "anchor"}})
+    assert (row["value"], row["low"], row["high"]) == (11.0, 8.0, 17.0)
+    assert (row["n"], row["training_seeds"], row["splits"], row["told"]) == (150, 2, 2, "anchor")
+    assert "11.0 [8.0, 17.0]" in bench.table([row])
+    plan = Plan(about="", set="", grid={}, compare=(("a", "b"),))
+    other = runs[0]._replace(planned=dataclasses.replace(runs[0].planned, method="b"))
+    assert bench._differences(plan, [*runs, other]) == [], "there are no images to pair"
+
+
+def test_the_table_shows_what_further_sets_are_measured_by():
+    shown = {"others": ("psr@1", "fid_testbed", "prior_distance"), "weapons": ("esr@1", "ner@0.5", "dsr", "psr@5")}
+    hidden = {"others": ("psr@5", "valid_rate"), "weapons": ("valid_rate", "ner@0.3"), "key: own": ("esr@1", "dsr")}
+    for wanted, groups in ((True, shown), (False, hidden)):
+        for group, metrics in groups.items():
+            assert [bench._tabled({"group": group, "metric": m}) for m in metrics] == [wanted] * len(metrics)
+
+
 def test_settings_are_filled_from_layers_the_later_over_the_earlier():
     eraser = presets.filled(
         KPOP, "kpop", {"lr": 1, "sampling": {"arm": "bank", "reuse": 2}}, {"lr": 2, "sampling": {"reuse": 3}}

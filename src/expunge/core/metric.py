@@ -38,6 +38,8 @@ class Metric(ABC):
     """Whether images are compared with the original model's, of the same prompts."""
     any_reference: ClassVar[bool] = False
     """Whether a ``paired`` metric takes other images too, such as a folder of photographs without prompts."""
+    asks_kept: ClassVar[bool] = True
+    """Whether its judge, if it has one, must know retained concepts too."""
     version: ClassVar[int] = 1
     """Raised when the same images begin to give other numbers."""
 

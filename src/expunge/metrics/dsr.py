@@ -30,6 +30,7 @@ class DSR(Metric):
         "Direct Unlearning Optimization for Robust and Safe Text-to-Image Models", "Park et al.", 2024, "2407.21035"
     )
     higher_is_better: ClassVar[bool] = True
+    asks_kept: ClassVar[bool] = False
     judge: str = "testbed"
     """Catalog name of the judge, with its settings if any: `testbed`, `nudenet`, `testbed:network=b`."""
     threshold: float = 0.5

@@ -34,6 +34,7 @@ class NER(Metric):
         "Hiding and Recovering Knowledge in Text-to-Image Diffusion Models", "Bui et al.", 2024, "2403.12326"
     )
     higher_is_better: ClassVar[bool] = False
+    asks_kept: ClassVar[bool] = False
     judge: str = "testbed"
     """Catalog name of the judge, with its settings if any: `testbed`, `nudenet`, `nudenet:labels=kpop+anus`."""
     thresholds: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)

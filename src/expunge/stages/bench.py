@@ -128,7 +128,7 @@ def _cells(results: Sequence[Result], once: bool) -> Cells:
     counted: set[tuple[str, str, str, str, str]] = set()
     for m, found in results:
         for record, values in zip(found["records"], found["values"], strict=True):
-            if record["metric"].startswith("became@"):
+            if record["metric"].startswith("became@") or not values:
                 continue
             name = record["metric"] + m.variant
             runs = cells.setdefault((m.method, m.group, name), {})
@@ -147,7 +147,30 @@ def _summary(results: Sequence[Result], made: Mapping[str, dict[str, Any]]) -> l
         shares = set(values) <= {0.0, 1.0}  # else means, of which Wilson says nothing
         interval = hull(wilson(sum(values), len(values)), nested(runs)) if shares else in_percent(nested(runs))
         rows.append(_row(method, group, metric, interval, len(values), runs))
+    rows += _of_sets(results)
     return [{**row, **made.get(row["method"], {})} for row in rows]
+
+
+def _of_sets(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """A row for each number that exists only for a set of images: the mean over its runs, and the hull of their intervals.
+
+    (A run's record has the interval; nothing is left per image that could be resampled here.)
+    """
+    cells: dict[tuple[str, str, str], list[tuple[Planned, Mapping[str, Any]]]] = {}
+    for m, found in results:
+        for record, values in zip(found["records"], found["values"], strict=True):
+            if not values and not record["metric"].startswith("became@"):
+                cells.setdefault((m.method, m.group, record["metric"] + m.variant), []).append((m, record))
+    rows: list[dict[str, Any]] = []
+    for place, runs in cells.items():
+        value, low, high = (
+            fmean(r["value"] for _, r in runs),
+            min(r["low"] for _, r in runs),
+            max(r["high"] for _, r in runs),
+        )
+        by_run: Runs = {seed: {m.split: [] for m, _ in runs if m.seed == seed} for seed in {m.seed for m, _ in runs}}
+        rows.append(_row(*place, Interval(value, low, high), sum(r["n"] for _, r in runs), by_run))
+    return rows
 
 
 def _became(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -389,14 +412,20 @@ def _cell(row: Mapping[str, Any]) -> str:
     return f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
 
 
+OF_IMAGES = ("prior_", "lpips", "clip", "fid", "kid")
+"""Beginnings of the names of what is told of images without a judge: the table has it of every set."""
+
+
 def _tabled(row: Mapping[str, Any]) -> bool:
-    """Whether a row of the summary is a cell of the table: all of the set's, of what nobody named the first rank alone."""
+    """Whether a row of the summary is a cell of the table: all of the set's, and of further sets the main ones."""
     group, metric = row["group"], row["metric"].split(" ")[0]
     if group in ("set", "paper") or metric == RECOVERY:
         return True
-    if metric == "prior_distance":
+    if group.startswith("key: "):
+        return False
+    if metric.startswith(OF_IMAGES):
         return True
-    return metric == "psr@1" if group == "others" else not group.startswith("key: ") and "sr@" in metric
+    return metric == "psr@1" if group == "others" else "sr@" in metric or metric in ("ner@0.5", "dsr")
 
 
 # what it will take, and what it takes ---------------------------------------------------------------------------------

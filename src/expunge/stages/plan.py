@@ -288,12 +288,13 @@ class Planner:
     def _check_labels(self) -> None:
         """Refuse a concept that a metric's judge does not know, before anything is trained."""
         asked = [(self.metrics, self.set.concepts), *((f.metrics, f.concepts) for f in self.further)]
+        erased = {c for targets in self.splits.values() for c in (*targets, *self._told(targets))}
         for metrics, concepts in asked:
             for metric in metrics:
                 judge = metric.settings.get("judge")
                 if judge is not None:
                     opened = Catalog("judges").open(judge)
-                    for concept in concepts:
+                    for concept in concepts if metric.asks_kept else erased.intersection(concepts):
                         opened.label_ids(concept)
 
     def _check_controls(self) -> None:
@@ -535,10 +536,12 @@ class PlannedMetric(NamedTuple):
     settings: dict[str, Any]
     version: int
     judge: str
-    """What its judge is told by, so that a retrained one measures again."""
+    """What its judge, or the weights it uses itself, are told by, so that retrained ones measure again."""
     variant: str
     paired: bool
     """Whether it compares with the original's images."""
+    asks_kept: bool
+    """Whether its judge must know retained concepts too."""
 
 
 def _metric(entry: Any) -> PlannedMetric:
@@ -548,9 +551,11 @@ def _metric(entry: Any) -> PlannedMetric:
     name = str(table.pop("name", ""))
     built = measure.build(name, table)
     settings = settings_of(built)
-    judge = Catalog("judges").open(settings["judge"]).identity() if "judge" in settings else ""
+    judge = Catalog("judges").open(settings["judge"]).identity() if "judge" in settings else built.identity()
     variant = ", ".join(f"{k} {v}" for k, v in table.items())
-    return PlannedMetric(name, settings, built.version, judge, f" ({variant})" if variant else "", built.paired)
+    return PlannedMetric(
+        name, settings, built.version, judge, f" ({variant})" if variant else "", built.paired, built.asks_kept
+    )
 
 
 def flattened(measurements: Sequence[Planned], done: Callable[[Planned], bool] = lambda _: False) -> list[Planned]:
