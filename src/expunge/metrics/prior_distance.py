@@ -4,19 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
 from typing_extensions import override
 
-from expunge import testbed
 from expunge.core.catalog import Paper
 from expunge.core.errors import unknown
 from expunge.core.metric import Measurement, Metric, average, paired
 from expunge.core.query import Shot
-from expunge.testbed.networks import as_input
-
-BATCH = 250
+from expunge.pretrained.perceptual import perceptual
 
 
 @final
@@ -50,31 +44,11 @@ class PriorDistance(Metric):
         self, shots: Sequence[Shot], targets: Sequence[str], retain: Sequence[str], reference: Sequence[Shot] = ()
     ) -> list[Measurement]:
         pairs = paired([s for s in shots if s.label in {*targets, *retain}], reference)
-        net = testbed.network("features")
-        values: list[float] = []
-        for start in range(0, len(pairs), BATCH):
-            first, second = (torch.stack([pair[i].pixels() for pair in pairs[start : start + BATCH]]) for i in range(2))
-            values += distances(_maps(net, first), _maps(net, second)).tolist()
+        net = perceptual(self.network)
+        values = net.distances(pairs)
         found: list[Measurement] = []
         for name, words in (("target_distance", set(targets)), ("prior_distance", set(retain))):
             rows = [i for i, (shot, _) in enumerate(pairs) if shot.label in words]
             if rows:
-                found.append(average(name, [pairs[i].shot for i in rows], [values[i] for i in rows]))
+                found.append(average(name, [pairs[i].shot for i in rows], [values[i] for i in rows], net.instrument))
         return found
-
-
-def distances(first: Sequence[Tensor], second: Sequence[Tensor]) -> Float[Tensor, "b"]:
-    """Half the squared distance of two images' unit feature vectors, averaged over the places of each map, then over maps.
-
-    (1 minus their cosine, but where a vector is zero: two zeros are the same.)
-    """
-    unit = torch.nn.functional.normalize
-    pairs = zip(first, second, strict=True)
-    layers = [(unit(u.float(), dim=1) - unit(v.float(), dim=1)).square().sum(1).mean((1, 2)) / 2 for u, v in pairs]
-    return torch.stack(layers).mean(0)
-
-
-@torch.no_grad()
-def _maps(net: torch.nn.Module, images: UInt8[Tensor, "b H W 3"]) -> list[Tensor]:
-    """Feature maps of images; whole, since a generator under `no_grad` would leave it on where two of them take turns."""
-    return list(net.maps(as_input(images)))  # pyright: ignore[reportCallIssue]
