@@ -160,11 +160,12 @@ def average(
     shots: Sequence[Shot],
     values: Sequence[float],
     instrument: Mapping[str, Any] | None = None,
+    unit: str = "%",
 ) -> Measurement:
-    """The mean of values in percent; concepts are the clusters of its interval, or single images where there is one concept."""
+    """The mean of values, x 100; concepts are the clusters of its interval, or single images where there is one concept."""
     groups = _clusters(shots, values, concept_of)
     interval = in_percent(clustered(groups if len(groups) > 1 else [[v] for v in values]))
-    return _measurement(metric, shots, values, interval, "%", instrument)
+    return _measurement(metric, shots, values, interval, unit, instrument)
 
 
 def _clusters(shots: Sequence[Shot], values: Sequence[float], of: Callable[[Shot], str]) -> list[list[float]]:

@@ -412,7 +412,7 @@ def _cell(row: Mapping[str, Any]) -> str:
     return f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
 
 
-OF_IMAGES = ("prior_", "lpips", "clip", "fid", "kid")
+OF_IMAGES = ("prior_", "lpips", "clip", "styled", "fid", "kid")
 """Beginnings of the names of what is told of images without a judge: the table has it of every set."""
 
 
