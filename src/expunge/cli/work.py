@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from expunge.cli.options import Hold, Images, Model, Paths, Talk, Words, parse, parse_with, say
+from expunge.cli.options import Hold, Images, Model, Paths, Rows, Talk, Words, parse, parse_with, say
 from expunge.core.errors import ExpungeError
 
 
@@ -22,6 +22,7 @@ class Generate:
     """A concept set: its name (see `expunge list`), or a TOML file."""
     part: Literal["dev", "test"] = "test"
     """Part of the concept set."""
+    rows: OmitArgPrefixes[Rows] = dataclasses.field(default_factory=Rows)
     edit: Paths = ()
     """An edit.safetensors to attach; repeat in order."""
     strength: float = 1.0
@@ -43,7 +44,7 @@ def generate(argv: list[str]) -> None:
     edits = [load_edit(path) for path in options.edit]
     backbone = images.model.open()
     part = None if options.set is None else read_set(options.set, CONCEPTS).part(options.part)
-    asked = images.asked(backbone, options.prompt, options.concept, part)
+    asked = images.asked(backbone, options.prompt, options.concept, part, options.rows)
     how = {
         "split": "none" if part is None else options.part,
         "strength": options.strength,
@@ -153,7 +154,7 @@ class Measure:
     retain: Words = ()
     """A concept that should have stayed; every other label in the folder if not given."""
     reference: Path | None = None
-    """Folder of the original model's images of the same prompts, for a metric that compares with them."""
+    """Folder of what a metric that compares compares with: the original model's images of the same prompts, or photographs (fid)."""
     out: Path | None = None
     """A .jsonl file to add the records to."""
     talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)

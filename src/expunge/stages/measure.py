@@ -49,13 +49,14 @@ def measured(
         folder: images with their ``metadata.jsonl``.
         targets: concepts that should be gone; those of the folder's edits by default.
         retain: concepts that should have stayed; every other label in the folder by default.
-        reference: the original model's images of the same prompts, for a metric that compares with them.
+        reference: what a metric that compares compares with: the original model's images of the same prompts, or (FID) any.
 
     Raises:
         ExpungeError: if there is a reference too many or too few, the folder is damaged, or says nothing about a target.
     """
     if metric.paired != (reference is not None):
-        needed = "the original's images to compare with (--reference)" if metric.paired else "no reference"
+        whose = "images" if metric.any_reference else "the original's images"
+        needed = f"{whose} to compare with (--reference)" if metric.paired else "no reference"
         raise ExpungeError(f"{name} with {'no ' if reference is None else 'a '}reference: expected {needed}")
     shots = read_images(folder)
     made = read_run(folder)
