@@ -10,6 +10,7 @@ from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept
 from expunge.core.eraser import Eraser, Step
 from expunge.core.judge import Judge
+from expunge.core.metric import Metric, share
 from expunge.erasers.uce import UCE
 from expunge.stages import erase, measure
 from expunge.testing import BrokenPromiseError, check_eraser, check_metric
@@ -39,6 +40,29 @@ def test_metric(name, images):
     from expunge.store import read_images
 
     check_metric(measure.build(name, OF_METRICS.get(name, {})), read_images(images), ["church"], ["dog"])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Forgetful(Metric):
+    """Keeps the values of some of its images. Deviations: none known."""
+
+    paper = UCE.paper
+    keeps: int = 2
+
+    def measure(self, shots, targets, retain, reference=()):
+        whole = share("seen", shots, [1.0] * len(shots))
+        some = {"per_image": whole.per_image[: self.keeps], "labels": whole.labels[: self.keeps]}
+        return [dataclasses.replace(whole, **some)]
+
+
+def test_the_contract_wants_every_image_s_value_or_none(images):
+    from expunge.store import read_images
+
+    shots = read_images(images)
+    for keeps in (0, len(shots)):
+        check_metric(Forgetful(keeps=keeps), shots, ["church"], ["dog"])
+    with pytest.raises(BrokenPromiseError, match="a value for each of its images, or for none"):
+        check_metric(Forgetful(keeps=2), shots, ["church"], ["dog"])
 
 
 @pytest.mark.parametrize("name", Catalog("judges").entries())

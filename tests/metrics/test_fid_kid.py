@@ -1,5 +1,6 @@
 """FID and KID on stored images: whose features, of which images, against which reference."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -70,6 +71,9 @@ def test_small_sets_are_refused(images):
         FID().measure(shots, ["church"], ["dog", "radio"], shots)
     with pytest.raises(ExpungeError, match="kid of 3 images in the reference: expected 4 or more"):
         KID(minimum=4).measure(shots, [], ["church", "dog"], shots[:3])
+    strangers = [dataclasses.replace(s, label="bus") for s in shots]
+    with pytest.raises(ExpungeError, match="no image of the reference is labelled with one of"):
+        KID(minimum=3).measure(shots, [], ["church", "dog"], strangers)
     with pytest.raises(ExpungeError, match="expected 2 or more"):
         FID(minimum=1)
     with pytest.raises(ExpungeError, match="unknown feature network 'incepton': did you mean 'inception'"):

@@ -87,6 +87,35 @@ def test_a_metric_that_compares_gets_the_original_s_images_and_other_seeds_for_t
     assert "prior_distance" in (tmp_path / "out" / "table.md").read_text()
 
 
+def test_numbers_of_sets_and_of_images_go_from_a_plan_to_its_table(plan, tmp_path):
+    metrics = """metrics = [{ name = "fid", minimum = 2 }, "clip-score", "dsr", { name = "ner", thresholds = [0.5] }]"""
+    text = (
+        plan.read_text()
+        .replace("control_count = 1", f"control_count = 1\n{metrics}")
+        .replace("count = 1", "count = 2", 1)
+    )
+    plan.write_text(text.replace('[["kpop", "uce"]]', '[["uce", "original"]]').replace(', "kpop"]', "]"))
+    assert main(words(plan, tmp_path, "--quiet")) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "summary.jsonl").read_text().splitlines()]
+    names = {r["metric"] for r in rows if r["method"] == "uce"}
+    assert names >= {"fid_testbed (minimum 2)", "clip_testbed_erased", "clip_testbed_kept", "dsr"}
+    assert any(name.startswith("ner@0.5") for name in names)
+    by = {(r["method"], r["metric"]): r for r in rows}
+    record = next(
+        r
+        for r in map(json.loads, (tmp_path / "out" / "records.jsonl").read_text().splitlines())
+        if (r["metric"], r["provenance"]["method"]) == ("fid_testbed", "uce")
+    )
+    row = by["uce", "fid_testbed (minimum 2)"]
+    assert (row["value"], row["low"], row["high"]) == pytest.approx(
+        (record["value"], record["low"], record["high"]), abs=1e-3
+    )
+    assert by["original", "fid_testbed (minimum 2)"]["value"] > 0, "its own images on other seeds"
+    assert "uce - original" in {r["method"] for r in rows if r["metric"] == "dsr"}, "images are paired"
+    assert ("uce - original", "fid_testbed (minimum 2)") not in by, "sets are not"
+    assert "fid_testbed" in (tmp_path / "out" / "table.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("eraser", "settings"), [("few-shot", "{}"), ("ca", "{ group = 'embedding', anchor = 'cat' }")]
 )

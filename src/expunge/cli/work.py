@@ -154,7 +154,7 @@ class Measure:
     retain: Words = ()
     """A concept that should have stayed; every other label in the folder if not given."""
     reference: Path | None = None
-    """Folder of what a metric that compares compares with: the original model's images of the same prompts, or photographs (fid)."""
+    """Folder to compare with: the original model's images of the same prompts; for fid and kid, photographs too."""
     out: Path | None = None
     """A .jsonl file to add the records to."""
     talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)

@@ -72,8 +72,10 @@ class Groups(NamedTuple):
         return {f"{metric}_{group}": shots for group, shots in self._asdict().items() if shots}
 
 
-def grouped(shots: Sequence[Shot], targets: Sequence[str], retain: Sequence[str]) -> Groups:
+def grouped(shots: Sequence[Shot], targets: Sequence[str], retain: Sequence[str], where: str = "") -> Groups:
     """Sort images by their labels; for metrics that need no judge, so that images without a label count too.
+
+    ``where`` says in an error which images they are.
 
     Raises:
         ExpungeError: if there is none.
@@ -81,7 +83,8 @@ def grouped(shots: Sequence[Shot], targets: Sequence[str], retain: Sequence[str]
     found = Groups([s for s in shots if s.label in {*targets}], [s for s in shots if s.label in {None, *retain}])
     if not found.erased and not found.kept:
         raise ExpungeError(
-            f"no image is labelled with one of {[*targets, *retain]}: expected images generated for them"
+            f"no image {where}{' ' if where else ''}is labelled with one of {[*targets, *retain]}: "
+            "expected images generated for them, or without labels"
         )
     return found
 

@@ -50,7 +50,8 @@ class KID(Metric):
     def measure(
         self, shots: Sequence[Shot], targets: Sequence[str], retain: Sequence[str], reference: Sequence[Shot] = ()
     ) -> list[Measurement]:
-        kept, others = (grouped(some, targets, retain).kept for some in (shots, reference))
+        kept = grouped(shots, targets, retain).kept
+        others = grouped(reference, targets, retain, "of the reference").kept
         for what, images in (("images to keep", kept), ("images in the reference", others)):
             if len(images) < self.minimum:
                 raise ExpungeError(f"kid of {len(images)} {what}: expected {self.minimum} or more (minimum)")
