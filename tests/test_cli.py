@@ -87,6 +87,30 @@ def test_the_same_commands_on_a_random_weight_checkpoint(folder, tmp_path, capsy
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["provenance"]["targets"] == ["dog"]
 
 
+def test_prompts_of_a_paper_s_file_are_one_image_a_row_and_captions_need_no_label(folder, tmp_path, capsys):
+    (tmp_path / "rows.csv").write_text("case_number,prompt,evaluation_seed,class\n0,a dog,7,dog\n1,a cat,9,cat\n")
+    (tmp_path / "captions.csv").write_text("image_id,prompt,evaluation_seed\n139,a cat and a dog,5\n285,a tree,4\n")
+    model = ["--model", folder, *FAST]
+    run("generate", *model, "--prompts", tmp_path / "rows.csv", "--guidance", 2, "--out", tmp_path / "rows")
+    rows = [json.loads(line) for line in (tmp_path / "rows" / "metadata.jsonl").read_text().splitlines()]
+    told = [(r["prompt"], r["seed"], r["label"], r["guidance"]) for r in rows]
+    assert told == [("a dog", 7, "dog", 2.0), ("a cat", 9, "cat", 2.0)]
+    run("generate", *model, "--prompt", "a dog", "--label", "dog", "--out", tmp_path / "none", code=2)
+    assert "--label or --row-guidance without --prompts" in capsys.readouterr().err
+    run("erase", "uce", "--model", folder, "--target", "dog", "--anchor", "cat", "--no-check", "--out", tmp_path / "e")
+    edit = tmp_path / "e" / "edit.safetensors"
+    run("generate", *model, "--prompts", tmp_path / "captions.csv", "--out", tmp_path / "before")
+    run("generate", *model, "--prompts", tmp_path / "captions.csv", "--edit", edit, "--out", tmp_path / "after")
+    capsys.readouterr()
+    compared = ["--images", tmp_path / "after", "--reference", tmp_path / "before", "--json"]
+    run("measure", "prior-preservation", *compared)
+    (record,) = json.loads(capsys.readouterr().out)["records"]
+    assert (record["metric"], record["n"], record["concepts"]) == ("prior_preservation_testbed", 2, ["dog"])
+    assert record["value"] < 100
+    run("measure", "esr-psr", "--images", tmp_path / "after", code=2)
+    assert "no image is labelled" in capsys.readouterr().err
+
+
 def test_negative_prompt_from_the_command_line(folder, tmp_path, capsys):
     run("erase", "negative-prompt", "--model", folder, "--target", "church", "--out", tmp_path / "np")
     edit = tmp_path / "np" / "edit.safetensors"
@@ -188,7 +212,9 @@ def test_a_single_file_goes_in_and_comes_out_with_its_figures(folder, tmp_path, 
         (["generate", "--prompt", "a", "--edit", "{tmp}/file", "--out", "{tmp}/o"], "damaged"),
         (["generate", "--prompt", "a", "--batch", "0", "--out", "{tmp}/o"], "batch 0"),
         (["measure", "esr-psr", "--images", "{tmp}/old"], "not an image folder"),
-        (["measure", "fid", "--images", "{tmp}/old"], "unknown metric"),
+        (["measure", "fidd", "--images", "{tmp}/old"], "did you mean 'fid'"),
+        (["measure", "fid", "--images", "{tmp}/old"], "expected images to compare with (--reference)"),
+        (["generate", "--prompts", "{tmp}/file", "--out", "{tmp}/o"], "has no row"),
         (["show", "{tmp}/file"], "damaged"),
         (["demo", "--target", "chruch", "--out", "{tmp}/o"], "did you mean 'church'"),
         (["pairs", "--unsafe", "a", "--out", "{tmp}/o"], "1 unsafe prompts and 0 safe ones"),

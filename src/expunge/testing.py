@@ -43,6 +43,14 @@ def _settings_object(plug_in: object) -> None:
     )
 
 
+def _is_json(content: object) -> bool:
+    try:
+        json.dumps(content)
+    except TypeError:
+        return False
+    return True
+
+
 def _snapshot(backbone: Backbone) -> str:
     return fingerprint(backbone.tensors([*backbone.group("full"), *backbone.group("text-encoder")]))
 
@@ -60,10 +68,7 @@ def check_eraser(eraser: Eraser, backbone: Backbone, task: Task | None = None) -
     wanted = {name: prompts for name, prompts in eraser.needs(task.targets).items() if name not in task.images}
     task = dataclasses.replace(task, images={**task.images, **_noisy_images(wanted, backbone)})
     _settings_object(eraser)
-    try:
-        json.dumps(settings_of(eraser))
-    except TypeError as error:
-        raise BrokenPromiseError("settings are JSON") from error
+    _promise(_is_json(settings_of(eraser)), "settings are JSON")
     before = _snapshot(backbone)
     spent = backbone.cost
     last, state, count = _drained(eraser, backbone, task)
@@ -208,7 +213,10 @@ def check_attack(attack: Attack, backbone: Backbone, queries: Sequence[Query]) -
 
 
 def check_metric(metric: Metric, shots: Sequence[Shot], targets: Sequence[str], retain: Sequence[str]) -> None:
-    """Check what every metric promises: finite values inside their intervals, and the same ones in any order of images."""
+    """Check what every metric promises: finite values inside their intervals, and the same ones in any order of images.
+
+    It keeps a value for each image, or none at all if its number exists only for the images together.
+    """
     _settings_object(metric)
     beside = list(reversed(shots)) if metric.paired else []
     found = metric.measure(shots, targets, retain, beside)
@@ -216,7 +224,9 @@ def check_metric(metric: Metric, shots: Sequence[Shot], targets: Sequence[str], 
     for m in found:
         value, low, high = m.interval
         _promise(low <= value <= high, f"{m.metric}'s value lies in its interval")
-        _promise(len(m.per_image) == len(m.labels) == m.n > 0, f"{m.metric} keeps its values per image")
+        kept = len(m.per_image) == len(m.labels) and len(m.labels) in (0, m.n) and m.n > 0
+        _promise(kept, f"{m.metric} keeps a value for each of its images, or for none")
+        _promise(_is_json(m.instrument), f"{m.metric} tells of its instrument in JSON")
     turned = metric.measure(list(reversed(shots)), targets, retain, beside)
     same = {m.metric: round(m.interval.value, 9) for m in found} == {
         m.metric: round(m.interval.value, 9) for m in turned

@@ -1,6 +1,7 @@
 """The promises of `expunge.testing` on everything the catalogs find."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept
 from expunge.core.eraser import Eraser, Step
 from expunge.core.judge import Judge
+from expunge.core.metric import Metric, share
 from expunge.core.query import queries
 from expunge.erasers.uce import UCE
-from expunge.stages import analyse, erase
+from expunge.stages import analyse, erase, measure
 from expunge.stages import attack as attacks
 from expunge.testing import BrokenPromiseError, check_analysis, check_attack, check_eraser, check_metric
 
@@ -29,6 +31,8 @@ SETTINGS = {
     "duo": {"iterations": 3, "batch": 2, "pairs": 3, "rank": 4},
     "ca": {"anchor": "cat", "anchor_images": 3, "iterations": 3, "batch": 2, "lr": 1e-3},
 }
+JUDGES = {"imagenet": "imagenet:weights=random"}
+OF_METRICS = {"fid": {"minimum": 3}, "kid": {"minimum": 3}, "lpips": {"weights": "random"}}
 
 
 @pytest.mark.parametrize("name", Catalog("erasers").entries())
@@ -101,19 +105,48 @@ def test_attack(name, edited, backbone):
 def test_metric(name, images):
     from expunge.store import read_images
 
-    check_metric(Catalog("metrics").load(name)(), read_images(images), ["church"], ["dog"])
+    check_metric(measure.build(name, OF_METRICS.get(name, {})), read_images(images), ["church"], ["dog"])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Forgetful(Metric):
+    """Keeps the values of some of its images. Deviations: none known."""
+
+    paper = UCE.paper
+    keeps: int = 2
+
+    def measure(self, shots, targets, retain, reference=()):
+        whole = share("seen", shots, [1.0] * len(shots))
+        some = {"per_image": whole.per_image[: self.keeps], "labels": whole.labels[: self.keeps]}
+        return [dataclasses.replace(whole, **some)]
+
+
+def test_the_contract_wants_every_image_s_value_or_none(images):
+    from expunge.store import read_images
+
+    shots = read_images(images)
+    for keeps in (0, len(shots)):
+        check_metric(Forgetful(keeps=keeps), shots, ["church"], ["dog"])
+    with pytest.raises(BrokenPromiseError, match="a value for each of its images, or for none"):
+        check_metric(Forgetful(keeps=2), shots, ["church"], ["dog"])
 
 
 @pytest.mark.parametrize("name", Catalog("judges").entries())
 def test_judge(name):
-    judge = Catalog("judges").load(name)()
+    judge = Catalog("judges").open(JUDGES.get(name, name))
     assert isinstance(judge, Judge)
     pixels = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8)
     scores = judge.scores(pixels)
     assert scores.shape == (3, len(judge.labels))
     assert torch.allclose(scores[1:2], judge.scores(pixels[1:2]), atol=1e-4), "images are judged one by one"
-    assert judge.valid(pixels).shape == (3,)
-    assert [judge.label_ids(label) for label in judge.labels] == [[i] for i in range(len(judge.labels))]
+    valid = judge.valid(pixels)
+    assert valid is None or valid.shape == (3,)
+    assert all(i in judge.label_ids(label) for i, label in enumerate(judge.labels)), "a label names itself"
+    sure = judge.confidence(pixels, judge.labels[0])
+    assert sure.shape == (3,)
+    assert bool(((sure >= 0) & (sure <= 1)).all())
+    assert len(judge.detections(pixels, judge.labels[:2])) == 3
+    json.dumps(judge.instrument())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,7 +201,7 @@ def test_targets_are_checked_before_anything_runs(backbone):
 
 @pytest.mark.parametrize("name", Catalog("judges").entries())
 def test_a_judge_is_known_by_its_network(name):
-    judges = Catalog("judges")
+    judges, name = Catalog("judges"), JUDGES.get(name, name)
     assert judges.open(name).identity() == judges.open(name).identity()
 
 

@@ -9,7 +9,8 @@ import torch
 from expunge import testbed
 from expunge.cli import main
 from expunge.core.errors import ExpungeError
-from expunge.metrics.prior_distance import PriorDistance, distances
+from expunge.metrics.prior_distance import PriorDistance
+from expunge.pretrained.perceptual import distances
 from expunge.stages import measure
 from expunge.store import read_images
 

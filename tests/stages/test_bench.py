@@ -89,6 +89,35 @@ def test_a_metric_that_compares_gets_the_original_s_images_and_other_seeds_for_t
     assert "prior_distance" in (tmp_path / "out" / "table.md").read_text()
 
 
+def test_numbers_of_sets_and_of_images_go_from_a_plan_to_its_table(plan, tmp_path):
+    metrics = """metrics = [{ name = "fid", minimum = 2 }, "clip-score", "dsr", { name = "ner", thresholds = [0.5] }]"""
+    text = (
+        plan.read_text()
+        .replace("control_count = 1", f"control_count = 1\n{metrics}")
+        .replace("count = 1", "count = 2", 1)
+    )
+    plan.write_text(text.replace('[["kpop", "uce"]]', '[["uce", "original"]]').replace(', "kpop"]', "]"))
+    assert main(words(plan, tmp_path, "--quiet")) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "summary.jsonl").read_text().splitlines()]
+    names = {r["metric"] for r in rows if r["method"] == "uce"}
+    assert names >= {"fid_testbed (minimum 2)", "clip_testbed_erased", "clip_testbed_kept", "dsr"}
+    assert any(name.startswith("ner@0.5") for name in names)
+    by = {(r["method"], r["metric"]): r for r in rows}
+    record = next(
+        r
+        for r in map(json.loads, (tmp_path / "out" / "records.jsonl").read_text().splitlines())
+        if (r["metric"], r["provenance"]["method"]) == ("fid_testbed", "uce")
+    )
+    row = by["uce", "fid_testbed (minimum 2)"]
+    assert (row["value"], row["low"], row["high"]) == pytest.approx(
+        (record["value"], record["low"], record["high"]), abs=1e-3
+    )
+    assert by["original", "fid_testbed (minimum 2)"]["value"] > 0, "its own images on other seeds"
+    assert "uce - original" in {r["method"] for r in rows if r["metric"] == "dsr"}, "images are paired"
+    assert ("uce - original", "fid_testbed (minimum 2)") not in by, "sets are not"
+    assert "fid_testbed" in (tmp_path / "out" / "table.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("eraser", "settings"), [("few-shot", "{}"), ("ca", "{ group = 'embedding', anchor = 'cat' }")]
 )
@@ -538,6 +567,31 @@ def test_images_that_two_splits_share_count_once_in_a_summary():
     other = one._replace(planned=dataclasses.replace(one.planned, split="v2", job={"room": "measure", "images": "b"}))
     (row,) = bench._summary([one, other], {})
     assert row["n"] == 4
+
+
+def of_a_set(seed, split, value, low, high):
+    record = {"metric": "fid_testbed", "value": value, "low": low, "high": high, "n": 50}
+    one = measurement("a", [], [record])
+    return one._replace(planned=dataclasses.replace(one.planned, seed=seed, split=split))
+
+
+def test_a_number_of_images_together_is_a_mean_over_runs_with_the_hull_of_their_intervals():
+    runs = [of_a_set(0, "v1", 10.0, 8.0, 12.0), of_a_set(1, "v1", 14.0, 11.0, 17.0), of_a_set(1, "v2", 9.0, 8.5, 9.5)]
+    (row,) = bench._summary(runs, {"a": {"told": "anchor"}})
+    assert (row["value"], row["low"], row["high"]) == (11.0, 8.0, 17.0)
+    assert (row["n"], row["training_seeds"], row["splits"], row["told"]) == (150, 2, 2, "anchor")
+    assert "11.0 [8.0, 17.0]" in bench.table([row])
+    plan = Plan(about="", set="", grid={}, compare=(("a", "b"),))
+    other = runs[0]._replace(planned=dataclasses.replace(runs[0].planned, method="b"))
+    assert bench._differences(plan, [*runs, other]) == [], "there are no images to pair"
+
+
+def test_the_table_shows_what_further_sets_are_measured_by():
+    shown = {"others": ("psr@1", "fid_testbed", "prior_distance"), "weapons": ("esr@1", "ner@0.5", "dsr", "psr@5")}
+    hidden = {"others": ("psr@5", "valid_rate"), "weapons": ("valid_rate", "ner@0.3"), "key: own": ("esr@1", "dsr")}
+    for wanted, groups in ((True, shown), (False, hidden)):
+        for group, metrics in groups.items():
+            assert [bench._tabled({"group": group, "metric": m}) for m in metrics] == [wanted] * len(metrics)
 
 
 def test_settings_are_filled_from_layers_the_later_over_the_earlier():

@@ -96,6 +96,28 @@ class Talk:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Rows:
+    """A prompt file of a paper: one image a row, at the row's own seed."""
+
+    prompts: Path | None = None
+    """A CSV with the columns prompt, evaluation_seed (or sd_seed), and perhaps class or artist, which become labels."""
+    label: str | None = None
+    """What every row of the CSV asks for, in the place of its class or artist: nudity for I2P."""
+    row_guidance: bool = False
+    """Take guidance from the CSV's rows (evaluation_guidance or sd_guidance_scale), not one scale for all."""
+
+    def queries(self, guidance: float, steps: int) -> "list[Query]":
+        """A query for each row; none without a file."""
+        from expunge.store import read_prompts
+
+        if self.prompts is None:
+            if self.label is not None or self.row_guidance:
+                raise ExpungeError("--label or --row-guidance without --prompts: expected a CSV of prompts")
+            return []
+        return read_prompts(self.prompts, guidance, steps, self.label, self.row_guidance)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Images:
     """Which images, how they are sampled, and where they go."""
 
@@ -117,9 +139,14 @@ class Images:
     talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
 
     def asked(
-        self, backbone: "Backbone", prompts: Words = (), concepts: Words = (), part: "Part | None" = None
+        self,
+        backbone: "Backbone",
+        prompts: Words = (),
+        concepts: Words = (),
+        part: "Part | None" = None,
+        rows: Rows | None = None,
     ) -> "list[Query]":
-        """Queries for prompts, for concepts in the model's own template, and for a part of a concept set."""
+        """Queries for prompts, for concepts in the model's own template, for a part of a concept set, for a CSV's rows."""
         from expunge.core.query import queries
         from expunge.stages import generate as stage
         from expunge.stages import presets
@@ -134,7 +161,7 @@ class Images:
         wanted += [(stage.fill(template, c), c) for c in concepts]
         wanted += [] if part is None else list(part.prompts)
         first = part.seed if self.seed is None and part is not None else self.seed or 0
-        return queries(wanted, self.count, first, guidance, steps)
+        return queries(wanted, self.count, first, guidance, steps) + (rows.queries(guidance, steps) if rows else [])
 
     def make(self, backbone: "Backbone", edits: "list[Edit]", queries: "list[Query]", title: str, **how: Any) -> None:
         """Generate into the folder, with a progress bar; ``how`` goes to the stage."""

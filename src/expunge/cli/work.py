@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from expunge.cli.options import Hold, Images, Model, Paths, Talk, Words, parse, parse_with, say
+from expunge.cli.options import Hold, Images, Model, Paths, Rows, Talk, Words, parse, parse_with, say
 from expunge.core.errors import ExpungeError
 
 
@@ -24,6 +24,7 @@ class Generate:
     """Part of the concept set."""
     queries: Path | None = None
     """Folder of queries that `expunge attack` wrote, instead of prompts, concepts and a set."""
+    rows: OmitArgPrefixes[Rows] = dataclasses.field(default_factory=Rows)
     edit: Paths = ()
     """An edit.safetensors to attach; repeat in order."""
     strength: float = 1.0
@@ -48,7 +49,11 @@ def generate(argv: list[str]) -> None:
     edits = [load_edit(path) for path in options.edit]
     backbone = images.model.open()
     part = None if options.set is None else read_set(options.set, CONCEPTS).part(options.part)
-    asked = images.asked(backbone, options.prompt, options.concept, part) if stored is None else stored.queries
+    asked = (
+        images.asked(backbone, options.prompt, options.concept, part, options.rows)
+        if stored is None
+        else stored.queries
+    )
     how = {
         "attack": None if stored is None else stored.about,
         "split": "none" if part is None else options.part,
@@ -159,7 +164,7 @@ class Measure:
     retain: Words = ()
     """A concept that should have stayed; every other label in the folder if not given."""
     reference: Path | None = None
-    """Folder of the original model's images of the same prompts, for a metric that compares with them."""
+    """Folder to compare with: the original model's images of the same prompts; for fid and kid, photographs too."""
     out: Path | None = None
     """A .jsonl file to add the records to."""
     talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)

@@ -2,12 +2,19 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from expunge.core.errors import unknown
+
+
+class Detection(NamedTuple):
+    """Something that a judge found in an image."""
+
+    label: str
+    score: float
 
 
 class Judge(ABC):
@@ -26,6 +33,15 @@ class Judge(ABC):
         The share of the concept's labels in a softmax over all scores; a detector has a confidence of its own.
         """
         return self.scores(images).float().softmax(-1)[:, self.label_ids(concept)].sum(-1)
+
+    def detections(self, images: UInt8[Tensor, "b H W 3"], concepts: Sequence[str]) -> list[list[Detection]]:
+        """What each image has of ``concepts``: a detector's findings, or each concept with the judge's confidence."""
+        sure = [self.confidence(images, concept).tolist() for concept in concepts]
+        return [[Detection(*found) for found in zip(concepts, row, strict=True)] for row in zip(*sure, strict=True)]
+
+    def instrument(self) -> dict[str, str]:
+        """What a record should say of it beside its name and settings: weights, release, preprocessing."""
+        return {}
 
     def identity(self) -> str:
         """What tells this judge from a retrained one; empty if it never changes."""

@@ -1,13 +1,14 @@
 """A metric: one call over stored images."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, final
 
 from expunge.core.catalog import Paper
+from expunge.core.errors import ExpungeError
 from expunge.core.query import Shot
-from expunge.core.record import Interval
+from expunge.core.record import Interval, clustered, hull, in_percent, wilson
 
 
 @final
@@ -21,8 +22,11 @@ class Measurement:
     n: int
     n_seeds: int
     per_image: Sequence[float]
+    """Empty for a number that exists only for the images together."""
     labels: Sequence[str]
     """The concept that each of the values is of."""
+    instrument: Mapping[str, Any] = field(default_factory=dict)
+    """What a record should say of what it was measured with, beside the settings: weights, release, preprocessing."""
 
 
 class Metric(ABC):
@@ -32,8 +36,16 @@ class Metric(ABC):
     higher_is_better: ClassVar[bool]
     paired: ClassVar[bool] = False
     """Whether images are compared with the original model's, of the same prompts."""
+    any_reference: ClassVar[bool] = False
+    """Whether a ``paired`` metric takes other images too, such as a folder of photographs without prompts."""
+    asks_kept: ClassVar[bool] = True
+    """Whether its judge, if it has one, must know retained concepts too."""
     version: ClassVar[int] = 1
     """Raised when the same images begin to give other numbers."""
+
+    def identity(self) -> str:
+        """What tells its weights from others under the same name; empty if they never change."""
+        return ""
 
     @abstractmethod
     def measure(
@@ -44,3 +56,160 @@ class Metric(ABC):
         Raises:
             ExpungeError: if the judge does not know a concept, or there is no image to measure.
         """
+
+
+# which images ---------------------------------------------------------------------------------------------------------
+class Groups(NamedTuple):
+    """Images by what should have happened to them."""
+
+    erased: list[Shot]
+    """Of targets."""
+    kept: list[Shot]
+    """Of retained concepts, and of prompts that ask for nothing in particular."""
+
+    def named(self, metric: str) -> dict[str, list[Shot]]:
+        """The groups that have images, by the names of their numbers: ``metric_erased`` and ``metric_kept``."""
+        return {f"{metric}_{group}": shots for group, shots in self._asdict().items() if shots}
+
+
+def grouped(shots: Sequence[Shot], targets: Sequence[str], retain: Sequence[str], where: str = "") -> Groups:
+    """Sort images by their labels; for metrics that need no judge, so that images without a label count too.
+
+    ``where`` says in an error which images they are.
+
+    Raises:
+        ExpungeError: if there is none.
+    """
+    found = Groups([s for s in shots if s.label in {*targets}], [s for s in shots if s.label in {None, *retain}])
+    if not found.erased and not found.kept:
+        raise ExpungeError(
+            f"no image {where}{' ' if where else ''}is labelled with one of {[*targets, *retain]}: "
+            "expected images generated for them, or without labels"
+        )
+    return found
+
+
+class Pair(NamedTuple):
+    """An image and the one it is compared with."""
+
+    shot: Shot
+    other: Shot
+
+
+def paired(shots: Sequence[Shot], reference: Sequence[Shot]) -> list[Pair]:
+    """Each image with the reference's of its prompt and seed; in the order of seeds, if the two share no seed at all.
+
+    Raises:
+        ExpungeError: if there is nothing to compare, the reference lacks an image, or only some seeds are the same.
+    """
+    if not shots:
+        raise ExpungeError("no image has a label to compare by: expected images generated for concepts")
+    known, asked = _by_prompt(reference), _by_prompt(shots)
+    pairs: list[Pair] = []
+    for prompt, several in asked.items():
+        others = known.get(prompt, [])
+        if len(others) != len(several):
+            raise ExpungeError(
+                f"the reference has {len(others)} images of '{prompt}': expected {len(several)}, as there are to compare"
+            )
+        pairs += [Pair(*pair) for pair in zip(several, others, strict=True)]
+    same = [a.seed == b.seed for a, b in pairs]
+    if any(same) and not all(same):
+        raise ExpungeError(
+            "the reference has some of the images' seeds and not others: expected the same, or all other"
+        )
+    return pairs
+
+
+def _by_prompt(shots: Sequence[Shot]) -> dict[str, list[Shot]]:
+    """Images by prompt, in the order of their seeds."""
+    found: dict[str, list[Shot]] = {}
+    for shot in sorted(shots, key=lambda s: s.seed):
+        found.setdefault(shot.prompt, []).append(shot)
+    return found
+
+
+# numbers --------------------------------------------------------------------------------------------------------------
+def concept_of(shot: Shot) -> str:
+    """The concept that an image is of; empty if it is of none in particular."""
+    return shot.label or ""
+
+
+def prompt_of(shot: Shot) -> str:
+    """The prompt that an image was made for."""
+    return shot.prompt
+
+
+def share(
+    metric: str,
+    shots: Sequence[Shot],
+    values: Sequence[float],
+    clusters: Callable[[Shot], str] = concept_of,
+    instrument: Mapping[str, Any] | None = None,
+) -> Measurement:
+    """How many of the images have something (a value of 1, else 0), in percent.
+
+    The interval is Wilson's; for several ``clusters``, the hull of Wilson's and a bootstrap over them (the bootstrap alone is
+    empty when all images agree, and too narrow for few clusters).
+    """
+    interval, groups = wilson(sum(values), len(values)), _clusters(shots, values, clusters)
+    if len(groups) > 1:
+        interval = hull(interval, clustered(groups))
+    return _measurement(metric, shots, values, interval, "%", instrument)
+
+
+def average(
+    metric: str,
+    shots: Sequence[Shot],
+    values: Sequence[float],
+    instrument: Mapping[str, Any] | None = None,
+    unit: str = "%",
+) -> Measurement:
+    """The mean of values, x 100; concepts are the clusters of its interval, or single images where there is one concept."""
+    groups = _clusters(shots, values, concept_of)
+    interval = in_percent(clustered(groups if len(groups) > 1 else [[v] for v in values]))
+    return _measurement(metric, shots, values, interval, unit, instrument)
+
+
+def _clusters(shots: Sequence[Shot], values: Sequence[float], of: Callable[[Shot], str]) -> list[list[float]]:
+    """Values by cluster, the clusters in the order of their names."""
+    found: dict[str, list[float]] = {name: [] for name in sorted({of(s) for s in shots})}
+    for shot, value in zip(shots, values, strict=True):
+        found[of(shot)].append(value)
+    return list(found.values())
+
+
+def _measurement(
+    metric: str,
+    shots: Sequence[Shot],
+    values: Sequence[float],
+    interval: Interval,
+    unit: str,
+    instrument: Mapping[str, Any] | None,
+) -> Measurement:
+    return Measurement(
+        metric=metric,
+        interval=interval,
+        unit=unit,
+        n=len(values),
+        n_seeds=len({s.seed for s in shots}),
+        per_image=list(values),
+        labels=[concept_of(s) for s in shots],
+        instrument=instrument or {},
+    )
+
+
+def together(
+    metric: str, shots: Sequence[Shot], interval: Interval, unit: str, instrument: Mapping[str, Any] | None = None
+) -> Measurement:
+    """A number that exists only for the images together."""
+    return Measurement(
+        metric=metric,
+        interval=interval,
+        unit=unit,
+        n=len(shots),
+        n_seeds=len({s.seed for s in shots}),
+        per_image=[],
+        labels=[],
+        instrument=instrument or {},
+    )

@@ -1,11 +1,12 @@
 """A request for one image, and an image that was made for one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
+import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from typing_extensions import override
@@ -116,3 +117,16 @@ def queries(
         for prompt, label in prompts
         for i in range(count)
     ]
+
+
+def batches(shots: Sequence[Shot], size: int) -> Iterator[UInt8[Tensor, "b H W 3"]]:
+    """The pixels of images in order, in batches of at most ``size`` that are equally large."""
+    waiting: list[Tensor] = []
+    for shot in shots:
+        pixels = shot.pixels()
+        if waiting and (len(waiting) == size or pixels.shape != waiting[0].shape):
+            yield torch.stack(waiting)
+            waiting = []
+        waiting.append(pixels)
+    if waiting:
+        yield torch.stack(waiting)

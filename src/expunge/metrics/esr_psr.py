@@ -5,15 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, final
 
-import torch
 from typing_extensions import override
 
 from expunge.core.catalog import Catalog, Paper
 from expunge.core.errors import ExpungeError
 from expunge.core.judge import Judge
-from expunge.core.metric import Measurement, Metric
-from expunge.core.query import Shot
-from expunge.core.record import clustered, hull, wilson
+from expunge.core.metric import Measurement, Metric, share
+from expunge.core.query import Shot, batches
 
 BATCH = 250
 
@@ -25,8 +23,7 @@ class EsrPsr(Metric):
 
     KPOP's section 5.1; methods.md C1. Beside them: the share of images that are pictures at all (``valid_rate`` of target
     images, ``valid_rate_kept``; collapse is not erasure), and the five labels that target images show most (``became@…``).
-    Intervals: Wilson's for one concept; for several, the hull of Wilson's and a bootstrap over concepts (the bootstrap alone
-    is empty when all images agree, and too narrow for five concepts).
+    Intervals: Wilson's for one concept; for several, the hull of Wilson's and a bootstrap over concepts.
     Deviations: none known; the judge is a setting.
     """
 
@@ -60,17 +57,16 @@ class EsrPsr(Metric):
             for k in self.ks:
                 shown = [bool(wanted[str(asked[i].label)] & set(order[i][:k])) for i in rows]
                 values = [float(s) for s in shown] if group == "kept" else [float(not s) for s in shown]
-                found.append(
-                    _measurement(f"{'psr' if group == 'kept' else 'esr'}@{k}", [asked[i] for i in rows], values)
-                )
+                name = f"{'psr' if group == 'kept' else 'esr'}@{k}"
+                found.append(share(name, [asked[i] for i in rows], values, instrument=judge.instrument()))
             if valid[0] is not None:
                 name = "valid_rate" if group == "erased" else "valid_rate_kept"
-                found.append(_measurement(name, [asked[i] for i in rows], [float(bool(valid[i])) for i in rows]))
+                found.append(share(name, [asked[i] for i in rows], [float(bool(valid[i])) for i in rows]))
         shows = ["(no picture)" if ok is False else judge.labels[row[0]] for row, ok in zip(order, valid, strict=True)]
         became = Counter(shows[i] for i in groups["erased"])
         for label, _ in became.most_common(5):
             values = [float(shows[i] == label) for i in groups["erased"]]
-            found.append(_measurement(f"became@{label}", [asked[i] for i in groups["erased"]], values))
+            found.append(share(f"became@{label}", [asked[i] for i in groups["erased"]], values))
         return found
 
 
@@ -87,28 +83,8 @@ def _judged(judge: Judge, shots: Sequence[Shot], top: int) -> Verdicts:
     """Ask the judge in batches."""
     order: list[list[int]] = []
     valid: list[bool | None] = []
-    for start in range(0, len(shots), BATCH):
-        pixels = torch.stack([s.pixels() for s in shots[start : start + BATCH]])
+    for pixels in batches(shots, BATCH):
         order += judge.scores(pixels).topk(top, dim=1).indices.tolist()
         verdict = judge.valid(pixels)
         valid += [None] * len(pixels) if verdict is None else verdict.tolist()
     return Verdicts(order, valid)
-
-
-def _measurement(metric: str, shots: Sequence[Shot], values: list[float]) -> Measurement:
-    """The mean of ``values`` in percent; concepts are the clusters of its interval."""
-    labels = sorted({str(s.label) for s in shots})
-    if len(labels) == 1:
-        interval = wilson(sum(values), len(values))
-    else:
-        clusters = [[v for s, v in zip(shots, values, strict=True) if s.label == label] for label in labels]
-        interval = hull(wilson(sum(values), len(values)), clustered(clusters))
-    return Measurement(
-        metric=metric,
-        interval=interval,
-        unit="%",
-        n=len(values),
-        n_seeds=len({s.seed for s in shots}),
-        per_image=values,
-        labels=[str(s.label) for s in shots],
-    )

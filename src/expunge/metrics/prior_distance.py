@@ -4,20 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
 from typing_extensions import override
 
-from expunge import testbed
 from expunge.core.catalog import Paper
-from expunge.core.errors import ExpungeError, unknown
-from expunge.core.metric import Measurement, Metric
+from expunge.core.errors import unknown
+from expunge.core.metric import Measurement, Metric, average, paired
 from expunge.core.query import Shot
-from expunge.core.record import clustered, in_percent
-from expunge.testbed.networks import as_input
-
-BATCH = 250
+from expunge.pretrained.perceptual import perceptual
 
 
 @final
@@ -50,80 +43,12 @@ class PriorDistance(Metric):
     def measure(
         self, shots: Sequence[Shot], targets: Sequence[str], retain: Sequence[str], reference: Sequence[Shot] = ()
     ) -> list[Measurement]:
-        pairs = _paired([s for s in shots if s.label in {*targets, *retain}], reference)
-        net = testbed.network("features")
-        values: list[float] = []
-        for start in range(0, len(pairs), BATCH):
-            first, second = (torch.stack([pair[i].pixels() for pair in pairs[start : start + BATCH]]) for i in range(2))
-            values += distances(_maps(net, first), _maps(net, second)).tolist()
+        pairs = paired([s for s in shots if s.label in {*targets, *retain}], reference)
+        net = perceptual(self.network)
+        values = net.distances(pairs)
         found: list[Measurement] = []
         for name, words in (("target_distance", set(targets)), ("prior_distance", set(retain))):
             rows = [i for i, (shot, _) in enumerate(pairs) if shot.label in words]
             if rows:
-                found.append(_measurement(name, [pairs[i][0] for i in rows], [values[i] for i in rows]))
+                found.append(average(name, [pairs[i].shot for i in rows], [values[i] for i in rows], net.instrument))
         return found
-
-
-def distances(first: Sequence[Tensor], second: Sequence[Tensor]) -> Float[Tensor, "b"]:
-    """Half the squared distance of two images' unit feature vectors, averaged over the places of each map, then over maps.
-
-    (1 minus their cosine, but where a vector is zero: two zeros are the same.)
-    """
-    unit = torch.nn.functional.normalize
-    pairs = zip(first, second, strict=True)
-    layers = [(unit(u.float(), dim=1) - unit(v.float(), dim=1)).square().sum(1).mean((1, 2)) / 2 for u, v in pairs]
-    return torch.stack(layers).mean(0)
-
-
-@torch.no_grad()
-def _maps(net: torch.nn.Module, images: UInt8[Tensor, "b H W 3"]) -> list[Tensor]:
-    """Feature maps of images; whole, since a generator under `no_grad` would leave it on where two of them take turns."""
-    return list(net.maps(as_input(images)))  # pyright: ignore[reportCallIssue]
-
-
-def _paired(shots: Sequence[Shot], reference: Sequence[Shot]) -> list[tuple[Shot, Shot]]:
-    """Each image with the reference's of its prompt and seed; in the order of seeds, if the two share no seed at all.
-
-    Raises:
-        ExpungeError: if there is nothing to compare, the reference lacks an image, or only some seeds are the same.
-    """
-    if not shots:
-        raise ExpungeError("no image has a label to compare by: expected images generated for concepts")
-    known, asked = _by_prompt(reference), _by_prompt(shots)
-    pairs: list[tuple[Shot, Shot]] = []
-    for prompt, several in asked.items():
-        others = known.get(prompt, [])
-        if len(others) != len(several):
-            raise ExpungeError(
-                f"the reference has {len(others)} images of '{prompt}': expected {len(several)}, as there are to compare"
-            )
-        pairs += zip(several, others, strict=True)
-    same = [a.seed == b.seed for a, b in pairs]
-    if any(same) and not all(same):
-        raise ExpungeError(
-            "the reference has some of the images' seeds and not others: expected the same, or all other"
-        )
-    return pairs
-
-
-def _by_prompt(shots: Sequence[Shot]) -> dict[str, list[Shot]]:
-    """Images by prompt, in the order of their seeds."""
-    found: dict[str, list[Shot]] = {}
-    for shot in sorted(shots, key=lambda s: s.seed):
-        found.setdefault(shot.prompt, []).append(shot)
-    return found
-
-
-def _measurement(metric: str, shots: Sequence[Shot], values: list[float]) -> Measurement:
-    """The mean in percent; concepts are the clusters of its interval, or single images where there is one concept."""
-    labels = sorted({str(s.label) for s in shots})
-    clusters = [[v for s, v in zip(shots, values, strict=True) if s.label == label] for label in labels]
-    return Measurement(
-        metric=metric,
-        interval=in_percent(clustered(clusters if len(labels) > 1 else [[v] for v in values])),
-        unit="%",
-        n=len(values),
-        n_seeds=len({s.seed for s in shots}),
-        per_image=values,
-        labels=[str(s.label) for s in shots],
-    )

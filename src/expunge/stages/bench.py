@@ -439,14 +439,20 @@ def _cell(row: Mapping[str, Any]) -> str:
     return f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
 
 
+OF_IMAGES = ("prior_", "lpips", "clip", "styled", "fid", "kid")
+"""Beginnings of the names of what is told of images without a judge: the table has it of every set."""
+
+
 def _tabled(row: Mapping[str, Any]) -> bool:
-    """Whether a row of the summary is a cell of the table: all of the set's, of what nobody named the first rank alone."""
+    """Whether a row of the summary is a cell of the table: all of the set's, and of further sets the main ones."""
     group, metric = row["group"], row["metric"].split(" ")[0]
     if group in ("set", "paper") or metric == RECOVERY:
         return True
-    if metric == "prior_distance":
+    if group.startswith("key: "):
+        return False
+    if metric.startswith(OF_IMAGES):
         return True
-    return metric == "psr@1" if group == "others" else not group.startswith("key: ") and "sr@" in metric
+    return metric == "psr@1" if group == "others" else "sr@" in metric or metric in ("ner@0.5", "dsr")
 
 
 # what it will take, and what it takes ---------------------------------------------------------------------------------

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 from expunge.core.catalog import Catalog
 from expunge.core.eraser import settings_of
 from expunge.core.errors import ExpungeError
-from expunge.core.metric import Metric
+from expunge.core.metric import Measurement, Metric
 from expunge.core.query import Shot
 from expunge.core.record import Record
 from expunge.stages import presets
-from expunge.store import read_images, read_run
+from expunge.store import read_any_images, read_images, read_run
 
 
 class Measured(NamedTuple):
@@ -49,17 +49,18 @@ def measured(
         folder: images with their ``metadata.jsonl``.
         targets: concepts that should be gone; those of the folder's edits by default.
         retain: concepts that should have stayed; every other label in the folder by default.
-        reference: the original model's images of the same prompts, for a metric that compares with them.
+        reference: what a metric that compares compares with: the original model's images of the same prompts, or (FID) any.
 
     Raises:
         ExpungeError: if there is a reference too many or too few, the folder is damaged, or says nothing about a target.
     """
     if metric.paired != (reference is not None):
-        needed = "the original's images to compare with (--reference)" if metric.paired else "no reference"
+        whose = "images" if metric.any_reference else "the original's images"
+        needed = f"{whose} to compare with (--reference)" if metric.paired else "no reference"
         raise ExpungeError(f"{name} with {'no ' if reference is None else 'a '}reference: expected {needed}")
     shots = read_images(folder)
     made = read_run(folder)
-    others = [] if reference is None else read_images(reference)
+    others = [] if reference is None else (read_any_images if metric.any_reference else read_images)(reference)
     changed = [] if reference is None else read_run(reference).get("edits", [])
     if changed:
         raise ExpungeError(f"'{reference}' was made with edit {changed[0]['id']}: expected the original model's images")
@@ -72,7 +73,9 @@ def measured(
     if both:
         raise ExpungeError(f"'{both.pop()}' is both a target and a retained word: expected it in one of the two lists")
     absent = [t for t in targets if t not in labels]
-    if absent:
+    if absent and not labels and targets is named:
+        targets = []  # prompts that ask for nothing in particular, such as captions
+    elif absent:
         raise ExpungeError(
             f"'{folder}' has no image labelled '{absent[0]}': expected one of {', '.join(labels) or 'none'}"
         )
@@ -92,7 +95,7 @@ def measured(
             "made_by": [{k: p[k] for k in ("eraser", "settings", "seconds", "cost")} for p in provenances],
             "retain_measured": retain,
             "images": folder.name,
-            **({} if reference is None else _compared(reference, shots, others)),
+            **({} if reference is None else _compared(reference, shots, others, metric.any_reference)),
             "strength": made.get("strength"),
             "control": made.get("control"),
             **({"attack": made["attack"]} if made.get("attack") else {}),
@@ -112,7 +115,7 @@ def measured(
                 n=m.n,
                 n_seeds=m.n_seeds,
                 unit=m.unit,
-                **common,
+                **_told_of(m, common),
             ),
             list(zip(m.labels, m.per_image, strict=True)),
         )
@@ -120,8 +123,17 @@ def measured(
     ]
 
 
-def _compared(reference: Path, shots: Sequence[Shot], others: Sequence[Shot]) -> dict[str, Any]:
-    """What images were compared with, and whether on the same seeds."""
+def _told_of(found: Measurement, common: dict[str, Any]) -> dict[str, Any]:
+    """What the records of one folder share, with the instrument of one of them."""
+    if not found.instrument:
+        return common
+    return {**common, "provenance": {**common["provenance"], "instrument": dict(found.instrument)}}
+
+
+def _compared(reference: Path, shots: Sequence[Shot], others: Sequence[Shot], any_images: bool) -> dict[str, Any]:
+    """What images were compared with, and whether on the same seeds, if it has some."""
+    if any_images and not (reference / "metadata.jsonl").is_file():
+        return {"reference": reference.name}
     return {"reference": reference.name, "same_seeds": {s.seed for s in shots} <= {s.seed for s in others}}
 
 

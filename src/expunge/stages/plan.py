@@ -303,12 +303,13 @@ class Planner:
     def _check_labels(self) -> None:
         """Refuse a concept that a metric's judge does not know, before anything is trained."""
         asked = [(self.metrics, self.set.concepts), *((f.metrics, f.concepts) for f in self.further)]
+        erased = {c for targets in self.splits.values() for c in (*targets, *self._told(targets))}
         for metrics, concepts in asked:
             for metric in metrics:
                 judge = metric.settings.get("judge")
                 if judge is not None:
                     opened = Catalog("judges").open(judge)
-                    for concept in concepts:
+                    for concept in concepts if metric.asks_kept else erased.intersection(concepts):
                         opened.label_ids(concept)
 
     def _check_controls(self) -> None:
@@ -618,10 +619,12 @@ class PlannedMetric(NamedTuple):
     settings: dict[str, Any]
     version: int
     judge: str
-    """What its judge is told by, so that a retrained one measures again."""
+    """What its judge, or the weights it uses itself, are told by, so that retrained ones measure again."""
     variant: str
     paired: bool
     """Whether it compares with the original's images."""
+    asks_kept: bool
+    """Whether its judge must know retained concepts too."""
 
 
 class PlannedAttack(NamedTuple):
@@ -658,7 +661,8 @@ def _metric(entry: Any) -> PlannedMetric:
     name, table, variant = _entry("metrics", entry)
     built = measure.build(name, table)
     settings = settings_of(built)
-    return PlannedMetric(name, settings, built.version, _judge(settings), variant, built.paired)
+    told = _judge(settings) or built.identity()
+    return PlannedMetric(name, settings, built.version, told, variant, built.paired, built.asks_kept)
 
 
 def _attack(entry: Any) -> PlannedAttack:

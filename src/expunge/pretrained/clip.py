@@ -1,0 +1,127 @@
+"""Texts and images in one space: any CLIP of the hub or of a folder, or the testbed's own."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from expunge import testbed
+from expunge.core.errors import ExpungeError
+from expunge.core.query import Shot
+
+BATCH = 50
+
+
+class Clip(NamedTuple):
+    """Two towers into one space."""
+
+    images: Callable[[UInt8[Tensor, "b H W 3"]], Float[Tensor, "b d"]]
+    texts: Callable[[Sequence[str]], Float[Tensor, "b d"]]
+    instrument: dict[str, str]
+    """Network, weights and preprocessing, for the record."""
+
+    @torch.no_grad()
+    def scores(self, shots: Sequence[Shot], texts: Sequence[str]) -> list[float]:
+        """max(cos, 0) of each image and its text, 0 to 1 (methods.md C4)."""
+        unit = torch.nn.functional.normalize
+        found: list[float] = []
+        for start in range(0, len(shots), BATCH):
+            images = torch.cat([self.images(s.pixels()[None]) for s in shots[start : start + BATCH]])
+            words = self.texts(texts[start : start + BATCH])
+            found += (unit(images) * unit(words)).sum(-1).clamp_min(0).tolist()
+        return found
+
+
+def identity(model: str) -> str:
+    """Sha256 of a folder's files; empty for the testbed's CLIP, which never changes, and for a hub id."""
+    return "" if model == "testbed" or not Path(model).is_dir() else _sha256(Path(model))
+
+
+def _sha256(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with file.open("rb") as opened:
+            digest.update(str(file.relative_to(folder)).encode() + hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def clip(model: str) -> Clip:
+    """Open ``testbed``, a hub id such as ``openai/clip-vit-base-patch32``, or a local folder.
+
+    Raises:
+        ExpungeError: if there is no such CLIP, or it cannot be had.
+    """
+    return _testbed() if model == "testbed" else _published(model)
+
+
+def _published(model: str) -> Clip:
+    from transformers import CLIPModel, CLIPProcessor
+
+    folder = Path(model) if Path(model).is_dir() else _fetched(model)
+    net: Any
+    processor: Any
+    try:
+        with _no_bar():
+            net = CLIPModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+            processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ExpungeError(
+            f"'{model}' cannot be loaded as a CLIP: expected a folder of a CLIPModel ({reason})"
+        ) from error
+    net.eval().requires_grad_(False)
+    longest = net.config.text_config.max_position_embeddings
+
+    def images(pixels: UInt8[Tensor, "b H W 3"]) -> Float[Tensor, "b d"]:
+        read = processor.image_processor(list(pixels.permute(0, 3, 1, 2)), return_tensors="pt")
+        return net.get_image_features(pixel_values=read["pixel_values"]).pooler_output
+
+    def texts(words: Sequence[str]) -> Float[Tensor, "b d"]:
+        read = processor.tokenizer(list(words), padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        return net.get_text_features(**read).pooler_output
+
+    read_by = type(processor.image_processor).__name__
+    told = {"network": model, "weights": f"sha256:{_sha256(folder)}", "preprocessing": f"{read_by}, of uint8"}
+    return Clip(images, texts, told)
+
+
+def _fetched(model: str) -> Path:
+    """Snapshot of a hub repository: configurations, tokenizer and safetensors."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ExpungeError(
+            f"no CLIP '{model}': expected testbed, a folder, or a hub id that can be fetched ({reason})"
+        ) from error
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """Keep transformers from drawing a progress bar."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _testbed() -> Clip:
+    """The text tower that the testbed's UNet reads, and its image partner, each with its projection."""
+    from expunge.testbed import clip as own
+
+    with _no_bar():
+        own.text_vectors([""])  # the tower is read at its first use, and kept
+    told = {"network": f"{testbed.VERSION} text tower and partner", "preprocessing": "area resize to 64 x 64"}
+    return Clip(own.image_vectors, own.text_vectors, told)
