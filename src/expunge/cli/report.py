@@ -5,7 +5,8 @@ from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from expunge.cli.options import Talk, Words, parse
+from expunge.cli.options import Paths, Talk, Words, parse
+from expunge.core.errors import ExpungeError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,3 +68,62 @@ def report(argv: list[str]) -> None:
     content = {"report": str(out), "bytes": size, "image_folders": len(found.sides), "image_folders_gone": found.gone}
     gone = f", {found.gone} image folders are gone" if found.gone else ""
     options.talk.result(content, f"{out}: {size / 1e6:.1f} MB{gone}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Label:
+    """Have people say what images show, blind to what made them; then compare them with a judge and with each other."""
+
+    images: Positional[tuple[Path, ...]] = ()
+    """Folders of images, for a new sheet."""
+    out: Path | None = None
+    """The sheet, an .html file; with --read, a .jsonl file for the agreements."""
+    key: Path | None = None
+    """What each item of the sheet is: written beside a new one (OUT.key.json if not given), and needed by --read."""
+    choice: Words = ()
+    """A label that may be chosen; repeat for several. The labels of the folders if not given."""
+    count: int | None = None
+    """Images of each folder, drawn at random; all if not given."""
+    seed: int = 0
+    """Seed of the order."""
+    read: Paths = ()
+    """Answers that a sheet saved (.json or .csv); repeat for several people."""
+    judge: str | None = "testbed"
+    """Whom people are compared with, as testbed:network=b; None for each other alone."""
+    overwrite: bool = False
+    """Replace earlier files."""
+    talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
+
+
+def label(argv: list[str]) -> None:
+    """``expunge label IMAGES…``, and ``expunge label --read ANSWERS``."""
+    options = parse(Label, argv, "expunge label")
+    if bool(options.images) == bool(options.read):
+        raise ExpungeError("expunge label: expected folders of images for a new sheet, or --read with answers to one")
+    if options.read:
+        _read_labels(options)
+        return
+    from expunge.report.labelling import write_sheet
+
+    if options.out is None:
+        raise ExpungeError("a sheet without --out: expected the .html file to write")
+    key = options.key or options.out.with_suffix(".key.json")
+    told = write_sheet(options.images, options.choice, options.out, key, options.seed, options.count, options.overwrite)
+    content = {"sheet": str(options.out), "key": str(key), "images": len(told["items"]), "choices": told["choices"]}
+    text = f"{options.out}: {len(told['items'])} images to label\n{key}: the key, to keep from those who label"
+    options.talk.result(content, text)
+
+
+def _read_labels(options: Label) -> None:
+    from expunge.report import agreement
+    from expunge.store import check_new, write_lines
+
+    if options.key is None:
+        raise ExpungeError("--read without --key: expected the key that was written beside the sheet")
+    if options.out is not None:
+        check_new(options.out, options.overwrite)
+    found = agreement.read(options.read, options.key, options.judge)
+    rows = [a.as_json() for a in found]
+    if options.out is not None:
+        write_lines(options.out, rows)
+    options.talk.result({"agreements": rows}, agreement.table(found))
