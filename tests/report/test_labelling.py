@@ -53,6 +53,8 @@ def test_the_order_is_the_seed_s(images, tmp_path):
     assert sorted(orders[0]) == sorted(orders[2])
     some = write_sheet([images, images], ["dog"], tmp_path / "s.html", tmp_path / "s.json", count=2)
     assert (len(some["items"]), some["choices"]) == (4, ["dog", "none", "no picture"])
+    one = write_sheet([images], [], tmp_path / "o.html", tmp_path / "o.json", count=1)
+    assert one["choices"] == ["church", "dog", "radio", "none", "no picture"], "an image offers more than its own label"
 
 
 def test_answered_with_keys_saved_and_read_back(sheet, visit, browser, tmp_path, capsys):
@@ -147,6 +149,7 @@ def test_bad_input_is_one_line(sheet, images, tmp_path, capsys):
         ([str(images), "--out", str(page)], "exists already"),
         (["--read", str(good)], "without --key"),
         (["--read", str(good), "--key", str(good)], "no key of a sheet"),
+        (["--read", str(good), *read, "--judge", "None"], "one person and no judge"),
         (["--read", str(odd), *read], "unknown answer"),
         (["--read", str(far), *read], "item 99"),
         (["--read", str(empty), *read], "holds no answers"),

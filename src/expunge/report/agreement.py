@@ -59,7 +59,7 @@ def read(files: Sequence[Path], key: Path, judge: str | None = "testbed") -> lis
     """The agreement of each person with the judge (if one is named), and of each two people.
 
     Raises:
-        ExpungeError: if answers are damaged, of another sheet, or an image has changed since.
+        ExpungeError: if answers are damaged, of another sheet, or an image has changed since; or nobody is to be compared.
     """
     told = read_json(key)
     if told.get("format") != FORMAT or not {"sheet", "choices", "items"} <= set(told):
@@ -69,6 +69,8 @@ def read(files: Sequence[Path], key: Path, judge: str | None = "testbed") -> lis
     if twice:
         raise ExpungeError(f"two files hold answers of '{twice[0]}': expected one for each person")
     pairs = list(combinations(people, 2))
+    if judge is None and not pairs:
+        raise ExpungeError("one person and no judge: expected a judge, or answers of several people")
     if judge is not None:
         wanted = sorted({item for person in people for item in person.said})
         machine = judged(judge, told, wanted)

@@ -50,14 +50,15 @@ def write_sheet(
     for path in (out, key):
         check_new(path, overwrite)
     draw = random.Random(seed)
-    shots = []
+    shots, named = [], set[str]()
     for folder in folders:
         mine = read_any_images(folder)
+        named |= {s.label for s in mine if s.label}  # of all, so that a draw that misses one still offers it
         shots += mine if count is None or count >= len(mine) else draw.sample(mine, count)
     if not shots:
         raise ExpungeError("no folder of images: expected one or more to label")
     draw.shuffle(shots)
-    words = sorted({s.label for s in shots if s.label}) if not labels else list(dict.fromkeys(labels))
+    words = sorted(named) if not labels else list(dict.fromkeys(labels))
     if not words:
         raise ExpungeError("the images have no labels: expected --choice for each label that a person may choose")
     if len(words) > len(KEYS):
