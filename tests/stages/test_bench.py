@@ -591,7 +591,7 @@ def test_the_table_shows_what_further_sets_are_measured_by():
     hidden = {"others": ("psr@5", "valid_rate"), "weapons": ("valid_rate", "ner@0.3"), "key: own": ("esr@1", "dsr")}
     for wanted, groups in ((True, shown), (False, hidden)):
         for group, metrics in groups.items():
-            assert [bench._tabled({"group": group, "metric": m}) for m in metrics] == [wanted] * len(metrics)
+            assert [bench.tabled({"group": group, "metric": m}) for m in metrics] == [wanted] * len(metrics)
 
 
 def test_settings_are_filled_from_layers_the_later_over_the_earlier():
@@ -630,7 +630,7 @@ def test_what_targets_became_is_a_share_of_all_their_images():
         {"metric": f"became@{label}", "value": value, "n": 50, "provenance": {**made, "split": split}}
         for split, label, value in (("v1", "key", 40.0), ("v1", "cat", 10.0), ("v2", "key", 20.0))
     ]
-    (row,) = bench._became(lines)
+    (row,) = bench.became(lines)
     assert row["n"] == 100
     assert row["shares"] == {"key": 30.0, "cat": 5.0}
 

@@ -10,6 +10,7 @@ from expunge.cli.erasing import erase, pairs
 from expunge.cli.look import list_, show
 from expunge.cli.options import say
 from expunge.cli.plans import bench, clean
+from expunge.cli.report import figure, label, report
 from expunge.cli.work import analyse, demo, export, generate, measure, recover, screen
 from expunge.core.errors import ExpungeError, ExpungeWarning, unknown
 
@@ -25,6 +26,9 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "recover": ("give an erased model a concept back with its private key", recover),
     "bench": ("run a plan: a grid of methods, concepts and seeds", bench),
     "clean": ("show what finished jobs take on disk, and free it", clean),
+    "report": ("show a run as one HTML file: RUN", report),
+    "label": ("have people label images blind, and compare them with a judge", label),
+    "figure": ("draw a figure's JSON as SVG: FILE", figure),
     "export": ("write the edited model as a diffusers folder, one file or a LoRA", export),
     "show": ("show what an edit file holds and how it was made", show),
     "list": ("list erasers, attacks, metrics, judges, analyses and concept sets", list_),

@@ -117,12 +117,12 @@ def write(
     results = [Result(m, jobs.run_job(m.job, store)) for m in measurements]
     for m, found in results:
         row = {"method": m.method, "split": m.split, "training_seed": m.seed, "group": m.group, "variant": m.variant}
-        lines += [{**r, "provenance": {**r["provenance"], **row}} for r in found["records"]]
+        lines += [{**r, "provenance": {**r["provenance"], **row, **_seen(m)}} for r in found["records"]]
     made = _spent(results, store)
     for method, told in _told(results).items():
         made.setdefault(method, {})["told"] = told
     pairs = dict.fromkeys([*plan.compare, *(c.rows for c in claimed if c.than is None)])
-    summary = [*_summary(results, made), *_became(lines), *_differences(list(pairs), results)]
+    summary = [*_summary(results, made), *became(lines), *_differences(list(pairs), results)]
     summary += [*claims.judged(claimed, summary), *published]
     _copy_figures(results, store, out / analyse.FIGURES)
     write_lines(out / "records.jsonl", lines)
@@ -130,6 +130,15 @@ def write(
     with new_file(out / "table.md", overwrite=True) as temporary:
         temporary.write_text(f"{plan.about}\n\n{table(summary)}")
     return summary
+
+
+def _seen(measurement: Planned) -> dict[str, Any]:
+    """Where in the store the images of a measurement are (or were), and the hash of the model that made them."""
+    for made in measurement.upstream:
+        if made.key == measurement.job.get("images"):
+            place = jobs.folder(made.key, "generate", Path()) / jobs.IMAGES
+            return {"images": place.as_posix(), "model_sha256": made.job["model_sha256"]}
+    return {}
 
 
 def _cells(results: Sequence[Result], once: bool) -> Cells:
@@ -195,7 +204,7 @@ def _copy_figures(results: Sequence[Result], store: Path, out: Path) -> None:
             write_json(out / f"{re.sub(r'[^A-Za-z0-9_.]+', '-', words)}.json", read_json(file), overwrite=True)
 
 
-def _became(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def became(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What a method's targets turned into: the three labels seen most, by their share of all target images.
 
     A run's record names its own five most seen labels only, so a share is a lower bound.
@@ -342,7 +351,7 @@ def _verdict(points: Interval, metric: str, n: int, seeds: int) -> dict[str, Any
 def table(summary: Sequence[Mapping[str, Any]]) -> str:
     """The summary in Markdown: a row a method and a column a metric; then recoveries, and paired differences."""
     plain = [r for r in summary if "verdict" not in r and "claim" not in r]
-    main = _grid([r for r in plain if _tabled(r)], _head, _cell, made=True)
+    main = _grid([r for r in plain if tabled(r)], heading, _cell, made=True)
     returned = [r for r in plain if r["group"].startswith("key: ") and r["metric"].startswith("esr@1")]
     valid = {(r["method"], r["group"]): r["value"] for r in plain if r["metric"].startswith("valid_rate")}
 
@@ -351,19 +360,19 @@ def table(summary: Sequence[Mapping[str, Any]]) -> str:
         return f"{_cell(turned)} ({valid.get((row['method'], row['group']), 0):.0f})"
 
     parts = [main]
-    told = [f"- {name}: {'; '.join(words)}" for name, words in _published_words(plain).items()]
+    told = [f"- {name}: {'; '.join(words)}" for name, words in published_words(plain).items()]
     if told:
         parts += ["Columns named paper are published figures, of other models, prompts and judges:", "\n".join(told)]
     if returned:
         title = "Recovery, by what is injected: images that show the target, in percent (valid images in percent)"
-        parts += [title, _grid(returned, _injected, came_back)]
+        parts += [title, _grid(returned, injected, came_back)]
     for group in dict.fromkeys(r["group"] for r in plain if r["group"].startswith("analysis: ")):
         parts += [group.capitalize(), _grid([r for r in plain if r["group"] == group], lambda r: r["metric"], _cell)]
-    paired = [r for r in summary if "verdict" in r and _tabled(r)]
+    paired = [r for r in summary if "verdict" in r and tabled(r)]
     if paired:
         parts += [
             "Paired differences in points",
-            _grid(paired, _head, lambda r: f"{_cell(r)} {r['verdict']}"),
+            _grid(paired, heading, lambda r: f"{_cell(r)} {r['verdict']}"),
         ]
     claimed = [r for r in summary if "claim" in r]
     if claimed:
@@ -371,14 +380,14 @@ def table(summary: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _injected(row: Mapping[str, Any]) -> str:
+def injected(row: Mapping[str, Any]) -> str:
     """What a recovery injects, and into what, as a column calls it."""
     control = row["group"].removeprefix("key: ")
     into = {"original": "own, in the original model", "none": "no key", "neutral": "own, with a neutral text"}
     return into.get(control, control if control in CONTROLS else f"own, in the model of {control}")
 
 
-def _published_words(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+def published_words(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Where the published figures of each row come from, and what is known of them."""
     found: dict[str, list[str]] = {}
     for row in rows:
@@ -427,7 +436,8 @@ def _grid(
     return "\n".join(lines)
 
 
-def _head(row: Mapping[str, Any]) -> str:
+def heading(row: Mapping[str, Any]) -> str:
+    """What the table calls the column of a row of the summary."""
     return row["metric"] if row["group"] == "set" else f"{row['group']} {row['metric']}"
 
 
@@ -443,7 +453,7 @@ OF_IMAGES = ("prior_", "lpips", "clip", "styled", "fid", "kid")
 """Beginnings of the names of what is told of images without a judge: the table has it of every set."""
 
 
-def _tabled(row: Mapping[str, Any]) -> bool:
+def tabled(row: Mapping[str, Any]) -> bool:
     """Whether a row of the summary is a cell of the table: all of the set's, and of further sets the main ones."""
     group, metric = row["group"], row["metric"].split(" ")[0]
     if group in ("set", "paper") or metric == RECOVERY:

@@ -1,0 +1,124 @@
+"""What a run does not show, from what it has and what it lacks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from expunge.report.run import ORIGINAL, Run
+
+FEW = 100
+"""Images below which a share is told only roughly."""
+VALID = 95.0
+"""Percent of pictures below which erasure may be collapse."""
+
+
+class Caveat(NamedTuple):
+    """One thing that a reader should not conclude."""
+
+    title: str
+    text: str
+
+
+def caveats(run: Run) -> list[Caveat]:
+    """What ``run`` does not show, most important first."""
+    rows = [r for r in run.summary if "verdict" not in r]
+    return [*_attacks(run), *_model(run), *_judge(run, rows), *_collapse(rows), *_rest(run, rows)]
+
+
+def _attacks(run: Run) -> Iterator[Caveat]:
+    attacked = any("attack" in r["provenance"] or "attack" in str(r["provenance"].get("group")) for r in run.records)
+    if not attacked:
+        yield Caveat(
+            "Nobody attacked",
+            "No attack was run. The figures hold for the prompts that were asked; they say nothing of searched prompts, "
+            "embeddings, image-to-image, or a few steps of training, which bring concepts back in published work.",
+        )
+
+
+def _model(run: Run) -> Iterator[Caveat]:
+    models = run.values("model")
+    if any(model.startswith("testbed") for model in models):
+        yield Caveat(
+            "This is the testbed",
+            "A 64-pixel model of emoji artwork, trained by this project so that methods can be compared on a laptop. "
+            "Neither the figures nor the order of methods carries over to Stable Diffusion by itself.",
+        )
+    if "dev" in run.values("split") or run.plan.get("part") == "dev":
+        yield Caveat(
+            "Settings were chosen here",
+            "These are the dev concepts, prompts and seeds, on which settings may be chosen. Report the test part instead.",
+        )
+
+
+def _judge(run: Run, rows: Sequence[Mapping[str, Any]]) -> Iterator[Caveat]:
+    judges = sorted({str(r["provenance"].get("settings", {}).get("judge", "")) for r in run.records} - {""})
+    missed = [r for r in rows if r["method"] == ORIGINAL and r["metric"] == "esr@1" and r["group"] == "set"]
+    if judges:
+        error = (
+            f" On the original model it misses {missed[0]['value']:.1f} % of the targets that were asked for "
+            f"[{missed[0]['low']:.1f}, {missed[0]['high']:.1f}]: no method is to be credited with those."
+            if missed
+            else " The original model was not measured, so its misses are not known."
+        )
+        count = "One network looked" if len(judges) == 1 else f"{len(judges)} judges looked"
+        yield Caveat(
+            "Judges err",
+            f"{count} ({', '.join(judges)}).{error} It names what it was trained on; what it has no word for, it does not see. "
+            "Compare it with people: expunge label.",
+        )
+    if any(r["knowledge"].get("same_judge") for r in run.records):
+        yield Caveat(
+            "The judge was asked before", "A search or a method used the judge that reports, which flatters it."
+        )
+
+
+def _collapse(rows: Sequence[Mapping[str, Any]]) -> Iterator[Caveat]:
+    edited = [r for r in rows if r["metric"].split(" ")[0] == "valid_rate" and r["group"] == "set"]
+    bad = [f"{r['method']} ({r['value']:.0f} %)" for r in edited if r["value"] < VALID and r["method"] != ORIGINAL]
+    if bad:
+        yield Caveat(
+            "Some images are no pictures",
+            f"Of {', '.join(dict.fromkeys(bad))} fewer than {VALID:.0f} % of the target's images are pictures at all; part of "
+            "what counts as erased is noise or blank.",
+        )
+    if rows and not edited:
+        yield Caveat(
+            "Collapse was not measured", "No valid-image rate is among the records: noise would count as erased."
+        )
+
+
+def _rest(run: Run, rows: Sequence[Mapping[str, Any]]) -> Iterator[Caveat]:
+    counted = [r for r in rows if r["group"] == "set" and "n" in r and r["metric"].startswith("esr")]
+    if counted and min(r["n"] for r in counted) < FEW:
+        least = min(r["n"] for r in counted)
+        yield Caveat("Few images", f"Some shares stand on {least} images. Read the intervals, not the values.")
+    if run.erasures and max((r.get("training_seeds", 1) for r in counted), default=1) < 2:
+        yield Caveat(
+            "One training seed",
+            "Each edit was trained once at most: intervals cover concepts and noise, not how much training varies.",
+        )
+    if rows and not any(r["group"] == "others" for r in rows):
+        yield Caveat(
+            "What nobody named was not looked at",
+            "No prompts beside the targets and the concepts to keep were measured, so damage elsewhere would not be seen.",
+        )
+    keyed = {r["group"] for r in rows if r["group"].startswith("key: ")}
+    if "key: own" in keyed and not keyed & {"key: random", "key: other"}:
+        yield Caveat(
+            "The key has no control", "Without random or exchanged prompts, what came back may not be the key's doing."
+        )
+    undecided = sum(r.get("verdict") == "undecided" for r in run.summary)
+    if undecided:
+        yield Caveat(
+            "Undecided is not equal",
+            f"{undecided} of the differences are undecided: neither a difference nor its absence is shown.",
+        )
+    if run.gone:
+        yield Caveat(
+            "Some images are not here",
+            f"{run.gone} image folders that were measured are no longer there (expunge clean frees them); their numbers are.",
+        )
+    yield Caveat(
+        "Only some images are covered",
+        "Images are covered by the words of their prompts and labels (add yours with --blur), not by what they show. An edited "
+        "model may draw what no prompt asked for.",
+    )

@@ -1,0 +1,87 @@
+"""Blinded sheets: people say what images show, and do not know which model made them or what was asked for."""
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from expunge.core.errors import ExpungeError
+from expunge.report.album import data_uri
+from expunge.report.page import filled
+from expunge.report.sensitive import covered
+from expunge.store import FORMAT, check_new, new_file, read_any_images, write_json
+
+NONE, NO_PICTURE = "none", "no picture"
+"""What can be said beside the labels: it shows something else; it is noise or blank."""
+KEYS = "123456789qwertyuiopasdfghjklzcvm"
+"""Which key means which label; those of `NONE` and `NO_PICTURE` are n and x, and b goes back."""
+SIDE = 512
+"""Pixels of the longer side at most."""
+
+
+def write_sheet(
+    folders: Sequence[Path],
+    labels: Sequence[str],
+    out: Path,
+    key: Path,
+    seed: int = 0,
+    count: int | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write a sheet with the images of ``folders`` in random order, and a key that says which is which.
+
+    Args:
+        folders: image folders, with or without ``metadata.jsonl``.
+        labels: what a person may choose; the labels of the folders if empty.
+        out: the HTML file.
+        key: the JSON file to keep from those who label; `agreement.read` needs it.
+        seed: seed of the order.
+        count: images of each folder, drawn at random; all if not given.
+        overwrite: replace earlier files.
+
+    Returns:
+        The key.
+
+    Raises:
+        ExpungeError: if there is nothing to show, nothing to choose from or too much, or a file exists.
+    """
+    for path in (out, key):
+        check_new(path, overwrite)
+    draw = random.Random(seed)
+    shots, named = [], set[str]()
+    for folder in folders:
+        mine = read_any_images(folder)
+        named |= {s.label for s in mine if s.label}  # of all, so that a draw that misses one still offers it
+        shots += mine if count is None or count >= len(mine) else draw.sample(mine, count)
+    if not shots:
+        raise ExpungeError("no folder of images: expected one or more to label")
+    draw.shuffle(shots)
+    words = sorted(named) if not labels else list(dict.fromkeys(labels))
+    if not words:
+        raise ExpungeError("the images have no labels: expected --choice for each label that a person may choose")
+    if len(words) > len(KEYS):
+        raise ExpungeError(f"{len(words)} labels to choose from: expected {len(KEYS)} at most, a key for each")
+    choices = [*words, NONE, NO_PICTURE]
+    items = [
+        {"item": number, "file": str(s.path.resolve()), "sha256": _sha256(s.path), "label": s.label, "prompt": s.prompt}
+        for number, s in enumerate(shots, 1)
+    ]
+    told = {"format": FORMAT, "seed": seed, "choices": choices, "items": items}
+    told["sheet"] = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    sheet = {
+        "sheet": told["sheet"],
+        "choices": [{"name": n, "key": k} for n, k in zip(choices, [*KEYS[: len(words)], "n", "x"], strict=True)],
+        "images": [data_uri(s.path, SIDE) for s in shots],
+    }
+    unsafe = any(covered([s.label, s.prompt]) for s in shots) or covered(words)
+    page = filled("label.html", sheet=sheet, unsafe=unsafe)
+    write_json(key, told, overwrite)
+    with new_file(out, overwrite) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return told
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,117 @@
+"""A real browser, and small real runs to look at in it."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from expunge.cli import main
+
+FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--force-prefers-reduced-motion",
+)  # fmt: skip
+DRIVER = shutil.which("chromedriver")
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """Chromium without a window, a network or a past."""
+    if DRIVER is None or shutil.which("chromium") is None:
+        pytest.skip("no chromium and chromium-driver are installed, in which pages are looked at")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    downloads, profile = tmp_path_factory.mktemp("downloads"), tmp_path_factory.mktemp("profile")
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or ""
+    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver.downloads = downloads
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def visit(browser):
+    """Open a file at a width; whatever its console says by the end is an error."""
+
+    def opened(path: Path, width: int = 1280):
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        browser.get(path.resolve().as_uri())
+        return browser
+
+    browser.get_log("browser")
+    yield opened
+    assert browser.get_log("browser") == []
+
+
+SCRIPT = """<script>window.hacked = 1</script> 'quoted' "twice" & </title>"""
+SET = """
+about = "Two objects and a weapon."
+concepts = ["church", "dog", "bomb"]
+[splits]
+a = ["church", "bomb"]
+[dev]
+seed = 1
+[dev.prompts]
+church = ["a church"]
+dog = ["a dog"]
+bomb = ["a bomb"]
+[test]
+seed = 9
+[test.prompts]
+church = ['''a church SCRIPT''']
+dog = ["image of a dog"]
+bomb = ["image of a bomb"]
+""".replace("SCRIPT", SCRIPT.replace("'quoted' ", ""))
+PLAN = """
+about = '''SCRIPT'''
+set = "{set}"
+count = 2
+control_count = 1
+compare = [["kpop", "uce <b>bold</b>"]]
+[grid]
+method = ["original", "uce <b>bold</b>", "kpop"]
+[method."uce <b>bold</b>"]
+eraser = "uce"
+retain = true
+[method.kpop]
+eraser = "kpop"
+controls = ["own", "random"]
+preset = false
+settings = {{ iterations = 2, lr = 1e-3, prompt_lr = 0.1, sampling = {{ sampling_steps = 2 }} }}
+""".replace("SCRIPT", SCRIPT)
+
+
+@pytest.fixture(scope="session")
+def bench_run(tmp_path_factory):
+    """A plan's results, its store, and the report."""
+    place = tmp_path_factory.mktemp("bench")
+    (place / "three.toml").write_text(SET)
+    (place / "plan.toml").write_text(PLAN.format(set=place / "three.toml"))
+    store, out, page = place / "store", place / "out", place / "report.html"
+    assert main(["bench", str(place / "plan.toml"), "--store", str(store), "--out", str(out), "--quiet"]) == 0
+    assert main(["report", str(out), "--store", str(store), "--out", str(page), "--quiet"]) == 0
+    return SimpleNamespace(out=out, store=store, page=page)
+
+
+@pytest.fixture(scope="session")
+def command_run(tmp_path_factory, images):
+    """What erase, generate and measure wrote into one folder, beside images of the original model."""
+    place = tmp_path_factory.mktemp("commands") / "run"
+    shutil.copytree(images, place / "before")
+    edit = place / "edit" / "edit.safetensors"
+    erase = ["erase", "uce", "--target", "church", "--anchor", "picture", "--retain", "dog", "--out", str(edit.parent)]
+    assert main([*erase, "--no-check", "--quiet"]) == 0
+    asked = [word for concept in ("church", "dog", "radio") for word in ("--concept", concept)]
+    sampled = ["--edit", str(edit), "--count", "3", "--seed", "0", "--steps", "4", "--out", str(place / "after")]
+    assert main(["generate", *asked, *sampled, "--quiet"]) == 0
+    for folder in ("before", "after"):
+        measure = ["measure", "esr-psr", "--images", str(place / folder), "--target", "church"]
+        assert main([*measure, "--out", str(place / f"{folder}.jsonl"), "--quiet"]) == 0
+    return place
