@@ -92,7 +92,11 @@ def inception_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("inception") / "random.pth"
     torch.save({}, path)
     torch.manual_seed(0)
-    torch.save(Empty("inception-v3-compat", ["2048"], str(path)).state_dict(), path)
+    net = Empty("inception-v3-compat", ["2048"], str(path))
+    for layer in net.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(layer.weight)  # so that what an image shows reaches the end
+    torch.save(net.state_dict(), path)
     return path
 
 
@@ -104,7 +108,9 @@ def test_inception_reads_images_as_torchmetrics_does(images, inception_file):
     theirs = FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=str(inception_file)).inception
     wanted = theirs(torch.stack([s.pixels() for s in shots]).permute(0, 3, 1, 2))
     assert wanted.shape == (4, 2048)
-    assert torch.allclose(net.features(shots), wanted.double(), rtol=1e-4, atol=1e-5)
+    differ = wanted.double().std(0)  # a random network's features are nearly constant: what tells images apart counts
+    assert bool((differ > 0).any())
+    assert float((net.features(shots) - wanted.double()).norm()) < 0.05 * float(differ.norm())
     assert net.instrument["weights"].startswith("sha256:")
 
 
