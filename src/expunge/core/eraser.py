@@ -4,7 +4,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, final
 
 import torch
@@ -76,6 +76,11 @@ class Eraser(ABC):
     requires: ClassVar[Sequence[str]] = ()
     """Capabilities that a model must have; see `Backbone.supports`."""
 
+    @property
+    def shares_key(self) -> bool:
+        """Whether all concepts share one part of the key, so that exchanging their parts would show nothing."""
+        return False
+
     def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[str]]:
         """Images it wants, by role (the target that they are for): a prompt for each.
 
@@ -112,6 +117,11 @@ def counted(count: int, times: float) -> int:
     return max(1, round(count * times))
 
 
+LATER: Mapping[str, bool] = {"later": True}
+"""Metadata of a setting that came when results without it had been stored: `settings_of` leaves its default out."""
+
+
 def settings_of(plug_in: Any) -> dict[str, Any]:
-    """The fields of an eraser or a metric as JSON."""
-    return json.loads(json.dumps(asdict(plug_in)))
+    """The fields of an eraser or a metric as JSON, but for the defaults of those that are `LATER`."""
+    unsaid = {f.name for f in fields(plug_in) if f.metadata.get("later") and getattr(plug_in, f.name) == f.default}
+    return json.loads(json.dumps({name: value for name, value in asdict(plug_in).items() if name not in unsaid}))

@@ -1,0 +1,73 @@
+"""Eq. 5 and 6 of KPOP: prompts learn to make the model answer for a concept as the original does."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from expunge.core.backbone import Backbone, Conditioning
+from expunge.core.concept import phrases
+from expunge.core.eraser import Task
+from expunge.erasers.kpop.prompts import Prompts, injected
+from expunge.erasers.kpop.recovery import Recovery
+from expunge.maths.training import Learned, mse, pace
+from expunge.maths.trajectories import Points
+
+if TYPE_CHECKING:
+    from expunge.erasers.kpop import KPOP
+
+
+@final
+class Transfer:
+    """The texts of the targets, and the prompts that learn beside them on whatever model the backbone is at the time."""
+
+    def __init__(self, method: "KPOP", backbone: Backbone, task: Task) -> None:
+        self.method, self.backbone, self.task = method, backbone, task
+        self.ways = len(method.templates)
+        names = [t.name for t in task.targets]
+        with torch.no_grad():
+            self.targets = backbone.encode([p for name in names for p in phrases(method.templates, name)])
+        length, width = self.targets.embeds.shape[1:]
+        shape = (length if method.place == "text" else method.k, width)
+        pair = (2,) if method.prompt_values == "own" else ()
+        self.prompts = Prompts(scope=method.prompt_scope, concepts=names, shape=(*pair, *shape))
+        self.start = self.prompts.start(method.prompt_std, task, self.targets.embeds)
+        self.learned = Learned(self.start, method.prompt_lr, method.prompt_optimizer)
+
+    def told(self, points: Points, learned: Mapping[str, Tensor]) -> Conditioning:
+        """Each point's text with the prompt of its concept: what follows the predictor's ``c_e`` is ``c_e, p``."""
+        made = list(self.prompts.of(learned).values())
+        tokens = torch.stack([made[c // self.ways] for c in points.concept.tolist()])
+        return injected(self.targets.rows(points.concept), tokens, self.method.place)
+
+    def learn(self, index: int, points: Points, wanted: Float[Tensor, "b c h w"]) -> float:
+        """Update the prompts against the model as it stands; returns the last loss."""
+        value = 0.0
+        for _ in range(self.method.prompt_steps):
+            answer = self.backbone.predict(points.x, points.t, self.told(points, self.learned.tensors()))
+            loss = mse(answer, wanted)  # Eq. 5
+            value = self.learned.descend(loss, pace(self.method.decay, index, self.method.iterations))  # Eq. 6
+        return value
+
+    def key(self, requires: Sequence[str]) -> Recovery:
+        """The prompts as they are now, for the model with the edits ``requires``."""
+        prompts = {name: p.clone() for name, p in self.prompts.of(self.learned.values()).items()}
+        key = Recovery(prompts=prompts, place=self.method.place, halves=self.method.halves, salt=self.task.salt)
+        object.__setattr__(key, "requires", tuple(requires))
+        return key
+
+    def warnings(self) -> list[str]:
+        """Say which prompts hardly moved: then the key is noise."""
+        found: list[str] = []
+        first = self.prompts.of(self.start)
+        for name, p in self.prompts.of(self.learned.values()).items():
+            start = first[name].float()
+            moved = float((p.float() - start).norm() / max(start.norm(), p.float().norm()))
+            if moved < 0.01:
+                found.append(
+                    f"the prompt of '{name}' moved by {100 * moved:.2g} % of its norm, so the key is little more than noise: "
+                    "expected at least 1 % (a larger prompt_lr, or more iterations)"
+                )
+        return found
