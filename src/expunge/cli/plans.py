@@ -95,6 +95,7 @@ def _what(job: Any) -> str:
     """A job in a few words."""
     if job["room"] in ("erase", "memory"):
         kept = f", retaining {len(job['retain'])}" if job["retain"] else ""
+        kept += f", on {len(job['on'])} edits" if job.get("on") else ""
         return f"{job['eraser']} seed {job['seed']}{kept}: {', '.join(job['targets'])}"
     if job["room"] == "generate":
         about = f" with key ({job['control']})" if job["control"] else " edited" if job["edits"] else " original"

@@ -216,23 +216,37 @@ def _told(results: Sequence[Result]) -> dict[str, str]:
     return found
 
 
+class Took(NamedTuple):
+    """What an erasure took."""
+
+    equivalents: int
+    seconds: float
+    bytes: int
+
+
 def _spent(results: Sequence[Result], store: Path) -> dict[str, dict[str, Any]]:
-    """What a method's erasures that are still in the store took: mean evaluations and bytes, median seconds; peak memory."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+    """What a method's erasures that are still in the store took: mean evaluations and bytes, median seconds; peak memory.
+
+    An erasure in several steps took what they took together.
+    """
+    found: dict[str, dict[tuple[str, ...], Took]] = {}
     for m, _ in results:
-        for p in flattened([m]):
-            if p.job["room"] == "erase" and m.group == "set":
-                done = jobs.result(p.job, store)
-                if done is not None:
-                    size = (jobs.folder(p.key, "erase", store) / EDIT).stat().st_size
-                    found.setdefault(m.method, {})[p.key] = {**done, "bytes": size}
+        steps = [p for p in flattened([m]) if p.job["room"] == "erase"] if m.group == "set" else []
+        done = [jobs.result(p.job, store) for p in steps]
+        whole = [d for d in done if d is not None]
+        if whole and len(whole) == len(steps):
+            found.setdefault(m.method, {})[tuple(p.key for p in steps)] = Took(
+                sum(Cost(**d["cost"]).equivalents for d in whole),
+                sum(d["seconds"] for d in whole),
+                sum((jobs.folder(p.key, "erase", store) / EDIT).stat().st_size for p in steps),
+            )
     spent: dict[str, dict[str, Any]] = {
         method: {
-            "erase_equivalents": round(fmean(Cost(**d["cost"]).equivalents for d in done.values()), 1),
-            "erase_seconds": round(median(d["seconds"] for d in done.values()), 1),
-            "artefact_bytes": round(fmean(d["bytes"] for d in done.values())),
+            "erase_equivalents": round(fmean(took.equivalents for took in erasures.values()), 1),
+            "erase_seconds": round(median(took.seconds for took in erasures.values()), 1),
+            "artefact_bytes": round(fmean(took.bytes for took in erasures.values())),
         }
-        for method, done in found.items()
+        for method, erasures in found.items()
     }
     for m, counted in results:
         if m.group == "memory":
@@ -324,8 +338,14 @@ def table(summary: Sequence[Mapping[str, Any]]) -> str:
 def _injected(row: Mapping[str, Any]) -> str:
     """What a recovery injects, and into what, as a column calls it."""
     control = row["group"].removeprefix("key: ")
-    into = {"original": "own, in the original model", "none": "no key", "neutral": "own, with a neutral text"}
-    return into.get(control, control if control in CONTROLS else f"own, in the model of {control}")
+    into = {
+        "original": "own, in the original model",
+        "none": "no key",
+        "neutral": "own, with a neutral text",
+        "other seed": "that of another seed",
+    }
+    said = control in CONTROLS or control.startswith("own after ")
+    return into.get(control, control if said else f"own, in the model of {control}")
 
 
 def _published_words(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
@@ -396,6 +416,8 @@ def _tabled(row: Mapping[str, Any]) -> bool:
         return True
     if metric == "prior_distance":
         return True
+    if group.startswith("after "):
+        return metric in ("esr@1", "psr@1")
     return metric == "psr@1" if group == "others" else not group.startswith("key: ") and "sr@" in metric
 
 

@@ -8,7 +8,7 @@ that any executor can call it.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
@@ -121,7 +121,8 @@ def _erase(job: Job, store: Path, out: Path) -> dict[str, Any]:
     backbone = _model(job)
     eraser = erase.build(job["eraser"], job["settings"], None)
     targets = [Concept(name=name) for name in job["targets"]]
-    done = erase.run(backbone, job["eraser"], eraser, targets, job["retain"], job["seed"], job["salt"])
+    with backbone.attached(_edits(job.get("on", ()), store)):
+        done = erase.run(backbone, job["eraser"], eraser, targets, job["retain"], job["seed"], job["salt"])
     save_edit(done, out / EDIT)
     if done.key is not None:
         save_edit(done.key, out / KEY)
@@ -149,7 +150,7 @@ def _memory(job: Job, store: Path, out: Path) -> dict[str, Any]:
 def _generate(job: Job, store: Path, out: Path) -> dict[str, Any]:
     """An image folder, with the edits of earlier jobs and perhaps the key of one of them."""
     backbone = _model(job)
-    edits: list[Edit] = [load_edit(_upstream(k, "erase", store) / EDIT) for k in job["edits"]]
+    edits = _edits(job["edits"], store)
     control = job["control"]
     if control is not None:
         held = load_edit(_upstream(job["key"], "erase", store) / KEY)
@@ -187,8 +188,14 @@ CONTROLS: dict[str, Callable[[Key, Job], Key]] = {
     "own": lambda held, job: held,
     "random": lambda held, job: held.random(int(job["key"][:12], 16)),  # another one for each erasure
     "other": lambda held, job: held.rotated(),
+    "other seed": lambda held, job: held,
 }
-"""What is injected, by the name of the control: the prompts of the key itself, or wrong ones."""
+"""What is injected, by the name of the control: the prompts of the key itself, or wrong ones made of it."""
+
+
+def _edits(keys: Sequence[str], store: Path) -> list[Edit]:
+    """The edits of erase jobs, in order."""
+    return [load_edit(_upstream(key, "erase", store) / EDIT) for key in keys]
 
 
 def _model(job: Job) -> Backbone:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
 from expunge import backbones
 from expunge.core.backbone import Backbone
@@ -27,11 +27,13 @@ OTHER_SEEDS = 500_000
 UPDATES = 3
 """Updates whose memory is counted: optimizers hold their state from the first on."""
 GROUPS = ("set", "others", "memory", "paper")
-"""What a number of a table is of, if not of a further set, which gives its name, or ``key: CONTROL``."""
+"""What a number of a table is of, if not of a further set, which gives its name, ``key: CONTROL``, or ``after STEP``."""
 
 CONTROLS = ("none", "own", "random", "other", "neutral", "original")
 """Recoveries: the edited model without a key, with its own, with random prompts of the same norms, with each concept's prompt
 exchanged for the next one's, with its own and a neutral text, and the original model with the key."""
+ASKED = ("other seed",)
+"""Recoveries that are made only where a method names them: with the key of the same erasure with the grid's next seed."""
 
 
 @final
@@ -60,10 +62,12 @@ class Method:
     """Start from the preset of the model's kind."""
     retain: bool | tuple[str, ...] = False
     """Whether it is told the concepts of the set that are to stay; or other words that it is told to keep."""
+    order: Literal["joint", "sequential"] = "joint"
+    """Whether a split's targets are erased at once, or one after another, each erasure on top of the ones before."""
     controls: tuple[str, ...] | None = None
-    """Recoveries to try with its key: none, own, random, other, neutral, original, or the name of another method.
+    """Recoveries to try with its key: none, own, random, other, neutral, original, other seed, or the name of another method.
 
-    All but the last if not given, for an eraser that makes keys.
+    The first six if not given, for an eraser that makes keys.
     """
 
 
@@ -157,7 +161,7 @@ class Planned:
     split: str = ""
     seed: int = 0
     group: str = ""
-    """What a measurement is of: ``set``, ``others``, ``memory``, a further set's name, or ``key: CONTROL``."""
+    """What a measurement is of: ``set``, ``others``, ``memory``, a further set's name, ``key: CONTROL``, or ``after STEP``."""
     variant: str = ""
     """How a measurement's metric differs from its defaults."""
 
@@ -165,6 +169,25 @@ class Planned:
     def key(self) -> str:
         """The job's content key."""
         return jobs.key(self.job)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Erasure:
+    """How a method erases a split: in one step, or one target after another."""
+
+    steps: tuple[Planned, ...]
+    """Jobs, each on top of those before it."""
+    targets: tuple[tuple[str, ...], ...]
+    """What each step erases."""
+
+    def step_of(self, target: str) -> Planned:
+        """The step that erases ``target``, whose key brings it back."""
+        return next(step for step, erased in zip(self.steps, self.targets, strict=True) if target in erased)
+
+    def after(self, steps: int) -> "Erasure":
+        """The first ``steps`` of it."""
+        return Erasure(steps=self.steps[:steps], targets=self.targets[:steps])
 
 
 def read_plan(path: Path) -> Plan:
@@ -222,7 +245,7 @@ class Planner:
             for name in pair:
                 if name not in self.grid.method:
                     raise unknown("method of the grid to compare", name, self.grid.method)
-        reserved = [name for name in self.methods if name in ("original", *CONTROLS)]
+        reserved = [name for name in self.methods if name in ("original", *CONTROLS, *ASKED)]
         if reserved:
             raise ExpungeError(
                 f"a method is called '{reserved[0]}': expected another name than original or a control's"
@@ -268,7 +291,7 @@ class Planner:
         check_counts("plan's also", count=further.count)
         metrics = self.metrics if further.metrics is None else [_metric(m) for m in further.metrics]
         read = read_set(further.set, CONCEPTS)
-        if read.name in GROUPS or read.name.startswith("key: "):
+        if read.name in GROUPS or read.name.startswith(("key: ", "after ")):
             raise ExpungeError(
                 f"a further set of the plan is called '{read.name}': expected another name than {', '.join(GROUPS)}"
             )
@@ -297,14 +320,15 @@ class Planner:
                         opened.label_ids(concept)
 
     def _check_controls(self) -> None:
-        alone = any(len(self.splits[s]) < 2 for s in self.grid.split or self.splits)
         for name, method in self.methods.items():
             for control in method.controls or ():
-                if control not in (*CONTROLS, *self.methods):
-                    raise unknown(f"control of method '{name}'", control, [*CONTROLS, *self.methods])
-                if control == "other" and alone:
+                if control not in (*CONTROLS, *ASKED, *self.methods):
+                    raise unknown(f"control of method '{name}'", control, [*CONTROLS, *ASKED, *self.methods])
+                if control == "other":
+                    self._check_exchange(name)
+                if control == "other seed" and len(self.grid.seed) < 2:
                     raise ExpungeError(
-                        f"method '{name}' with control other on a split of one target: expected two or more"
+                        f"method '{name}' with control other seed in a grid of one: expected two or more"
                     )
                 if control in ("neutral", "other") and self.words:
                     raise ExpungeError(
@@ -318,12 +342,24 @@ class Planner:
             if method.controls and not self.erasers[name].has_key:
                 raise ExpungeError(f"method '{name}' has controls, but {method.eraser} makes no key: expected none")
 
+    def _check_exchange(self, name: str) -> None:
+        """Refuse the control that exchanges prompts where a key has none to exchange."""
+        if any(len(self.splits[s]) < 2 for s in self.grid.split or self.splits):
+            raise ExpungeError(f"method '{name}' with control other on a split of one target: expected two or more")
+        if self._alone(name):
+            how = "sequential" if self.methods[name].order == "sequential" else "shared"
+            raise ExpungeError(f"method '{name}' with control other and {how} keys: expected a key of several prompts")
+
+    def _alone(self, name: str) -> bool:
+        """Whether each key of a method holds one prompt only."""
+        return self.methods[name].order == "sequential" or self.erasers[name].shares_key
+
     def controls(self, name: str, targets: Sequence[str]) -> Sequence[str]:
         """The recoveries to try with the key of method ``name``."""
         given = self.methods[name].controls
         if given is not None or not self.erasers[name].has_key:
             return given or ()
-        left_out = ("neutral", "other") if self.words else ("other",) if len(targets) < 2 else ()
+        left_out = ("neutral", "other") if self.words else ("other",) if len(targets) < 2 or self._alone(name) else ()
         return [c for c in CONTROLS if c not in left_out]
 
     def _unnamed(self) -> str | None:
@@ -366,10 +402,10 @@ class Planner:
             targets = list(self.splits[split])
             kept = [c for c in self.set.concepts if c not in targets]
             place = {"method": name, "split": split, "seed": seed}
-            edit = None if name == "original" else self._erase(name, targets, kept, seed)
+            edit = None if name == "original" else self._erasure(name, targets, kept, seed)
             first = (split, seed) == (chosen[0], self.grid.seed[0])
             if edit is not None and self.plan.memory and first:
-                job = {**edit.job, "room": "memory", "updates": UPDATES}
+                job = {**edit.steps[0].job, "room": "memory", "updates": UPDATES}
                 yield Planned(job=job, group="memory", **place)
             images = self._images(self._prompts(), self.plan.count, self._seed(), edit)
             against = self._against(self._prompts(), self.plan.count, self._seed(), edit)
@@ -382,10 +418,29 @@ class Planner:
                 against = self._against(further.part.prompts, further.images, further.part.seed, edit)
                 here = {**place, "group": further.group}
                 yield from self._measured(images, hit, rest, here, further.metrics, against)
+            if edit is not None and self.methods[name].order == "sequential":
+                yield from self._between(edit, name, place)
             if edit is not None:
                 yield from self._recoveries(edit, name, targets, kept, place)
 
-    def _against(self, prompts: Sequence[tuple[str, str]], count: int, seed: int, edit: Planned | None) -> Planned:
+    def _between(self, edit: Erasure, name: str, place: Mapping[str, Any]) -> Iterator[Planned]:
+        """Measurements after each step of a sequential erasure: of each target so far, of the rest, and of each key so far."""
+        for done in range(1, len(edit.steps) + 1):
+            so_far = edit.after(done)
+            gone = [target for erased in so_far.targets for target in erased]
+            images = self._images(self._prompts(), self.plan.count, self._seed(), so_far)
+            against = self._against(self._prompts(), self.plan.count, self._seed(), so_far)
+            group = {**place, "group": f"after {done}"}
+            for target in gone:
+                yield from self._measured(images, [target], [], group, against=against)
+            yield from self._measured(
+                images, [], [c for c in self.set.concepts if c not in gone], group, against=against
+            )
+            for target in gone if "own" in self.controls(name, gone) else ():
+                images = self._recovered(target, so_far, "own", so_far.step_of(target))
+                yield from self._measured(images, [target], [], {**place, "group": f"key: own after {done}"})
+
+    def _against(self, prompts: Sequence[tuple[str, str]], count: int, seed: int, edit: Erasure | None) -> Planned:
         """What images are compared with: the original's on equal seeds; its own on other seeds, for the original."""
         return self._images(prompts, count, seed + OTHER_SEEDS if edit is None else seed, None)
 
@@ -393,32 +448,47 @@ class Planner:
         return name != "original" and self.erasers[name].cost(1, 1) != Cost()
 
     def _recoveries(
-        self, edit: Planned, name: str, targets: list[str], kept: list[str], place: Mapping[str, Any]
+        self, edit: Erasure, name: str, targets: list[str], kept: list[str], place: Mapping[str, Any]
     ) -> Iterator[Planned]:
         """Measurements of the targets with a key: each with its own prompt, whatever words ask for it.
 
         (A class has a prompt for each of its words, so there they go where a text names one.)
         """
-        count, first = self.plan.control_count, self._seed()
         for control, target in product(self.controls(name, targets), targets):
             group = {**place, "group": f"key: {control}"}
             if control == "none":  # shown by the images that the table is made of
-                images = self._images(self._prompts(), self.plan.count, first, edit)
+                images = self._images(self._prompts(), self.plan.count, self._seed(), edit)
                 yield from self._measured(images, [target], [], group)
                 continue
-            asked = [(p, c) for p, c in self._prompts() if c == target]
-            only = None if target in self.words else target
-            injected, inside = "own", edit
-            if control == "neutral":
-                asked = [(self.plan.neutral, target)]
-            elif control == "original":
+            injected, inside, held = "own", edit, edit.step_of(target)
+            if control == "original":
                 inside = None
+            elif control == "other seed":
+                injected, held = control, self._erasure(name, targets, kept, self._next(place["seed"])).step_of(target)
             elif control in self.methods:
-                inside = self._erase(control, targets, kept, int(place["seed"]))
-            else:
+                inside = self._erasure(control, targets, kept, int(place["seed"]))
+            elif control != "neutral":
                 injected = control
-            images = self._images(asked, count, first, inside, injected, edit, only)
-            yield from self._measured(images, [target], [], group)
+            asked = [(self.plan.neutral, target)] if control == "neutral" else None
+            yield from self._measured(self._recovered(target, inside, injected, held, asked), [target], [], group)
+
+    def _recovered(
+        self,
+        target: str,
+        inside: Erasure | None,
+        control: str,
+        held: Planned,
+        asked: Sequence[tuple[str, str]] | None = None,
+    ) -> Planned:
+        """Images of ``target`` (by its own prompts, if not ``asked`` otherwise) with the key of the job ``held``."""
+        prompts = [(p, c) for p, c in self._prompts() if c == target] if asked is None else asked
+        only = None if target in self.words else target
+        return self._images(prompts, self.plan.control_count, self._seed(), inside, control, held, only)
+
+    def _next(self, seed: int) -> int:
+        """The training seed after ``seed``; the first after the last."""
+        seeds = self.grid.seed
+        return seeds[(seeds.index(seed) + 1) % len(seeds)]
 
     def _prompts(self) -> list[tuple[str, str]]:
         return list(self.set.part(self.plan.part).prompts)
@@ -429,7 +499,17 @@ class Planner:
     def _common(self, dtype: str) -> dict[str, Any]:
         return {"model": self.plan.model, "model_sha256": self.identity(dtype), "dtype": dtype}
 
-    def _erase(self, name: str, targets: list[str], kept: list[str], seed: int) -> Planned:
+    def _erasure(self, name: str, targets: list[str], kept: list[str], seed: int) -> Erasure:
+        """The steps in which method ``name`` erases ``targets``."""
+        sequential = self.methods[name].order == "sequential"
+        parts = tuple((target,) for target in targets) if sequential else (tuple(targets),)
+        steps: list[Planned] = []
+        for part in parts:
+            steps.append(self._erase(name, list(part), kept, seed, steps))
+        return Erasure(steps=tuple(steps), targets=parts)
+
+    def _erase(self, name: str, targets: list[str], kept: list[str], seed: int, on: Sequence[Planned]) -> Planned:
+        """An erasure on top of the erasures ``on``."""
         method, eraser = self.methods[name], self.erasers[name]
         told = self._told(targets)
         retain = list(method.retain) if isinstance(method.retain, tuple) else self._told(kept if method.retain else [])
@@ -443,21 +523,23 @@ class Planner:
             "retain": retain,
             "seed": seed if self._trained(name) else self.grid.seed[0],
             "salt": SALT if eraser.has_key else "",
+            **({"on": [step.key for step in on]} if on else {}),
             **self._common(self.plan.dtype),
         }
-        return Planned(job=job, cost=eraser.cost(len(told), len(retain)))
+        return Planned(job=job, upstream=tuple(on), cost=eraser.cost(len(told), len(retain)))
 
     def _images(
         self,
         prompts: Sequence[tuple[str, str]],
         count: int,
         seed: int,
-        edit: Planned | None,
+        edit: Erasure | None,
         control: str | None = None,
         held: Planned | None = None,
         only: str | None = None,
     ) -> Planned:
         guidance, steps = presets.generation(self.backbone)
+        edits = () if edit is None else edit.steps
         job = {
             "room": "generate",
             "version": generate.VERSION,
@@ -467,13 +549,13 @@ class Planner:
             "guidance": guidance,
             "steps": steps,
             "part": self.plan.part,
-            "edits": [] if edit is None else [edit.key],
+            "edits": [step.key for step in edits],
             "control": control,
             "key": None if held is None else held.key,
             "only": only,
             **self._common(self.image_dtype),
         }
-        upstream = {p.key: p for p in (edit, held) if p is not None}
+        upstream = {p.key: p for p in (*edits, held) if p is not None}
         cost = Cost(forward=2 * steps * count * len(prompts))
         return Planned(job=job, upstream=tuple(upstream.values()), cost=cost)
 
