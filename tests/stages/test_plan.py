@@ -173,3 +173,58 @@ def test_erasures_can_stand_on_closed_forms_too(write, tmp_path):
     for name in names:
         both = base[name] + sum(e.replaced[name] - base[name] for e in edits)
         assert torch.allclose(now[name], both, atol=1e-5), name
+
+
+def test_fresh_keys_are_learned_on_every_method_s_model_and_counted(write, tmp_path, capsys):
+    more = """
+[method.uce]
+eraser = "uce"
+controls = ["fresh"]
+[fresh]
+preset = false
+settings = { prompt_lr = 0.1, sampling = { sampling_steps = 2, arm = "bank" } }
+updates = [1, 3]
+"""
+    plan = write('["own", "fresh"]', more=more, change=('method = ["steps"]', 'method = ["steps", "uce"]'))
+    planned = flattened(Planner(read_plan(plan)).planned())
+    learned = {(p.job["settings"]["iterations"], tuple(p.job["edits"])) for p in planned if p.job["room"] == "relearn"}
+    erased = {p.job["eraser"]: [] for p in planned if p.job["room"] == "erase"}
+    for p in planned:
+        if p.job["room"] == "erase":
+            erased[p.job["eraser"]].append(p.key)
+    assert learned == {(n, tuple(keys)) for n in (1, 3) for keys in erased.values()}
+    shown = [p.job for p in planned if p.job["room"] == "generate" and p.job["control"] == "fresh"]
+    relearned = {p.key for p in planned if p.job["room"] == "relearn"}
+    assert {(job["key_room"], job["key"] in relearned) for job in shown} == {("relearn", True)}
+    assert not any("key_room" in p.job for p in planned if p.job.get("control") == "own")
+    assert main(words(plan, tmp_path)) == 0
+    by = {(r["method"], r["group"], r["metric"]): r for r in rows(tmp_path, "summary.jsonl")}
+    for method in ("steps", "uce"):
+        for updates in (1, 3):
+            row = by[method, f"key: fresh {updates}", "esr@1"]
+            spent = {
+                p.key: jobs.result(p.job, tmp_path / "store")["cost"]
+                for p in planned
+                if p.job["room"] == "relearn" and p.job["settings"]["iterations"] == updates
+            }
+            assert row["n"] == 2
+            assert {c["trained"] for c in spent.values()} == {updates}
+            assert row["relearn_equivalents"] in {c["forward"] + 3 * c["trained"] for c in spent.values()}
+    assert "fresh 3 updates" in (tmp_path / "out" / "table.md").read_text()
+    capsys.readouterr()
+    assert main(["bench", str(plan), "--store", str(tmp_path / "store"), "--dry-run"]) == 0
+    assert "a fresh key by kpop seed 0: church, dog" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("controls", "more", "expected"),
+    [
+        ('["fresh"]', '[fresh]\neraser = "uce"', "fresh with uce, which makes no key"),
+        ('["fresh"]', "[fresh]\nupdates = [0]", "kpop's iterations is 0"),
+        ('["fresh"]', "[fresh]\nsteps = 1", "unknown setting"),
+        ('["own"]', '[method.uce]\neraser = "uce"\ncontrols = ["own", "fresh"]', "no others than none and fresh"),
+    ],
+)
+def test_fresh_keys_that_cannot_be_are_refused(write, controls, more, expected):
+    with pytest.raises(ExpungeError, match=expected):
+        Planner(read_plan(write(controls, more=more)))

@@ -97,6 +97,8 @@ def _what(job: Any) -> str:
         kept = f", retaining {len(job['retain'])}" if job["retain"] else ""
         kept += f", on {len(job['on'])} edits" if job.get("on") else ""
         return f"{job['eraser']} seed {job['seed']}{kept}: {', '.join(job['targets'])}"
+    if job["room"] == "relearn":
+        return f"a fresh key by {job['eraser']} seed {job['seed']}: {', '.join(job['targets'])}"
     if job["room"] == "generate":
         about = f" with key ({job['control']})" if job["control"] else " edited" if job["edits"] else " original"
         return f"{len(job['prompts'])} prompts x {job['count']}{about}"
@@ -141,8 +143,8 @@ def _live(talk: Talk) -> Iterator[Callable[[Any], None] | None]:
 class Clean:
     """Show what finished jobs take on disk, and free it."""
 
-    room: UseAppendAction[tuple[Literal["erase", "memory", "generate", "measure", "leftovers"], ...]] = ()
-    """What to delete: edits, counts of memory, images, measurements, or what killed runs left; repeat for several.
+    room: UseAppendAction[tuple[Literal["erase", "memory", "relearn", "generate", "measure", "leftovers"], ...]] = ()
+    """What to delete: edits, counts of memory, fresh keys, images, measurements, or what killed runs left; repeat for several.
 
     Nothing if not given.
     """

@@ -14,7 +14,8 @@ from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.concept import Concept
 from expunge.core.cost import Cost
-from expunge.core.edit import Edit
+from expunge.core.edit import Edit, Key
+from expunge.core.errors import ExpungeError
 from expunge.core.query import Shot
 
 
@@ -109,6 +110,22 @@ class Eraser(ABC):
 
     def cost(self, targets: int, retain: int) -> Cost:
         """What ``steps`` will cost for so many targets and retained words, in expectation; nothing for a closed form."""
+        return Cost()
+
+    def fresh_key(self, backbone: Backbone, task: Task, edits: Sequence[Edit]) -> Key:
+        """A key to the model with ``edits``, whoever made them, learned without the private one.
+
+        The backbone as it stands is the original, whose answers the key learns to bring back; it is left as it was.
+
+        Raises:
+            ExpungeError: for a method that makes no key.
+        """
+        raise ExpungeError(
+            f"{type(self).__name__} makes no key that could be learned anew: expected a method with keys"
+        )
+
+    def fresh_cost(self, targets: int) -> Cost:
+        """What `fresh_key` will cost for so many targets."""
         return Cost()
 
 

@@ -114,7 +114,9 @@ def write(
     made = _spent(results, store)
     for method, told in _told(results).items():
         made.setdefault(method, {})["told"] = told
-    summary = [*_summary(results, made), *_became(lines), *_differences(plan, results), *published]
+    relearned = _relearned(results, store)
+    rows = [{**r, **relearned.get((r["method"], r["group"]), {})} for r in _summary(results, made)]
+    summary = [*rows, *_became(lines), *_differences(plan, results), *published]
     write_lines(out / "records.jsonl", lines)
     write_lines(out / "summary.jsonl", summary)
     with new_file(out / "table.md", overwrite=True) as temporary:
@@ -148,6 +150,17 @@ def _summary(results: Sequence[Result], made: Mapping[str, dict[str, Any]]) -> l
         interval = hull(wilson(sum(values), len(values)), nested(runs)) if shares else in_percent(nested(runs))
         rows.append(_row(method, group, metric, interval, len(values), runs))
     return [{**row, **made.get(row["method"], {})} for row in rows]
+
+
+def _relearned(results: Sequence[Result], store: Path) -> dict[tuple[str, str], dict[str, float]]:
+    """What the fresh keys behind a row's recovery took, on average, of those that are still in the store."""
+    found: dict[tuple[str, str], dict[str, int]] = {}
+    for m, _ in results:
+        for p in flattened([m]) if m.group.startswith("key: fresh ") else ():
+            done = jobs.result(p.job, store) if p.job["room"] == "relearn" else None
+            if done is not None:
+                found.setdefault((m.method, m.group), {})[p.key] = Cost(**done["cost"]).equivalents
+    return {place: {"relearn_equivalents": round(fmean(spent.values()), 1)} for place, spent in found.items()}
 
 
 def _became(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -345,6 +358,8 @@ def _injected(row: Mapping[str, Any]) -> str:
         "other seed": "that of another seed",
     }
     said = control in CONTROLS or control.startswith("own after ")
+    if control.startswith("fresh "):
+        return f"{control} updates"
     return into.get(control, control if said else f"own, in the model of {control}")
 
 

@@ -1,8 +1,8 @@
 """Jobs: pure JSON in, one result file out; a result that exists is not computed again.
 
-A job is an object with its room (``erase``, ``memory``, ``generate`` or ``measure``), everything the room needs, and the keys
-of the jobs whose files it reads. Its own key is the sha256 of all that. `run_job` needs nothing else than a job and a store, so
-that any executor can call it.
+A job is an object with its room (``erase``, ``memory``, ``relearn``, ``generate`` or ``measure``), everything the room needs,
+and the keys of the jobs whose files it reads. Its own key is the sha256 of all that. `run_job` needs nothing else than a job
+and a store, so that any executor can call it.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from expunge.core.cost import Cost, PeakBytes
 from expunge.core.edit import Edit, Key
 from expunge.core.errors import ExpungeError, unknown
 from expunge.core.query import queries
-from expunge.stages import erase, generate, measure
+from expunge.stages import erase, generate, measure, relearn
 from expunge.store import EDIT, FORMAT, KEY, check_new, load_edit, new_folder, read_json, save_edit, write_json
 
 RESULT = "result.json"
@@ -129,6 +129,17 @@ def _erase(job: Job, store: Path, out: Path) -> dict[str, Any]:
     return {"edit": done.id, "cost": asdict(done.provenance.cost) if done.provenance else asdict(Cost())}
 
 
+def _relearn(job: Job, store: Path, out: Path) -> dict[str, Any]:
+    """A key to the model with the edits of earlier jobs, learned anew."""
+    backbone = _model(job)
+    eraser = erase.build(job["eraser"], job["settings"], None)
+    targets = [Concept(name=name) for name in job["targets"]]
+    before = backbone.cost
+    key = relearn.fresh_key(backbone, job["eraser"], eraser, targets, _edits(job["edits"], store), job["seed"])
+    save_edit(key, out / KEY)
+    return {"edit": key.id, "cost": asdict(backbone.cost - before)}
+
+
 def _memory(job: Job, store: Path, out: Path) -> dict[str, Any]:
     """The most bytes that tensors take in an erasure's first updates, beside the model's own.
 
@@ -153,7 +164,7 @@ def _generate(job: Job, store: Path, out: Path) -> dict[str, Any]:
     edits = _edits(job["edits"], store)
     control = job["control"]
     if control is not None:
-        held = load_edit(_upstream(job["key"], "erase", store) / KEY)
+        held = load_edit(_upstream(job["key"], job.get("key_room", "erase"), store) / KEY)
         if not isinstance(held, Key):
             raise ExpungeError(f"the key of job {job['key'][:8]} is a {type(held).__name__}: expected a key")
         edits.append(CONTROLS[control](held, job).only_for(job["only"]))
@@ -181,6 +192,7 @@ def _measure(job: Job, store: Path, out: Path) -> dict[str, Any]:
 ROOMS: dict[str, Callable[[Job, Path, Path], dict[str, Any]]] = {
     "erase": _erase,
     "memory": _memory,
+    "relearn": _relearn,
     "generate": _generate,
     "measure": _measure,
 }
@@ -189,6 +201,7 @@ CONTROLS: dict[str, Callable[[Key, Job], Key]] = {
     "random": lambda held, job: held.random(int(job["key"][:12], 16)),  # another one for each erasure
     "other": lambda held, job: held.rotated(),
     "other seed": lambda held, job: held,
+    "fresh": lambda held, job: held,
 }
 """What is injected, by the name of the control: the prompts of the key itself, or wrong ones made of it."""
 

@@ -13,7 +13,7 @@ from expunge.core.backbone import Backbone
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept, ConceptSet, Part, check_targets
 from expunge.core.cost import Cost
-from expunge.core.eraser import settings_of
+from expunge.core.eraser import Eraser, settings_of
 from expunge.core.errors import ExpungeError, check_counts, unknown
 from expunge.stages import erase, generate, jobs, measure, presets
 from expunge.store import read_lines, read_set
@@ -32,8 +32,11 @@ GROUPS = ("set", "others", "memory", "paper")
 CONTROLS = ("none", "own", "random", "other", "neutral", "original")
 """Recoveries: the edited model without a key, with its own, with random prompts of the same norms, with each concept's prompt
 exchanged for the next one's, with its own and a neutral text, and the original model with the key."""
-ASKED = ("other seed",)
-"""Recoveries that are made only where a method names them: with the key of the same erasure with the grid's next seed."""
+ASKED = ("other seed", "fresh")
+"""Recoveries that are made only where a method names them: with the key of the same erasure with the grid's next seed, and
+with a key that was learned anew on the edited model, without the private one."""
+KEYLESS = ("none", "fresh")
+"""Recoveries that need no key of the method's own."""
 
 
 @final
@@ -65,10 +68,25 @@ class Method:
     order: Literal["joint", "sequential"] = "joint"
     """Whether a split's targets are erased at once, or one after another, each erasure on top of the ones before."""
     controls: tuple[str, ...] | None = None
-    """Recoveries to try with its key: none, own, random, other, neutral, original, other seed, or the name of another method.
+    """Recoveries to try: none, own, random, other, neutral, original, other seed, fresh, or the name of another method.
 
-    The first six if not given, for an eraser that makes keys.
+    A method without keys may have none and fresh. The first six if not given, for an eraser that makes keys.
     """
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Fresh:
+    """How a key is learned anew on an edited model, for the control ``fresh``: alike for all methods of a plan."""
+
+    eraser: str = "kpop"
+    """A method with keys, by catalog name."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Over the preset's and the paper's."""
+    preset: bool = True
+    """Start from the preset of the model's kind."""
+    updates: tuple[int, ...] = ()
+    """Numbers of updates, a control each; the settings' own if not given."""
 
 
 @final
@@ -137,6 +155,8 @@ class Plan:
     """Images a prompt for each recovery control; without a key the table's own images show it."""
     neutral: str = "a picture"
     """The text of the control in which a key stands alone."""
+    fresh: dict[str, Any] | None = None
+    """How keys are learned anew, for the control ``fresh``."""
     others: dict[str, Any] | None = None
     """Prompts for what nobody names."""
     also: tuple[Any, ...] = ()
@@ -263,7 +283,23 @@ class Planner:
         self.erasers = {
             n: erase.build(m.eraser, m.settings, kind if m.preset else None) for n, m in self.methods.items()
         }
+        asked = any("fresh" in (m.controls or ()) for m in self.methods.values())
+        self.fresh = self._fresh(plan.fresh or {}, kind) if asked or plan.fresh is not None else {}
         self._check_controls()
+
+    def _fresh(self, table: Mapping[str, Any], kind: str) -> dict[int, Eraser]:
+        """What learns fresh keys, by the number of its updates."""
+        fresh: Fresh = presets.filled(Fresh, "plan's fresh", table)
+        base = erase.build(fresh.eraser, fresh.settings, kind if fresh.preset else None)
+        if not base.has_key:
+            raise ExpungeError(f"plan's fresh with {fresh.eraser}, which makes no key: expected a method with keys")
+        if not fresh.updates:
+            return {int(settings_of(base)["iterations"]): base}
+        given = [{**fresh.settings, "iterations": updates} for updates in fresh.updates]
+        return {
+            updates: erase.build(fresh.eraser, settings, kind if fresh.preset else None)
+            for updates, settings in zip(fresh.updates, given, strict=True)
+        }
 
     def _published(self, table: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The published figures of the plan's rows."""
@@ -339,8 +375,11 @@ class Planner:
                 raise ExpungeError(
                     f"method '{name}' with keys, and no prompt for '{unnamed}' has one of its words: expected no controls"
                 )
-            if method.controls and not self.erasers[name].has_key:
-                raise ExpungeError(f"method '{name}' has controls, but {method.eraser} makes no key: expected none")
+            if not (self.erasers[name].has_key or set(method.controls or ()) <= set(KEYLESS)):
+                raise ExpungeError(
+                    f"method '{name}' has controls, but {method.eraser} makes no key: expected no others than "
+                    f"{' and '.join(KEYLESS)}"
+                )
 
     def _check_exchange(self, name: str) -> None:
         """Refuse the control that exchanges prompts where a key has none to exchange."""
@@ -390,7 +429,7 @@ class Planner:
             ExpungeError: for a precision or a parameter group that the model does not have.
         """
         self.identity(self.image_dtype)
-        for eraser in self.erasers.values():
+        for eraser in (*self.erasers.values(), *self.fresh.values()):
             eraser.check(self.backbone)
         return list(self._measurements())
 
@@ -460,6 +499,11 @@ class Planner:
                 images = self._images(self._prompts(), self.plan.count, self._seed(), edit)
                 yield from self._measured(images, [target], [], group)
                 continue
+            if control == "fresh":
+                for updates, eraser in self.fresh.items():
+                    images = self._recovered(target, edit, control, self._relearn(eraser, edit, targets, place["seed"]))
+                    yield from self._measured(images, [target], [], {**place, "group": f"key: fresh {updates}"})
+                continue
             injected, inside, held = "own", edit, edit.step_of(target)
             if control == "original":
                 inside = None
@@ -528,6 +572,21 @@ class Planner:
         }
         return Planned(job=job, upstream=tuple(on), cost=eraser.cost(len(told), len(retain)))
 
+    def _relearn(self, eraser: Eraser, edit: Erasure, targets: Sequence[str], seed: int) -> Planned:
+        """A key for all targets, learned anew on the model that ``edit`` left."""
+        told = self._told(targets)
+        job = {
+            "room": "relearn",
+            "eraser": (self.plan.fresh or {}).get("eraser", Fresh.eraser),
+            "version": eraser.version,
+            "settings": settings_of(eraser),
+            "targets": told,
+            "seed": seed,
+            "edits": [step.key for step in edit.steps],
+            **self._common(self.plan.dtype),
+        }
+        return Planned(job=job, upstream=edit.steps, cost=eraser.fresh_cost(len(told)))
+
     def _images(
         self,
         prompts: Sequence[tuple[str, str]],
@@ -552,6 +611,7 @@ class Planner:
             "edits": [step.key for step in edits],
             "control": control,
             "key": None if held is None else held.key,
+            **({} if held is None or held.job["room"] == "erase" else {"key_room": held.job["room"]}),
             "only": only,
             **self._common(self.image_dtype),
         }

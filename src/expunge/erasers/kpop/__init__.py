@@ -11,11 +11,13 @@ from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.concept import phrases
 from expunge.core.cost import Cost
+from expunge.core.edit import Edit
 from expunge.core.eraser import LATER, Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_positive
 from expunge.erasers.kpop.erasure import Erasure
 from expunge.erasers.kpop.prompts import BLOCKS, Halves, Place, Scope, Values, injected
 from expunge.erasers.kpop.recovery import Recovery
+from expunge.erasers.kpop.transfer import fresh
 from expunge.maths.training import Decay, Optimizer, trainable
 from expunge.maths.trajectories import Sampling
 
@@ -39,7 +41,8 @@ class KPOP(Eraser):
     probably had and Eq. 7 does not show. ``retain_random`` is this project's own: texts of random tokens are kept as well, or
     instead, so that what nobody named stays although nobody is told its name.
     Deviations: squared norms are means over elements; prompts learn with Adam unless told ``sgd`` (Eq. 6 is plain gradient
-    descent); one prompt a concept unless told ``shared`` (v1/v2 write one for all). The paper has no public code to compare with.
+    descent); one prompt a concept unless told ``shared`` (v1/v2 write one for all). The paper has no public code to compare
+    with.
     """
 
     paper: ClassVar[Paper] = Paper(
@@ -155,3 +158,13 @@ class KPOP(Eraser):
             own = self.sampling.cost(points, 1, retain * ways) if self.retain_points == "own" else Cost(forward=points)
             total += own + Cost(trained=points)
         return total
+
+    @override
+    def fresh_key(self, backbone: Backbone, task: Task, edits: Sequence[Edit]) -> Recovery:
+        """Prompts alone, by Eq. 5 and 6, for ``iterations`` updates; points are the original's own, whatever the arm."""
+        return fresh(self, backbone, task, edits)
+
+    @override
+    def fresh_cost(self, targets: int) -> Cost:
+        points = self.iterations * self.batch
+        return self.sampling.cost(points, 1, targets * len(self.templates)) + Cost(trained=points * self.prompt_steps)

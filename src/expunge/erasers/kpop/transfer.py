@@ -1,7 +1,7 @@
 """Eq. 5 and 6 of KPOP: prompts learn to make the model answer for a concept as the original does."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, final
 
 import torch
 from jaxtyping import Float
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from expunge.core.backbone import Backbone, Conditioning
 from expunge.core.concept import phrases
+from expunge.core.edit import Edit
 from expunge.core.eraser import Task
 from expunge.erasers.kpop.prompts import Prompts, injected
 from expunge.erasers.kpop.recovery import Recovery
@@ -71,3 +72,36 @@ class Transfer:
                     "expected at least 1 % (a larger prompt_lr, or more iterations)"
                 )
         return found
+
+
+class Lesson(NamedTuple):
+    """An update's points, and what the original model predicts there for their targets."""
+
+    points: Points
+    wanted: Float[Tensor, "b c h w"]
+
+
+def fresh(method: "KPOP", backbone: Backbone, task: Task, edits: Sequence[Edit]) -> Recovery:
+    """Prompts learned by Eq. 5 and 6 alone, on the model with ``edits``, which does not change."""
+    transfer = Transfer(method, backbone, task)
+    lessons = list(
+        _lessons(transfer)
+    )  # while the model is still the original, so that edits of any kind are switched once
+    with backbone.attached(edits):
+        for index, (points, wanted) in enumerate(lessons):
+            transfer.learn(index, points, wanted)
+    return transfer.key([e.id for e in (*backbone.edits, *edits)])
+
+
+@torch.no_grad()
+def _lessons(transfer: Transfer) -> Iterator[Lesson]:
+    method, backbone = transfer.method, transfer.backbone
+    null = backbone.unconditional()
+    total = method.iterations * method.batch
+    source = method.sampling.source(backbone, transfer.targets, null, transfer.task, "fresh", total)
+    for index in range(method.iterations):
+        points = source.draw(index, method.batch)
+        wanted = points.cond
+        if wanted is None:
+            wanted = backbone.predict(points.x, points.t, transfer.targets.rows(points.concept))
+        yield Lesson(points._replace(cond=None, null=None), wanted)
