@@ -1,11 +1,13 @@
 """The kinds of prompt that KPOP learns, against the UNet called by hand."""
 
+import copy
 import dataclasses
 
 import pytest
 import torch
 
-from conftest import tiny_pipeline
+from conftest import tiny_pipeline, tiny_xl_pipeline
+from expunge import backbones
 from expunge.cli import main
 from expunge.core.backbone import InjectedPrompt
 from expunge.core.concept import Concept
@@ -13,6 +15,7 @@ from expunge.core.eraser import Task, settings_of
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query
 from expunge.erasers.kpop import KPOP, injected
+from expunge.erasers.kpop.prompts import last_word, spoken, words_of
 from expunge.maths.trajectories import Sampling
 from expunge.stages import erase
 from expunge.store import load_edit, save_edit
@@ -141,12 +144,97 @@ def test_one_prompt_for_all_learns_at_every_concept_s_points(backbone, text):
         key.rotated()
 
 
+@pytest.mark.parametrize("make", [tiny_pipeline, tiny_xl_pipeline])
+def test_a_token_that_is_a_word_s_own_embedding_reads_as_that_word(make):
+    backbone = backbones.of(make())
+    ids = backbone.tokenize(["a church zzz", "church"])
+    dog = backbone.embed(backbone.tokenize(["dog"]))[:, 1:2]
+    last = [last_word(row, words_of(backbone, ["church"])[0]) for row in ids.tolist()]
+    with torch.no_grad():
+        said = spoken(backbone, ids, dog.expand(2, -1, -1), last)
+        written = backbone.encode(["a church dog zzz", "church dog"])
+    assert torch.allclose(said.embeds, written.embeds, atol=1e-5)
+    if written.pooled is not None:
+        assert torch.allclose(said.pooled, written.pooled, atol=1e-5)
+    assert torch.equal(said.tokens, ids), "which concept it names is still to be seen"
+
+
+def test_what_no_longer_fits_goes_from_the_end_and_too_many_tokens_are_refused(backbone):
+    ids = backbone.tokenize(["a z z z z z z z z z z z z z z z"])
+    with torch.no_grad():
+        said = spoken(backbone, ids, backbone.embed(backbone.tokenize(["dog"]))[:, 1:2], [1])
+        written = backbone.encode(["a dog z z z z z z z z z z z z z z"])
+    assert torch.allclose(said.embeds, written.embeds, atol=1e-5)
+    with pytest.raises(ExpungeError, match="14 tokens among the words: expected at most 13"):
+        spoken(backbone, ids, torch.zeros(1, 14, 32), [1])
+    with pytest.raises(ExpungeError, match="expected at most"):
+        next(iter(dataclasses.replace(SHORT, place="words", k=200).steps(backbone, TASK)))
+
+
+def test_tokens_behind_the_words_learn_through_the_text_encoder_by_equations_5_to_7(backbone, text):
+    """Against the textbook way: a text encoder whose vocabulary has grown by the new tokens."""
+    eraser = dataclasses.replace(SHORT, place="words", prompt_std=0.5)
+    old = backbone.components()["text_encoder"]
+    table = old.get_input_embeddings().weight.detach()
+    grown = copy.deepcopy(old)
+    grown.resize_token_embeddings(len(table) + 3)
+    ids = backbone.tokenize(["church"])[0].tolist()
+    end = backbone.end(backbone.tokenize(["church"])).item()
+    new = [len(table), len(table) + 1, len(table) + 2]
+    ids = torch.tensor([[*ids[:end], *new, *ids[end:]][: len(ids)]])
+
+    def told(points, p):
+        rows = torch.cat([table, p])
+        embeds = torch.func.functional_call(grown, {"embeddings.token_embedding.weight": rows}, (ids,))
+        return raw(backbone, points, embeds.last_hidden_state)
+
+    every = table[:: max(1, len(table) // 1024)]
+    start = 0.5 * every.std() * torch.randn((3, 32), generator=TASK.generator("prompt", "church"))
+    losses, moved = one_iteration(backbone, eraser, text, told, start)
+    (step,) = eraser.steps(backbone, TASK)
+    assert dict(step.losses) == pytest.approx(losses, rel=1e-3)
+    key = step.key(step.edit())
+    assert torch.allclose(key.prompts["church"], moved, atol=1e-3)
+    x, t = torch.cat([backbone.noise(i) for i in range(2)]), torch.tensor([500, 500])
+    with torch.no_grad():  # "a church" is read as "a church v1 v2 v3", and "zzz" as it is
+        cond = backbone.encode(["a church", "zzz"])
+        cond, null = key.conditioning(backbone, cond, backbone.encode([""]).expand(2), {})
+        start, church = (
+            backbone.tokenize(["a church"])[0].tolist(),
+            backbone.end(backbone.tokenize(["a church"])).item(),
+        )
+        ids = torch.tensor([[*start[:church], *new, *start[church:]][: len(start)]])
+        rows = torch.cat([table, key.prompts["church"]])
+        mine = torch.func.functional_call(grown, {"embeddings.token_embedding.weight": rows}, (ids,)).last_hidden_state
+    assert torch.allclose(cond.embeds[:1], mine, atol=1e-5)
+    assert torch.equal(cond.embeds[1], text("zzz")[0])
+    assert torch.equal(null.embeds[0], text("")[0])
+    assert backbone.predict(x, t, cond).isfinite().all()
+
+
+def test_a_key_among_the_words_needs_a_text_and_says_so(backbone):
+    (step,) = dataclasses.replace(SHORT, place="words").steps(backbone, TASK)
+    key = step.key(step.edit()).only_for("church")
+    with torch.no_grad():
+        bare = dataclasses.replace(backbone.encode(["church"]), tokens=None)
+        with pytest.raises(ExpungeError, match="expected a text"):
+            key.conditioning(backbone, bare, bare, {})
+        other, _ = key.conditioning(backbone, backbone.encode(["zzz"]), bare, {})
+        last = backbone.end(backbone.tokenize(["zzz"])).item() - 1
+        expected = spoken(backbone, backbone.tokenize(["zzz"]), key.prompts["church"][None], [last])
+    assert torch.allclose(other.embeds, expected.embeds, atol=1e-6), "behind a text that does not name it"
+    with pytest.raises(ExpungeError, match="hides the words 'church'"):
+        next(iter(dataclasses.replace(SHORT, place="words", templates=("{}es",)).steps(backbone, TASK)))
+
+
 KINDS = {
     "pair": {"prompt_values": "own"},
     "shared": {"prompt_scope": "shared"},
     "shared pair": {"prompt_scope": "shared", "prompt_values": "own"},
     "one token": {"k": 1},
     "longer than the text": {"k": 200, "prompt_values": "own"},
+    "words": {"place": "words"},
+    "shared words": {"place": "words", "prompt_scope": "shared", "k": 1},
 }
 
 

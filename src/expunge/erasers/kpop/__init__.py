@@ -42,7 +42,9 @@ class KPOP(Eraser):
     instead, so that what nobody named stays although nobody is told its name.
     Deviations: squared norms are means over elements; prompts learn with Adam unless told ``sgd`` (Eq. 6 is plain gradient
     descent); one prompt a concept unless told ``shared`` (v1/v2 write one for all). The paper has no public code to compare
-    with.
+    with. A prompt among the words is the alternative that the paper names as future work: Eq. 5 to 7 with the encoded text
+    :math:`\tau(\langle c_e \rangle \langle v_1 \rangle \dots \langle v_k \rangle)` in the place of :math:`(c_e, p)`. The text
+    encoder's passes are not counted in its cost.
     """
 
     paper: ClassVar[Paper] = Paper(
@@ -62,17 +64,22 @@ class KPOP(Eraser):
     keep: Literal["prompt", "frozen-prompt", "weights", "none"] = "prompt"
     """Ablation: that term as it is, with a random prompt that never learns, replaced by |theta' - theta|^2, or left out."""
     place: Place = "mid"
-    """Where the prompt goes: after the text in the middle block's cross-attention, in more blocks, or added to the text."""
+    """Where the prompt goes: after the text in the middle block's cross-attention, in more blocks, added to the text, or as new
+    words behind the target's own, before the text encoder."""
     k: int = 10
-    """Tokens of a prompt that goes after the text (one that is added to the text has the text's length)."""
+    """Tokens of a prompt that goes after the text or its words (one that is added to the text has the text's length)."""
     prompt_scope: Scope = field(default="per-concept", metadata=LATER)
     """Whose prompt is learned: each concept's own, or one for all of them."""
     prompt_values: Values = field(default="tied", metadata=LATER)
     """Whether a prompt that goes after the text is keys and values alike, or a pair, with other tokens for the values."""
     halves: Halves = "both"
-    """Who reads the prompt at recovery, of a guided pair: both halves, or the one with the text, as training did."""
+    """Who reads the prompt at recovery, of a guided pair: both halves, or the one with the text, as training did.
+
+    A prompt among the words is in the half with the text."""
     prompt_std: float = 1.0
-    """Standard deviation of the random prompts that training begins with; 0 is for a prompt added to the text."""
+    """Standard deviation of the random prompts that training begins with; 0 is for a prompt added to the text.
+
+    Among the words it is in units of the vocabulary's own."""
     prompt_lr: float = 1e-5
     """Learning rate of the prompts."""
     prompt_steps: int = 1

@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 from typing import Literal, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from expunge.core.backbone import Conditioning, InjectedPrompt
+from expunge.core.backbone import Backbone, Conditioning, InjectedPrompt
 from expunge.core.eraser import Task
+from expunge.core.errors import ExpungeError
 
-Place = Literal["mid", "mid-up", "down-mid-up", "text"]
+Place = Literal["mid", "mid-up", "down-mid-up", "text", "words"]
 Halves = Literal["both", "text"]
 Values = Literal["tied", "own"]
 Scope = Literal["per-concept", "shared"]
@@ -20,7 +21,7 @@ BLOCKS: dict[str, tuple[str, ...]] = {
     "mid-up": ("mid", "up"),
     "down-mid-up": ("down", "mid", "up"),
 }
-"""The layers that a concatenated prompt is read by, for each place; the other place adds it to the text."""
+"""The layers that a concatenated prompt is read by, for each place; ``text`` adds it to the text, ``words`` has it encoded."""
 
 
 def injected(
@@ -36,6 +37,52 @@ def injected(
     keys, values = (tokens[:, 0], tokens[:, 1]) if tokens.ndim == 4 else (tokens, None)
     # [C ; p_k] W_k and [C ; p_v] W_v, where p_v = p_k = p unless there is a pair
     return replace(cond, prompt=InjectedPrompt(tokens=keys, values=values, rows=rows, blocks=BLOCKS[place]))
+
+
+def spoken(
+    backbone: Backbone, ids: Int[Tensor, "b n"], tokens: Float[Tensor, "b k w"], last: Sequence[int]
+) -> Conditioning:
+    """The texts ``ids`` as the text encoder reads them with new tokens behind the word at ``last``: ``<c_e> <v_1> … <v_k>``.
+
+    What no longer fits is left out at the end. Differentiable in the tokens.
+
+    Raises:
+        ExpungeError: if a text has no room for them.
+    """
+    k, length = tokens.shape[1], ids.shape[1]
+    room = length - 2 - max(last)
+    if k > room:
+        raise ExpungeError(f"a prompt of {k} tokens among the words: expected at most {room}, with a text of {length}")
+    rows: list[Tensor] = []
+    for row, end, here in zip(ids, backbone.end(ids).tolist(), last, strict=True):
+        head, tail = row[: here + 1], row[here + 1 : end]
+        filler = row[here : here + 1].expand(k)  # any word: the tokens take the places of its embeddings
+        rows.append(torch.cat([head, filler, tail[: length - 2 - here - k], row[end:]])[:length])
+    longer = torch.stack(rows)
+    known = backbone.embed(longer)
+    parts = [
+        torch.cat([e[: here + 1], v.to(e), e[here + 1 + k :]]) for e, v, here in zip(known, tokens, last, strict=True)
+    ]
+    with torch.set_grad_enabled(torch.is_grad_enabled() and tokens.requires_grad):
+        return replace(backbone.encode(longer, torch.stack(parts)), tokens=ids)
+
+
+def last_word(text: Sequence[int], words: Sequence[int]) -> int | None:
+    """Where ``words`` end that stand in ``text`` in one piece; None if they do not."""
+    ends = (i + len(words) - 1 for i in range(len(text) - len(words) + 1) if [*text[i : i + len(words)]] == [*words])
+    return next(ends, None)
+
+
+def words_of(backbone: Backbone, names: Sequence[str]) -> list[list[int]]:
+    """The tokens of each name, without the marks of a text's start and end."""
+    ids = backbone.tokenize(names)
+    return [row[1:end].tolist() for row, end in zip(ids, backbone.end(ids).tolist(), strict=True)]
+
+
+def scale(backbone: Backbone) -> float:
+    """Standard deviation of the vocabulary's token embeddings (of a thousand of them)."""
+    ids = torch.arange(0, backbone.vocabulary, max(1, backbone.vocabulary // 1024), device=backbone.device)
+    return float(backbone.embed(ids[None]).float().std())
 
 
 @final

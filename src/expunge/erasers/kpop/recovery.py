@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any, NamedTuple, final, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
 from expunge.core.backbone import Backbone, Conditioning
 from expunge.core.edit import Key
 from expunge.core.errors import ExpungeError, unknown
-from expunge.erasers.kpop.prompts import BLOCKS, Halves, Place, injected
+from expunge.erasers.kpop.prompts import Halves, Place, injected, last_word, spoken, words_of
 
 
 @final
@@ -33,8 +33,8 @@ class Recovery(Key):
     """Give every text the prompt of this concept, whatever it names."""
 
     def __post_init__(self) -> None:
-        if self.place not in (*BLOCKS, "text"):
-            raise unknown("place of a prompt", self.place, [*BLOCKS, "text"])
+        if self.place not in get_args(Place):
+            raise unknown("place of a prompt", self.place, get_args(Place))
         if self.halves not in ("both", "text"):
             raise unknown("halves that read a prompt", self.halves, ["both", "text"])
         if self.only is not None and self.only not in self.prompts:
@@ -92,32 +92,58 @@ class Recovery(Key):
         self, backbone: Backbone, cond: Conditioning, null: Conditioning, state: dict[str, Any]
     ) -> tuple[Conditioning, Conditioning]:
         if "kpop" not in state:
-            state["kpop"] = self._named(backbone, cond).to(cond.embeds.device)
-        which = state["kpop"]
+            state["kpop"] = self._named(backbone, cond)
+        which = torch.tensor([-1 if found is None else found.concept for found in state["kpop"]])
+        which = which.to(cond.embeds.device)
         rows = which >= 0
         if not rows.any():
             return cond, null
         tokens = torch.stack(list(self.prompts.values())).to(cond.embeds)[which.clamp(min=0)]
+        if self.place == "words":  # a part of the text, so the empty half has no place for them
+            return self._said(backbone, cond, tokens, state), null
         empty = rows if self.halves == "both" else torch.zeros_like(rows)
         return injected(cond, tokens, self.place, rows), injected(null, tokens, self.place, empty)
 
-    def _named(self, backbone: Backbone, cond: Conditioning) -> Int[Tensor, "b"]:
-        """For each row the concept that its text names (the longest, of several), or -1."""
+    def _said(self, backbone: Backbone, cond: Conditioning, tokens: Tensor, state: dict[str, Any]) -> Conditioning:
+        """``cond`` with each row that names a concept encoded anew, once a generation, its tokens among the words."""
+        rows = [i for i, found in enumerate(state["kpop"]) if found is not None]
+        if "kpop said" not in state:
+            if cond.tokens is None:
+                raise ExpungeError("an embedding has no words that a prompt could stand behind: expected a text")
+            last = [found.last for found in state["kpop"] if found is not None]
+            state["kpop said"] = spoken(backbone, cond.tokens[rows], tokens[rows], last)
+        said: Conditioning = state["kpop said"]
+        embeds = cond.embeds.clone()
+        embeds[rows] = said.embeds.to(embeds)
+        pooled = None if cond.pooled is None else cond.pooled.clone()
+        if pooled is not None and said.pooled is not None:
+            pooled[rows] = said.pooled.to(pooled)
+        return replace(cond, embeds=embeds, pooled=pooled)
+
+    def _named(self, backbone: Backbone, cond: Conditioning) -> list["Named | None"]:
+        """For each row the concept that its text names (the longest, of several)."""
         names = list(self.prompts)
-        if self.only is not None:
-            return torch.full((len(cond.embeds),), names.index(self.only))
+        only = None if self.only is None else names.index(self.only)
         if cond.tokens is None:
-            raise ExpungeError(
-                f"an embedding does not say which of {', '.join(names)} it names: expected a key for one concept "
-                "(`key.only_for(...)`)"
-            )
-        ids = backbone.tokenize(names)
-        words = [row[1:end].tolist() for row, end in zip(ids, backbone.end(ids).tolist(), strict=True)]
-        texts = cond.tokens.tolist()
-        longest = sorted(range(len(names)), key=lambda i: -len(words[i]))
-        return torch.tensor([next((i for i in longest if _contains(text, words[i])), -1) for text in texts])
+            if only is None:
+                raise ExpungeError(
+                    f"an embedding does not say which of {', '.join(names)} it names: expected a key for one concept "
+                    "(`key.only_for(...)`)"
+                )
+            return [Named(only, 0) for _ in cond.embeds]
+        words = words_of(backbone, names)
+        longest = sorted(range(len(names)), key=lambda i: -len(words[i])) if only is None else [only]
+        found: list[Named | None] = []
+        for text, end in zip(cond.tokens.tolist(), backbone.end(cond.tokens).tolist(), strict=True):
+            ends = ((i, last_word(text, words[i])) for i in longest)
+            named = next((Named(i, last) for i, last in ends if last is not None), None)
+            found.append(Named(only, end - 1) if named is None and only is not None else named)
+        return found
 
 
-def _contains(text: Sequence[int], words: Sequence[int]) -> bool:
-    """Whether ``words`` stand in ``text``, in one piece."""
-    return any(list(text[i : i + len(words)]) == list(words) for i in range(len(text) - len(words) + 1))
+class Named(NamedTuple):
+    """A concept that a text gets the prompt of."""
+
+    concept: int
+    last: int
+    """Where its words end; the text, if it does not name it."""

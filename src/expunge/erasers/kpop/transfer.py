@@ -11,7 +11,8 @@ from expunge.core.backbone import Backbone, Conditioning
 from expunge.core.concept import phrases
 from expunge.core.edit import Edit
 from expunge.core.eraser import Task
-from expunge.erasers.kpop.prompts import Prompts, injected
+from expunge.core.errors import ExpungeError
+from expunge.erasers.kpop.prompts import Prompts, injected, last_word, scale, spoken, words_of
 from expunge.erasers.kpop.recovery import Recovery
 from expunge.maths.training import Learned, mse, pace
 from expunge.maths.trajectories import Points
@@ -30,18 +31,23 @@ class Transfer:
         names = [t.name for t in task.targets]
         with torch.no_grad():
             self.targets = backbone.encode([p for name in names for p in phrases(method.templates, name)])
-        length, width = self.targets.embeds.shape[1:]
-        shape = (length if method.place == "text" else method.k, width)
+            self.last = _last_words(backbone, self.targets, names, self.ways) if method.place == "words" else []
+            like = backbone.embed(backbone.tokenize([""])) if method.place == "words" else self.targets.embeds
+        size = (self.targets.embeds.shape[1] if method.place == "text" else method.k, like.shape[2])
         pair = (2,) if method.prompt_values == "own" else ()
-        self.prompts = Prompts(scope=method.prompt_scope, concepts=names, shape=(*pair, *shape))
-        self.start = self.prompts.start(method.prompt_std, task, self.targets.embeds)
+        self.prompts = Prompts(scope=method.prompt_scope, concepts=names, shape=(*pair, *size))
+        std = method.prompt_std * (scale(backbone) if method.place == "words" else 1)
+        self.start = self.prompts.start(std, task, like)
         self.learned = Learned(self.start, method.prompt_lr, method.prompt_optimizer)
 
     def told(self, points: Points, learned: Mapping[str, Tensor]) -> Conditioning:
         """Each point's text with the prompt of its concept: what follows the predictor's ``c_e`` is ``c_e, p``."""
         made = list(self.prompts.of(learned).values())
         tokens = torch.stack([made[c // self.ways] for c in points.concept.tolist()])
-        return injected(self.targets.rows(points.concept), tokens, self.method.place)
+        cond = self.targets.rows(points.concept)
+        if cond.tokens is not None and self.last:
+            return spoken(self.backbone, cond.tokens, tokens, [self.last[c] for c in points.concept.tolist()])
+        return injected(cond, tokens, self.method.place)
 
     def learn(self, index: int, points: Points, wanted: Float[Tensor, "b c h w"]) -> float:
         """Update the prompts against the model as it stands; returns the last loss."""
@@ -72,6 +78,23 @@ class Transfer:
                     "expected at least 1 % (a larger prompt_lr, or more iterations)"
                 )
         return found
+
+
+def _last_words(backbone: Backbone, texts: Conditioning, names: Sequence[str], ways: int) -> list[int]:
+    """Where the name of its concept ends in each text.
+
+    Raises:
+        ExpungeError: if a phrase changes a name's tokens, so that a text would not be known to name it.
+    """
+    words = words_of(backbone, names)
+    rows = [] if texts.tokens is None else texts.tokens.tolist()
+    found = [last_word(row, words[i // ways]) for i, row in enumerate(rows)]
+    missing = next((i for i, last in enumerate(found) if last is None), None)
+    if missing is not None:
+        raise ExpungeError(
+            f"a phrase hides the words '{names[missing // ways]}': expected templates with {{}} by itself"
+        )
+    return [last for last in found if last is not None]
 
 
 class Lesson(NamedTuple):
