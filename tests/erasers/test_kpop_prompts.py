@@ -15,6 +15,7 @@ from expunge.core.eraser import Task, settings_of
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query
 from expunge.erasers.kpop import KPOP, injected
+from expunge.erasers.kpop.network import random_network
 from expunge.erasers.kpop.prompts import last_word, spoken, words_of
 from expunge.maths.trajectories import Sampling
 from expunge.stages import erase
@@ -227,12 +228,61 @@ def test_a_key_among_the_words_needs_a_text_and_says_so(backbone):
         next(iter(dataclasses.replace(SHORT, place="words", templates=("{}es",)).steps(backbone, TASK)))
 
 
+def f_phi(phi, c):
+    """The network by PyTorch's own attention, one concept at a time."""
+    made = []
+    for text in c:
+        read = torch.nn.functional.scaled_dot_product_attention(
+            phi["queries"][None], (text @ phi["key"].T)[None], (text @ phi["value"].T)[None]
+        )[0]
+        hidden = torch.nn.functional.gelu(torch.nn.functional.linear(phi["queries"] + read, phi["in"], phi["bias"]))
+        made.append(torch.nn.functional.linear(hidden, phi["out"]))
+    return torch.stack(made)
+
+
+@pytest.mark.parametrize("values", ["tied", "own"])
+def test_one_network_makes_every_concept_s_prompt_and_eq_6_updates_it(backbone, text, values):
+    eraser = dataclasses.replace(SHORT, batch=4, prompt_scope="amortised", prompt_values=values, prompt_lr=0.01)
+    points, names = points_of(backbone, eraser, TWO), text("church", "dog")
+    assert len(points.concept.unique()) == 2, "another seed would show both concepts"
+    start = next(iter(dataclasses.replace(eraser, keep="frozen-prompt").steps(backbone, TWO)))
+    phi = {n: w.clone().requires_grad_() for n, w in start.key(start.edit()).network.weights.items()}
+    first = f_phi(phi, names)
+    assert first.std().item() == pytest.approx(eraser.prompt_std, rel=1e-3), "prompts begin as large as random ones"
+    assert not torch.allclose(first[0], first[1], atol=0.05), "each concept's is its own"
+    with torch.no_grad():
+        wanted = raw(backbone, points, names[points.concept])
+    p = first[points.concept]
+    keys, values_ = (p[:, :3], p[:, 3:]) if values == "own" else (p, p)
+    loss = ((raw(backbone, points, names[points.concept], keys, values_) - wanted) ** 2).mean()  # Eq. 5
+    gradients = torch.autograd.grad(loss, list(phi.values()))
+    (step,) = eraser.steps(backbone, TWO)
+    assert step.losses["transfer"] == pytest.approx(loss.item(), rel=1e-4)
+    key = step.key(step.edit())
+    for (name, old), g in zip(phi.items(), gradients, strict=True):
+        clear = g.abs() > 1e-5
+        moved = (key.network.weights[name] - old)[clear]
+        assert torch.allclose(moved, -0.01 * g[clear].sign(), atol=1e-4), name  # Eq. 6 with Adam
+    stored = torch.stack([key.prompts[n] for n in ("church", "dog")]).reshape(first.shape)
+    assert torch.allclose(stored, f_phi(key.network.weights, names), atol=1e-5)
+
+
+def test_a_network_is_small_at_stable_diffusion_s_size():
+    texts = {"church": torch.randn(77, 768)}
+    network = random_network(texts, (10, 768), 1.0, torch.Generator().manual_seed(0), texts["church"])
+    assert sum(w.numel() for w in network.weights.values()) < 500_000
+    assert network.prompts()["church"].shape == (10, 768)
+
+
 KINDS = {
     "pair": {"prompt_values": "own"},
     "shared": {"prompt_scope": "shared"},
     "shared pair": {"prompt_scope": "shared", "prompt_values": "own"},
     "one token": {"k": 1},
     "longer than the text": {"k": 200, "prompt_values": "own"},
+    "amortised": {"prompt_scope": "amortised"},
+    "amortised pair": {"prompt_scope": "amortised", "prompt_values": "own", "place": "mid-up"},
+    "amortised, added to the text": {"prompt_scope": "amortised", "place": "text"},
     "words": {"place": "words"},
     "shared words": {"place": "words", "prompt_scope": "shared", "k": 1},
 }
@@ -298,7 +348,11 @@ def test_settings_that_came_later_do_not_change_what_stored_results_are_called()
     assert settings_of(KPOP(prompt_scope="shared")) == {**said, "prompt_scope": "shared"}
 
 
-def test_kinds_on_the_command_line(tmp_path, capsys):
+@pytest.mark.parametrize(
+    "options",
+    [["--prompt-values", "own"], ["--prompt-scope", "amortised"], ["--place", "words", "--k", "2", "--halves", "text"]],
+)
+def test_kinds_on_the_command_line(tmp_path, capsys, options):
     with pytest.raises(SystemExit):
         main(["erase", "kpop", "--help"])
     told = capsys.readouterr().out
@@ -306,7 +360,7 @@ def test_kinds_on_the_command_line(tmp_path, capsys):
     assert "--prompt-values" in told
     out = str(tmp_path / "kpop")
     small = ["--iterations", "2", "--batch", "1", "--sampling-steps", "2", "--no-check", "--quiet"]
-    assert main(["erase", "kpop", "--target", "church", "--prompt-values", "own", *small, "--out", out]) == 0
+    assert main(["erase", "kpop", "--target", "church", *options, *small, "--out", out]) == 0
     words = ["recover", "--edit", f"{out}/edit.safetensors", "--key", f"{out}/key.safetensors", "--quiet"]
     assert main([*words, "--count", "1", "--steps", "2", "--out", str(tmp_path / "images")]) == 0
     assert len(list((tmp_path / "images").glob("*.png"))) == 1

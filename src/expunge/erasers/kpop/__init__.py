@@ -42,9 +42,10 @@ class KPOP(Eraser):
     instead, so that what nobody named stays although nobody is told its name.
     Deviations: squared norms are means over elements; prompts learn with Adam unless told ``sgd`` (Eq. 6 is plain gradient
     descent); one prompt a concept unless told ``shared`` (v1/v2 write one for all). The paper has no public code to compare
-    with. A prompt among the words is the alternative that the paper names as future work: Eq. 5 to 7 with the encoded text
-    :math:`\tau(\langle c_e \rangle \langle v_1 \rangle \dots \langle v_k \rangle)` in the place of :math:`(c_e, p)`. The text
-    encoder's passes are not counted in its cost.
+    with. Two alternatives are the paper's future work. An amortised prompt is :math:`p = f_\phi(c)`, where Eq. 6 updates phi;
+    here c is the concept's own name, so that a key is the same whatever the text around it. A prompt among the words is Eq. 5
+    to 7 with the encoded text :math:`\tau(\langle c_e \rangle \langle v_1 \rangle \dots \langle v_k \rangle)` in the place of
+    :math:`(c_e, p)`. The text encoder's passes are not counted in the cost.
     """
 
     paper: ClassVar[Paper] = Paper(
@@ -69,7 +70,7 @@ class KPOP(Eraser):
     k: int = 10
     """Tokens of a prompt that goes after the text or its words (one that is added to the text has the text's length)."""
     prompt_scope: Scope = field(default="per-concept", metadata=LATER)
-    """Whose prompt is learned: each concept's own, or one for all of them."""
+    """Whose prompt is learned: each concept's own, one for all of them, or a network's, which reads the concept's name."""
     prompt_values: Values = field(default="tied", metadata=LATER)
     """Whether a prompt that goes after the text is keys and values alike, or a pair, with other tokens for the values."""
     halves: Halves = "both"

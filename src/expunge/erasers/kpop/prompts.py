@@ -11,11 +11,12 @@ from torch import Tensor
 from expunge.core.backbone import Backbone, Conditioning, InjectedPrompt
 from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError
+from expunge.erasers.kpop.network import Network, random_network
 
 Place = Literal["mid", "mid-up", "down-mid-up", "text", "words"]
 Halves = Literal["both", "text"]
 Values = Literal["tied", "own"]
-Scope = Literal["per-concept", "shared"]
+Scope = Literal["per-concept", "shared", "amortised"]
 BLOCKS: dict[str, tuple[str, ...]] = {
     "mid": ("mid",),
     "mid-up": ("mid", "up"),
@@ -91,13 +92,17 @@ class Prompts:
     """The prompts of some concepts, and the tensors that are learned for them."""
 
     scope: Scope
-    concepts: Sequence[str]
+    texts: Mapping[str, Float[Tensor, "n d"]]
+    """Each concept's name as the text encoder reads it, which a network makes its prompt from."""
     shape: tuple[int, ...]
     """Of one prompt: ``[k, d]``, or ``[2, k, d]`` for keys and values."""
 
     def start(self, std: float, task: Task, like: Tensor) -> dict[str, Tensor]:
         """Random tensors to learn from, in the precision and place of ``like``."""
-        whose = {name: ("prompt", name) for name in self.concepts}
+        if self.scope == "amortised":
+            drawn = random_network(self.texts, self.shape, std, task.generator("prompt network"), like)
+            return dict(drawn.weights)
+        whose = {name: ("prompt", name) for name in self.texts}
         if self.scope == "shared":
             whose = {"shared": ("shared prompt",)}
         return {
@@ -108,5 +113,10 @@ class Prompts:
     def of(self, learned: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "*pair k d"]]:
         """Each concept's prompt, from the tensors that are learned; differentiable."""
         if self.scope == "shared":
-            return dict.fromkeys(self.concepts, learned["shared"])
-        return dict(learned)
+            return dict.fromkeys(self.texts, learned["shared"])
+        network = self.network(learned)
+        return dict(learned) if network is None else network.prompts()
+
+    def network(self, learned: Mapping[str, Tensor]) -> Network | None:
+        """The network that makes the prompts, if one does."""
+        return Network(weights=learned, texts=self.texts, shape=self.shape) if self.scope == "amortised" else None

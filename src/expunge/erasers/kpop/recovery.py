@@ -12,6 +12,7 @@ from typing_extensions import override
 from expunge.core.backbone import Backbone, Conditioning
 from expunge.core.edit import Key
 from expunge.core.errors import ExpungeError, unknown
+from expunge.erasers.kpop.network import Network
 from expunge.erasers.kpop.prompts import Halves, Place, injected, last_word, spoken, words_of
 
 
@@ -24,6 +25,8 @@ class Recovery(Key):
     alone = True
     prompts: Mapping[str, Float[Tensor, "*pair k d"]]
     """The learned prompt of each concept, or a pair for keys and for values."""
+    network: Network | None = None
+    """What makes them, where that was learned: it is stored in their place."""
     place: Place
     salt: str
     """The secret that training drew its random numbers with."""
@@ -44,17 +47,26 @@ class Recovery(Key):
     def fields(self) -> dict[str, Any]:
         order = list(self.prompts)  # which a file of tensors does not keep
         told = {"place": self.place, "halves": self.halves, "only": self.only, "concepts": order}
-        return {"eraser": self.eraser, "salt": self.salt, **told}
+        made = {} if self.network is None else {"shape": list(self.network.shape)}
+        return {"eraser": self.eraser, "salt": self.salt, **told, **made}
 
     @override
     def tensors(self) -> dict[str, Tensor]:
-        return dict(self.prompts)
+        if self.network is None:
+            return dict(self.prompts)
+        weights = {f"network/{name}": weight for name, weight in self.network.weights.items()}
+        return weights | {f"text/{name}": text.clone() for name, text in self.network.texts.items()}
 
     @override
     @classmethod
     def restore(cls, fields: dict[str, Any], tensors: dict[str, Tensor]) -> "Recovery":
-        rest = {name: value for name, value in fields.items() if name != "concepts"}
-        return cls(prompts={name: tensors[name] for name in fields["concepts"]}, **rest)
+        rest = {name: value for name, value in fields.items() if name not in ("concepts", "shape")}
+        if "shape" not in fields:
+            return cls(prompts={name: tensors[name] for name in fields["concepts"]}, **rest)
+        weights = {n.removeprefix("network/"): t for n, t in tensors.items() if n.startswith("network/")}
+        texts = {name: tensors[f"text/{name}"] for name in fields["concepts"]}
+        network = Network(weights=weights, texts=texts, shape=tuple(fields["shape"]))
+        return cls(prompts=network.prompts(), network=network, **rest)
 
     @property
     @override
@@ -70,7 +82,7 @@ class Recovery(Key):
         generator = torch.Generator().manual_seed(seed)
         drawn = {name: torch.randn(p.shape, generator=generator) for name, p in self.prompts.items()}
         scaled = {n: (d * self.prompts[n].float().norm() / d.norm()).to(self.prompts[n]) for n, d in drawn.items()}
-        return self._changed(replace(self, prompts=scaled))
+        return self._changed(replace(self, prompts=scaled, network=None))
 
     @override
     def rotated(self) -> "Recovery":
@@ -80,7 +92,7 @@ class Recovery(Key):
         if all(torch.equal(p, self.prompts[names[0]]) for p in self.prompts.values()):
             raise ExpungeError(f"the key holds one prompt for {', '.join(names)}: expected several to exchange")
         following = {n: self.prompts[names[(i + 1) % len(names)]] for i, n in enumerate(names)}
-        return self._changed(replace(self, prompts=following))
+        return self._changed(replace(self, prompts=following, network=None))
 
     def _changed(self, other: "Recovery") -> "Recovery":
         """``other``, which goes with the same edit as this one."""

@@ -31,11 +31,14 @@ class Transfer:
         names = [t.name for t in task.targets]
         with torch.no_grad():
             self.targets = backbone.encode([p for name in names for p in phrases(method.templates, name)])
+            read = backbone.encode(names).embeds
             self.last = _last_words(backbone, self.targets, names, self.ways) if method.place == "words" else []
             like = backbone.embed(backbone.tokenize([""])) if method.place == "words" else self.targets.embeds
         size = (self.targets.embeds.shape[1] if method.place == "text" else method.k, like.shape[2])
         pair = (2,) if method.prompt_values == "own" else ()
-        self.prompts = Prompts(scope=method.prompt_scope, concepts=names, shape=(*pair, *size))
+        self.prompts = Prompts(
+            scope=method.prompt_scope, texts=dict(zip(names, read, strict=True)), shape=(*pair, *size)
+        )
         std = method.prompt_std * (scale(backbone) if method.place == "words" else 1)
         self.start = self.prompts.start(std, task, like)
         self.learned = Learned(self.start, method.prompt_lr, method.prompt_optimizer)
@@ -60,8 +63,14 @@ class Transfer:
 
     def key(self, requires: Sequence[str]) -> Recovery:
         """The prompts as they are now, for the model with the edits ``requires``."""
-        prompts = {name: p.clone() for name, p in self.prompts.of(self.learned.values()).items()}
-        key = Recovery(prompts=prompts, place=self.method.place, halves=self.method.halves, salt=self.task.salt)
+        learned = {name: value.clone() for name, value in self.learned.values().items()}
+        key = Recovery(
+            prompts={name: p.clone() for name, p in self.prompts.of(learned).items()},
+            network=self.prompts.network(learned),
+            place=self.method.place,
+            halves=self.method.halves,
+            salt=self.task.salt,
+        )
         object.__setattr__(key, "requires", tuple(requires))
         return key
 
