@@ -225,11 +225,13 @@ def _parse(header: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
 
 
 def guidance_class(eraser: type) -> type[Guidance]:
-    """The guidance that an eraser's module defines."""
+    """The guidance that an eraser's module, or its package, defines."""
     import sys
 
     module = sys.modules[eraser.__module__]
-    mine = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
+    ours = (module.__name__, f"{module.__name__}.")
+    known = [c for c in vars(module).values() if isinstance(c, type)]
+    mine = [c for c in known if c.__module__ == ours[0] or c.__module__.startswith(ours[1])]
     found = [c for c in mine if issubclass(c, Guidance)]
     if len(found) != 1:
         raise ExpungeError(f"{eraser.__name__} defines {len(found)} guidances: expected one")

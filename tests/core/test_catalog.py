@@ -12,6 +12,7 @@ def test_every_module_of_a_folder_is_listed_without_importing_it():
     assert list(entries) == sorted(entries)
     assert entries["uce"].class_name == "UCE"
     assert entries["uce"].arxiv == "2308.14761"
+    assert (entries["kpop"].class_name, entries["kpop"].arxiv) == ("KPOP", "2403.12326"), "a package"
     assert entries["negative-prompt"].class_name == "NegativePrompt"
     assert all(e.summary and not e.problem for kind in KINDS for e in Catalog(kind).entries().values())
 

@@ -219,7 +219,7 @@ class PipelineBackbone(Backbone):
         """The first tokenizer's ids, and what both CLIP text encoders answer, of a family that has two.
 
         The second tokenizer pads with a word of its own, which it reads as padding in a text, too; ids that are given instead
-        of prompts are the first one's, and only padded otherwise.
+        of prompts are the first one's, and only padded otherwise. So are ``embeddings``, past the end of their text.
         """
         if isinstance(prompts, Tensor):
             ids = prompts
@@ -230,7 +230,10 @@ class PipelineBackbone(Backbone):
         parts: Sequence[Tensor | None] = (None, None)
         if embeddings is not None:
             first = self._parts.get("text_encoder").get_input_embeddings().weight.shape[1]
-            parts = embeddings.split([first, embeddings.shape[-1] - first], -1)
+            one, two = embeddings.split([first, embeddings.shape[-1] - first], -1)
+            past = torch.arange(ids.shape[1], device=ids.device)[None] > self.end(ids)[:, None]
+            padding = self._parts.get("text_encoder_2").get_input_embeddings()(second)
+            parts = (one, torch.where(past[..., None], padding.to(two), two))
         return (
             ids,
             self._read("text_encoder", ids, parts[0], at),

@@ -80,8 +80,12 @@ class Steering:
         if self.index == 0:
             self.tokens = self.words_of(cond.embeds)
         halves = (replace(cond, tokens=self.tokens), null)
-        for guidance in (e for e in self.backbone.edits if isinstance(e, Guidance)):
-            halves = guidance.conditioning(self.backbone, *halves, self.state)
+        self.asking = True  # texts that a guidance encodes are not the pipeline's
+        try:
+            for guidance in (e for e in self.backbone.edits if isinstance(e, Guidance)):
+                halves = guidance.conditioning(self.backbone, *halves, self.state)
+        finally:
+            self.asking = False
         self.halves = halves
         both = halves[1].join(halves[0]) if pair else halves[0]
         self.release()

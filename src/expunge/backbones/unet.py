@@ -73,9 +73,20 @@ class UNetBackbone(PipelineBackbone):
                 changed["attention_mask"] = torch.cat([own, closed], 1)[:, None]
             return args, changed
 
+        def revalued(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            values = prompt.values if prompt.values is not None else prompt.tokens
+            return (torch.cat([args[0][:, : -values.shape[1]], values.to(args[0])], 1), *args[1:])
+
         unet = self._parts.get("unet")
-        layers = [n.removeprefix("unet.") for n, a in self.attentions().items() if a.block in prompt.blocks]
-        return [unet.get_submodule(n).register_forward_pre_hook(lengthen, with_kwargs=True) for n in layers]
+        layers = [
+            unet.get_submodule(n.removeprefix("unet."))
+            for n, a in self.attentions().items()
+            if a.block in prompt.blocks
+        ]
+        handles = [layer.register_forward_pre_hook(lengthen, with_kwargs=True) for layer in layers]
+        if prompt.values is not None:
+            handles += [layer.to_v.register_forward_pre_hook(revalued) for layer in layers]
+        return handles
 
     # trajectories -----------------------------------------------------------------------------------------------------
     @override

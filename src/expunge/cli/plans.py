@@ -95,7 +95,10 @@ def _what(job: Any) -> str:
     """A job in a few words."""
     if job["room"] in ("erase", "memory"):
         kept = f", retaining {len(job['retain'])}" if job["retain"] else ""
+        kept += f", on {len(job['on'])} edits" if job.get("on") else ""
         return f"{job['eraser']} seed {job['seed']}{kept}: {', '.join(job['targets'])}"
+    if job["room"] == "relearn":
+        return f"a fresh key by {job['eraser']} seed {job['seed']}: {', '.join(job['targets'])}"
     if job["room"] == "generate":
         about = f" with key ({job['control']})" if job["control"] else " edited" if job["edits"] else " original"
         return f"{len(job['prompts'])} prompts x {job['count']}{about}"
@@ -143,9 +146,9 @@ class Clean:
     """Show what finished jobs take on disk, and free it."""
 
     room: UseAppendAction[
-        tuple[Literal["erase", "memory", "attack", "generate", "measure", "analyse", "leftovers"], ...]
+        tuple[Literal["erase", "memory", "attack", "relearn", "generate", "measure", "analyse", "leftovers"], ...]
     ] = ()
-    """What to delete: edits, counts of memory, attacks, images, measurements, analyses, or what killed runs left.
+    """What to delete: edits, counts of memory, attacks, fresh keys, images, measurements, analyses, or what killed runs left.
 
     Repeat for several.
 

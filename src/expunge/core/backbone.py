@@ -27,10 +27,17 @@ class InjectedPrompt:
     """Learned tokens that some cross-attention layers read after the text's own; the layers' own matrices project them."""
 
     tokens: Float[Tensor, "b k d"]
+    values: Float[Tensor, "b k d"] | None = None
+    """What the projections of values read in the place of ``tokens``, if not the same."""
     rows: Bool[Tensor, "b"]
     """Rows that read them; the others attend to the text alone."""
     blocks: tuple[str, ...]
     """Which layers: any of ``down``, ``mid``, ``up``."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "InjectedPrompt":
+        """Apply ``change`` to every tensor."""
+        values = None if self.values is None else change(self.values)
+        return replace(self, tokens=change(self.tokens), values=values, rows=change(self.rows))
 
 
 @final
@@ -54,9 +61,7 @@ class Conditioning:
             mask=None if self.mask is None else change(self.mask),
             tokens=None if self.tokens is None else change(self.tokens),
             extra={k: change(v) for k, v in self.extra.items()},
-            prompt=None
-            if self.prompt is None
-            else replace(self.prompt, tokens=change(self.prompt.tokens), rows=change(self.prompt.rows)),
+            prompt=None if self.prompt is None else self.prompt.map(change),
         )
 
     def expand(self, rows: int) -> "Conditioning":
@@ -69,8 +74,11 @@ class Conditioning:
         Raises:
             ExpungeError: if only one of the two has an injected prompt.
         """
-        if (self.prompt is None) != (other.prompt is None):
-            raise ExpungeError("one half of a guided pair has an injected prompt: expected both or neither")
+        halves = (self.prompt, other.prompt)
+        if len({(p is None, p is not None and p.values is None) for p in halves}) > 1:
+            raise ExpungeError(
+                "one half of a guided pair has an injected prompt, or its values: expected both or neither"
+            )
         keep = self.tokens is not None and other.tokens is not None
         first, last = (c if keep else replace(c, tokens=None) for c in (self, other))
         second = iter(_tensors(last))

@@ -1,4 +1,4 @@
-"""The folder is the registry: every module of ``erasers/`` is an eraser, and so on; third parties add entry points.
+"""The folder is the registry: every module or package of ``erasers/`` is an eraser, and so on; third parties add entry points.
 
 Listing and help read names and docstrings with `ast`, so they import no method and survive a broken one.
 """
@@ -116,7 +116,8 @@ class Catalog:
     def entries(self) -> dict[str, Entry]:
         """Every plug-in by name, sorted."""
         folder = Path(__file__).parent.parent / self.kind
-        names = sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
+        modules = [*folder.glob("*.py"), *(package.parent for package in folder.glob("*/__init__.py"))]
+        names = sorted(p.stem for p in modules if not p.stem.startswith("_"))
         found = {n.replace("_", "-"): read_entry(n.replace("_", "-"), f"expunge.{self.kind}.{n}") for n in names}
         for point in importlib.metadata.entry_points(group=f"expunge.{self.kind}"):
             found.setdefault(point.name, read_entry(point.name, point.module, point.attr))

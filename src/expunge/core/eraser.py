@@ -4,7 +4,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple, final
 
 import torch
@@ -14,7 +14,8 @@ from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.concept import Concept
 from expunge.core.cost import Cost
-from expunge.core.edit import Edit
+from expunge.core.edit import Edit, Key
+from expunge.core.errors import ExpungeError
 from expunge.core.query import Shot
 
 
@@ -87,6 +88,11 @@ class Eraser(ABC):
     requires: ClassVar[Sequence[str]] = ()
     """Capabilities that a model must have; see `Backbone.supports`."""
 
+    @property
+    def shares_key(self) -> bool:
+        """Whether all concepts share one part of the key, so that exchanging their parts would show nothing."""
+        return False
+
     def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[str | Redrawn]]:
         """Images it wants, by role (the target that they are for, or what they show): a prompt, or more, for each.
 
@@ -121,12 +127,33 @@ class Eraser(ABC):
         """What ``steps`` will cost for so many targets and retained words, in expectation; nothing for a closed form."""
         return Cost()
 
+    def fresh_key(self, backbone: Backbone, task: Task, edits: Sequence[Edit]) -> Key:
+        """A key to the model with ``edits``, whoever made them, learned without the private one.
+
+        The backbone as it stands is the original, whose answers the key learns to bring back; it is left as it was.
+
+        Raises:
+            ExpungeError: for a method that makes no key.
+        """
+        raise ExpungeError(
+            f"{type(self).__name__} makes no key that could be learned anew: expected a method with keys"
+        )
+
+    def fresh_cost(self, targets: int) -> Cost:
+        """What `fresh_key` will cost for so many targets."""
+        return Cost()
+
 
 def counted(count: int, times: float) -> int:
     """``count`` updates at ``times`` the strength: one at least."""
     return max(1, round(count * times))
 
 
+LATER: Mapping[str, bool] = {"later": True}
+"""Metadata of a setting that came when results without it had been stored: `settings_of` leaves its default out."""
+
+
 def settings_of(plug_in: Any) -> dict[str, Any]:
-    """The fields of an eraser or a metric as JSON."""
-    return json.loads(json.dumps(asdict(plug_in)))
+    """The fields of an eraser or a metric as JSON, but for the defaults of those that are `LATER`."""
+    unsaid = {f.name for f in fields(plug_in) if f.metadata.get("later") and getattr(plug_in, f.name) == f.default}
+    return json.loads(json.dumps({name: value for name, value in asdict(plug_in).items() if name not in unsaid}))

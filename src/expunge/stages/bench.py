@@ -122,7 +122,9 @@ def write(
     for method, told in _told(results).items():
         made.setdefault(method, {})["told"] = told
     pairs = dict.fromkeys([*plan.compare, *(c.rows for c in claimed if c.than is None)])
-    summary = [*_summary(results, made), *became(lines), *_differences(list(pairs), results)]
+    relearned = _relearned(results, store)
+    rows = [{**r, **relearned.get((r["method"], r["group"]), {})} for r in _summary(results, made)]
+    summary = [*rows, *became(lines), *_differences(list(pairs), results)]
     summary += [*claims.judged(claimed, summary), *published]
     _copy_figures(results, store, out / analyse.FIGURES)
     write_lines(out / "records.jsonl", lines)
@@ -204,6 +206,17 @@ def _copy_figures(results: Sequence[Result], store: Path, out: Path) -> None:
             write_json(out / f"{re.sub(r'[^A-Za-z0-9_.]+', '-', words)}.json", read_json(file), overwrite=True)
 
 
+def _relearned(results: Sequence[Result], store: Path) -> dict[tuple[str, str], dict[str, float]]:
+    """What the fresh keys behind a row's recovery took, on average, of those that are still in the store."""
+    found: dict[tuple[str, str], dict[str, int]] = {}
+    for m, _ in results:
+        for p in flattened([m]) if m.group.startswith("key: fresh ") else ():
+            done = jobs.result(p.job, store) if p.job["room"] == "relearn" else None
+            if done is not None:
+                found.setdefault((m.method, m.group), {})[p.key] = Cost(**done["cost"]).equivalents
+    return {place: {"relearn_equivalents": round(fmean(spent.values()), 1)} for place, spent in found.items()}
+
+
 def became(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What a method's targets turned into: the three labels seen most, by their share of all target images.
 
@@ -270,23 +283,37 @@ def _told(results: Sequence[Result]) -> dict[str, str]:
     return found
 
 
+class Took(NamedTuple):
+    """What an erasure took."""
+
+    equivalents: int
+    seconds: float
+    bytes: int
+
+
 def _spent(results: Sequence[Result], store: Path) -> dict[str, dict[str, Any]]:
-    """What a method's erasures that are still in the store took: mean evaluations and bytes, median seconds; peak memory."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+    """What a method's erasures that are still in the store took: mean evaluations and bytes, median seconds; peak memory.
+
+    An erasure in several steps took what they took together.
+    """
+    found: dict[str, dict[tuple[str, ...], Took]] = {}
     for m, _ in results:
-        for p in flattened([m]):
-            if p.job["room"] == "erase" and m.group == "set":
-                done = jobs.result(p.job, store)
-                if done is not None:
-                    size = (jobs.folder(p.key, "erase", store) / EDIT).stat().st_size
-                    found.setdefault(m.method, {})[p.key] = {**done, "bytes": size}
+        steps = [p for p in flattened([m]) if p.job["room"] == "erase"] if m.group == "set" else []
+        done = [jobs.result(p.job, store) for p in steps]
+        whole = [d for d in done if d is not None]
+        if whole and len(whole) == len(steps):
+            found.setdefault(m.method, {})[tuple(p.key for p in steps)] = Took(
+                sum(Cost(**d["cost"]).equivalents for d in whole),
+                sum(d["seconds"] for d in whole),
+                sum((jobs.folder(p.key, "erase", store) / EDIT).stat().st_size for p in steps),
+            )
     spent: dict[str, dict[str, Any]] = {
         method: {
-            "erase_equivalents": round(fmean(Cost(**d["cost"]).equivalents for d in done.values()), 1),
-            "erase_seconds": round(median(d["seconds"] for d in done.values()), 1),
-            "artefact_bytes": round(fmean(d["bytes"] for d in done.values())),
+            "erase_equivalents": round(fmean(took.equivalents for took in erasures.values()), 1),
+            "erase_seconds": round(median(took.seconds for took in erasures.values()), 1),
+            "artefact_bytes": round(fmean(took.bytes for took in erasures.values())),
         }
-        for method, done in found.items()
+        for method, erasures in found.items()
     }
     for m, counted in results:
         if m.group == "memory":
@@ -383,8 +410,16 @@ def table(summary: Sequence[Mapping[str, Any]]) -> str:
 def injected(row: Mapping[str, Any]) -> str:
     """What a recovery injects, and into what, as a column calls it."""
     control = row["group"].removeprefix("key: ")
-    into = {"original": "own, in the original model", "none": "no key", "neutral": "own, with a neutral text"}
-    return into.get(control, control if control in CONTROLS else f"own, in the model of {control}")
+    into = {
+        "original": "own, in the original model",
+        "none": "no key",
+        "neutral": "own, with a neutral text",
+        "other seed": "that of another seed",
+    }
+    said = control in CONTROLS or control.startswith("own after ")
+    if control.startswith("fresh "):
+        return f"{control} updates"
+    return into.get(control, control if said else f"own, in the model of {control}")
 
 
 def published_words(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
@@ -462,6 +497,8 @@ def tabled(row: Mapping[str, Any]) -> bool:
         return False
     if metric.startswith(OF_IMAGES):
         return True
+    if group.startswith("after "):
+        return metric in ("esr@1", "psr@1")
     return metric == "psr@1" if group == "others" else "sr@" in metric or metric in ("ner@0.5", "dsr")
 
 

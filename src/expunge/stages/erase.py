@@ -160,12 +160,7 @@ def prepared(
         ExpungeError: if folders are given to a method that wants no images.
     """
     check_targets(targets, list(retain))
-    for capability in eraser.requires:
-        if not backbone.supports(capability):
-            raise ExpungeError(
-                f"{type(eraser).__name__} needs {capability}, which {backbone.name} ({backbone.family}) has not"
-            )
-    eraser.check(backbone)
+    check_model(backbone, eraser)
     bare = Task(targets=targets, retain=retain, seed=seed, salt=salt)
     wanted, given = eraser.needs(targets), images or {}
     unwanted = [name for name in given if name not in wanted]
@@ -185,6 +180,20 @@ def with_images(
         else:
             shots[role] = list(_made(backbone, task, role, prompts, shots))
     return replace(task, images=shots)
+
+
+def check_model(backbone: Backbone, eraser: Eraser) -> None:
+    """Refuse a model that lacks what a method needs.
+
+    Raises:
+        ExpungeError: naming it.
+    """
+    for capability in eraser.requires:
+        if not backbone.supports(capability):
+            raise ExpungeError(
+                f"{type(eraser).__name__} needs {capability}, which {backbone.name} ({backbone.family}) has not"
+            )
+    eraser.check(backbone)
 
 
 def _made(

@@ -8,7 +8,7 @@ and a store, so that any executor can call it.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
@@ -30,7 +30,7 @@ from expunge.core.cost import Cost, PeakBytes
 from expunge.core.edit import Edit, Key, Provenance
 from expunge.core.errors import ExpungeError, unknown
 from expunge.core.query import Query, queries
-from expunge.stages import analyse, attack, erase, generate, measure
+from expunge.stages import analyse, attack, erase, generate, measure, relearn
 from expunge.store import (
     EDIT,
     FORMAT,
@@ -132,11 +132,23 @@ def _erase(job: Job, store: Path, out: Path) -> dict[str, Any]:
     backbone = _model(job)
     eraser = erase.build(job["eraser"], job["settings"], None)
     targets = [Concept(name=name) for name in job["targets"]]
-    done = erase.run(backbone, job["eraser"], eraser, targets, job["retain"], job["seed"], job["salt"])
+    with backbone.attached(_edits(job.get("on", ()), store)):
+        done = erase.run(backbone, job["eraser"], eraser, targets, job["retain"], job["seed"], job["salt"])
     save_edit(done, out / EDIT)
     if done.key is not None:
         save_edit(done.key, out / KEY)
     return {"edit": done.id, "cost": asdict(done.provenance.cost) if done.provenance else asdict(Cost())}
+
+
+def _relearn(job: Job, store: Path, out: Path) -> dict[str, Any]:
+    """A key to the model with the edits of earlier jobs, learned anew."""
+    backbone = _model(job)
+    eraser = erase.build(job["eraser"], job["settings"], None)
+    targets = [Concept(name=name) for name in job["targets"]]
+    before = backbone.cost
+    key = relearn.fresh_key(backbone, job["eraser"], eraser, targets, _edits(job["edits"], store), job["seed"])
+    save_edit(key, out / KEY)
+    return {"edit": key.id, "cost": asdict(backbone.cost - before)}
 
 
 def _memory(job: Job, store: Path, out: Path) -> dict[str, Any]:
@@ -177,10 +189,10 @@ def _asked(job: Job) -> list[Query]:
 def _generate(job: Job, store: Path, out: Path) -> dict[str, Any]:
     """An image folder, with the edits of earlier jobs and perhaps the key of one of them."""
     backbone = _model(job)
-    edits: list[Edit] = [load_edit(_upstream(k, "erase", store) / EDIT) for k in job["edits"]]
+    edits = _edits(job["edits"], store)
     control = job["control"]
     if control is not None:
-        held = load_edit(_upstream(job["key"], "erase", store) / KEY)
+        held = load_edit(_upstream(job["key"], job.get("key_room", "erase"), store) / KEY)
         if not isinstance(held, Key):
             raise ExpungeError(f"the key of job {job['key'][:8]} is a {type(held).__name__}: expected a key")
         edits.append(CONTROLS[control](held, job).only_for(job["only"]))
@@ -238,6 +250,7 @@ ROOMS: dict[str, Callable[[Job, Path, Path], dict[str, Any]]] = {
     "erase": _erase,
     "memory": _memory,
     "attack": _attack,
+    "relearn": _relearn,
     "generate": _generate,
     "measure": _measure,
     "analyse": _analyse,
@@ -246,8 +259,15 @@ CONTROLS: dict[str, Callable[[Key, Job], Key]] = {
     "own": lambda held, job: held,
     "random": lambda held, job: held.random(int(job["key"][:12], 16)),  # another one for each erasure
     "other": lambda held, job: held.rotated(),
+    "other seed": lambda held, job: held,
+    "fresh": lambda held, job: held,
 }
-"""What is injected, by the name of the control: the prompts of the key itself, or wrong ones."""
+"""What is injected, by the name of the control: the prompts of the key itself, or wrong ones made of it."""
+
+
+def _edits(keys: Sequence[str], store: Path) -> list[Edit]:
+    """The edits of erase jobs, in order."""
+    return [load_edit(_upstream(key, "erase", store) / EDIT) for key in keys]
 
 
 def _model(job: Job) -> Backbone:

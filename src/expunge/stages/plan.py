@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
 from expunge import backbones
 from expunge.core.analysis import Analysis
@@ -15,7 +15,7 @@ from expunge.core.backbone import Backbone
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept, ConceptSet, Part, check_targets
 from expunge.core.cost import Cost
-from expunge.core.eraser import settings_of
+from expunge.core.eraser import Eraser, settings_of
 from expunge.core.errors import ExpungeError, check_counts, unknown
 from expunge.stages import analyse, attack, erase, generate, jobs, measure, presets
 from expunge.stages.claims import Claim
@@ -29,12 +29,19 @@ OTHER_SEEDS = 500_000
 """How far the seeds are that the original is compared with itself on."""
 UPDATES = 3
 """Updates whose memory is counted: optimizers hold their state from the first on."""
+KINDS = ("key: ", "attack: ", "analysis: ", "after ")
+"""How the names of groups of a kind begin."""
 GROUPS = ("set", "others", "memory", "paper")
-"""What a number of a table is of, if not of a further set, which gives its name, or ``key: CONTROL``."""
+"""What a number of a table is of, if not of a further set, which gives its name, ``key: CONTROL``, or ``after STEP``."""
 
 CONTROLS = ("none", "own", "random", "other", "neutral", "original")
 """Recoveries: the edited model without a key, with its own, with random prompts of the same norms, with each concept's prompt
 exchanged for the next one's, with its own and a neutral text, and the original model with the key."""
+ASKED = ("other seed", "fresh")
+"""Recoveries that are made only where a method names them: with the key of the same erasure with the grid's next seed, and
+with a key that was learned anew on the edited model, without the private one."""
+KEYLESS = ("none", "fresh")
+"""Recoveries that need no key of the method's own."""
 
 
 @final
@@ -63,11 +70,28 @@ class Method:
     """Start from the preset of the model's kind."""
     retain: bool | tuple[str, ...] = False
     """Whether it is told the concepts of the set that are to stay; or other words that it is told to keep."""
+    order: Literal["joint", "sequential"] = "joint"
+    """Whether a split's targets are erased at once, or one after another, each erasure on top of the ones before."""
     controls: tuple[str, ...] | None = None
-    """Recoveries to try with its key: none, own, random, other, neutral, original, or the name of another method.
+    """Recoveries to try: none, own, random, other, neutral, original, other seed, fresh, or the name of another method.
 
-    All but the last if not given, for an eraser that makes keys.
+    A method without keys may have none and fresh. The first six if not given, for an eraser that makes keys.
     """
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Fresh:
+    """How a key is learned anew on an edited model, for the control ``fresh``: alike for all methods of a plan."""
+
+    eraser: str = "kpop"
+    """A method with keys, by catalog name."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Over the preset's and the paper's."""
+    preset: bool = True
+    """Start from the preset of the model's kind."""
+    updates: tuple[int, ...] = ()
+    """Numbers of updates, a control each; the settings' own if not given."""
 
 
 @final
@@ -138,6 +162,8 @@ class Plan:
     """Images a prompt for each recovery control; without a key the table's own images show it."""
     neutral: str = "a picture"
     """The text of the control in which a key stands alone."""
+    fresh: dict[str, Any] | None = None
+    """How keys are learned anew, for the control ``fresh``."""
     others: dict[str, Any] | None = None
     """Prompts for what nobody names."""
     also: tuple[Any, ...] = ()
@@ -167,7 +193,7 @@ class Planned:
     split: str = ""
     seed: int = 0
     group: str = ""
-    """What a measurement is of: ``set``, ``others``, ``memory``, a further set's name, ``key: …`` or ``analysis: …``."""
+    """What a measurement is of: ``set``, ``others``, ``memory``, a further set's name, ``after STEP``, or one of `KINDS`."""
     variant: str = ""
     """How a measurement's metric differs from its defaults."""
 
@@ -175,6 +201,25 @@ class Planned:
     def key(self) -> str:
         """The job's content key."""
         return jobs.key(self.job)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Erasure:
+    """How a method erases a split: in one step, or one target after another."""
+
+    steps: tuple[Planned, ...]
+    """Jobs, each on top of those before it."""
+    targets: tuple[tuple[str, ...], ...]
+    """What each step erases."""
+
+    def step_of(self, target: str) -> Planned:
+        """The step that erases ``target``, whose key brings it back."""
+        return next(step for step, erased in zip(self.steps, self.targets, strict=True) if target in erased)
+
+    def after(self, steps: int) -> "Erasure":
+        """The first ``steps`` of it."""
+        return Erasure(steps=self.steps[:steps], targets=self.targets[:steps])
 
 
 def read_plan(path: Path) -> Plan:
@@ -235,7 +280,7 @@ class Planner:
         self.claims: list[Claim] = [presets.filled(Claim, "plan's claim", entry) for entry in plan.claims]
         for claim in self.claims:
             claim.check(self.grid.method)
-        reserved = [name for name in self.methods if name in ("original", *CONTROLS)]
+        reserved = [name for name in self.methods if name in ("original", *CONTROLS, *ASKED)]
         if reserved:
             raise ExpungeError(
                 f"a method is called '{reserved[0]}': expected another name than original or a control's"
@@ -255,7 +300,23 @@ class Planner:
         self.erasers = {
             n: erase.build(m.eraser, m.settings, kind if m.preset else None) for n, m in self.methods.items()
         }
+        asked = any("fresh" in (m.controls or ()) for m in self.methods.values())
+        self.fresh = self._fresh(plan.fresh or {}, kind) if asked or plan.fresh is not None else {}
         self._check_controls()
+
+    def _fresh(self, table: Mapping[str, Any], kind: str) -> dict[int, Eraser]:
+        """What learns fresh keys, by the number of its updates."""
+        fresh: Fresh = presets.filled(Fresh, "plan's fresh", table)
+        base = erase.build(fresh.eraser, fresh.settings, kind if fresh.preset else None)
+        if not base.has_key:
+            raise ExpungeError(f"plan's fresh with {fresh.eraser}, which makes no key: expected a method with keys")
+        if not fresh.updates:
+            return {int(settings_of(base)["iterations"]): base}
+        given = [{**fresh.settings, "iterations": updates} for updates in fresh.updates]
+        return {
+            updates: erase.build(fresh.eraser, settings, kind if fresh.preset else None)
+            for updates, settings in zip(fresh.updates, given, strict=True)
+        }
 
     def _published(self, table: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The published figures of the plan's rows."""
@@ -283,7 +344,7 @@ class Planner:
         check_counts("plan's also", count=further.count)
         metrics = self.metrics if further.metrics is None else [_metric(m) for m in further.metrics]
         read = read_set(further.set, CONCEPTS)
-        if read.name in GROUPS or read.name.startswith(("key: ", "attack: ")):
+        if read.name in GROUPS or read.name.startswith(KINDS):
             raise ExpungeError(
                 f"a further set of the plan is called '{read.name}': expected another name than {', '.join(GROUPS)}"
             )
@@ -313,14 +374,15 @@ class Planner:
                         opened.label_ids(concept)
 
     def _check_controls(self) -> None:
-        alone = any(len(self.splits[s]) < 2 for s in self.grid.split or self.splits)
         for name, method in self.methods.items():
             for control in method.controls or ():
-                if control not in (*CONTROLS, *self.methods):
-                    raise unknown(f"control of method '{name}'", control, [*CONTROLS, *self.methods])
-                if control == "other" and alone:
+                if control not in (*CONTROLS, *ASKED, *self.methods):
+                    raise unknown(f"control of method '{name}'", control, [*CONTROLS, *ASKED, *self.methods])
+                if control == "other":
+                    self._check_exchange(name)
+                if control == "other seed" and len(self.grid.seed) < 2:
                     raise ExpungeError(
-                        f"method '{name}' with control other on a split of one target: expected two or more"
+                        f"method '{name}' with control other seed in a grid of one: expected two or more"
                     )
                 if control in ("neutral", "other") and self.words:
                     raise ExpungeError(
@@ -331,15 +393,30 @@ class Planner:
                 raise ExpungeError(
                     f"method '{name}' with keys, and no prompt for '{unnamed}' has one of its words: expected no controls"
                 )
-            if method.controls and not self.erasers[name].has_key:
-                raise ExpungeError(f"method '{name}' has controls, but {method.eraser} makes no key: expected none")
+            if not (self.erasers[name].has_key or set(method.controls or ()) <= set(KEYLESS)):
+                raise ExpungeError(
+                    f"method '{name}' has controls, but {method.eraser} makes no key: expected no others than "
+                    f"{' and '.join(KEYLESS)}"
+                )
+
+    def _check_exchange(self, name: str) -> None:
+        """Refuse the control that exchanges prompts where a key has none to exchange."""
+        if any(len(self.splits[s]) < 2 for s in self.grid.split or self.splits):
+            raise ExpungeError(f"method '{name}' with control other on a split of one target: expected two or more")
+        if self._alone(name):
+            how = "sequential" if self.methods[name].order == "sequential" else "shared"
+            raise ExpungeError(f"method '{name}' with control other and {how} keys: expected a key of several prompts")
+
+    def _alone(self, name: str) -> bool:
+        """Whether each key of a method holds one prompt only."""
+        return self.methods[name].order == "sequential" or self.erasers[name].shares_key
 
     def controls(self, name: str, targets: Sequence[str]) -> Sequence[str]:
         """The recoveries to try with the key of method ``name``."""
         given = self.methods[name].controls
         if given is not None or not self.erasers[name].has_key:
             return given or ()
-        left_out = ("neutral", "other") if self.words else ("other",) if len(targets) < 2 else ()
+        left_out = ("neutral", "other") if self.words else ("other",) if len(targets) < 2 or self._alone(name) else ()
         return [c for c in CONTROLS if c not in left_out]
 
     def _unnamed(self) -> str | None:
@@ -370,7 +447,7 @@ class Planner:
             ExpungeError: for a precision or a parameter group that the model does not have.
         """
         self.identity(self.image_dtype)
-        for eraser in self.erasers.values():
+        for eraser in (*self.erasers.values(), *self.fresh.values()):
             eraser.check(self.backbone)
         return list(self._measurements())
 
@@ -382,10 +459,10 @@ class Planner:
             targets = list(self.splits[split])
             kept = [c for c in self.set.concepts if c not in targets]
             place = {"method": name, "split": split, "seed": seed}
-            edit = None if name == "original" else self._erase(name, targets, kept, seed)
+            edit = None if name == "original" else self._erasure(name, targets, kept, seed)
             first = (split, seed) == (chosen[0], self.grid.seed[0])
             if edit is not None and self.plan.memory and first:
-                job = {**edit.job, "room": "memory", "updates": UPDATES}
+                job = {**edit.steps[0].job, "room": "memory", "updates": UPDATES}
                 yield Planned(job=job, group="memory", **place)
             images = self._images(self._prompts(), self.plan.count, self._seed(), edit)
             against = self._against(self._prompts(), self.plan.count, self._seed(), edit)
@@ -399,18 +476,37 @@ class Planner:
                 here = {**place, "group": further.group}
                 yield from self._measured(images, hit, rest, here, further.metrics, against)
             yield from self._attacked(edit, targets, place)
+            if edit is not None and self.methods[name].order == "sequential":
+                yield from self._between(edit, name, place)
             if edit is not None:
                 yield from self._recoveries(edit, name, targets, kept, place)
             yield from self._analysed(edit, name, targets, kept, place)
 
-    def _against(self, prompts: Sequence[tuple[str, str]], count: int, seed: int, edit: Planned | None) -> Planned:
+    def _between(self, edit: Erasure, name: str, place: Mapping[str, Any]) -> Iterator[Planned]:
+        """Measurements after each step of a sequential erasure: of each target so far, of the rest, and of each key so far."""
+        for done in range(1, len(edit.steps) + 1):
+            so_far = edit.after(done)
+            gone = [target for erased in so_far.targets for target in erased]
+            images = self._images(self._prompts(), self.plan.count, self._seed(), so_far)
+            against = self._against(self._prompts(), self.plan.count, self._seed(), so_far)
+            group = {**place, "group": f"after {done}"}
+            for target in gone:
+                yield from self._measured(images, [target], [], group, against=against)
+            yield from self._measured(
+                images, [], [c for c in self.set.concepts if c not in gone], group, against=against
+            )
+            for target in gone if "own" in self.controls(name, gone) else ():
+                images = self._recovered(target, so_far, "own", so_far.step_of(target))
+                yield from self._measured(images, [target], [], {**place, "group": f"key: own after {done}"})
+
+    def _against(self, prompts: Sequence[tuple[str, str]], count: int, seed: int, edit: Erasure | None) -> Planned:
         """What images are compared with: the original's on equal seeds; its own on other seeds, for the original."""
         return self._images(prompts, count, seed + OTHER_SEEDS if edit is None else seed, None)
 
     def _trained(self, name: str) -> bool:
         return name != "original" and self.erasers[name].cost(1, 1) != Cost()
 
-    def _attacked(self, edit: Planned | None, targets: list[str], place: Mapping[str, Any]) -> Iterator[Planned]:
+    def _attacked(self, edit: Erasure | None, targets: list[str], place: Mapping[str, Any]) -> Iterator[Planned]:
         """Measurements of the targets under each attack: against the edit, or the original."""
         asked = [(p, c) for p, c in self._prompts() if c in targets]
         for planned in self.attacks:
@@ -432,45 +528,70 @@ class Planner:
             yield from self._measured(images, targets, [], {**place, "group": group})
 
     def _recoveries(
-        self, edit: Planned, name: str, targets: list[str], kept: list[str], place: Mapping[str, Any]
+        self, edit: Erasure, name: str, targets: list[str], kept: list[str], place: Mapping[str, Any]
     ) -> Iterator[Planned]:
         """Measurements of the targets with a key: each with its own prompt, whatever words ask for it.
 
         (A class has a prompt for each of its words, so there they go where a text names one.)
         """
-        count, first = self.plan.control_count, self._seed()
         for control, target in product(self.controls(name, targets), targets):
             group = {**place, "group": f"key: {control}"}
             if control == "none":  # shown by the images that the table is made of
-                images = self._images(self._prompts(), self.plan.count, first, edit)
+                images = self._images(self._prompts(), self.plan.count, self._seed(), edit)
                 yield from self._measured(images, [target], [], group)
                 continue
-            asked = [(p, c) for p, c in self._prompts() if c == target]
-            only = None if target in self.words else target
-            injected, inside = "own", edit
-            if control == "neutral":
-                asked = [(self.plan.neutral, target)]
-            elif control == "original":
+            if control == "fresh":
+                for updates, eraser in self.fresh.items():
+                    images = self._recovered(target, edit, control, self._relearn(eraser, edit, targets, place["seed"]))
+                    yield from self._measured(images, [target], [], {**place, "group": f"key: fresh {updates}"})
+                continue
+            injected, inside, held = "own", edit, edit.step_of(target)
+            if control == "original":
                 inside = None
+            elif control == "other seed":
+                injected, held = control, self._erasure(name, targets, kept, self._next(place["seed"])).step_of(target)
             elif control in self.methods:
-                inside = self._erase(control, targets, kept, int(place["seed"]))
-            else:
+                inside = self._erasure(control, targets, kept, int(place["seed"]))
+            elif control != "neutral":
                 injected = control
-            images = self._images(asked, count, first, inside, injected, edit, only)
-            yield from self._measured(images, [target], [], group)
+            asked = [(self.plan.neutral, target)] if control == "neutral" else None
+            yield from self._measured(self._recovered(target, inside, injected, held, asked), [target], [], group)
+
+    def _recovered(
+        self,
+        target: str,
+        inside: Erasure | None,
+        control: str,
+        held: Planned,
+        asked: Sequence[tuple[str, str]] | None = None,
+    ) -> Planned:
+        """Images of ``target`` (by its own prompts, if not ``asked`` otherwise) with the key of the job ``held``."""
+        prompts = [(p, c) for p, c in self._prompts() if c == target] if asked is None else asked
+        only = None if target in self.words else target
+        return self._images(prompts, self.plan.control_count, self._seed(), inside, control, held, only)
+
+    def _next(self, seed: int) -> int:
+        """The training seed after ``seed``; the first after the last."""
+        seeds = self.grid.seed
+        return seeds[(seeds.index(seed) + 1) % len(seeds)]
 
     def _analysed(
-        self, edit: Planned | None, name: str, targets: list[str], kept: list[str], place: Mapping[str, Any]
+        self, edit: Erasure | None, name: str, targets: list[str], kept: list[str], place: Mapping[str, Any]
     ) -> Iterator[Planned]:
         """The analyses that have something to look at here."""
         guidance, steps = presets.generation(self.backbone)
         told, retain = self._told(targets), self._told(kept)
-        keyed = edit is not None and self.erasers[name].has_key
-        able = {"model": True, "edit": edit is not None, "key": keyed, "training": self._trained(name)}
+        steps_made = () if edit is None else edit.steps
+        whole = (
+            steps_made[0] if len(steps_made) == 1 else None
+        )  # one after another there is neither one key nor one training
+        keyed = whole is not None and self.erasers[name].has_key
+        trained = whole is not None and self._trained(name)
+        able = {"model": True, "edit": edit is not None, "key": keyed, "training": trained}
         for named in self.analyses:
             if not able[named.analysis.needs]:
                 continue
-            looked, rerun = (None, edit) if named.analysis.needs == "training" else (edit, None)
+            looked, rerun = ((), whole) if named.analysis.needs == "training" else (steps_made, None)
             job = {
                 "room": "analyse",
                 "analysis": named.name,
@@ -484,15 +605,15 @@ class Planner:
                 "guidance": guidance,
                 "steps": steps,
                 "part": self.plan.part,
-                "edits": [looked.key] if looked else [],
-                "key": looked.key if looked and keyed else None,
+                "edits": [step.key for step in looked],
+                "key": whole.key if looked and whole is not None and keyed else None,
                 "training": {k: v for k, v in rerun.job.items() if k != "model"} if rerun else None,
                 **self._common(self.plan.dtype if rerun else self.image_dtype),
             }
             images = named.analysis.images(len(told), len(retain), self.erasers[name] if edit else None)
             cost = Cost(forward=2 * steps * images) + (rerun.cost if rerun else Cost())
             here = {**place, "group": f"analysis: {named.name}"}
-            yield Planned(job=job, upstream=(looked,) if looked else (), cost=cost, variant=named.variant, **here)
+            yield Planned(job=job, upstream=looked, cost=cost, variant=named.variant, **here)
 
     def _prompts(self) -> list[tuple[str, str]]:
         return list(self.set.part(self.plan.part).prompts)
@@ -503,7 +624,17 @@ class Planner:
     def _common(self, dtype: str) -> dict[str, Any]:
         return {"model": self.plan.model, "model_sha256": self.identity(dtype), "dtype": dtype}
 
-    def _erase(self, name: str, targets: list[str], kept: list[str], seed: int) -> Planned:
+    def _erasure(self, name: str, targets: list[str], kept: list[str], seed: int) -> Erasure:
+        """The steps in which method ``name`` erases ``targets``."""
+        sequential = self.methods[name].order == "sequential"
+        parts = tuple((target,) for target in targets) if sequential else (tuple(targets),)
+        steps: list[Planned] = []
+        for part in parts:
+            steps.append(self._erase(name, list(part), kept, seed, steps))
+        return Erasure(steps=tuple(steps), targets=parts)
+
+    def _erase(self, name: str, targets: list[str], kept: list[str], seed: int, on: Sequence[Planned]) -> Planned:
+        """An erasure on top of the erasures ``on``."""
         method, eraser = self.methods[name], self.erasers[name]
         told = self._told(targets)
         retain = list(method.retain) if isinstance(method.retain, tuple) else self._told(kept if method.retain else [])
@@ -517,21 +648,38 @@ class Planner:
             "retain": retain,
             "seed": seed if self._trained(name) else self.grid.seed[0],
             "salt": SALT if eraser.has_key else "",
+            **({"on": [step.key for step in on]} if on else {}),
             **self._common(self.plan.dtype),
         }
-        return Planned(job=job, cost=eraser.cost(len(told), len(retain)))
+        return Planned(job=job, upstream=tuple(on), cost=eraser.cost(len(told), len(retain)))
+
+    def _relearn(self, eraser: Eraser, edit: Erasure, targets: Sequence[str], seed: int) -> Planned:
+        """A key for all targets, learned anew on the model that ``edit`` left."""
+        told = self._told(targets)
+        job = {
+            "room": "relearn",
+            "eraser": (self.plan.fresh or {}).get("eraser", Fresh.eraser),
+            "version": eraser.version,
+            "settings": settings_of(eraser),
+            "targets": told,
+            "seed": seed,
+            "edits": [step.key for step in edit.steps],
+            **self._common(self.plan.dtype),
+        }
+        return Planned(job=job, upstream=edit.steps, cost=eraser.fresh_cost(len(told)))
 
     def _images(
         self,
         prompts: Sequence[tuple[str, str]],
         count: int,
         seed: int,
-        edit: Planned | None,
+        edit: Erasure | None,
         control: str | None = None,
         held: Planned | None = None,
         only: str | None = None,
     ) -> Planned:
         guidance, steps = presets.generation(self.backbone)
+        edits = () if edit is None else edit.steps
         job = {
             "room": "generate",
             "version": generate.VERSION,
@@ -541,13 +689,14 @@ class Planner:
             "guidance": guidance,
             "steps": steps,
             "part": self.plan.part,
-            "edits": [] if edit is None else [edit.key],
+            "edits": [step.key for step in edits],
             "control": control,
             "key": None if held is None else held.key,
+            **({} if held is None or held.job["room"] == "erase" else {"key_room": held.job["room"]}),
             "only": only,
             **self._common(self.image_dtype),
         }
-        upstream = {p.key: p for p in (edit, held) if p is not None}
+        upstream = {p.key: p for p in (*edits, held) if p is not None}
         cost = Cost(forward=2 * steps * count * len(prompts))
         return Planned(job=job, upstream=tuple(upstream.values()), cost=cost)
 
