@@ -18,7 +18,7 @@ def test_importing_expunge_imports_no_torch():
 
 
 def test_the_readme_s_five_lines(tmp_path):
-    from conftest import tiny_pipeline
+    from tiny import tiny_pipeline
 
     pipe = tiny_pipeline()
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from conftest import tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
 from expunge import backbones
 from expunge.core.adapter import Adapter
 from expunge.core.cost import PeakBytes
 from expunge.erasers.kpop import injected
 from expunge.maths.training import thin
+from tiny import tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
 
 MAKERS = {"sd": tiny_pipeline, "sdxl": tiny_xl_pipeline, "sd3": tiny_sd3_pipeline}
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 import expunge
-from conftest import tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
 from expunge import backbones
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept
@@ -12,6 +11,7 @@ from expunge.core.errors import ExpungeError
 from expunge.core.query import Query
 from expunge.stages import erase
 from expunge.testing import check_eraser
+from tiny import tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
 
 MAKERS = {
     "sdxl": tiny_xl_pipeline,

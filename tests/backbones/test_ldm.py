@@ -16,12 +16,12 @@ from diffusers.loaders.single_file_utils import (
 from safetensors.torch import load_file, save_file
 
 import expunge
-from conftest import still, tiny_clip, tiny_pipeline, tiny_xl_pipeline, tokenizer
 from expunge import backbones
 from expunge.backbones import ldm, single_file
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.query import Query
 from expunge.stages import export
+from tiny import still, tiny_clip, tiny_pipeline, tiny_xl_pipeline, tokenizer
 
 ASKED = [Query(prompt="a dog", seed=5, guidance=5.0, steps=2)]
 

@@ -4,10 +4,10 @@ import diffusers
 import pytest
 import torch
 
-from conftest import tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
 from expunge import backbones
 from expunge.core.errors import ExpungeError
 from expunge.core.query import LearnedWord, Query, Start
+from tiny import tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
 
 MAKERS = {"sd": tiny_pipeline, "sdxl": tiny_xl_pipeline, "sd3": tiny_sd3_pipeline}
 REDRAW = {

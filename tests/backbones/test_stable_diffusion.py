@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import expunge
-from conftest import tiny_components, tiny_pipeline
 from expunge import backbones
 from expunge.backbones.stable_diffusion import StableDiffusion
 from expunge.core.edit import Guidance
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query
+from tiny import tiny_components, tiny_pipeline
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import tiny_pipeline
 from expunge.core.adapter import Adapter
 from expunge.core.backbone import Conditioning
 from expunge.core.edit import Weights
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query
 from expunge.store import load_edit, save_edit
+from tiny import tiny_pipeline
 
 GUIDED = {"seed": 5, "guidance": 4.0, "steps": 3}
 

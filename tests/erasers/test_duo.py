@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import tiny_sd3_pipeline
 from expunge import backbones
 from expunge.core.concept import Concept
 from expunge.core.cost import Cost
@@ -13,6 +12,7 @@ from expunge.core.eraser import Redrawn, Task
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Shot
 from expunge.erasers.duo import DUO, Flow, _Cut, _Pairs, cropped
+from tiny import tiny_sd3_pipeline
 
 PIXELS = torch.randint(0, 256, (6, 16, 16, 3), generator=torch.Generator().manual_seed(0)).byte()
 SHORT = DUO(iterations=2, batch=3, rank=4, alpha=8.0, base_lr=5e-2, base_lamb=0.2)

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 import expunge
-from conftest import tiny_pipeline
 from expunge.core.concept import Concept
 from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError, ExpungeWarning
@@ -14,6 +13,7 @@ from expunge.erasers.kpop import KPOP, Recovery, injected
 from expunge.maths.trajectories import Sampling
 from expunge.stages import erase
 from expunge.store import load_edit, save_edit
+from tiny import tiny_pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore::expunge.core.errors.ExpungeWarning")
 SHORT = KPOP(iterations=1, batch=2, k=3, lr=1e-3, prompt_lr=0.1, sampling=Sampling(sampling_steps=4))

@@ -6,7 +6,6 @@ import dataclasses
 import pytest
 import torch
 
-from conftest import tiny_pipeline, tiny_xl_pipeline
 from expunge import backbones
 from expunge.cli import main
 from expunge.core.backbone import InjectedPrompt
@@ -21,6 +20,7 @@ from expunge.maths.trajectories import Sampling
 from expunge.stages import erase
 from expunge.store import load_edit, save_edit
 from expunge.testing import check_eraser
+from tiny import tiny_pipeline, tiny_xl_pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore::expunge.core.errors.ExpungeWarning")
 SHORT = KPOP(iterations=1, batch=2, k=3, lr=1e-3, prompt_lr=0.1, sampling=Sampling(sampling_steps=4))

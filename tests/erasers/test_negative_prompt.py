@@ -1,9 +1,9 @@
 import torch
 
 import expunge
-from conftest import tiny_pipeline
 from expunge.core.query import Query
 from expunge.erasers.negative_prompt import NegativePromptGuidance
+from tiny import tiny_pipeline
 
 
 def noise():

@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from conftest import tiny_pipeline
 from expunge.core.concept import Concept
 from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query
 from expunge.erasers.sld import LEVELS, SLD, UNSAFE, SafetyGuidance
 from expunge.stages import erase
+from tiny import tiny_pipeline
 
 TASK = Task(targets=[Concept(name="church"), Concept(name="dog")])
 NUMBERS = {"warmup": 1, "scale": 30.0, "threshold": 0.02, "momentum_scale": 0.3, "momentum_beta": 0.4}

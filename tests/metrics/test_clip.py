@@ -7,13 +7,13 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from conftest import tokenizer
 from expunge import testbed
 from expunge.core.errors import ExpungeError
 from expunge.metrics.clip_score import ClipScore
 from expunge.metrics.style_alignment import StyleAlignment
 from expunge.pretrained.clip import clip
 from expunge.store import read_images
+from tiny import tokenizer
 
 
 @pytest.fixture(scope="module")

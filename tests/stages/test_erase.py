@@ -5,11 +5,11 @@ import torch
 from PIL import Image
 
 import expunge
-from conftest import tiny_pipeline
 from expunge.core.concept import Concept
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query, Start
 from expunge.stages import erase
+from tiny import tiny_pipeline
 
 SETTINGS = {"shots": 2, "epochs": 1, "lr": 1e-3}
 

@@ -6,13 +6,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import expunge
-from conftest import tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
 from expunge import backbones
 from expunge.core.adapter import Adapter
 from expunge.core.errors import ExpungeError
 from expunge.maths.training import thin
 from expunge.stages import export
 from expunge.store import load_edit
+from tiny import tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
 
 MAKERS = {"sd": tiny_pipeline, "sdxl": tiny_xl_pipeline, "sd3": tiny_sd3_pipeline}
 CALL = {"num_inference_steps": 3, "height": 16, "width": 16, "guidance_scale": 5.0, "output_type": "latent"}

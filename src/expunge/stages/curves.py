@@ -1,0 +1,93 @@
+"""Curves: numbers of a plan's summary as the lines of a figure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from expunge.core.errors import ExpungeError, unknown
+from expunge.stages import presets
+from expunge.store import FORMAT
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line: a metric over several rows, or several metrics of one row."""
+
+    name: str
+    """What the legend calls it."""
+    rows: tuple[str, ...]
+    """Rows of the plan, one for each place on the x axis; or one for all."""
+    metrics: tuple[str, ...]
+    """Columns of the summary, one for each place; or one for all."""
+    group: str = "set"
+    """Whose images: set, others, a further set's name, or `key: own` and the like."""
+    turned: bool = False
+    """Show 100 minus the number: a recovery is an ESR turned round."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A figure of a plan."""
+
+    title: str
+    note: str = ""
+    x: tuple[float, ...]
+    """Places on the x axis."""
+    x_label: str
+    y_label: str = "percent"
+    log: bool = False
+    """Whether the x axis is logarithmic."""
+    lines: tuple[Any, ...]
+    """Tables with name, rows, metrics, group."""
+
+    def __post_init__(self) -> None:
+        for line in self.read:
+            for what, given in (("rows", line.rows), ("metrics", line.metrics)):
+                if len(given) not in (1, len(self.x)):
+                    raise ExpungeError(
+                        f"line '{line.name}' of figure '{self.title}' has {len(given)} {what}: expected one, or {len(self.x)} "
+                        "as there are places on the x axis"
+                    )
+
+    @property
+    def read(self) -> list[Line]:
+        """Its lines."""
+        return [presets.filled(Line, f"line of figure '{self.title}'", line) for line in self.lines]
+
+    def check(self, methods: Sequence[str]) -> None:
+        """Refuse a row that the plan does not have.
+
+        Raises:
+            ExpungeError: naming it.
+        """
+        for line in self.read:
+            for name in line.rows:
+                if name not in methods:
+                    raise unknown(f"method of the grid in figure '{self.title}'", name, methods)
+
+
+def figure(curve: Curve, summary: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The figure in the format that `expunge figure` draws; a number that was not measured is a gap."""
+    known = {(r["method"], r["group"], r["metric"]): r for r in summary if "value" in r and "claim" not in r}
+    return {
+        "format": FORMAT,
+        "title": curve.title,
+        "note": curve.note,
+        "kind": "lines",
+        "x": {"label": curve.x_label, "log": curve.log},
+        "y": {"label": curve.y_label},
+        "series": [_series(line, curve.x, known) for line in curve.read],
+    }
+
+
+def _series(line: Line, places: Sequence[float], known: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
+    rows, metrics = ((given * len(places) if len(given) == 1 else given) for given in (line.rows, line.metrics))
+    found = [known.get((row, line.group, metric)) for row, metric in zip(rows, metrics, strict=True)]
+    low, high = ("high", "low") if line.turned else ("low", "high")
+
+    def numbers(key: str) -> list[float | None]:
+        return [None if r is None else round(100 - r[key], 3) if line.turned else r[key] for r in found]
+
+    return {"name": line.name, "x": list(places), "y": numbers("value"), "low": numbers(low), "high": numbers(high)}

@@ -1,0 +1,45 @@
+import pytest
+
+from expunge.core.errors import ExpungeError
+from expunge.stages.curves import Curve, figure
+
+ROWS = [
+    {"method": f"lambda={v}", "group": g, "metric": "esr@1", "value": a, "low": a - 2, "high": a + 1}
+    for v, g, a in ((1, "set", 90.0), (10, "set", 60.0), (1, "key: own", 40.0), (10, "key: own", 20.0))
+]
+LINES = (
+    {"name": "erased", "rows": ["lambda=1", "lambda=10"], "metrics": ["esr@1"]},
+    {
+        "name": "back",
+        "rows": ["lambda=1", "lambda=10"],
+        "metrics": ["esr@1"],
+        "group": "key: own",
+        "turned": True,
+    },
+    {"name": "by rank", "rows": ["lambda=1"], "metrics": ["esr@1", "esr@5"]},
+)
+
+
+def curve(**changes):
+    return Curve(**{"title": "t", "x": (1.0, 10.0), "x_label": "lambda", "log": True, "lines": LINES, **changes})
+
+
+def test_numbers_of_a_summary_become_lines():
+    claim = {**ROWS[0], "claim": "x", "value": 3.0}
+    erased, back, ranks = figure(curve(), [*ROWS, claim])["series"]
+    assert (erased["y"], erased["low"], erased["high"]) == ([90.0, 60.0], [88.0, 58.0], [91.0, 61.0])
+    assert (back["y"], back["low"], back["high"]) == ([60.0, 80.0], [59.0, 79.0], [62.0, 82.0])
+    assert ranks["y"] == [90.0, None], "what was not measured is a gap"
+
+
+def test_it_can_be_drawn():
+    from expunge.report.figures import svg
+
+    assert "lambda" in svg(figure(curve(), ROWS))
+
+
+def test_lines_that_do_not_fit_are_refused():
+    with pytest.raises(ExpungeError, match="has 2 rows: expected one, or 3"):
+        curve(x=(1.0, 2.0, 3.0))
+    with pytest.raises(ExpungeError, match="did you mean 'lambda=1'"):
+        curve().check(["lambda=1", "lambda"])

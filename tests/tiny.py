@@ -1,0 +1,194 @@
+"""Real diffusers and transformers classes at a tiny random size: pipelines of each family, and their parts."""
+
+import string
+
+import diffusers
+import torch
+import transformers
+
+
+def tokenizer() -> transformers.CLIPTokenizer:
+    letters = list(string.ascii_lowercase + string.digits + ",.->")
+    words = letters + [f"{c}</w>" for c in letters]
+    merges = [("d", "o"), ("do", "g</w>"), ("c", "h"), ("ch", "u")]
+    words += ["".join(m) for m in merges] + ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {w: i for i, w in enumerate(words)}
+    return transformers.CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=16)
+
+
+def tiny_components(prediction: str = "epsilon", vae: str = "kl", seed: int = 0) -> dict:
+    torch.manual_seed(seed)
+    words = tokenizer()
+    text = transformers.CLIPTextModel(
+        transformers.CLIPTextConfig(
+            vocab_size=len(words),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=16,
+            bos_token_id=words.bos_token_id,
+            eos_token_id=words.eos_token_id,
+            pad_token_id=words.pad_token_id,
+        )
+    )
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=2,
+    )
+    if vae == "kl":
+        coder = diffusers.AutoencoderKL(
+            block_out_channels=(32, 32),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            sample_size=16,
+        )
+    else:
+        coder = diffusers.AutoencoderTiny(
+            encoder_block_out_channels=(16, 16),
+            decoder_block_out_channels=(16, 16),
+            num_encoder_blocks=(1, 1),
+            num_decoder_blocks=(1, 1),
+        )
+    scheduler = diffusers.DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction,
+    )
+    parts = {"vae": coder, "text_encoder": text, "tokenizer": words, "unet": unet, "scheduler": scheduler}
+    return {k: v.eval().requires_grad_(False) if hasattr(v, "eval") else v for k, v in parts.items()}
+
+
+def tiny_clip(words, width: int, projected: bool):
+    settings = transformers.CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        projection_dim=width,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+    )
+    return (transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel)(settings)
+
+
+def tiny_vae(channels: int = 4, **options) -> diffusers.AutoencoderKL:
+    return diffusers.AutoencoderKL(
+        block_out_channels=(32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=channels,
+        sample_size=16,
+        **options,
+    )
+
+
+def still(pipe):
+    """A pipeline that neither learns nor shows a bar."""
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval().requires_grad_(False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def tiny_xl_pipeline(zeros: bool = True, seed: int = 0) -> diffusers.StableDiffusionXLPipeline:
+    torch.manual_seed(seed)
+    words, others = tokenizer(), tokenizer()
+    others.pad_token = ">"  # as SDXL's second tokenizer, it pads with a word
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32 + 48,
+        attention_head_dim=2,
+        transformer_layers_per_block=(1, 2),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 48,
+        use_linear_projection=True,
+    )
+    scheduler = diffusers.EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"
+    )
+    return still(
+        diffusers.StableDiffusionXLPipeline(
+            vae=tiny_vae(),
+            text_encoder=tiny_clip(words, 32, projected=False),
+            text_encoder_2=tiny_clip(words, 48, projected=True),
+            tokenizer=words,
+            tokenizer_2=others,
+            unet=unet,
+            scheduler=scheduler,
+            force_zeros_for_empty_prompt=zeros,
+            add_watermarker=False,
+        )
+    )
+
+
+def tiny_sd3_pipeline(t5: bool = True, seed: int = 0) -> diffusers.StableDiffusion3Pipeline:
+    torch.manual_seed(seed)
+    words, others = tokenizer(), tokenizer()
+    others.pad_token = ">"
+    third, tokenizer_3 = None, None
+    if t5:
+        pieces = [
+            ("<pad>", 0.0),
+            ("</s>", 0.0),
+            ("<unk>", 0.0),
+            ("\u2581", -2.0),
+            *((c, -3.0) for c in string.ascii_lowercase),
+        ]
+        tokenizer_3 = transformers.T5Tokenizer(vocab=pieces, extra_ids=0)
+        third = transformers.T5EncoderModel(
+            transformers.T5Config(vocab_size=len(pieces), d_model=96, d_kv=16, d_ff=64, num_layers=1, num_heads=2)
+        )
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=96,
+        caption_projection_dim=32,
+        pooled_projection_dim=32 + 48,
+        out_channels=4,
+        pos_embed_max_size=8,
+    )
+    return still(
+        diffusers.StableDiffusion3Pipeline(
+            transformer=transformer,
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+            vae=tiny_vae(shift_factor=0.06, scaling_factor=1.5),
+            text_encoder=tiny_clip(words, 32, projected=True),
+            tokenizer=words,
+            text_encoder_2=tiny_clip(words, 48, projected=True),
+            tokenizer_2=others,
+            text_encoder_3=third,
+            tokenizer_3=tokenizer_3,
+        )
+    )
+
+
+def tiny_pipeline(**options) -> diffusers.StableDiffusionPipeline:
+    pipe = diffusers.StableDiffusionPipeline(
+        **tiny_components(**options), safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
