@@ -8,7 +8,8 @@ import torch
 from expunge import backbones
 from expunge.cli import main
 from expunge.core.errors import ExpungeError
-from expunge.stages.plan import Planner, read_plan
+from expunge.stages.plan import read_plan
+from expunge.stages.planner import Planner
 from expunge.store import load_edit
 
 SET = """

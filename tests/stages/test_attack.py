@@ -13,7 +13,8 @@ from expunge.core.errors import ExpungeError
 from expunge.core.query import LearnedWord, Query, Start
 from expunge.erasers.uce import UCE
 from expunge.stages import attack, bench, erase, generate, measure
-from expunge.stages.plan import Plan, Planner
+from expunge.stages.plan import Plan
+from expunge.stages.planner import Planner
 from expunge.store import load_edit, read_queries, read_run, write_queries
 
 SETTINGS = {"iterations": 2, "images": 2, "batch": 2, "accumulation": 1, "templates": ["a {}"], "lr": 0.1}

@@ -16,7 +16,9 @@ from expunge.core.errors import ExpungeError
 from expunge.core.record import Interval, nested, paired_proportions
 from expunge.erasers.kpop import KPOP
 from expunge.stages import bench, jobs, presets
-from expunge.stages.plan import Planned, Planner, flattened, read_plan
+from expunge.stages import summary as summaries
+from expunge.stages.plan import read_plan
+from expunge.stages.planner import Planned, Planner, flattened
 
 SET = """
 about = "Three objects."
@@ -491,13 +493,13 @@ def test_nested_intervals_cover_training_seeds():
 def test_the_table_shows_what_came_back():
     row = {"method": "kpop", "group": "key: own", "metric": "esr@1", "value": 30.0, "low": 20.0, "high": 45.0}
     valid = {**row, "metric": "valid_rate", "value": 98.0}
-    assert "| kpop | 70.0 [55.0, 80.0] (98) |" in bench.table([row, valid])
+    assert "| kpop | 70.0 [55.0, 80.0] (98) |" in summaries.table([row, valid])
 
 
 def test_the_table_says_what_an_erasure_took_in_round_units():
     row = {"method": "kpop", "group": "set", "metric": "esr@1", "value": 99.0, "low": 98.0, "high": 100.0}
     spent = {"erase_equivalents": 6000.0, "erase_seconds": 97.14, "erase_peak_bytes": 150_400_000}
-    head, _, kpop, original = bench.table([{**row, **spent}, {**row, "method": "original"}]).splitlines()
+    head, _, kpop, original = summaries.table([{**row, **spent}, {**row, "method": "original"}]).splitlines()
     assert head.endswith("| forwards | seconds | peak MB |")
     assert kpop.endswith("| 6,000 | 97.1 | 150 |")
     assert original.endswith("| – | – | – |")
@@ -527,14 +529,14 @@ def test_the_table_says_what_each_method_was_told():
         },
     }
     results = [measurement(name, [("church", 1.0)], [{"metric": "esr@1", "knowledge": k}]) for name, k in rows.items()]
-    assert bench._told(results) == {
+    assert summaries._told(results) == {
         "plain": "",
         "few-shot": "phrases, images made",
         "photos": "images given",
         "kpop": "anchor, 2 kept, random texts, oracle",
     }
     row = {"group": "set", "metric": "esr@1", "value": 99.0, "low": 98.0, "high": 100.0}
-    head, _, kpop, plain = bench.table(
+    head, _, kpop, plain = summaries.table(
         [{**row, "method": "kpop", "told": "anchor"}, {**row, "method": "plain", "told": ""}]
     ).splitlines()
     assert head.endswith("| told beside the name |")
@@ -545,27 +547,27 @@ def measurement(method, label_values, records):
     """A finished measurement of one image job a method, without running any."""
     planned = Planned(job={"room": "measure", "images": method}, method=method, split="v1", group="set")
     values = [[[label, value] for label, value in label_values]] * len(records)
-    return bench.Result(planned, {"records": records, "values": values})
+    return summaries.Result(planned, {"records": records, "values": values})
 
 
 def test_equal_quality_needs_a_thousand_images_two_seeds_and_a_narrow_interval():
     equal, wide = Interval(0.5, -2.0, 2.5), Interval(0.5, -4.0, 2.5)
-    assert bench._verdict(equal, "esr@1", 1000, 2) == {"verdict": "undecided", "equal_quality": True}
-    assert bench._verdict(wide, "esr@1", 1000, 2)["equal_quality"] is False
-    assert bench._verdict(wide, "psr@1", 1000, 2)["equal_quality"] is True
-    assert bench._verdict(equal, "esr@1", 999, 2)["equal_quality"] is None
-    assert bench._verdict(equal, "esr@1", 1000, 1)["equal_quality"] is None
-    assert bench._verdict(Interval(2.0, 1.0, 3.0), "esr@1", 10, 1)["verdict"] == "higher"
-    assert bench._verdict(Interval(-2.0, -3.0, -1.0), "esr@1", 10, 1)["verdict"] == "lower"
+    assert summaries._verdict(equal, "esr@1", 1000, 2) == {"verdict": "undecided", "equal_quality": True}
+    assert summaries._verdict(wide, "esr@1", 1000, 2)["equal_quality"] is False
+    assert summaries._verdict(wide, "psr@1", 1000, 2)["equal_quality"] is True
+    assert summaries._verdict(equal, "esr@1", 999, 2)["equal_quality"] is None
+    assert summaries._verdict(equal, "esr@1", 1000, 1)["equal_quality"] is None
+    assert summaries._verdict(Interval(2.0, 1.0, 3.0), "esr@1", 10, 1)["verdict"] == "higher"
+    assert summaries._verdict(Interval(-2.0, -3.0, -1.0), "esr@1", 10, 1)["verdict"] == "lower"
 
 
 def test_images_that_two_splits_share_count_once_in_a_summary():
     one = measurement("a", [("dog", 1.0), ("cat", 0.0)], [{"metric": "psr@1"}])
     shared = one._replace(planned=dataclasses.replace(one.planned, split="v2"))
-    (row,) = bench._summary([one, shared], {})
+    (row,) = summaries._summary([one, shared], {})
     assert (row["n"], row["splits"]) == (2, 2)
     other = one._replace(planned=dataclasses.replace(one.planned, split="v2", job={"room": "measure", "images": "b"}))
-    (row,) = bench._summary([one, other], {})
+    (row,) = summaries._summary([one, other], {})
     assert row["n"] == 4
 
 
@@ -577,13 +579,13 @@ def of_a_set(seed, split, value, low, high):
 
 def test_a_number_of_images_together_is_a_mean_over_runs_with_the_hull_of_their_intervals():
     runs = [of_a_set(0, "v1", 10.0, 8.0, 12.0), of_a_set(1, "v1", 14.0, 11.0, 17.0), of_a_set(1, "v2", 9.0, 8.5, 9.5)]
-    (row,) = bench._summary(runs, {"a": {"told": "anchor"}})
+    (row,) = summaries._summary(runs, {"a": {"told": "anchor"}})
     assert (row["value"], row["low"], row["high"]) == (11.0, 8.0, 17.0)
     assert (row["n"], row["training_seeds"], row["splits"], row["told"]) == (150, 2, 2, "anchor")
-    assert "11.0 [8.0, 17.0]" in bench.table([row])
+    assert "11.0 [8.0, 17.0]" in summaries.table([row])
     plan = Plan(about="", set="", grid={}, compare=(("a", "b"),))
     other = runs[0]._replace(planned=dataclasses.replace(runs[0].planned, method="b"))
-    assert bench._differences(plan, [*runs, other]) == [], "there are no images to pair"
+    assert summaries._differences(plan, [*runs, other]) == [], "there are no images to pair"
 
 
 def test_the_table_shows_what_further_sets_are_measured_by():
@@ -591,7 +593,7 @@ def test_the_table_shows_what_further_sets_are_measured_by():
     hidden = {"others": ("psr@5", "valid_rate"), "weapons": ("valid_rate", "ner@0.3"), "key: own": ("esr@1", "dsr")}
     for wanted, groups in ((True, shown), (False, hidden)):
         for group, metrics in groups.items():
-            assert [bench.tabled({"group": group, "metric": m}) for m in metrics] == [wanted] * len(metrics)
+            assert [summaries.tabled({"group": group, "metric": m}) for m in metrics] == [wanted] * len(metrics)
 
 
 def test_settings_are_filled_from_layers_the_later_over_the_earlier():
@@ -607,9 +609,9 @@ def test_recoveries_are_paired_too():
     for name, shown in (("a", [1.0, 1.0, 1.0, 0.0]), ("b", [0.0, 0.0, 1.0, 0.0])):
         one = measurement(name, [("dog", 1 - value) for value in shown], [{"metric": "esr@1"}])
         results.append(one._replace(planned=dataclasses.replace(one.planned, group="key: own")))
-    (row,) = bench._differences([("a", "b")], results)
+    (row,) = summaries._differences([("a", "b")], results)
     assert (row["group"], row["metric"], row["value"]) == ("key: own", "recovery", 50.0)
-    assert "key: own recovery" in bench.table([row])
+    assert "key: own recovery" in summaries.table([row])
 
 
 def test_differences_are_paired_image_by_image():
@@ -617,11 +619,11 @@ def test_differences_are_paired_image_by_image():
     ones = [("dog", 1.0), ("dog", 1.0), ("cat", 1.0), ("cat", 0.0)]
     others = [("dog", 1.0), ("dog", 0.0), ("cat", 0.0), ("cat", 0.0)]
     results = [measurement("a", ones, [record]), measurement("b", others, [record])]
-    (row,) = bench._differences([("a", "b")], results)
+    (row,) = summaries._differences([("a", "b")], results)
     assert (row["method"], row["value"], row["n"]) == ("a - b", 50.0, 4)
     assert row["low"] <= paired_proportions([v for _, v in ones], [v for _, v in others]).low + 1e-3
     with pytest.raises(ExpungeError, match="other images on split v1"):
-        bench._differences([("a", "b")], [results[0], measurement("b", list(reversed(others)), [record])])
+        summaries._differences([("a", "b")], [results[0], measurement("b", list(reversed(others)), [record])])
 
 
 def test_what_targets_became_is_a_share_of_all_their_images():
@@ -630,7 +632,7 @@ def test_what_targets_became_is_a_share_of_all_their_images():
         {"metric": f"became@{label}", "value": value, "n": 50, "provenance": {**made, "split": split}}
         for split, label, value in (("v1", "key", 40.0), ("v1", "cat", 10.0), ("v2", "key", 20.0))
     ]
-    (row,) = bench.became(lines)
+    (row,) = summaries.became(lines)
     assert row["n"] == 100
     assert row["shares"] == {"key": 30.0, "cat": 5.0}
 

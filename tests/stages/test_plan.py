@@ -10,7 +10,8 @@ from expunge.cli import main
 from expunge.core.concept import Concept
 from expunge.core.errors import ExpungeError
 from expunge.stages import erase, jobs
-from expunge.stages.plan import SALT, Planner, flattened, read_plan
+from expunge.stages.plan import read_plan
+from expunge.stages.planner import SALT, Planner, flattened
 from expunge.store import EDIT, KEY, load_edit
 
 SET = """

@@ -34,6 +34,7 @@ def bench(argv: list[str]) -> None:
     """``expunge bench PLAN``."""
     options = parse(Bench, argv, "expunge bench")
     from expunge.stages import bench as stage
+    from expunge.stages import summary
     from expunge.stages.plan import read_plan
 
     plan = read_plan(options.plan)
@@ -43,14 +44,14 @@ def bench(argv: list[str]) -> None:
     out = options.out or Path("runs/bench") / options.plan.stem
     with _live(options.talk) as show:
         rows = stage.run(plan, options.store, out, changed=options.changed, on_progress=show)
-    options.talk.result({"folder": str(out), "summary": rows}, f"{stage.table(rows)}{out}: records.jsonl, table.md")
+    options.talk.result({"folder": str(out), "summary": rows}, f"{summary.table(rows)}{out}: records.jsonl, table.md")
 
 
 def _dry_run(plan: Any, options: Bench) -> None:
     """The jobs of a plan, whether they are done, and what the others should take."""
     from expunge.stages import bench as stage
     from expunge.stages import jobs
-    from expunge.stages.plan import Planner, flattened
+    from expunge.stages.planner import Planner, flattened
 
     planner = Planner(plan)
     measurements = planner.planned()

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from expunge.report.run import ORIGINAL, Run
+from expunge.stages import summary as summaries
 
 FEW = 100
 """Images below which a share is told only roughly."""
@@ -20,7 +21,7 @@ class Caveat(NamedTuple):
 
 def caveats(run: Run) -> list[Caveat]:
     """What ``run`` does not show, most important first."""
-    rows = [r for r in run.summary if "verdict" not in r]
+    rows = summaries.numbers(run.summary)
     return [*_attacks(run), *_model(run), *_judge(run, rows), *_collapse(rows), *_rest(run, rows)]
 
 

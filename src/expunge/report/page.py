@@ -16,7 +16,7 @@ from expunge.report.figures import parsed, svg
 from expunge.report.run import Erasure, Run
 from expunge.report.sensitive import covered
 from expunge.report.tables import Cell, Table, glossary, overview, tables
-from expunge.stages import bench
+from expunge.stages import summary as summaries
 from expunge.store import new_file
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -116,7 +116,7 @@ def _described(erasure: Erasure) -> dict[str, str]:
 
 def _papers(summary: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Where published figures come from, by row."""
-    return bench.published_words([r for r in summary if "verdict" not in r])
+    return summaries.published_words(summaries.numbers(summary))
 
 
 def _drawn(figure: Mapping[str, Any], blur: Sequence[str]) -> Drawn:

@@ -8,6 +8,7 @@ from typing import Any, final
 from expunge.core.cost import Cost
 from expunge.core.errors import ExpungeError
 from expunge.stages import bench
+from expunge.stages import summary as summaries
 from expunge.store import EDIT, read_header, read_json, read_lines, read_run
 
 ORIGINAL = "original"
@@ -116,7 +117,7 @@ def _measured(records: Sequence[Mapping[str, Any]], store: Path, plan: Mapping[s
         group, name = made["group"], made["method"]
         keyed = group.startswith("key: ")
         yield Side(
-            name=f"{name}, {bench.injected(made)}" if keyed and group != "key: none" else name,
+            name=f"{name}, {summaries.injected(made)}" if keyed and group != "key: none" else name,
             scene=f"{own if keyed or group == 'set' else group}, {made['split']}",
             folder=store / made["images"],
             targets=tuple(record["concepts"]),
@@ -141,7 +142,7 @@ def _folder(folder: Path) -> Run:
         name=folder.name,
         about="",
         records=rows,
-        summary=[*(_as_summary(r) for r in rows if r not in shares), *bench.became(shares)],
+        summary=[*(_as_summary(r) for r in rows if r not in shares), *summaries.became(shares)],
         sides=sides,
         gone=len({r["provenance"]["images"] for r in records} - {s.folder.name for s in sides}),
         erasures=_erasures([*rows, *alone]),

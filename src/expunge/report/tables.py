@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from expunge.stages import bench
+from expunge.stages import summary as summaries
 
 Row = Mapping[str, Any]
 MEANINGS = {
@@ -16,6 +16,10 @@ MEANINGS = {
     "valid_rate_kept": "Images asked for something else that are pictures at all.",
     "became": "What the judge sees instead, in percent of images asked for the target.",
     "prior_distance": "How far images moved from the original model's on equal seeds.",
+    "ner": "Images in which a detection of the target is above the threshold. Lower: more is removed.",
+    "dsr": "Images of an attack in which the judge does not see the target. Higher: the defence holds.",
+    "clip_erased": "Agreement of images with the texts that ask for the target. Lower: more is removed.",
+    "clip_kept": "Agreement of other images with their texts. Higher: more is kept.",
 }
 """What the columns mean, by the beginning of the metric's name."""
 
@@ -50,23 +54,59 @@ BLANK = Cell(text="–")
 
 def tables(summary: Sequence[Row]) -> list[Table]:
     """What was measured, paired differences, recoveries and costs; empty ones are left out."""
-    plain = [r for r in summary if "verdict" not in r]
-    tabled = [r for r in plain if bench.tabled(r)]
-    paired = [r for r in summary if "verdict" in r and bench.tabled(r)]
+    plain = summaries.numbers(summary)
+    tabled = [r for r in plain if summaries.tabled(r)]
+    paired = [r for r in summary if "verdict" in r and summaries.tabled(r)]
     found = [
-        _grid("Removed and kept", "Percent, with 95 % intervals.", tabled, bench.heading, _measured),
+        _grid("Removed and kept", "Percent, with 95 % intervals.", tabled, summaries.heading, _measured),
         _grid(
             "Differences on equal prompts and seeds",
             "First minus second, in points, with paired 95 % intervals. A verdict is undecided where the interval holds 0; "
             "equal quality means that it lies within 3 points (ESR) or 5 (the rest), on 1,000 images and two training seeds.",
             paired,
-            bench.heading,
+            summaries.heading,
             _difference,
         ),
+        _claims(summary),
         _recoveries(plain),
+        *_analyses(plain),
         _costs(plain),
     ]
     return [table for table in found if table.rows]
+
+
+def _claims(summary: Sequence[Row]) -> Table:
+    """What papers say, and whether it holds here."""
+    lines = [
+        [
+            Cell(text=r["claim"]),
+            Cell(text=r["source"] or "–"),
+            Cell(text=_interval(r), sort=r["value"]) if "value" in r else BLANK,
+            Cell(text=f"{r['method']}: {r['metric']}" + ("" if r["group"] == "set" else f" ({r['group']})")),
+            Cell(text=r["claim_verdict"], sort=r["claim_verdict"]),
+        ]
+        for r in summary
+        if "claim" in r
+    ]
+    note = "A claim holds where the 95 % interval excludes 0 in the direction it says, and fails where it does in the other."
+    return Table(
+        title="Claims of the papers", note=note, head=["claim", "source", "measured", "of", "verdict"], rows=lines
+    )
+
+
+def _analyses(plain: Sequence[Row]) -> list[Table]:
+    """The numbers of each analysis."""
+    groups = dict.fromkeys(r["group"] for r in plain if r["group"].startswith("analysis: "))
+    return [
+        _grid(
+            f"Analysis {group.removeprefix('analysis: ')}",
+            "With 95 % intervals; each number's unit stands in its record.",
+            [r for r in plain if r["group"] == group],
+            lambda r: r["metric"],
+            _measured,
+        )
+        for group in groups
+    ]
 
 
 def glossary(summary: Sequence[Row]) -> dict[str, str]:
@@ -108,7 +148,7 @@ def _interval(row: Row) -> str:
 
 def returned(summary: Sequence[Row]) -> list[dict[str, Any]]:
     """The share of images that a target came back in, which is ESR-1 turned round; without a key too, for methods with one."""
-    rows = [r for r in summary if "verdict" not in r and r["metric"].split(" ")[0] == "esr@1"]
+    rows = [r for r in summaries.numbers(summary) if r["metric"].split(" ")[0] == "esr@1"]
     keyed = {(r["method"], r["metric"]) for r in rows if r["group"].startswith("key: ")}
     there = {(r["method"], r["metric"]) for r in rows if r["group"] == "key: none"}
     bare = [
@@ -120,7 +160,7 @@ def returned(summary: Sequence[Row]) -> list[dict[str, Any]]:
 
 def _recoveries(plain: Sequence[Row]) -> Table:
     def heading(row: Row) -> str:
-        return bench.injected(row) + row["metric"].removeprefix("esr@1")
+        return summaries.injected(row) + row["metric"].removeprefix("esr@1")
 
     return _grid(
         "Recovery with the private key, and its controls",
@@ -134,8 +174,8 @@ def _recoveries(plain: Sequence[Row]) -> Table:
 
 def _costs(plain: Sequence[Row]) -> Table:
     """What the erasures took, and what each method was told."""
-    rows = list({r["method"]: r for r in plain if any(c.name in r for c in bench.COSTS)}.values())
-    columns = [c for c in bench.COSTS if any(c.name in r for r in rows)]
+    rows = list({r["method"]: r for r in plain if any(c.name in r for c in summaries.COSTS)}.values())
+    columns = [c for c in summaries.COSTS if any(c.name in r for r in rows)]
     told = ["told beside the name"] if any("told" in r for r in rows) else []
     lines = [
         [
@@ -163,7 +203,7 @@ def overview(summary: Sequence[Row]) -> list[dict[str, Any]]:
 
 def _trade(summary: Sequence[Row]) -> dict[str, Any] | None:
     """ESR-1 against PSR-1: of the concepts kept, or else of what nobody named."""
-    by = {(r["group"], r["metric"], r["method"]): r for r in summary if "verdict" not in r}
+    by = {(r["group"], r["metric"], r["method"]): r for r in summaries.numbers(summary)}
     kept = "set" if any(place[:2] == ("set", "psr@1") for place in by) else "others"
     methods = [m for g, metric, m in by if (g, metric) == ("set", "esr@1") and (kept, "psr@1", m) in by]
     if len(methods) < 2:
@@ -202,7 +242,7 @@ def _recovery(summary: Sequence[Row]) -> dict[str, Any] | None:
         "series": [
             {
                 "name": mine[0]["method"],
-                "x": [bench.injected(r) for r in mine],
+                "x": [summaries.injected(r) for r in mine],
                 **{name: [r[key] for r in mine] for name, key in (("y", "value"), ("low", "low"), ("high", "high"))},
             }
             for mine in series

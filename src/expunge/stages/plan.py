@@ -1,34 +1,19 @@
-"""Plans: a grid of methods, concepts and seeds as a TOML file; read into jobs."""
+"""Plans: a grid of methods, concepts and seeds as a TOML file."""
 
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from itertools import product
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, final
 
-from expunge import backbones
 from expunge.core.analysis import Analysis
 from expunge.core.attack import Attack
-from expunge.core.backbone import Backbone
 from expunge.core.catalog import Catalog
-from expunge.core.concept import Concept, ConceptSet, Part, check_targets
-from expunge.core.cost import Cost
-from expunge.core.eraser import Eraser, settings_of
-from expunge.core.errors import ExpungeError, check_counts, unknown
-from expunge.stages import analyse, attack, erase, generate, jobs, measure, presets
-from expunge.stages.claims import Claim
-from expunge.store import read_lines, read_set
-from expunge.testbed import CONCEPTS
+from expunge.core.concept import Part
+from expunge.core.eraser import settings_of
+from expunge.core.errors import ExpungeError
+from expunge.stages import analyse, attack, measure, presets
 
-SALT = "a benchmark's keys are not secret"
-"""In the place of a secret, so that a plan gives the same keys every time."""
-
-OTHER_SEEDS = 500_000
-"""How far the seeds are that the original is compared with itself on."""
-UPDATES = 3
-"""Updates whose memory is counted: optimizers hold their state from the first on."""
 KINDS = ("key: ", "attack: ", "analysis: ", "after ")
 """How the names of groups of a kind begin."""
 GROUPS = ("set", "others", "memory", "paper")
@@ -179,47 +164,8 @@ class Plan:
     """Pairs of methods whose difference on equal seeds and prompts is reported."""
     claims: tuple[Any, ...] = ()
     """Tables of what a paper claims of the rows; the summary says which hold."""
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Planned:
-    """A job with its place in the table."""
-
-    job: jobs.Job
-    upstream: tuple["Planned", ...] = ()
-    cost: Cost = field(default_factory=Cost)
-    method: str = ""
-    split: str = ""
-    seed: int = 0
-    group: str = ""
-    """What a measurement is of: ``set``, ``others``, ``memory``, a further set's name, ``after STEP``, or one of `KINDS`."""
-    variant: str = ""
-    """How a measurement's metric differs from its defaults."""
-
-    @cached_property
-    def key(self) -> str:
-        """The job's content key."""
-        return jobs.key(self.job)
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Erasure:
-    """How a method erases a split: in one step, or one target after another."""
-
-    steps: tuple[Planned, ...]
-    """Jobs, each on top of those before it."""
-    targets: tuple[tuple[str, ...], ...]
-    """What each step erases."""
-
-    def step_of(self, target: str) -> Planned:
-        """The step that erases ``target``, whose key brings it back."""
-        return next(step for step, erased in zip(self.steps, self.targets, strict=True) if target in erased)
-
-    def after(self, steps: int) -> "Erasure":
-        """The first ``steps`` of it."""
-        return Erasure(steps=self.steps[:steps], targets=self.targets[:steps])
+    figures: tuple[Any, ...] = ()
+    """Tables of curves to draw from the summary's numbers."""
 
 
 def read_plan(path: Path) -> Plan:
@@ -240,501 +186,15 @@ def read_plan(path: Path) -> Plan:
     return presets.filled(Plan, f"plan '{path}'", content)
 
 
-@final
-class Planner:
-    """Turns a plan into jobs for one model."""
-
-    def __init__(self, plan: Plan) -> None:
-        """Check ``plan`` whole before anything runs.
-
-        Raises:
-            ExpungeError: for an unknown method, eraser, metric, setting, set or split.
-        """
-        self.plan = plan
-        check_counts("plan", count=plan.count, control_count=plan.control_count)
-        self.grid: Grid = presets.filled(Grid, "plan's grid", {k: _several(v) for k, v in plan.grid.items()})
-        self.methods: dict[str, Method] = {
-            name: presets.filled(Method, f"method '{name}'", table) for name, table in plan.method.items()
-        }
-        for name in self.grid.method:
-            if name != "original" and name not in self.methods:
-                raise unknown("method of the plan", name, ["original", *self.methods])
-        self.set: ConceptSet = read_set(plan.set, CONCEPTS)
-        given = {name: _words(f"split '{name}'", concepts) for name, concepts in plan.splits.items()}
-        self.splits = given or self.set.splits or {"all": self.set.concepts}
-        self.words = {concept: _words(f"words of '{concept}'", words) for concept, words in plan.words.items()}
-        for concept in [*(c for targets in self.splits.values() for c in targets), *self.words]:
-            if concept not in self.set.concepts:
-                raise unknown(f"concept of {plan.set}", concept, self.set.concepts)
-        for name in self.grid.split:
-            if name not in self.splits:
-                raise unknown(f"split of {plan.set}", name, self.splits)
-        self.set.part(plan.part)
-        self.published = [] if plan.paper is None else self._published(plan.paper)
-        for pair in plan.compare:
-            if len(pair) != 2:
-                raise ExpungeError(f"plan's compare names {list(pair)}: expected pairs of methods")
-            for name in pair:
-                if name not in self.grid.method:
-                    raise unknown("method of the grid to compare", name, self.grid.method)
-        self.claims: list[Claim] = [presets.filled(Claim, "plan's claim", entry) for entry in plan.claims]
-        for claim in self.claims:
-            claim.check(self.grid.method)
-        reserved = [name for name in self.methods if name in ("original", *CONTROLS, *ASKED)]
-        if reserved:
-            raise ExpungeError(
-                f"a method is called '{reserved[0]}': expected another name than original or a control's"
-            )
-        self.metrics = [_metric(entry) for entry in plan.metrics]
-        self.analyses = [_analysis(entry) for entry in plan.analyses]
-        self.attacks = [_attack(entry) for entry in plan.attacks]
-        self.further = [] if plan.others is None else [self._others(plan.others)]
-        self.further += [self._also(entry) for entry in plan.also]
-        names = [f.group for f in self.further]
-        for name in names:
-            if names.count(name) > 1:
-                raise ExpungeError(f"two further sets of the plan are called '{name}': expected each once")
-        self._check_labels()
-        self.image_dtype = backbones.fast_dtype() if plan.image_dtype == "fast" else plan.image_dtype
-        kind = backbones.kind_of(plan.model)
-        self.erasers = {
-            n: erase.build(m.eraser, m.settings, kind if m.preset else None) for n, m in self.methods.items()
-        }
-        asked = any("fresh" in (m.controls or ()) for m in self.methods.values())
-        self.fresh = self._fresh(plan.fresh or {}, kind) if asked or plan.fresh is not None else {}
-        self._check_controls()
-
-    def _fresh(self, table: Mapping[str, Any], kind: str) -> dict[int, Eraser]:
-        """What learns fresh keys, by the number of its updates."""
-        fresh: Fresh = presets.filled(Fresh, "plan's fresh", table)
-        base = erase.build(fresh.eraser, fresh.settings, kind if fresh.preset else None)
-        if not base.has_key:
-            raise ExpungeError(f"plan's fresh with {fresh.eraser}, which makes no key: expected a method with keys")
-        if not fresh.updates:
-            return {int(settings_of(base)["iterations"]): base}
-        given = [{**fresh.settings, "iterations": updates} for updates in fresh.updates]
-        return {
-            updates: erase.build(fresh.eraser, settings, kind if fresh.preset else None)
-            for updates, settings in zip(fresh.updates, given, strict=True)
-        }
-
-    def _published(self, table: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The published figures of the plan's rows."""
-        paper: Published = presets.filled(Published, "plan's paper", table)
-        lines = read_lines(Path(paper.file))
-        found: list[dict[str, Any]] = []
-        for name, at in paper.rows.items():
-            if name not in self.grid.method:
-                raise unknown("method of the grid with published figures", name, self.grid.method)
-            row = [r for r in lines if [r.get("table"), r.get("method")] == at]
-            if not row:
-                tables = [str([r.get("table"), r.get("method")]) for r in lines]
-                raise unknown(f"published row of '{name}'", str(at), list(dict.fromkeys(tables)))
-            bad = [
-                r for r in row if not isinstance(r.get("metric"), str) or not isinstance(r.get("value"), int | float)
-            ]
-            if bad:
-                raise ExpungeError(f"published row {bad[0]} of '{name}': expected a metric and a number as its value")
-            found += [{**r, "method": name, "published_as": at[1], "group": "paper"} for r in row]
-        return found
-
-    def _also(self, entry: Any) -> "Further":
-        """A further set, read and checked."""
-        further: Also = presets.filled(Also, "plan's also", entry)
-        check_counts("plan's also", count=further.count)
-        metrics = self.metrics if further.metrics is None else [_metric(m) for m in further.metrics]
-        read = read_set(further.set, CONCEPTS)
-        if read.name in GROUPS or read.name.startswith(KINDS):
-            raise ExpungeError(
-                f"a further set of the plan is called '{read.name}': expected another name than {', '.join(GROUPS)}"
-            )
-        return Further(read.name, read.part(self.plan.part), read.concepts, further.count, metrics)
-
-    def _others(self, table: Mapping[str, Any]) -> "Further":
-        """The prompts for what no method of the plan is told, nor the plan's own set names."""
-        others: Others = presets.filled(Others, "plan's others", table)
-        check_counts("plan's others", count=others.count)
-        listed = [w for m in self.methods.values() if not isinstance(m.retain, bool) for w in m.retain]
-        named = {*self.set.concepts, *self._told(self.set.concepts), *listed}
-        part = read_set(others.set, CONCEPTS).part(self.plan.part)
-        prompts = tuple((p, c) for p, c in part.prompts if c not in named)
-        concepts = sorted({c for _, c in prompts})
-        return Further("others", replace(part, prompts=prompts), concepts, others.count, self.metrics)
-
-    def _check_labels(self) -> None:
-        """Refuse a concept that a metric's judge does not know, before anything is trained."""
-        asked = [(self.metrics, self.set.concepts), *((f.metrics, f.concepts) for f in self.further)]
-        erased = {c for targets in self.splits.values() for c in (*targets, *self._told(targets))}
-        for metrics, concepts in asked:
-            for metric in metrics:
-                judge = metric.settings.get("judge")
-                if judge is not None:
-                    opened = Catalog("judges").open(judge)
-                    for concept in concepts if metric.asks_kept else erased.intersection(concepts):
-                        opened.label_ids(concept)
-
-    def _check_controls(self) -> None:
-        for name, method in self.methods.items():
-            for control in method.controls or ():
-                if control not in (*CONTROLS, *ASKED, *self.methods):
-                    raise unknown(f"control of method '{name}'", control, [*CONTROLS, *ASKED, *self.methods])
-                if control == "other":
-                    self._check_exchange(name)
-                if control == "other seed" and len(self.grid.seed) < 2:
-                    raise ExpungeError(
-                        f"method '{name}' with control other seed in a grid of one: expected two or more"
-                    )
-                if control in ("neutral", "other") and self.words:
-                    raise ExpungeError(
-                        f"method '{name}' with control {control} for a class of several words: expected another control"
-                    )
-            unnamed = self._unnamed() if self.controls(name, self.set.concepts) else None
-            if unnamed is not None:
-                raise ExpungeError(
-                    f"method '{name}' with keys, and no prompt for '{unnamed}' has one of its words: expected no controls"
-                )
-            if not (self.erasers[name].has_key or set(method.controls or ()) <= set(KEYLESS)):
-                raise ExpungeError(
-                    f"method '{name}' has controls, but {method.eraser} makes no key: expected no others than "
-                    f"{' and '.join(KEYLESS)}"
-                )
-
-    def _check_exchange(self, name: str) -> None:
-        """Refuse the control that exchanges prompts where a key has none to exchange."""
-        if any(len(self.splits[s]) < 2 for s in self.grid.split or self.splits):
-            raise ExpungeError(f"method '{name}' with control other on a split of one target: expected two or more")
-        if self._alone(name):
-            how = "sequential" if self.methods[name].order == "sequential" else "shared"
-            raise ExpungeError(f"method '{name}' with control other and {how} keys: expected a key of several prompts")
-
-    def _alone(self, name: str) -> bool:
-        """Whether each key of a method holds one prompt only."""
-        return self.methods[name].order == "sequential" or self.erasers[name].shares_key
-
-    def controls(self, name: str, targets: Sequence[str]) -> Sequence[str]:
-        """The recoveries to try with the key of method ``name``."""
-        given = self.methods[name].controls
-        if given is not None or not self.erasers[name].has_key:
-            return given or ()
-        left_out = ("neutral", "other") if self.words else ("other",) if len(targets) < 2 or self._alone(name) else ()
-        return [c for c in CONTROLS if c not in left_out]
-
-    def _unnamed(self) -> str | None:
-        """A class none of whose prompts holds one of its words, so that its keys are never used."""
-        for concept, words in self.words.items():
-            prompts = [p for p, c in self._prompts() if c == concept]
-            if not any(word in prompt for word in words for prompt in prompts):
-                return concept
-        return None
-
-    def _told(self, targets: Sequence[str]) -> list[str]:
-        """The words that erasers are told for ``targets``."""
-        return [word for target in targets for word in self.words.get(target, [target])]
-
-    @cached_property
-    def backbone(self) -> Backbone:
-        """The model that edits are made on."""
-        return jobs.model(self.plan.model, self.plan.dtype)
-
-    def identity(self, dtype: str) -> str:
-        """Hash of the model's files in a precision."""
-        return jobs.model(self.plan.model, dtype).identity()
-
-    def planned(self) -> list[Planned]:
-        """What the plan measures, each with the jobs it stands on.
-
-        Raises:
-            ExpungeError: for a precision or a parameter group that the model does not have.
-        """
-        self.identity(self.image_dtype)
-        for eraser in (*self.erasers.values(), *self.fresh.values()):
-            eraser.check(self.backbone)
-        return list(self._measurements())
-
-    def _measurements(self) -> Iterator[Planned]:
-        chosen = self.grid.split or tuple(self.splits)
-        for name, split, seed in product(self.grid.method, chosen, self.grid.seed):
-            if not self._trained(name) and seed != self.grid.seed[0]:
-                continue  # nothing depends on the seed
-            targets = list(self.splits[split])
-            kept = [c for c in self.set.concepts if c not in targets]
-            place = {"method": name, "split": split, "seed": seed}
-            edit = None if name == "original" else self._erasure(name, targets, kept, seed)
-            first = (split, seed) == (chosen[0], self.grid.seed[0])
-            if edit is not None and self.plan.memory and first:
-                job = {**edit.steps[0].job, "room": "memory", "updates": UPDATES}
-                yield Planned(job=job, group="memory", **place)
-            images = self._images(self._prompts(), self.plan.count, self._seed(), edit)
-            against = self._against(self._prompts(), self.plan.count, self._seed(), edit)
-            yield from self._measured(images, targets, kept, {**place, "group": "set"}, against=against)
-            gone = {*targets, *self._told(targets)}
-            for further in self.further:
-                images = self._images(further.part.prompts, further.images, further.part.seed, edit)
-                hit = [c for c in further.concepts if c in gone]
-                rest = [c for c in further.concepts if c not in gone]
-                against = self._against(further.part.prompts, further.images, further.part.seed, edit)
-                here = {**place, "group": further.group}
-                yield from self._measured(images, hit, rest, here, further.metrics, against)
-            yield from self._attacked(edit, targets, place)
-            if edit is not None and self.methods[name].order == "sequential":
-                yield from self._between(edit, name, place)
-            if edit is not None:
-                yield from self._recoveries(edit, name, targets, kept, place)
-            yield from self._analysed(edit, name, targets, kept, place)
-
-    def _between(self, edit: Erasure, name: str, place: Mapping[str, Any]) -> Iterator[Planned]:
-        """Measurements after each step of a sequential erasure: of each target so far, of the rest, and of each key so far."""
-        for done in range(1, len(edit.steps) + 1):
-            so_far = edit.after(done)
-            gone = [target for erased in so_far.targets for target in erased]
-            images = self._images(self._prompts(), self.plan.count, self._seed(), so_far)
-            against = self._against(self._prompts(), self.plan.count, self._seed(), so_far)
-            group = {**place, "group": f"after {done}"}
-            for target in gone:
-                yield from self._measured(images, [target], [], group, against=against)
-            yield from self._measured(
-                images, [], [c for c in self.set.concepts if c not in gone], group, against=against
-            )
-            for target in gone if "own" in self.controls(name, gone) else ():
-                images = self._recovered(target, so_far, "own", so_far.step_of(target))
-                yield from self._measured(images, [target], [], {**place, "group": f"key: own after {done}"})
-
-    def _against(self, prompts: Sequence[tuple[str, str]], count: int, seed: int, edit: Erasure | None) -> Planned:
-        """What images are compared with: the original's on equal seeds; its own on other seeds, for the original."""
-        return self._images(prompts, count, seed + OTHER_SEEDS if edit is None else seed, None)
-
-    def _trained(self, name: str) -> bool:
-        return name != "original" and self.erasers[name].cost(1, 1) != Cost()
-
-    def _attacked(self, edit: Erasure | None, targets: list[str], place: Mapping[str, Any]) -> Iterator[Planned]:
-        """Measurements of the targets under each attack: against the edit, or the original."""
-        asked = [(p, c) for p, c in self._prompts() if c in targets]
-        for planned in self.attacks:
-            plain = self._images(asked, self.plan.control_count, self._seed(), edit)
-            job = {
-                **{name: plain.job[name] for name in ("prompts", "count", "seed", "guidance", "steps", "edits")},
-                "room": "attack",
-                "attack": planned.name,
-                "version": planned.built.version,
-                "settings": settings_of(planned.built),
-                "targets": targets,
-                "draws": place["seed"],
-                **self._common(self.plan.dtype),
-            }
-            cost = planned.built.cost(len(targets), len(asked) * self.plan.control_count)
-            found = Planned(job=job, upstream=plain.upstream, cost=cost)
-            images = replace(plain, job={**plain.job, "queries": found.key}, upstream=(*plain.upstream, found))
-            group = f"attack: {planned.name}{planned.variant}"
-            yield from self._measured(images, targets, [], {**place, "group": group})
-
-    def _recoveries(
-        self, edit: Erasure, name: str, targets: list[str], kept: list[str], place: Mapping[str, Any]
-    ) -> Iterator[Planned]:
-        """Measurements of the targets with a key: each with its own prompt, whatever words ask for it.
-
-        (A class has a prompt for each of its words, so there they go where a text names one.)
-        """
-        for control, target in product(self.controls(name, targets), targets):
-            group = {**place, "group": f"key: {control}"}
-            if control == "none":  # shown by the images that the table is made of
-                images = self._images(self._prompts(), self.plan.count, self._seed(), edit)
-                yield from self._measured(images, [target], [], group)
-                continue
-            if control == "fresh":
-                for updates, eraser in self.fresh.items():
-                    images = self._recovered(target, edit, control, self._relearn(eraser, edit, targets, place["seed"]))
-                    yield from self._measured(images, [target], [], {**place, "group": f"key: fresh {updates}"})
-                continue
-            injected, inside, held = "own", edit, edit.step_of(target)
-            if control == "original":
-                inside = None
-            elif control == "other seed":
-                injected, held = control, self._erasure(name, targets, kept, self._next(place["seed"])).step_of(target)
-            elif control in self.methods:
-                inside = self._erasure(control, targets, kept, int(place["seed"]))
-            elif control != "neutral":
-                injected = control
-            asked = [(self.plan.neutral, target)] if control == "neutral" else None
-            yield from self._measured(self._recovered(target, inside, injected, held, asked), [target], [], group)
-
-    def _recovered(
-        self,
-        target: str,
-        inside: Erasure | None,
-        control: str,
-        held: Planned,
-        asked: Sequence[tuple[str, str]] | None = None,
-    ) -> Planned:
-        """Images of ``target`` (by its own prompts, if not ``asked`` otherwise) with the key of the job ``held``."""
-        prompts = [(p, c) for p, c in self._prompts() if c == target] if asked is None else asked
-        only = None if target in self.words else target
-        return self._images(prompts, self.plan.control_count, self._seed(), inside, control, held, only)
-
-    def _next(self, seed: int) -> int:
-        """The training seed after ``seed``; the first after the last."""
-        seeds = self.grid.seed
-        return seeds[(seeds.index(seed) + 1) % len(seeds)]
-
-    def _analysed(
-        self, edit: Erasure | None, name: str, targets: list[str], kept: list[str], place: Mapping[str, Any]
-    ) -> Iterator[Planned]:
-        """The analyses that have something to look at here."""
-        guidance, steps = presets.generation(self.backbone)
-        told, retain = self._told(targets), self._told(kept)
-        steps_made = () if edit is None else edit.steps
-        whole = (
-            steps_made[0] if len(steps_made) == 1 else None
-        )  # one after another there is neither one key nor one training
-        keyed = whole is not None and self.erasers[name].has_key
-        trained = whole is not None and self._trained(name)
-        able = {"model": True, "edit": edit is not None, "key": keyed, "training": trained}
-        for named in self.analyses:
-            if not able[named.analysis.needs]:
-                continue
-            looked, rerun = ((), whole) if named.analysis.needs == "training" else (steps_made, None)
-            job = {
-                "room": "analyse",
-                "analysis": named.name,
-                "version": named.analysis.version,
-                "settings": settings_of(named.analysis),
-                "judge": named.judge,
-                "targets": told,
-                "retain": retain,
-                "prompts": [list(pair) for pair in self._prompts() if pair[1] in (*told, *retain)],
-                "first_seed": self._seed(),
-                "guidance": guidance,
-                "steps": steps,
-                "part": self.plan.part,
-                "edits": [step.key for step in looked],
-                "key": whole.key if looked and whole is not None and keyed else None,
-                "training": {k: v for k, v in rerun.job.items() if k != "model"} if rerun else None,
-                **self._common(self.plan.dtype if rerun else self.image_dtype),
-            }
-            images = named.analysis.images(len(told), len(retain), self.erasers[name] if edit else None)
-            cost = Cost(forward=2 * steps * images) + (rerun.cost if rerun else Cost())
-            here = {**place, "group": f"analysis: {named.name}"}
-            yield Planned(job=job, upstream=looked, cost=cost, variant=named.variant, **here)
-
-    def _prompts(self) -> list[tuple[str, str]]:
-        return list(self.set.part(self.plan.part).prompts)
-
-    def _seed(self) -> int:
-        return self.set.part(self.plan.part).seed
-
-    def _common(self, dtype: str) -> dict[str, Any]:
-        return {"model": self.plan.model, "model_sha256": self.identity(dtype), "dtype": dtype}
-
-    def _erasure(self, name: str, targets: list[str], kept: list[str], seed: int) -> Erasure:
-        """The steps in which method ``name`` erases ``targets``."""
-        sequential = self.methods[name].order == "sequential"
-        parts = tuple((target,) for target in targets) if sequential else (tuple(targets),)
-        steps: list[Planned] = []
-        for part in parts:
-            steps.append(self._erase(name, list(part), kept, seed, steps))
-        return Erasure(steps=tuple(steps), targets=parts)
-
-    def _erase(self, name: str, targets: list[str], kept: list[str], seed: int, on: Sequence[Planned]) -> Planned:
-        """An erasure on top of the erasures ``on``."""
-        method, eraser = self.methods[name], self.erasers[name]
-        told = self._told(targets)
-        retain = list(method.retain) if isinstance(method.retain, tuple) else self._told(kept if method.retain else [])
-        check_targets([Concept(name=word) for word in told], retain)
-        job = {
-            "room": "erase",
-            "eraser": method.eraser,
-            "version": eraser.version,
-            "settings": settings_of(eraser),
-            "targets": told,
-            "retain": retain,
-            "seed": seed if self._trained(name) else self.grid.seed[0],
-            "salt": SALT if eraser.has_key else "",
-            **({"on": [step.key for step in on]} if on else {}),
-            **self._common(self.plan.dtype),
-        }
-        return Planned(job=job, upstream=tuple(on), cost=eraser.cost(len(told), len(retain)))
-
-    def _relearn(self, eraser: Eraser, edit: Erasure, targets: Sequence[str], seed: int) -> Planned:
-        """A key for all targets, learned anew on the model that ``edit`` left."""
-        told = self._told(targets)
-        job = {
-            "room": "relearn",
-            "eraser": (self.plan.fresh or {}).get("eraser", Fresh.eraser),
-            "version": eraser.version,
-            "settings": settings_of(eraser),
-            "targets": told,
-            "seed": seed,
-            "edits": [step.key for step in edit.steps],
-            **self._common(self.plan.dtype),
-        }
-        return Planned(job=job, upstream=edit.steps, cost=eraser.fresh_cost(len(told)))
-
-    def _images(
-        self,
-        prompts: Sequence[tuple[str, str]],
-        count: int,
-        seed: int,
-        edit: Erasure | None,
-        control: str | None = None,
-        held: Planned | None = None,
-        only: str | None = None,
-    ) -> Planned:
-        guidance, steps = presets.generation(self.backbone)
-        edits = () if edit is None else edit.steps
-        job = {
-            "room": "generate",
-            "version": generate.VERSION,
-            "prompts": [list(pair) for pair in prompts],
-            "count": count,
-            "seed": seed,
-            "guidance": guidance,
-            "steps": steps,
-            "part": self.plan.part,
-            "edits": [step.key for step in edits],
-            "control": control,
-            "key": None if held is None else held.key,
-            **({} if held is None or held.job["room"] == "erase" else {"key_room": held.job["room"]}),
-            "only": only,
-            **self._common(self.image_dtype),
-        }
-        upstream = {p.key: p for p in (*edits, held) if p is not None}
-        cost = Cost(forward=2 * steps * count * len(prompts))
-        return Planned(job=job, upstream=tuple(upstream.values()), cost=cost)
-
-    def _measured(
-        self,
-        images: Planned,
-        targets: list[str],
-        kept: list[str],
-        place: Mapping[str, Any],
-        metrics: Sequence["PlannedMetric"] | None = None,
-        against: Planned | None = None,
-    ) -> Iterator[Planned]:
-        for metric in self.metrics if metrics is None else metrics:
-            if metric.paired and against is None:
-                continue  # what a key brings back is not compared
-            compared = {"reference": against.key} if metric.paired and against is not None else {}
-            job = {
-                "room": "measure",
-                "metric": metric.name,
-                "version": metric.version,
-                "settings": metric.settings,
-                "judge": metric.judge,
-                "images": images.key,
-                "targets": targets,
-                "retain": kept,
-                **compared,
-            }
-            upstream = (images, against) if compared and against is not None else (images,)
-            yield Planned(job=job, upstream=upstream, variant=metric.variant, **place)
-
-
-def _several(value: Any) -> Any:
+# what its entries name ------------------------------------------------------------------------------------------------
+def several(value: Any) -> Any:
+    """A list of one or more."""
     return value if isinstance(value, list) else [value]
 
 
-def _words(what: str, value: Any) -> tuple[str, ...]:
+def words_of(what: str, value: Any) -> tuple[str, ...]:
     """One word or several."""
-    words = _several(value)
+    words = several(value)
     if not words or any(not isinstance(word, str) or not word.strip() for word in words):
         raise ExpungeError(f"plan's {what} is {value!r}: expected one word or a list of words")
     return tuple(words)
@@ -806,7 +266,8 @@ def _judge(settings: Mapping[str, Any]) -> str:
     return Catalog("judges").open(settings["judge"]).identity() if "judge" in settings else ""
 
 
-def _metric(entry: Any) -> PlannedMetric:
+def planned_metric(entry: Any) -> PlannedMetric:
+    """A metric from its name, or from a table with its name and settings."""
     name, table, variant = _entry("metrics", entry)
     built = measure.build(name, table)
     settings = settings_of(built)
@@ -814,31 +275,14 @@ def _metric(entry: Any) -> PlannedMetric:
     return PlannedMetric(name, settings, built.version, told, variant, built.paired, built.asks_kept)
 
 
-def _attack(entry: Any) -> PlannedAttack:
+def planned_attack(entry: Any) -> PlannedAttack:
+    """Likewise an attack."""
     name, table, variant = _entry("attacks", entry)
     return PlannedAttack(name, attack.build(name, table), variant)
 
 
-def _analysis(entry: Any) -> PlannedAnalysis:
+def planned_analysis(entry: Any) -> PlannedAnalysis:
+    """Likewise an analysis."""
     name, table, variant = _entry("analyses", entry)
     built = analyse.build(name, table)
     return PlannedAnalysis(name, built, _judge(settings_of(built)), variant)
-
-
-def flattened(measurements: Sequence[Planned], done: Callable[[Planned], bool] = lambda _: False) -> list[Planned]:
-    """Jobs in an order that can be run, each once: what a job stands on comes before it.
-
-    Jobs that are ``done`` are left out, and so is what nothing else stands on.
-    """
-    found: dict[str, Planned] = {}
-
-    def visit(planned: Planned) -> None:
-        if planned.key in found or done(planned):
-            return
-        for upstream in planned.upstream:
-            visit(upstream)
-        found[planned.key] = planned
-
-    for measurement in measurements:
-        visit(measurement)
-    return list(found.values())
