@@ -19,3 +19,9 @@ def test_every_eraser_has_a_row_in_the_readme_and_a_source():
     for name, entry in Catalog("erasers").entries().items():
         assert f"| `{name}` |" in readme, name
         assert entry.arxiv in sources, name
+
+
+def test_every_analysis_has_a_section():
+    page = (ROOT / "docs" / "analyses.md").read_text()
+    for name in Catalog("analyses").entries():
+        assert f"\n## {name}: " in page, name
