@@ -21,14 +21,13 @@ def test_every_eraser_has_a_row_in_the_readme_and_a_source():
         assert entry.arxiv in sources, name
 
 
-<<<<<<< HEAD
 def test_every_metric_and_judge_has_a_row():
     page = (ROOT / "docs" / "metrics.md").read_text()
     for name in [*Catalog("metrics").entries(), *Catalog("judges").entries()]:
         assert f"`{name}`" in page, name
-=======
+
+
 def test_every_analysis_has_a_section():
     page = (ROOT / "docs" / "analyses.md").read_text()
     for name in Catalog("analyses").entries():
         assert f"\n## {name}: " in page, name
->>>>>>> wt-analysis

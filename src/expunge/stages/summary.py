@@ -88,7 +88,10 @@ def _summary(results: Sequence[Result], made: Mapping[str, dict[str, Any]]) -> l
     """A row for each method, group and metric, over splits and training seeds, with what it was told and cost."""
     rows: list[dict[str, Any]] = []
     differences = {
-        (m.method, m.group, r["metric"] + m.variant) for m, f in results for r in f["records"] if r["unit"] == "points"
+        (m.method, m.group, r["metric"] + m.variant)
+        for m, f in results
+        for r in f["records"]
+        if r.get("unit") == "points"
     }
     for (method, group, metric), runs in _cells(results, once=True).items():
         values = [v for by_split in runs.values() for pairs in by_split.values() for _, v in pairs]
