@@ -12,7 +12,7 @@ from torch import Tensor
 
 from expunge import testbed
 from expunge.core.errors import ExpungeError
-from expunge.core.query import Shot
+from expunge.core.query import Shot, batches
 
 BATCH = 50
 
@@ -31,7 +31,7 @@ class Clip(NamedTuple):
         unit = torch.nn.functional.normalize
         found: list[float] = []
         for start in range(0, len(shots), BATCH):
-            images = torch.cat([self.images(s.pixels()[None]) for s in shots[start : start + BATCH]])
+            images = torch.cat([self.images(pixels) for pixels in batches(shots[start : start + BATCH], BATCH)])
             words = self.texts(texts[start : start + BATCH])
             found += (unit(images) * unit(words)).sum(-1).clamp_min(0).tolist()
         return found

@@ -20,8 +20,8 @@ def similarity(images: UInt8[Tensor, "i H W 3"], texts: Sequence[str]) -> Float[
 @torch.no_grad()
 def image_vectors(images: UInt8[Tensor, "i H W 3"]) -> Float[Tensor, "i d"]:
     """Unit vectors of images in the space that they share with texts."""
-    space, partner = _space(), testbed.network("partner")
-    features = (partner.features(as_input(images)) - space["mean"]) / space["std"].clamp(min=1e-4)
+    space = _space()
+    features = (_partner().features(as_input(images)) - space["mean"]) / space["std"].clamp(min=1e-4)
     return torch.nn.functional.normalize(features @ space["weight"].T, dim=-1)
 
 
@@ -41,6 +41,11 @@ def _space() -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     return {k: v.float() for k, v in load_file(testbed.FOLDER / "networks" / "shared_space.safetensors").items()}
+
+
+@cache
+def _partner() -> Any:
+    return testbed.network("partner")
 
 
 @cache
