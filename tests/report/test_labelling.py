@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,7 @@ def test_answered_with_keys_saved_and_read_back(sheet, visit, browser, tmp_path,
     press("1", "2", "n", "x")
     press(Keys.ARROW_LEFT, "3")  # the fourth was a mistake
     assert driver.find_element(By.ID, "place").text.startswith("Image 5 of 18; 4 answered")
+    time.sleep(2)  # a browser hands its storage over from one page to the next in its own time
     driver = visit(page, 390)
     driver.find_element(By.ID, "start").click()
     assert driver.find_element(By.ID, "place").text.startswith("Image 5 of 18; 4 answered"), "progress is kept"

@@ -176,7 +176,9 @@ def test_a_plan_runs_once_and_only_what_is_missing(plan, tmp_path, capsys):
     assert by["kpop", "set", "esr@1"]["erase_peak_bytes"] > by["uce", "set", "esr@1"]["erase_peak_bytes"] > 1e5
     assert "erase_peak_bytes" not in by["original", "set", "esr@1"]
     edit = max((tmp_path / "store").glob("erase-*/edit.safetensors"), key=lambda f: f.stat().st_size)
-    assert by["kpop", "set", "esr@1"]["artefact_bytes"] == edit.stat().st_size, "all cross-attention, not K and V alone"
+    assert by["kpop", "set", "esr@1"]["artefact_bytes"] == pytest.approx(edit.stat().st_size, abs=100), (
+        "all cross-attention, not K and V alone"
+    )
     assert (by["uce", "set", "esr@1"]["told"], by["kpop", "set", "esr@1"]["told"]) == ("anchor, 1 kept", "anchor")
     assert "told" not in by["original", "set", "esr@1"]
     assert "| kpop |" in (tmp_path / "out" / "table.md").read_text()

@@ -270,7 +270,7 @@ def _write(
     _sheet([pixels for pixels, _ in rows]).save(folder / SHEET)
 
 
-def _sheet(images: Sequence[UInt8[Tensor, "H W 3"]]) -> Image.Image:
+def _sheet(images: Sequence[UInt8[Tensor, "... 3"]]) -> Image.Image:
     """Pairs in rows, unsafe above safe; ``images`` are all unsafe ones, and then the safe ones."""
     count = len(images) // 2
     columns = min(COLUMNS, count)
