@@ -585,9 +585,8 @@ def test_a_number_of_images_together_is_a_mean_over_runs_with_the_hull_of_their_
     assert (row["value"], row["low"], row["high"]) == (11.0, 8.0, 17.0)
     assert (row["n"], row["training_seeds"], row["splits"], row["told"]) == (150, 2, 2, "anchor")
     assert "11.0 [8.0, 17.0]" in summaries.table([row])
-    plan = Plan(about="", set="", grid={}, compare=(("a", "b"),))
     other = runs[0]._replace(planned=dataclasses.replace(runs[0].planned, method="b"))
-    assert summaries._differences(plan, [*runs, other]) == [], "there are no images to pair"
+    assert summaries._differences([("a", "b")], [*runs, other]) == [], "there are no images to pair"
 
 
 def test_the_table_shows_what_further_sets_are_measured_by():

@@ -256,7 +256,7 @@ class _Draw:
 
 
 def _write(
-    folder: Path, rows: Sequence[tuple[UInt8[Tensor, "H W 3"], dict[str, Any]]], made: Mapping[str, Any], cost: Cost
+    folder: Path, rows: Sequence[tuple[UInt8[Tensor, "... 3"], dict[str, Any]]], made: Mapping[str, Any], cost: Cost
 ) -> None:
     """Images, ``metadata.jsonl``, ``run.json`` and the sheet, into an existing folder."""
     lines: list[dict[str, Any]] = []
