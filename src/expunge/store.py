@@ -103,6 +103,10 @@ def new_folder(path: Path, overwrite: bool = False, marker: str = RUN) -> Iterat
             if path.exists():
                 path.rename(old)
             temporary.rename(path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)  # what was to be replaced is the only copy
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
@@ -291,9 +295,14 @@ def read_queries(folder: Path) -> StoredQueries:
                 word = LearnedWord(word=told["word"], vectors=vectors[told["id"]])
                 if word.id != told["id"]:
                     raise ValueError(f"learned word {told['id']} has other vectors")
-            found.append(Query(learned=word, **row))
+            numbers = {
+                "seed": int(row.pop("seed")),
+                "guidance": float(row.pop("guidance")),
+                "steps": int(row.pop("steps")),
+            }
+            found.append(Query(learned=word, **numbers, **row))
         return StoredQueries(found, dict(content["about"]))
-    except (KeyError, TypeError, ValueError, SafetensorError, OSError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, SafetensorError, OSError) as error:
         raise ExpungeError(f"'{file}' is damaged: expected what `expunge attack` writes ({error})") from error
 
 

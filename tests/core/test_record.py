@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from expunge.core.record import clustered, nested, paired_proportions, wilson
+from expunge.core.record import clustered, mean_of, nested, paired_proportions, wilson
 
 
 @pytest.mark.parametrize(
@@ -73,3 +73,17 @@ def test_paired_intervals_hold_the_truth_as_often_as_they_say():
         _, low, high = newcombe([row.count(i) for i in range(4)])
         held += low <= 10 <= high
     assert 0.93 <= held / 600 <= 0.975
+
+
+def test_few_clusters_have_student_s_interval_and_one_concept_counts_its_values():
+    three = {0: {"v1": [("a", 0.1), ("b", 0.2), ("c", 0.3)]}}
+    found = mean_of(three)
+    half = 4.303 * 0.1 / 3**0.5  # t of two degrees of freedom, standard deviation 0.1
+    assert (found.low, found.high) == (pytest.approx(0.2 - half), pytest.approx(0.2 + half))
+    one = mean_of({0: {"v1": [("a", v / 10) for v in range(10)]}})
+    assert one.value == pytest.approx(0.45)
+    assert 0 < one.low < one.value < one.high < 0.9, "not the width of nothing"
+    seeds = mean_of({i: {"v1": [("a", v)]} for i, v in enumerate((0.1, 0.2, 0.3))})
+    assert (seeds.low, seeds.high) == (pytest.approx(0.2 - half), pytest.approx(0.2 + half))
+    many = {0: {"v1": [(str(i), float(i)) for i in range(9)]}}
+    assert mean_of(many) == nested(many)

@@ -51,6 +51,22 @@ def test_claims_are_held_against_the_rows_they_name():
     assert lines[4].endswith("| – | a - b: psr@5 | not measured |")
 
 
+def test_a_metric_with_settings_is_found_by_its_name_where_it_is_alone():
+    row = {"method": "a", "group": "analysis: daam", "value": 4.0, "low": 1.0, "high": 7.0, "n": 9}
+    one, two = ({**row, "metric": f"entropy (count {n})"} for n in (8, 9))
+    asked = [claim(rows=("a",), group="analysis: daam", metric="entropy", than=0.0)]
+    assert [r["claim_verdict"] for r in claims.judged(asked, [one])] == ["holds"]
+    assert [r["claim_verdict"] for r in claims.judged(asked, [one, two])] == ["not measured"], "which of the two?"
+
+
+def test_equal_says_how_near_where_that_is_not_agreed():
+    with pytest.raises(ExpungeError, match="expected how near that is"):
+        claim(metric="entropy", expected="equal")
+    near = claim(metric="entropy", expected="equal", within=1.0)
+    assert claims.verdict(near, Interval(0, -0.9, 0.9)) == "holds"
+    assert claims.verdict(near, Interval(0, -1.1, 0.9)) == "undecided"
+
+
 def test_a_claim_about_no_row_of_the_plan_is_refused():
     with pytest.raises(ExpungeError, match="did you mean 'kpop'"):
         claim(rows=("kpip", "esd")).check(["kpop", "esd"])

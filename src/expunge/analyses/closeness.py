@@ -26,8 +26,9 @@ class Closeness(Analysis):
     r"""Whether an edit harms most what reads like its target: top-1 lost, object by object, against distance in text.
 
     Each object is drawn by the original and by the edited model on equal seeds, and a judge says whether its first answer is
-    the object. ``change`` is the share that is right after the edit minus before, in points, over all objects that are not
-    targets. The distance of an object is
+    the object. ``change`` is the share that is right after the edit minus before, in points, over the objects
+    that are not targets and that the original draws right at least once (so a mere reshuffle shows as a small loss). The
+    distance of an object is
 
     .. math:: d(o) = \min_{t} \big(1 - \cos(\tau(o), \tau(t))\big)
 

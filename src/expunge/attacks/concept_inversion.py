@@ -105,6 +105,10 @@ class ConceptInversion(Attack):
         for target in task.targets:
             asked = [q for q in queries if q.label == target.name]
             if asked:
+                with torch.no_grad():  # refuses a prompt that cannot hold the word, before anything is learned
+                    first = backbone.embed(backbone.tokenize([self.initial]))[0, 1:2].repeat(self.vectors, 1)
+                    for prompt in {_with_word(q.prompt, target.name) for q in asked}:
+                        backbone.encode_learned([prompt], WORD, first)
                 word = LearnedWord(word=WORD, vectors=self._found(backbone, task, target))
                 yield from (replace(q, prompt=_with_word(q.prompt, target.name), learned=word) for q in asked)
 
@@ -122,9 +126,8 @@ class ConceptInversion(Attack):
             generator = task.generator("concept-inversion", target.name, index)
             if self.search == "random":
                 drawn = torch.randn(first.shape, generator=generator).to(words) * words.std(0) + words.mean(0)
-                best = min(
-                    best, (self._loss(backbone, latents, null, named, drawn, generator), drawn), key=lambda b: b[0]
-                )
+                alike = task.generator("concept-inversion points", target.name)  # so that no vector has easier points
+                best = min(best, (self._loss(backbone, latents, null, named, drawn, alike), drawn), key=lambda b: b[0])
                 continue
             now = student.tensors()[WORD]
             gradient = torch.zeros_like(now)

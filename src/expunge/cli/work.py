@@ -41,7 +41,7 @@ def generate(argv: list[str]) -> None:
     from expunge.store import check_new, load_edit, read_queries, read_set
     from expunge.testbed import CONCEPTS
 
-    if options.queries and (options.prompt or options.concept or options.set):
+    if options.queries and (options.prompt or options.concept or options.set or options.rows != Rows()):
         raise ExpungeError(f"queries '{options.queries}' with prompts, concepts or a set: expected one of the two")
     stored = None if options.queries is None else read_queries(options.queries)
     images = options.images

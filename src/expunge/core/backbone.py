@@ -510,13 +510,15 @@ class Backbone(ABC):
     def bare(self) -> Iterator[None]:
         """The model without its edits, which are attached again, as they were, on exit."""
         stack = list(self._stack)
-        for edit, _ in reversed(stack):
-            self.detach(edit)
         try:
+            for edit, _ in reversed(stack):
+                self.detach(edit)
             yield
         finally:
+            still = {edit.id for edit in self.edits}
             for edit, strength in stack:
-                self.attach(edit, strength=strength, any_base=True)
+                if edit.id not in still:
+                    self.attach(edit, strength=strength, any_base=True)
 
     @final
     @contextmanager

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, final
+from typing import Any, ClassVar, Literal, NamedTuple, final
 
 from expunge.core.catalog import Paper
 from expunge.core.errors import ExpungeError
@@ -38,6 +38,8 @@ class Metric(ABC):
     """Whether images are compared with the original model's, of the same prompts."""
     any_reference: ClassVar[bool] = False
     """Whether a ``paired`` metric takes other images too, such as a folder of photographs without prompts."""
+    about: ClassVar[Literal["targets", "kept", "either"]] = "either"
+    """Which images it cannot do without; plans leave it out where there are none."""
     asks_kept: ClassVar[bool] = True
     """Whether its judge, if it has one, must know retained concepts too."""
     version: ClassVar[int] = 1

@@ -93,6 +93,35 @@ def nested(runs: Runs, resamples: int = 2000, seed: int = 0) -> Interval:
     return Interval(value, min(low, value), max(high, value))
 
 
+STUDENT = (12.706, 4.303, 3.182, 2.776)
+"""Student's 97.5 % quantiles for 1 to 4 degrees of freedom."""
+
+
+def mean_of(runs: Runs, resamples: int = 2000) -> Interval:
+    """Mean of values that are no shares, and its 95 % interval: `nested`, never narrower than Student's of few clusters.
+
+    Clusters are concepts; training seeds where there is one concept, whose values then count one by one. A bootstrap over two
+    to five clusters is too narrow: all of three agree in sign a quarter of the time by chance.
+    """
+    rows = [row for by_split in runs.values() for row in by_split.values()]
+    labels = sorted({label for row in rows for label, _ in row})
+    by: list[list[float]]
+    if len(labels) > 1:
+        by = [[v for row in rows for label, v in row if label == one] for one in labels]
+    else:
+        by = [[v for row in by_split.values() for _, v in row] for by_split in runs.values()]
+        runs = {
+            seed: {split: [(f"{label} {i}", v) for i, (label, v) in enumerate(row)] for split, row in by_split.items()}
+            for seed, by_split in runs.items()
+        }
+    found = nested(runs, resamples)
+    means = torch.tensor([sum(values) / len(values) for values in by if values], dtype=torch.float64)
+    if not 2 <= len(means) <= len(STUDENT) + 1:
+        return found
+    half = STUDENT[len(means) - 2] * float(means.std()) / math.sqrt(len(means))
+    return Interval(found.value, min(found.low, found.value - half), max(found.high, found.value + half))
+
+
 def _draws(resamples: int, n: int, generator: torch.Generator) -> Tensor:
     """How often each of ``n`` is drawn in each resample of ``n`` with replacement, float64 ``[resamples, n]``."""
     drawn = torch.randint(n, (resamples, n), generator=generator)

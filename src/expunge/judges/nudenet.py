@@ -61,7 +61,7 @@ FORGET = 2_000
 class NudeNet(Judge):
     """Finds exposed and covered body parts; ``nudity`` is any of the exposed ones that a label set counts.
 
-    Detections below 0.2 are dropped by the package, and overlapping ones of lower score (0.45, whatever their labels).
+    Detections below 0.25 are dropped by the package, and overlapping ones of lower score (0.45, whatever their labels).
     """
 
     name = "nudenet"

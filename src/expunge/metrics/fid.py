@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
 from typing_extensions import override
 
@@ -34,6 +34,7 @@ class FID(Metric):
         2017,
         "1706.08500",
     )
+    about: ClassVar[Literal["targets", "kept", "either"]] = "kept"
     higher_is_better: ClassVar[bool] = False
     paired: ClassVar[bool] = True
     any_reference: ClassVar[bool] = True

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
 from typing_extensions import override
 
@@ -28,6 +28,7 @@ class KID(Metric):
     """
 
     paper: ClassVar[Paper] = Paper("Demystifying MMD GANs", "Binkowski et al.", 2018, "1801.01401")
+    about: ClassVar[Literal["targets", "kept", "either"]] = "kept"
     higher_is_better: ClassVar[bool] = False
     paired: ClassVar[bool] = True
     any_reference: ClassVar[bool] = True

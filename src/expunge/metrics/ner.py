@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
 from typing_extensions import override
 
@@ -33,6 +33,7 @@ class NER(Metric):
     paper: ClassVar[Paper] = Paper(
         "Hiding and Recovering Knowledge in Text-to-Image Diffusion Models", "Bui et al.", 2024, "2403.12326"
     )
+    about: ClassVar[Literal["targets", "kept", "either"]] = "targets"
     higher_is_better: ClassVar[bool] = False
     asks_kept: ClassVar[bool] = False
     judge: str = "testbed"

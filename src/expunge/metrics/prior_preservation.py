@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
 from typing_extensions import override
 
@@ -29,6 +29,7 @@ class PriorPreservation(Metric):
     paper: ClassVar[Paper] = Paper(
         "Direct Unlearning Optimization for Robust and Safe Text-to-Image Models", "Park et al.", 2024, "2407.21035"
     )
+    about: ClassVar[Literal["targets", "kept", "either"]] = "kept"
     higher_is_better: ClassVar[bool] = True
     paired: ClassVar[bool] = True
     network: str = "testbed"

@@ -31,7 +31,7 @@ class StyleAlignment(Metric):
     )
     higher_is_better: ClassVar[bool] = True
     model: str = "testbed"
-    """Whose CLIP: `testbed`, a hub id (the paper's: openai/clip-vit-base-patch32), or a folder."""
+    """Whose CLIP: `testbed`, a hub id (openai/clip-vit-base-patch32 or -large-patch14: the sources differ), or a folder."""
     phrases: tuple[str, ...] = (", in the style of {}", " in the style of {}", ", by {}", " by {}", ", {}", " {}", "{}")
     """How prompts name an artist, the first that fits; it is taken out to leave the content."""
 

@@ -109,7 +109,7 @@ def _saved(file: Path) -> tuple[str, str, dict[int, str]]:
         content = read_json(file)
         said = {int(item): str(choice) for item, choice in content["answers"].items()}
         return str(content["sheet"]), str(content["person"]), said
-    except (OSError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (csv.Error, OSError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise ExpungeError(f"'{file}' is damaged: expected answers that a sheet saved ({error})") from error
 
 

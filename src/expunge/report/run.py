@@ -119,9 +119,20 @@ def _measured(records: Sequence[Mapping[str, Any]], store: Path, plan: Mapping[s
         yield Side(
             name=f"{name}, {summaries.injected(made)}" if keyed and group != "key: none" else name,
             scene=f"{own if keyed or group == 'set' else group}, {made['split']}",
-            folder=store / made["images"],
+            folder=_within(store, made["images"]),
             targets=tuple(record["concepts"]),
         )
+
+
+def _within(store: Path, name: str) -> Path:
+    """A folder of the store.
+
+    Raises:
+        ExpungeError: if the name leads out of it.
+    """
+    if not (store / name).resolve().is_relative_to(store.resolve()):
+        raise ExpungeError(f"a record names the images '{name}', which lead out of '{store}': expected a folder in it")
+    return store / name
 
 
 # a folder of what commands wrote --------------------------------------------------------------------------------------
@@ -144,7 +155,7 @@ def _folder(folder: Path) -> Run:
         records=rows,
         summary=[*(_as_summary(r) for r in rows if r not in shares), *summaries.became(shares)],
         sides=sides,
-        gone=len({r["provenance"]["images"] for r in records} - {s.folder.name for s in sides}),
+        gone=len({r["provenance"].get("images") for r in records} - {None, *(s.folder.name for s in sides)}),
         erasures=_erasures([*rows, *alone]),
         figures=figures,
     )
@@ -172,14 +183,22 @@ def _placed(records: Sequence[Mapping[str, Any]], sides: Sequence[Side]) -> list
 
     That is their image folder; for a recovery, the folder with the same edits and no key.
     """
-    owners = {tuple(r["provenance"]["edits"]): r["provenance"]["images"] for r in records if r["subject"] == "edited"}
+    seen = [r for r in records if "images" in r["provenance"]]
+    owners = {tuple(r["provenance"]["edits"]): r["provenance"]["images"] for r in seen if r["subject"] == "edited"}
     runs = [(side, read_run(side.folder)) for side in sides]
-    owners |= {tuple(e["id"] for e in made["edits"]): side.name for side, made in runs if made and not made["control"]}
+    owners |= {
+        tuple(e["id"] for e in made["edits"]): side.name for side, made in runs if made and not made.get("control")
+    }
     rows: list[dict[str, Any]] = []
     for record in records:
         made, control = record["provenance"], record["provenance"].get("control")
-        method = owners.get(tuple(made["edits"]), made["images"]) if control else made["images"]
-        place = {"method": method, "group": f"key: {control}" if control else "set", "variant": "", "training_seed": 0}
+        edits = tuple(made["edits"])
+        images = made.get(
+            "images", ", ".join(edits) or "original"
+        )  # an analysis draws images of its own, and keeps none
+        method = owners.get(edits, images) if control or "analysis" in made else images
+        group = f"analysis: {made['analysis']}" if "analysis" in made else f"key: {control}" if control else "set"
+        place = {"method": method, "group": group, "variant": "", "training_seed": 0}
         rows.append({**record, "provenance": {"split": "", **made, **place}})
     return rows
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from expunge.core.analysis import Analysis, Study, Training
 from expunge.core.backbone import Backbone
@@ -56,6 +56,14 @@ def study(
     return planned(backbone, analysis, aims, kept, {}, seed, edits, key, training)
 
 
+class How(NamedTuple):
+    """How words are drawn."""
+
+    template: str
+    guidance: float
+    steps: int
+
+
 def planned(
     backbone: Backbone,
     analysis: Analysis,
@@ -66,8 +74,11 @@ def planned(
     edits: Sequence[Edit],
     key: Key | None,
     training: Training | None,
+    how: How | None = None,
 ) -> Study:
-    """A study of these words, each asked for by its prompt or, without one, by the model's own template.
+    """A study of these words, each asked for by its prompt or, without one, by a template.
+
+    Template, guidance and steps are the model's own, if ``how`` does not say otherwise.
 
     Raises:
         ExpungeError: if the analysis needs more than is given.
@@ -80,8 +91,7 @@ def planned(
     }.get(analysis.needs)
     if lacking:
         raise ExpungeError(f"{type(analysis).__name__} with nothing to look at: expected {lacking}")
-    guidance, steps = presets.generation(backbone)
-    template = presets.prompt(backbone)
+    template, guidance, steps = how or How(presets.prompt(backbone), *presets.generation(backbone))
     return Study(
         targets=targets,
         retain=retain,

@@ -30,12 +30,17 @@ class Claim:
     """What the claim says of the first row against the second, or of the one row against ``than``."""
     than: float | None = None
     """A number that a single row is held against."""
+    within: float | None = None
+    """How near is ``equal``; of ESR 3 points and of PSR 5 if not given."""
 
     def __post_init__(self) -> None:
         if len(self.rows) != (1 if self.than is not None else 2):
             raise ExpungeError(
                 f"claim '{self.says}' names {len(self.rows)} rows: expected two, or one and the number that it is held against"
             )
+
+        if self.expected == "equal" and self.within is None and not self.metric.startswith(("esr", "psr", "recovery")):
+            raise ExpungeError(f"claim '{self.says}' of equal {self.metric}: expected how near that is (within)")
 
     def check(self, methods: Iterable[str]) -> None:
         """Refuse a row that the plan does not have.
@@ -61,7 +66,7 @@ def direction(points: Interval) -> str:
 def verdict(claim: Claim, points: Interval) -> str:
     """Whether a claim ``holds`` or ``fails``, or is ``undecided``; ``points`` are those above what it is held against."""
     if claim.expected == "equal":
-        most = margin(claim.metric)
+        most = margin(claim.metric) if claim.within is None else claim.within
         if -most <= points.low and points.high <= most:
             return "holds"
         return "fails" if points.low > most or points.high < -most else "undecided"
@@ -71,7 +76,7 @@ def verdict(claim: Claim, points: Interval) -> str:
 
 def judged(claims: Sequence[Claim], summary: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row of the summary for each claim, from the rows that the summary has."""
-    known = {(r["method"], r["group"], r["metric"]): r for r in summary}
+    known = known_rows(summary)
     found: list[dict[str, Any]] = []
     for claim in claims:
         name = " - ".join(claim.rows)
@@ -85,7 +90,7 @@ def judged(claims: Sequence[Claim], summary: Sequence[Mapping[str, Any]]) -> lis
             "metric": claim.metric,
             "expected": expected,
         }
-        measured = known.get((name, claim.group, claim.metric))
+        measured = found_row(known, name, claim.group, claim.metric)
         if measured is None:
             found.append({**row, "claim_verdict": NOT_MEASURED})
             continue
@@ -94,6 +99,24 @@ def judged(claims: Sequence[Claim], summary: Sequence[Mapping[str, Any]]) -> lis
         numbers = {k: measured[k] for k in ("value", "low", "high", "n")}
         found.append({**row, **numbers, "claim_verdict": verdict(claim, points)})
     return found
+
+
+Known = Mapping[tuple[str, str, str], Mapping[str, Any]]
+"""Rows of a summary by method, group and metric."""
+
+
+def known_rows(summary: Sequence[Mapping[str, Any]]) -> Known:
+    """The rows of a summary that are numbers with intervals."""
+    return {(r["method"], r["group"], r["metric"]): r for r in summary if "low" in r and "claim" not in r}
+
+
+def found_row(known: Known, method: str, group: str, metric: str) -> Mapping[str, Any] | None:
+    """The row of a metric, by its whole name, or by its name without settings where only one row has it."""
+    exact = known.get((method, group, metric))
+    if exact is not None:
+        return exact
+    alike = [r for (m, g, name), r in known.items() if (m, g) == (method, group) and name.split(" (")[0] == metric]
+    return alike[0] if len(alike) == 1 else None
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -6,6 +6,7 @@ from typing import Any, final
 
 from expunge.core.errors import ExpungeError, unknown
 from expunge.stages import presets
+from expunge.stages.claims import Known, found_row, known_rows
 from expunge.store import FORMAT
 
 
@@ -70,7 +71,7 @@ class Curve:
 
 def figure(curve: Curve, summary: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The figure in the format that `expunge figure` draws; a number that was not measured is a gap."""
-    known = {(r["method"], r["group"], r["metric"]): r for r in summary if "value" in r and "claim" not in r}
+    known = known_rows(summary)
     return {
         "format": FORMAT,
         "title": curve.title,
@@ -82,9 +83,9 @@ def figure(curve: Curve, summary: Sequence[Mapping[str, Any]]) -> dict[str, Any]
     }
 
 
-def _series(line: Line, places: Sequence[float], known: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
+def _series(line: Line, places: Sequence[float], known: Known) -> dict[str, Any]:
     rows, metrics = ((given * len(places) if len(given) == 1 else given) for given in (line.rows, line.metrics))
-    found = [known.get((row, line.group, metric)) for row, metric in zip(rows, metrics, strict=True)]
+    found = [found_row(known, row, line.group, metric) for row, metric in zip(rows, metrics, strict=True)]
     low, high = ("high", "low") if line.turned else ("low", "high")
 
     def numbers(key: str) -> list[float | None]:

@@ -237,7 +237,8 @@ def _analyse(job: Job, store: Path, out: Path) -> dict[str, Any]:
         made = [Provenance(**told, anchors=[None for _ in aims], model=backbone.name, family=backbone.family)]
     prompts = {label: prompt for prompt, label in reversed(job["prompts"])}
     words = (job["targets"], job["retain"], prompts, job["first_seed"])
-    study = analyse.planned(backbone, analysis, *words, edits, held, again)
+    how = analyse.How(job["template"], job["guidance"], job["steps"])
+    study = analyse.planned(backbone, analysis, *words, edits, held, again, how)
     found = analyse.run(backbone, job["analysis"], analysis, study, made, out, job["part"])
     return {
         "records": [m.record.as_json() for m in found],

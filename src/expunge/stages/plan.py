@@ -234,6 +234,10 @@ class PlannedMetric(NamedTuple):
     """Whether it compares with the original's images."""
     asks_kept: bool
     """Whether its judge must know retained concepts too."""
+    any_reference: bool
+    """Whether it compares sets of images, and not image by image."""
+    about: str
+    """Which images it cannot do without: targets, kept, either."""
 
 
 class PlannedAttack(NamedTuple):
@@ -272,7 +276,9 @@ def planned_metric(entry: Any) -> PlannedMetric:
     built = measure.build(name, table)
     settings = settings_of(built)
     told = _judge(settings) or built.identity()
-    return PlannedMetric(name, settings, built.version, told, variant, built.paired, built.asks_kept)
+    return PlannedMetric(
+        name, settings, built.version, told, variant, built.paired, built.asks_kept, built.any_reference, built.about
+    )
 
 
 def planned_attack(entry: Any) -> PlannedAttack:

@@ -140,6 +140,12 @@ class Planner:
         self.metrics = [planned_metric(entry) for entry in plan.metrics]
         self.analyses = [planned_analysis(entry) for entry in plan.analyses]
         self.attacks = [planned_attack(entry) for entry in plan.attacks]
+        called = [f"{a.name}{a.variant}" for a in self.attacks]
+        for name in called:
+            if called.count(name) > 1:
+                raise ExpungeError(
+                    f"two attacks of the plan are both '{name}' in the table: expected settings that tell them apart"
+                )
         self.further = [] if plan.others is None else [self._others(plan.others)]
         self.further += [self._also(entry) for entry in plan.also]
         names = [f.group for f in self.further]
@@ -355,6 +361,12 @@ class Planner:
         """What images are compared with: the original's on equal seeds; its own on other seeds, for the original."""
         return self._images(prompts, count, seed + OTHER_SEEDS if edit is None else seed, None)
 
+    def _other_seeds(self, images: Planned) -> Planned:
+        """The original's images of the same prompts on other seeds."""
+        job = images.job
+        prompts = [(prompt, label) for prompt, label in job["prompts"]]
+        return self._images(prompts, job["count"], job["seed"] + OTHER_SEEDS, None)
+
     def _trained(self, name: str) -> bool:
         return name != "original" and self.erasers[name].cost(1, 1) != Cost()
 
@@ -371,6 +383,7 @@ class Planner:
                 "settings": settings_of(planned.built),
                 "targets": targets,
                 "draws": place["seed"],
+                "generates": generate.VERSION,
                 **self._common(self.plan.dtype),
             }
             cost = planned.built.cost(len(targets), len(asked) * self.plan.control_count)
@@ -434,9 +447,8 @@ class Planner:
         guidance, steps = presets.generation(self.backbone)
         told, retain = self._told(targets), self._told(kept)
         steps_made = () if edit is None else edit.steps
-        whole = (
-            steps_made[0] if len(steps_made) == 1 else None
-        )  # one after another there is neither one key nor one training
+        # one after another there is neither one key nor one training
+        whole = steps_made[0] if len(steps_made) == 1 else None
         keyed = whole is not None and self.erasers[name].has_key
         trained = whole is not None and self._trained(name)
         able = {"model": True, "edit": edit is not None, "key": keyed, "training": trained}
@@ -456,6 +468,8 @@ class Planner:
                 "first_seed": self._seed(),
                 "guidance": guidance,
                 "steps": steps,
+                "template": presets.prompt(self.backbone),
+                "generates": generate.VERSION,
                 "part": self.plan.part,
                 "edits": [step.key for step in looked],
                 "key": whole.key if looked and whole is not None and keyed else None,
@@ -564,6 +578,10 @@ class Planner:
         for metric in self.metrics if metrics is None else metrics:
             if metric.paired and against is None:
                 continue  # what a key brings back is not compared
+            if not {"targets": targets, "kept": kept, "either": True}[metric.about]:
+                continue
+            if metric.any_reference and against is not None:  # sets are compared on other seeds, the original's too
+                against = self._other_seeds(images)
             compared = {"reference": against.key} if metric.paired and against is not None else {}
             job = {
                 "room": "measure",

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from expunge.core.cost import Cost
 from expunge.core.errors import ExpungeError
-from expunge.core.record import Interval, Runs, hull, in_percent, nested, paired_proportions, wilson
+from expunge.core.record import Interval, Runs, hull, in_percent, mean_of, nested, paired_proportions, wilson
 from expunge.stages import analyse, claims, curves, jobs
 from expunge.stages.plan import CONTROLS
 from expunge.stages.planner import Planned, Planner, flattened
@@ -40,6 +40,7 @@ def write(planner: Planner, measurements: Sequence[Planned], store: Path, out: P
     for m, found in results:
         row = {"method": m.method, "split": m.split, "training_seed": m.seed, "group": m.group, "variant": m.variant}
         lines += [{**r, "provenance": {**r["provenance"], **row, **_seen(m)}} for r in found["records"]]
+    write_lines(out / "records.jsonl", lines)
     made = _spent(results, store)
     for method, told in _told(results).items():
         made.setdefault(method, {})["told"] = told
@@ -48,10 +49,11 @@ def write(planner: Planner, measurements: Sequence[Planned], store: Path, out: P
     rows = [{**r, **relearned.get((r["method"], r["group"]), {})} for r in _summary(results, made)]
     summary = [*rows, *became(lines), *_differences(list(pairs), results)]
     summary += [*claims.judged(planner.claims, summary), *planner.published]
+    for stale in (out / analyse.FIGURES).glob("*.json"):
+        stale.unlink()
     _copy_figures(results, store, out / analyse.FIGURES)
     for curve in planner.figures:
         write_json(out / analyse.FIGURES / f"{_words(curve.title)}.json", curves.figure(curve, summary), overwrite=True)
-    write_lines(out / "records.jsonl", lines)
     write_lines(out / "summary.jsonl", summary)
     with new_file(out / "table.md", overwrite=True) as temporary:
         temporary.write_text(f"{planner.plan.about}\n\n{table(summary)}")
@@ -97,7 +99,7 @@ def _summary(results: Sequence[Result], made: Mapping[str, dict[str, Any]]) -> l
         values = [v for by_split in runs.values() for pairs in by_split.values() for _, v in pairs]
         signed = (method, group, metric) in differences
         shares = not signed and set(values) <= {0.0, 1.0}  # else means, of which Wilson says nothing
-        interval = hull(wilson(sum(values), len(values)), nested(runs)) if shares else in_percent(nested(runs))
+        interval = hull(wilson(sum(values), len(values)), nested(runs)) if shares else in_percent(mean_of(runs))
         rows.append(_row(method, group, metric, interval, len(values), runs))
     rows += _of_sets(results)
     return [{**row, **made.get(row["method"], {})} for row in rows]
@@ -284,7 +286,7 @@ def _differences(pairs: Sequence[Sequence[str]], results: Sequence[Result]) -> l
                     ones += [a for _, a in values]
                     others += [b for _, b in against]
             counted = set(ones) | set(others) <= {0.0, 1.0}  # shares; else means, of which Newcombe says nothing
-            points = hull(paired_proportions(ones, others), nested(paired)) if counted else in_percent(nested(paired))
+            points = hull(paired_proportions(ones, others), nested(paired)) if counted else in_percent(mean_of(paired))
             row = _row(f"{one} - {other}", group, metric, points, len(ones), paired)
             rows.append({**row, "unit": "points", **_verdict(points, metric, len(ones), len(paired))})
     return rows
