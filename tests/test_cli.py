@@ -261,6 +261,15 @@ def test_help_takes_less_than_a_second_and_imports_no_torch():
     assert min(seconds) < 1.0
 
 
+def test_every_command_has_help_that_imports_no_torch():
+    code = (
+        "import sys; from expunge.cli import COMMANDS, main\n"
+        "for name in COMMANDS: assert main([name, '--help']) == 0, name\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
 def test_list_names_what_exists(capsys):
     run("list", "--json")
     found = json.loads(capsys.readouterr().out)

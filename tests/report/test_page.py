@@ -296,3 +296,35 @@ def test_tables_sort_by_value_both_ways(bench_run, visit):
         assert head.find_element(By.XPATH, "..").get_attribute("aria-sort") == order
     driver.execute_script("arguments[0].click()", table.find_element(By.CSS_SELECTOR, "th button"))
     assert shown() == sorted(values, reverse=True)
+
+
+def test_a_folder_with_an_analysis_and_somebody_s_pairs(command_run, tmp_path):
+    run, pairs = tmp_path / "run", tmp_path / "run" / "pairs"
+    shutil.copytree(command_run, run)
+    edit = run / "edit" / "edit.safetensors"
+    assert (
+        main(
+            [
+                "analyse",
+                "daam",
+                "--edit",
+                str(edit),
+                "--count",
+                "1",
+                "--kept",
+                "1",
+                "--out",
+                str(run / "daam"),
+                "--quiet",
+            ]
+        )
+        == 0
+    )
+    shutil.copytree(command_run / "after", pairs)
+    made = json.loads((pairs / "run.json").read_text())
+    (pairs / "run.json").write_text(json.dumps({k: v for k, v in made.items() if k not in ("control", "sampling")}))
+    out = tmp_path / "r.html"
+    assert main(["report", str(run), "--out", str(out), "--images", "1", "--quiet"]) == 0
+    text = out.read_text()
+    assert "Analysis daam" in text
+    assert "entropy_erased" in text

@@ -659,3 +659,19 @@ def test_a_job_s_key_is_of_what_changes_its_result():
     job = {"room": "erase", "model": "testbed", "model_sha256": "a", "seed": 0}
     assert jobs.key(job) == jobs.key({**job, "model": "/elsewhere/testbed"})
     assert len({jobs.key({**job, **c}) for c in ({}, {"model_sha256": "b"}, {"seed": 1}, {"room": "generate"})}) == 4
+
+
+def test_a_metric_is_left_out_where_it_has_nothing_to_look_at(plan):
+    text = plan.read_text().replace(
+        "count = 1", 'count = 1\nmetrics = ["esr-psr", "ner", "fid"]\nothers = { set = "everyday" }', 1
+    )
+    plan.write_text(text)
+    planned = Planner(read_plan(plan)).planned()
+    groups = {name: {p.group for p in planned if p.job.get("metric") == name} for name in ("esr-psr", "ner", "fid")}
+    assert groups["esr-psr"] >= {"set", "others"}
+    assert groups["ner"] == {g for g in groups["esr-psr"] if g != "others"}, "nobody is erased among the others"
+    assert groups["fid"] == {"set", "others"}, "what a key brings back keeps nothing"
+    fids = {(p.method, p.group): p.job for p in planned if p.job.get("metric") == "fid"}
+    assert (
+        fids["original", "set"]["reference"] == fids["uce", "set"]["reference"] != fids["original", "set"]["images"]
+    ), "sets are compared on other seeds, the original's too"

@@ -25,7 +25,7 @@ class Claim:
     metric: str = "esr@1"
     """As a column of the summary calls it."""
     group: str = "set"
-    """Whose images: set, others, a further set's name, `key: own` (there the metric is recovery), an analysis."""
+    """Whose images: set, others, a further set's name, `key: own` (two rows' metric there is recovery), an analysis."""
     expected: Literal["higher", "lower", "equal"] = "higher"
     """What the claim says of the first row against the second, or of the one row against ``than``."""
     than: float | None = None
