@@ -47,3 +47,6 @@ bench-%: setup benchmarks/%.toml  ## run a plan of benchmarks/ and put its recor
 	$(BIN)/expunge bench benchmarks/$*.toml
 	grep -v -e '"group": "key: ' -e '"metric": "became@' runs/bench/$*/records.jsonl | cat - runs/bench/$*/summary.jsonl > benchmarks/$*.jsonl
 	cp runs/bench/$*/table.md benchmarks/$*.md
+	for figure in runs/bench/$*/figures/*.json; do test -e "$$figure" || continue; \
+	  $(BIN)/expunge figure "$$figure" --out "benchmarks/figures/$*-$$(basename "$$figure" .json).svg" --overwrite --quiet || exit 2; \
+	done
