@@ -218,8 +218,12 @@ def check_metric(metric: Metric, shots: Sequence[Shot], targets: Sequence[str], 
     It keeps a value for each image, or none at all if its number exists only for the images together.
     """
     _settings_object(metric)
-    beside = list(reversed(shots)) if metric.paired else []
+    beside = [dataclasses.replace(s, pixels=lambda s=s: s.pixels().flip(1)) for s in reversed(shots)] * metric.paired
     found = metric.measure(shots, targets, retain, beside)
+    if metric.paired:
+        alike = metric.measure(shots, targets, retain, list(reversed(shots)))
+        apart = [m.interval.value for m in found] != [m.interval.value for m in alike]
+        _promise(apart, "a metric that compares tells mirrored images from the same ones")
     _promise(bool(found), "a metric measures something")
     for m in found:
         value, low, high = m.interval
