@@ -17,7 +17,7 @@ def test_a_figure_is_plain_json_of_the_format():
         "note": "N",
         "kind": "lines",
         "x": {"label": "k", "log": True},
-        "y": {"label": "mass"},
+        "y": {"label": "mass", "log": False},
         "series": [
             {"name": "a", "x": [1, 10], "y": [0.5, 0.25], "low": [0.4, 0.2], "high": [0.6, 0.3], "labels": ["p", "q"]}
         ],

@@ -26,7 +26,7 @@ def curve(**changes):
 
 def test_numbers_of_a_summary_become_lines():
     claim = {**ROWS[0], "claim": "x", "value": 3.0}
-    erased, back, ranks = figure(curve(), [*ROWS, claim])["series"]
+    erased, back, ranks = figure(curve(), [*ROWS, claim]).as_json()["series"]
     assert (erased["y"], erased["low"], erased["high"]) == ([90.0, 60.0], [88.0, 58.0], [91.0, 61.0])
     assert (back["y"], back["low"], back["high"]) == ([60.0, 80.0], [59.0, 79.0], [62.0, 82.0])
     assert ranks["y"] == [90.0, None], "what was not measured is a gap"
@@ -35,7 +35,7 @@ def test_numbers_of_a_summary_become_lines():
 def test_it_can_be_drawn():
     from expunge.report.figures import svg
 
-    assert "lambda" in svg(figure(curve(), ROWS))
+    assert "lambda" in svg(figure(curve(), ROWS).as_json())
 
 
 def test_lines_that_do_not_fit_are_refused():

@@ -29,9 +29,10 @@ class Series:
 
     name: str
     x: Sequence[float | int | str]
-    y: Sequence[float | int]
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
+    y: Sequence[float | int | None]
+    """None is a gap."""
+    low: Sequence[float | None] | None = None
+    high: Sequence[float | None] | None = None
     labels: Sequence[str] | None = None
     """A word for each point."""
 
@@ -86,7 +87,7 @@ class Figure:
         told = {"format": FORMAT, "title": self.title, "note": self.note, "kind": self.kind}
         if self.kind == "heatmaps":
             return {**told, "panels": [_given(panel) for panel in self.panels]}
-        axes = {"x": self.x._asdict(), "y": {"label": self.y.label}}
+        axes = {"x": self.x._asdict(), "y": self.y._asdict()}
         return {**told, **axes, "series": [_given(line) for line in self.series]}
 
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+from expunge.core.analysis import Axis, Figure, Series
 from expunge.core.errors import ExpungeError, unknown
 from expunge.stages import presets
 from expunge.stages.claims import Known, found_row, known_rows
-from expunge.store import FORMAT
 
 
 @final
@@ -69,21 +69,20 @@ class Curve:
                     raise unknown(f"method of the grid in figure '{self.title}'", name, methods)
 
 
-def figure(curve: Curve, summary: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The figure in the format that `expunge figure` draws; a number that was not measured is a gap."""
+def figure(curve: Curve, summary: Sequence[Mapping[str, Any]]) -> Figure:
+    """The curve drawn from a summary; a number that was not measured is a gap."""
     known = known_rows(summary)
-    return {
-        "format": FORMAT,
-        "title": curve.title,
-        "note": curve.note,
-        "kind": "lines",
-        "x": {"label": curve.x_label, "log": curve.log},
-        "y": {"label": curve.y_label},
-        "series": [_series(line, curve.x, known) for line in curve.read],
-    }
+    return Figure(
+        title=curve.title,
+        note=curve.note,
+        kind="lines",
+        x=Axis(curve.x_label, curve.log),
+        y=Axis(curve.y_label),
+        series=[_series(line, curve.x, known) for line in curve.read],
+    )
 
 
-def _series(line: Line, places: Sequence[float], known: Known) -> dict[str, Any]:
+def _series(line: Line, places: Sequence[float], known: Known) -> Series:
     rows, metrics = ((given * len(places) if len(given) == 1 else given) for given in (line.rows, line.metrics))
     found = [found_row(known, row, line.group, metric) for row, metric in zip(rows, metrics, strict=True)]
     low, high = ("high", "low") if line.turned else ("low", "high")
@@ -91,4 +90,4 @@ def _series(line: Line, places: Sequence[float], known: Known) -> dict[str, Any]
     def numbers(key: str) -> list[float | None]:
         return [None if r is None else round(100 - r[key], 3) if line.turned else r[key] for r in found]
 
-    return {"name": line.name, "x": list(places), "y": numbers("value"), "low": numbers(low), "high": numbers(high)}
+    return Series(name=line.name, x=list(places), y=numbers("value"), low=numbers(low), high=numbers(high))

@@ -53,7 +53,11 @@ def write(planner: Planner, measurements: Sequence[Planned], store: Path, out: P
         stale.unlink()
     _copy_figures(results, store, out / analyse.FIGURES)
     for curve in planner.figures:
-        write_json(out / analyse.FIGURES / f"{_words(curve.title)}.json", curves.figure(curve, summary), overwrite=True)
+        write_json(
+            out / analyse.FIGURES / f"{_words(curve.title)}.json",
+            curves.figure(curve, summary).as_json(),
+            overwrite=True,
+        )
     write_lines(out / "summary.jsonl", summary)
     with new_file(out / "table.md", overwrite=True) as temporary:
         temporary.write_text(f"{planner.plan.about}\n\n{table(summary)}")
