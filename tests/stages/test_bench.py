@@ -663,7 +663,9 @@ def test_a_job_s_key_is_of_what_changes_its_result():
 
 def test_a_metric_is_left_out_where_it_has_nothing_to_look_at(plan):
     text = plan.read_text().replace(
-        "count = 1", 'count = 1\nmetrics = ["esr-psr", "ner", "fid"]\nothers = { set = "everyday" }', 1
+        "count = 1",
+        'count = 1\nmetrics = ["esr-psr", "ner", "fid", "prior-distance"]\nothers = { set = "everyday" }',
+        1,
     )
     plan.write_text(text)
     planned = Planner(read_plan(plan)).planned()
@@ -675,3 +677,5 @@ def test_a_metric_is_left_out_where_it_has_nothing_to_look_at(plan):
     assert (
         fids["original", "set"]["reference"] == fids["uce", "set"]["reference"] != fids["original", "set"]["images"]
     ), "sets are compared on other seeds, the original's too"
+    (distance,) = [p for p in planned if (p.method, p.group, p.job.get("metric")) == ("uce", "set", "prior-distance")]
+    assert distance.job["reference"] == fids["original", "set"]["images"], "pairs stay on equal seeds beside sets"

@@ -22,7 +22,7 @@ class FID(Metric):
 
     Heusel et al., Eq. 6; methods.md C3. Of retained concepts, and of prompts that ask for nothing in particular (COCO
     captions). The reference is a folder of photographs, with or without prompts (COCO's for the papers' tables), or the
-    original's images; plans take the latter, and of the original itself tell how far it is from its own images on other seeds.
+    original's images; plans take the latter on other seeds, for the original's own row too, which is then the floor.
     The interval holds the reference fixed: a bootstrap's standard deviation around the value, since resampled sets are farther.
     Deviations: images are scaled by torchmetrics (bilinear, antialiased); TensorFlow's scaling and clean-fid's give other
     numbers. On the testbed the features are of a network of its own: ``fid_testbed``, whose numbers are not FID's.

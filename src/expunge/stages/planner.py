@@ -580,9 +580,9 @@ class Planner:
                 continue  # what a key brings back is not compared
             if not {"targets": targets, "kept": kept, "either": True}[metric.about]:
                 continue
-            if metric.any_reference and against is not None:  # sets are compared on other seeds, the original's too
-                against = self._other_seeds(images)
-            compared = {"reference": against.key} if metric.paired and against is not None else {}
+            # sets of images are compared on other seeds, the original's own too
+            beside = self._other_seeds(images) if metric.any_reference else against if metric.paired else None
+            compared = {} if beside is None else {"reference": beside.key}
             job = {
                 "room": "measure",
                 "metric": metric.name,
@@ -594,7 +594,7 @@ class Planner:
                 "retain": kept,
                 **compared,
             }
-            upstream = (images, against) if compared and against is not None else (images,)
+            upstream = (images,) if beside is None else (images, beside)
             yield Planned(job=job, upstream=upstream, variant=metric.variant, **place)
 
 
