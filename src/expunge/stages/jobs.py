@@ -172,7 +172,7 @@ def _memory(job: Job, store: Path, out: Path) -> dict[str, Any]:
 def _attack(job: Job, store: Path, out: Path) -> dict[str, Any]:
     """Adversarial queries against the edits of earlier jobs, or against the original."""
     backbone = _model(job)
-    edits = [load_edit(_upstream(k, "erase", store) / EDIT) for k in job["edits"]]
+    edits = _edits(job["edits"], store)
     targets = [Concept(name=name) for name in job["targets"]]
     built = attack.build(job["attack"], job["settings"])
     before = backbone.cost
@@ -192,10 +192,7 @@ def _generate(job: Job, store: Path, out: Path) -> dict[str, Any]:
     edits = _edits(job["edits"], store)
     control = job["control"]
     if control is not None:
-        held = load_edit(_upstream(job["key"], job.get("key_room", "erase"), store) / KEY)
-        if not isinstance(held, Key):
-            raise ExpungeError(f"the key of job {job['key'][:8]} is a {type(held).__name__}: expected a key")
-        edits.append(CONTROLS[control](held, job).only_for(job["only"]))
+        edits.append(CONTROLS[control](_held(job, store), job).only_for(job["only"]))
     adversarial = job.get("queries")  # the key of an attack
     stored = None if adversarial is None else read_queries(_upstream(adversarial, "attack", store) / QUERIES)
     asked = _asked(job) if stored is None else stored.queries
@@ -222,10 +219,8 @@ def _analyse(job: Job, store: Path, out: Path) -> dict[str, Any]:
     backbone = _model(job)
     before = backbone.cost
     analysis = analyse.build(job["analysis"], job["settings"])
-    edits: list[Edit] = [load_edit(_upstream(k, "erase", store) / EDIT) for k in job["edits"]]
-    held = load_edit(_upstream(job["key"], "erase", store) / KEY) if job["key"] else None
-    if held is not None and not isinstance(held, Key):
-        raise ExpungeError(f"the key of job {job['key'][:8]} is a {type(held).__name__}: expected a key")
+    edits = _edits(job["edits"], store)
+    held = _held(job, store) if job["key"] else None
     made, again = analyse.provenances(edits), None
     if job["training"] is not None:
         run = job["training"]
@@ -264,6 +259,14 @@ CONTROLS: dict[str, Callable[[Key, Job], Key]] = {
     "fresh": lambda held, job: held,
 }
 """What is injected, by the name of the control: the prompts of the key itself, or wrong ones made of it."""
+
+
+def _held(job: Job, store: Path) -> Key:
+    """The key that a job names, of an erasure or learned anew."""
+    held = load_edit(_upstream(job["key"], job.get("key_room", "erase"), store) / KEY)
+    if not isinstance(held, Key):
+        raise ExpungeError(f"the key of job {job['key'][:8]} is a {type(held).__name__}: expected a key")
+    return held
 
 
 def _edits(keys: Sequence[str], store: Path) -> list[Edit]:
