@@ -12,7 +12,7 @@ from expunge.core.metric import Measurement, Metric, grouped, together
 from expunge.core.query import Shot
 from expunge.maths.distributions import frechet_of
 from expunge.pretrained import weights as stored
-from expunge.pretrained.features import extractor
+from expunge.pretrained.features import compared
 
 
 @final
@@ -61,10 +61,6 @@ class FID(Metric):
     ) -> list[Measurement]:
         kept = grouped(shots, targets, retain).kept
         others = grouped(reference, targets, retain, "of the reference").kept
-        for what, images in (("images to keep", kept), ("images in the reference", others)):
-            if len(images) < self.minimum:
-                raise ExpungeError(f"fid of {len(images)} {what}: expected {self.minimum} or more (minimum)")
-        net = extractor(self.network, self.weights)
-        interval = frechet_of(net.features(kept), net.features(others), self.resamples)
-        name = "fid" if self.network == "inception" else f"fid_{self.network}"
-        return [together(name, kept, interval, "", {**net.instrument, "reference_images": len(others)})]
+        sets = compared("fid", self.network, self.weights, self.minimum, kept, others)
+        interval = frechet_of(sets.ours, sets.theirs, self.resamples)
+        return [together(sets.name, sets.kept, interval, "", sets.instrument)]

@@ -13,7 +13,7 @@ from expunge.core.query import Shot
 from expunge.core.record import Interval
 from expunge.maths.distributions import mmd_of
 from expunge.pretrained import weights as stored
-from expunge.pretrained.features import extractor
+from expunge.pretrained.features import compared
 
 
 @final
@@ -53,11 +53,7 @@ class KID(Metric):
     ) -> list[Measurement]:
         kept = grouped(shots, targets, retain).kept
         others = grouped(reference, targets, retain, "of the reference").kept
-        for what, images in (("images to keep", kept), ("images in the reference", others)):
-            if len(images) < self.minimum:
-                raise ExpungeError(f"kid of {len(images)} {what}: expected {self.minimum} or more (minimum)")
-        net = extractor(self.network, self.weights)
-        interval = mmd_of(net.features(kept), net.features(others))
-        name = "kid" if self.network == "inception" else f"kid_{self.network}"
+        sets = compared("kid", self.network, self.weights, self.minimum, kept, others)
+        interval = mmd_of(sets.ours, sets.theirs)
         thousandfold = Interval(*(1000 * part for part in interval))
-        return [together(name, kept, thousandfold, "x 1e-3", {**net.instrument, "reference_images": len(others)})]
+        return [together(sets.name, sets.kept, thousandfold, "x 1e-3", sets.instrument)]

@@ -4,14 +4,14 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from expunge import testbed
-from expunge.core.errors import unknown
+from expunge.core.errors import ExpungeError, unknown
 from expunge.core.query import Shot, batches
 from expunge.pretrained import weights as stored
 from expunge.testbed.networks import as_input
@@ -32,6 +32,32 @@ class Extractor(NamedTuple):
     def features(self, shots: Sequence[Shot]) -> Float[Tensor, "n d"]:
         """Features of stored images, in double precision."""
         return torch.cat([self.of(pixels).double() for pixels in batches(shots, BATCH)])
+
+
+class Compared(NamedTuple):
+    """Two sets of images as a network sees them."""
+
+    name: str
+    """The metric's, which says so where the network is a stand-in."""
+    kept: list[Shot]
+    ours: Float[Tensor, "n d"]
+    theirs: Float[Tensor, "m d"]
+    instrument: dict[str, Any]
+
+
+def compared(metric: str, network: str, weights: str, minimum: int, kept: list[Shot], others: list[Shot]) -> Compared:
+    """Features of images to keep and of a reference's.
+
+    Raises:
+        ExpungeError: if either set has fewer than ``minimum`` images, or the network cannot be had.
+    """
+    for what, images in (("images to keep", kept), ("images in the reference", others)):
+        if len(images) < minimum:
+            raise ExpungeError(f"{metric} of {len(images)} {what}: expected {minimum} or more (minimum)")
+    net = extractor(network, weights)
+    name = metric if network == "inception" else f"{metric}_{network}"
+    told = {**net.instrument, "reference_images": len(others)}
+    return Compared(name, kept, net.features(kept), net.features(others), told)
 
 
 def extractor(network: str, weights: str) -> Extractor:
