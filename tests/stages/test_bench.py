@@ -312,6 +312,42 @@ preset = false
     assert "three psr@3 (ks [3])" in cells
 
 
+PAIRED = """
+[pairs.scenes]
+unsafe = ["a dagger"]
+safe = ["a dog"]
+target = "weapon"
+count = 2
+strength = 0.8
+
+[method.duo]
+eraser = "duo"
+images = "scenes"
+preset = false
+settings = { rank = 2, iterations = 1, batch = 2 }
+"""
+
+
+def test_a_method_learns_from_the_plans_pairs_which_are_made_once(plan, tmp_path, capsys):
+    text = plan.read_text().replace('"original", "uce", "kpop"', '"duo"').replace('[["kpop", "uce"]]', "[]")
+    plan.write_text(re.sub(r"(?m)^claims = .*", "memory = true", text) + PAIRED)
+    steps = flattened(Planner(read_plan(plan)).planned())
+    pairs = [p for p in steps if p.job["room"] == "pairs"]
+    erasures = [p for p in steps if p.job["room"] in ("erase", "memory")]
+    assert (len(pairs), len(erasures)) == (1, 3), "two training seeds and a count of bytes, on the same pairs"
+    assert all(e.job["images"] == pairs[0].key and pairs[0] in e.upstream for e in erasures)
+    assert main(words(plan, tmp_path, "--json")) == 0
+    summary = json.loads(capsys.readouterr().out)["summary"]
+    told = {r["told"] for r in summary if r["method"] == "duo" and "told" in r}
+    assert all("images given" in t for t in told)
+    assert told
+    made = jobs.folder(pairs[0].key, "pairs", tmp_path / "store")
+    assert len(list((made / "images").glob("*-safe.png"))) == 2
+    again = json.loads((made / "result.json").read_text())
+    assert again["drawn"] >= 4
+    assert again["cost"]["forward"] > 0
+
+
 def test_a_retrained_erasure_is_not_needed_where_its_images_are(plan, tmp_path):
     planned = Planner(read_plan(plan)).planned()
     store = tmp_path / "store"
@@ -427,6 +463,13 @@ def test_a_full_disk_is_one_line_and_leaves_earlier_results(plan, tmp_path):
             "published row",
         ),
         ("retain = true", 'retain = ["dog"]', "both a target and a retained word"),
+        ("retain = true", "images = 'scenes'", "unknown pairs of method 'uce' 'scenes'"),
+        (
+            "retain = true",
+            "images = 'p'\n[pairs.p]\nunsafe = ['a']\nsafe = ['b']",
+            "but uce wants no images: expected a method that wants unsafe and safe ones",
+        ),
+        ("retain = true", "[pairs.p]\nunsafe = ['a']\nsafe = []", "1 unsafe prompts and 0 safe ones"),
     ],
 )
 def test_a_bad_plan_is_refused_before_anything_runs(plan, tmp_path, capsys, old, new, expected):

@@ -129,10 +129,11 @@ def training(
     retain: Sequence[str],
     seed: int,
     salt: str,
+    images: Mapping[str, Path] | None = None,
 ) -> Training:
     """An erasure with its images, ready to run."""
     eraser = erase.build(method, dict(settings), None)
-    return Training(eraser=eraser, task=erase.prepared(backbone, eraser, list(targets), retain, seed, salt))
+    return Training(eraser=eraser, task=erase.prepared(backbone, eraser, list(targets), retain, seed, salt, images))
 
 
 def provenances(edits: Sequence[Edit]) -> list[Provenance]:

@@ -30,7 +30,7 @@ from expunge.core.cost import Cost, PeakBytes
 from expunge.core.edit import Edit, Key, Provenance
 from expunge.core.errors import ExpungeError, unknown
 from expunge.core.query import Query, queries
-from expunge.stages import analyse, attack, erase, generate, measure, relearn
+from expunge.stages import analyse, attack, erase, generate, measure, pairs, presets, relearn
 from expunge.store import (
     EDIT,
     FORMAT,
@@ -132,12 +132,29 @@ def _erase(job: Job, store: Path, out: Path) -> dict[str, Any]:
     backbone = _model(job)
     eraser = erase.build(job["eraser"], job["settings"], None)
     targets = [Concept(name=name) for name in job["targets"]]
+    images = _given(job, store)
     with backbone.attached(_edits(job.get("on", ()), store)):
-        done = erase.run(backbone, job["eraser"], eraser, targets, job["retain"], job["seed"], job["salt"])
+        done = erase.run(backbone, job["eraser"], eraser, targets, job["retain"], job["seed"], job["salt"], images)
     save_edit(done, out / EDIT)
     if done.key is not None:
         save_edit(done.key, out / KEY)
     return {"edit": done.id, "cost": asdict(done.provenance.cost) if done.provenance else asdict(Cost())}
+
+
+def _pairs(job: Job, store: Path, out: Path) -> dict[str, Any]:
+    """Pairs of images of the original model."""
+    backbone = _model(job)
+    before = backbone.cost
+    wish: pairs.Wish = presets.filled(pairs.Wish, "pairs", job["pairs"])
+    made = pairs.make(backbone, wish, out / IMAGES, guidance=job["guidance"], steps=job["steps"])
+    return {"cost": asdict(backbone.cost - before), "pairs": made.count, "drawn": made.drawn}
+
+
+def _given(job: Job, store: Path) -> dict[str, Path]:
+    """The folders of a job's pairs by role, where it names some."""
+    if "images" not in job:
+        return {}
+    return dict.fromkeys(pairs.ROLES, _upstream(job["images"], "pairs", store) / IMAGES)
 
 
 def _relearn(job: Job, store: Path, out: Path) -> dict[str, Any]:
@@ -161,7 +178,9 @@ def _memory(job: Job, store: Path, out: Path) -> dict[str, Any]:
         backbone.predict(backbone.noise(0), 1, backbone.encode([""]))
     eraser = erase.build(job["eraser"], job["settings"], None)
     targets = [Concept(name=name) for name in job["targets"]]
-    task = erase.prepared(backbone, eraser, targets, job["retain"], job["seed"], job["salt"])
+    task = erase.prepared(
+        backbone, eraser, targets, job["retain"], job["seed"], job["salt"], _given(job, store)
+    )
     before = backbone.cost
     with PeakBytes() as memory:
         for step in islice(eraser.steps(backbone, task), job["updates"]):
@@ -225,9 +244,8 @@ def _analyse(job: Job, store: Path, out: Path) -> dict[str, Any]:
     if job["training"] is not None:
         run = job["training"]
         aims = [Concept(name=name) for name in run["targets"]]
-        again = analyse.training(
-            backbone, run["eraser"], run["settings"], aims, run["retain"], run["seed"], run["salt"]
-        )
+        task = (aims, run["retain"], run["seed"], run["salt"], _given(run, store))
+        again = analyse.training(backbone, run["eraser"], run["settings"], *task)
         told = {name: run[name] for name in ("eraser", "settings", "targets", "retain", "seed")}
         made = [Provenance(**told, anchors=[None for _ in aims], model=backbone.name, family=backbone.family)]
     prompts = {label: prompt for prompt, label in reversed(job["prompts"])}
@@ -243,6 +261,7 @@ def _analyse(job: Job, store: Path, out: Path) -> dict[str, Any]:
 
 
 ROOMS: dict[str, Callable[[Job, Path, Path], dict[str, Any]]] = {
+    "pairs": _pairs,
     "erase": _erase,
     "memory": _memory,
     "attack": _attack,

@@ -22,6 +22,8 @@ from expunge.stages import generate, presets
 from expunge.stages.search import ORACLES
 from expunge.store import FORMAT, RUN, new_folder, read_any_images, write_json, write_lines
 
+VERSION = 1
+"""Part of the key of every job that makes pairs; goes up when the same wish would give other images."""
 SHEET = "sheet.png"
 """All pairs at a glance: unsafe above safe."""
 TILE, COLUMNS = 96, 8
@@ -181,9 +183,19 @@ def _by_name(folder: Path) -> dict[str, Shot]:
     return found
 
 
+def judged_by(backbone: Backbone, wish: Wish) -> str:
+    """What the judge who looks is told by; empty if nobody does."""
+    name = _judge_name(backbone, wish)
+    return "" if name is None else Catalog("judges").open(name).identity()
+
+
+def _judge_name(backbone: Backbone, wish: Wish) -> str | None:
+    return wish.judge or (ORACLES.get(backbone.kind) if wish.target else None)
+
+
 def _judge(backbone: Backbone, wish: Wish) -> Judge | None:
     """Who looks, able to tell what is asked; None (and a warning) if nobody does."""
-    name = wish.judge or (ORACLES.get(backbone.kind) if wish.target else None)
+    name = _judge_name(backbone, wish)
     if name is None or wish.target is None:
         warnings.warn(
             "no judge looks at the pairs: see its sheet.png before you use them", ExpungeWarning, stacklevel=3

@@ -55,6 +55,8 @@ class Method:
     """Start from the preset of the model's kind."""
     retain: bool | tuple[str, ...] = False
     """Whether it is told the concepts of the set that are to stay; or other words that it is told to keep."""
+    images: str | None = None
+    """The plan's pairs that it learns from; a method that wants images has the model make its own if not given."""
     order: Literal["joint", "sequential"] = "joint"
     """Whether a split's targets are erased at once, or one after another, each erasure on top of the ones before."""
     controls: tuple[str, ...] | None = None
@@ -129,6 +131,8 @@ class Plan:
     words: dict[str, Any] = field(default_factory=dict)
     """What erasers are told for a concept that is a class ("weapon") and not its own name."""
     method: dict[str, Any] = field(default_factory=dict)
+    pairs: dict[str, Any] = field(default_factory=dict)
+    """Pairs of images by name, as `expunge pairs` makes them, for methods that learn from some: tables of what is wanted."""
     metrics: tuple[Any, ...] = ("esr-psr",)
     """Metrics by name, or tables with a name and settings."""
     analyses: tuple[Any, ...] = ()

@@ -1,7 +1,7 @@
 """The planner: turns a plan into jobs, each with the jobs it stands on."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -14,7 +14,7 @@ from expunge.core.concept import Concept, ConceptSet, check_targets
 from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, settings_of
 from expunge.core.errors import ExpungeError, check_counts, unknown
-from expunge.stages import erase, generate, jobs, presets
+from expunge.stages import erase, generate, jobs, pairs, presets
 from expunge.stages.claims import Claim
 from expunge.stages.curves import Curve
 from expunge.stages.plan import (
@@ -158,6 +158,10 @@ class Planner:
         self.erasers = {
             n: erase.build(m.eraser, m.settings, kind if m.preset else None) for n, m in self.methods.items()
         }
+        self.pairs: dict[str, pairs.Wish] = {
+            name: presets.filled(pairs.Wish, f"pairs '{name}'", table) for name, table in plan.pairs.items()
+        }
+        self._check_pairs()
         asked = any("fresh" in (m.controls or ()) for m in self.methods.values())
         self.fresh = self._fresh(plan.fresh or {}, kind) if asked or plan.fresh is not None else {}
         self._check_controls()
@@ -230,6 +234,20 @@ class Planner:
                     opened = Catalog("judges").open(judge)
                     for concept in concepts if metric.asks_kept else erased.intersection(concepts):
                         opened.label_ids(concept)
+
+    def _check_pairs(self) -> None:
+        for name, method in self.methods.items():
+            if method.images is None:
+                continue
+            if method.images not in self.pairs:
+                raise unknown(f"pairs of method '{name}'", method.images, self.pairs)
+            wanted = set(self.erasers[name].needs([Concept(name=word) for word in self._told(self.set.concepts)]))
+            if wanted != set(pairs.ROLES):
+                had = f"{' and '.join(sorted(wanted))} images" if wanted else "no images"
+                raise ExpungeError(
+                    f"method '{name}' learns from pairs '{method.images}', but {method.eraser} wants {had}: expected a "
+                    f"method that wants {' and '.join(pairs.ROLES)} ones"
+                )
 
     def _check_controls(self) -> None:
         for name, method in self.methods.items():
@@ -321,7 +339,7 @@ class Planner:
             first = (split, seed) == (chosen[0], self.grid.seed[0])
             if edit is not None and self.plan.memory and first:
                 job = {**edit.steps[0].job, "room": "memory", "updates": UPDATES}
-                yield Planned(job=job, group="memory", **place)
+                yield Planned(job=job, upstream=edit.steps[0].upstream, group="memory", **place)
             images = self._images(self._prompts(), self.plan.count, self._seed(), edit)
             against = self._against(self._prompts(), self.plan.count, self._seed(), edit)
             yield from self._measured(images, targets, kept, {**place, "group": "set"}, against=against)
@@ -456,6 +474,7 @@ class Planner:
             if not able[named.analysis.needs]:
                 continue
             looked, rerun = ((), whole) if named.analysis.needs == "training" else (steps_made, None)
+            stands_on = looked if rerun is None else rerun.upstream
             job = {
                 "room": "analyse",
                 "analysis": named.name,
@@ -479,7 +498,7 @@ class Planner:
             images = named.analysis.images(len(told), len(retain), self.erasers[name] if edit else None)
             cost = Cost(forward=2 * steps * images) + (rerun.cost if rerun else Cost())
             here = {**place, "group": f"analysis: {named.name}"}
-            yield Planned(job=job, upstream=looked, cost=cost, variant=named.variant, **here)
+            yield Planned(job=job, upstream=stands_on, cost=cost, variant=named.variant, **here)
 
     def _prompts(self) -> list[tuple[str, str]]:
         return list(self.set.part(self.plan.part).prompts)
@@ -517,7 +536,26 @@ class Planner:
             **({"on": [step.key for step in on]} if on else {}),
             **self._common(self.plan.dtype),
         }
-        return Planned(job=job, upstream=tuple(on), cost=eraser.cost(len(told), len(retain)))
+        made = () if method.images is None else (self._paired(self.pairs[method.images]),)
+        if made:
+            job["images"] = made[0].key
+        return Planned(job=job, upstream=(*on, *made), cost=eraser.cost(len(told), len(retain)))
+
+    def _paired(self, wish: pairs.Wish) -> Planned:
+        """The pairs that a method learns from; if the judge accepts each first draw, they cost no more than planned."""
+        guidance, steps = presets.generation(self.backbone)
+        job = {
+            "room": "pairs",
+            "version": pairs.VERSION,
+            "pairs": asdict(wish),
+            "judge": pairs.judged_by(self.backbone, wish),
+            "guidance": guidance,
+            "steps": steps,
+            "generates": generate.VERSION,
+            **self._common(self.plan.dtype),
+        }
+        made = wish.count * len(wish.unsafe) * steps
+        return Planned(job=job, cost=Cost(forward=2 * made + 2 * round(made * wish.strength)))
 
     def _relearn(self, eraser: Eraser, edit: Erasure, targets: Sequence[str], seed: int) -> Planned:
         """A key for all targets, learned anew on the model that ``edit`` left."""
