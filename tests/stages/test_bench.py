@@ -73,6 +73,21 @@ def plan(tmp_path):
     return file
 
 
+def test_the_original_in_another_precision_is_a_row_and_a_scale(plan, tmp_path):
+    text = plan.read_text().replace('"original", "uce", "kpop"', '"original", "original in float32"')
+    text = re.sub(r"(?m)^(claims|compare) = .*", "", text).replace("count = 1\n", "metrics = ['prior-distance']\ncount = 1\n", 1)
+    plan.write_text(text + "\n")
+    measured = Planner(read_plan(plan)).planned()
+    own, precise = (next(m for m in measured if m.method == n) for n in ("original", "original in float32"))
+    image, against = precise.upstream
+    assert (image.job["dtype"], image.job["edits"]) == ("float32", [])
+    assert against.key == own.upstream[0].key, "on equal seeds"
+    assert own.upstream[1].job["seed"] != own.upstream[0].job["seed"], "on other seeds"
+    plan.write_text(text.replace("in float32", "in float31"))
+    with pytest.raises(ExpungeError, match="did you mean 'float32'"):
+        Planner(read_plan(plan)).planned()
+
+
 def test_a_metric_that_compares_gets_the_original_s_images_and_other_seeds_for_the_original(plan, tmp_path):
     text = plan.read_text().replace("control_count = 1", 'control_count = 1\nmetrics = ["esr-psr", "prior-distance"]')
     plan.write_text(text.replace('[["kpop", "uce"]]', '[["uce", "original"]]').replace(', "kpop"]', "]"))

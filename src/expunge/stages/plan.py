@@ -19,6 +19,10 @@ KINDS = ("key: ", "attack: ", "analysis: ", "after ")
 GROUPS = ("set", "others", "memory", "paper")
 """What a number of a table is of, if not of a further set, which gives its name, ``key: CONTROL``, or ``after STEP``."""
 
+ORIGINAL = "original"
+"""The row of the model as it is."""
+PRECISION = "original in "
+"""How the row of the model as it is in another precision begins, compared with the original on equal seeds: a scale."""
 CONTROLS = ("none", "own", "random", "other", "neutral", "original")
 """Recoveries: the edited model without a key, with its own, with random prompts of the same norms, with each concept's prompt
 exchanged for the next one's, with its own and a neutral text, and the original model with the key."""
@@ -35,7 +39,7 @@ class Grid:
     """The axes of a plan: every method on every split with every seed."""
 
     method: tuple[str, ...]
-    """Rows: names of the plan's ``[method.NAME]`` tables, or ``original``."""
+    """Rows: names of the plan's ``[method.NAME]`` tables, ``original``, or ``original in DTYPE``."""
     split: tuple[str, ...] = ()
     """Splits of the concept set; all of them if not given."""
     seed: tuple[int, ...] = (0,)

@@ -23,6 +23,8 @@ from expunge.stages.plan import (
     GROUPS,
     KEYLESS,
     KINDS,
+    ORIGINAL,
+    PRECISION,
     Also,
     Fresh,
     Further,
@@ -108,8 +110,8 @@ class Planner:
             name: presets.filled(Method, f"method '{name}'", table) for name, table in plan.method.items()
         }
         for name in self.grid.method:
-            if name != "original" and name not in self.methods:
-                raise unknown("method of the plan", name, ["original", *self.methods])
+            if name != ORIGINAL and not name.startswith(PRECISION) and name not in self.methods:
+                raise unknown("method of the plan", name, [ORIGINAL, *self.methods])
         self.set: ConceptSet = read_set(plan.set, CONCEPTS)
         given = {name: words_of(f"split '{name}'", concepts) for name, concepts in plan.splits.items()}
         self.splits = given or self.set.splits or {"all": self.set.concepts}
@@ -132,7 +134,9 @@ class Planner:
         self.figures: list[Curve] = [presets.filled(Curve, "plan's figure", entry) for entry in plan.figures]
         for named in (*self.claims, *self.figures):
             named.check(self.grid.method)
-        reserved = [name for name in self.methods if name in ("original", *CONTROLS, *ASKED)]
+        reserved = [
+            name for name in self.methods if name in (ORIGINAL, *CONTROLS, *ASKED) or name.startswith(PRECISION)
+        ]
         if reserved:
             raise ExpungeError(
                 f"a method is called '{reserved[0]}': expected another name than original or a control's"
@@ -322,7 +326,8 @@ class Planner:
         Raises:
             ExpungeError: for a precision or a parameter group that the model does not have.
         """
-        self.identity(self.image_dtype)
+        for dtype in (self.image_dtype, *(n.removeprefix(PRECISION) for n in self.grid.method if n.startswith(PRECISION))):
+            self.identity(dtype)
         for eraser in (*self.erasers.values(), *self.fresh.values()):
             eraser.check(self.backbone)
         return list(self._measurements())
@@ -335,22 +340,25 @@ class Planner:
             targets = list(self.splits[split])
             kept = [c for c in self.set.concepts if c not in targets]
             place = {"method": name, "split": split, "seed": seed}
-            edit = None if name == "original" else self._erasure(name, targets, kept, seed)
+            edit = self._erasure(name, targets, kept, seed) if name in self.methods else None
+            dtype = name.removeprefix(PRECISION) if name.startswith(PRECISION) else None
             first = (split, seed) == (chosen[0], self.grid.seed[0])
             if edit is not None and self.plan.memory and first:
                 job = {**edit.steps[0].job, "room": "memory", "updates": UPDATES}
                 yield Planned(job=job, upstream=edit.steps[0].upstream, group="memory", **place)
-            images = self._images(self._prompts(), self.plan.count, self._seed(), edit)
-            against = self._against(self._prompts(), self.plan.count, self._seed(), edit)
+            images = self._images(self._prompts(), self.plan.count, self._seed(), edit, dtype=dtype)
+            against = self._against(self._prompts(), self.plan.count, self._seed(), name)
             yield from self._measured(images, targets, kept, {**place, "group": "set"}, against=against)
             gone = {*targets, *self._told(targets)}
             for further in self.further:
-                images = self._images(further.part.prompts, further.images, further.part.seed, edit)
+                images = self._images(further.part.prompts, further.images, further.part.seed, edit, dtype=dtype)
                 hit = [c for c in further.concepts if c in gone]
                 rest = [c for c in further.concepts if c not in gone]
-                against = self._against(further.part.prompts, further.images, further.part.seed, edit)
+                against = self._against(further.part.prompts, further.images, further.part.seed, name)
                 here = {**place, "group": further.group}
                 yield from self._measured(images, hit, rest, here, further.metrics, against)
+            if dtype is not None:
+                continue
             yield from self._attacked(edit, targets, place)
             if edit is not None and self.methods[name].order == "sequential":
                 yield from self._between(edit, name, place)
@@ -364,7 +372,7 @@ class Planner:
             so_far = edit.after(done)
             gone = [target for erased in so_far.targets for target in erased]
             images = self._images(self._prompts(), self.plan.count, self._seed(), so_far)
-            against = self._against(self._prompts(), self.plan.count, self._seed(), so_far)
+            against = self._against(self._prompts(), self.plan.count, self._seed(), name)
             group = {**place, "group": f"after {done}"}
             for target in gone:
                 yield from self._measured(images, [target], [], group, against=against)
@@ -375,9 +383,9 @@ class Planner:
                 images = self._recovered(target, so_far, "own", so_far.step_of(target))
                 yield from self._measured(images, [target], [], {**place, "group": f"key: own after {done}"})
 
-    def _against(self, prompts: Sequence[tuple[str, str]], count: int, seed: int, edit: Erasure | None) -> Planned:
-        """What images are compared with: the original's on equal seeds; its own on other seeds, for the original."""
-        return self._images(prompts, count, seed + OTHER_SEEDS if edit is None else seed, None)
+    def _against(self, prompts: Sequence[tuple[str, str]], count: int, seed: int, name: str) -> Planned:
+        """What a row's images are compared with: the original's on equal seeds; its own on other seeds, for the original."""
+        return self._images(prompts, count, seed + OTHER_SEEDS if name == ORIGINAL else seed, None)
 
     def _other_seeds(self, images: Planned) -> Planned:
         """The original's images of the same prompts on other seeds."""
@@ -386,7 +394,7 @@ class Planner:
         return self._images(prompts, job["count"], job["seed"] + OTHER_SEEDS, None)
 
     def _trained(self, name: str) -> bool:
-        return name != "original" and self.erasers[name].cost(1, 1) != Cost()
+        return name in self.methods and self.erasers[name].cost(1, 1) != Cost()
 
     def _attacked(self, edit: Erasure | None, targets: list[str], place: Mapping[str, Any]) -> Iterator[Planned]:
         """Measurements of the targets under each attack: against the edit, or the original."""
@@ -581,6 +589,7 @@ class Planner:
         control: str | None = None,
         held: Planned | None = None,
         only: str | None = None,
+        dtype: str | None = None,
     ) -> Planned:
         guidance, steps = presets.generation(self.backbone)
         edits = () if edit is None else edit.steps
@@ -598,7 +607,7 @@ class Planner:
             "key": None if held is None else held.key,
             **({} if held is None or held.job["room"] == "erase" else {"key_room": held.job["room"]}),
             "only": only,
-            **self._common(self.image_dtype),
+            **self._common(dtype or self.image_dtype),
         }
         upstream = {p.key: p for p in (*edits, held) if p is not None}
         cost = Cost(forward=2 * steps * count * len(prompts))
