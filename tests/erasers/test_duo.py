@@ -56,6 +56,8 @@ def minus_log_sigmoid(z):
 def test_an_update_is_the_formula(backbone, loss, texts, timesteps, no_grad):
     """The second update's losses, from the UNet itself with the first one's change in its weights."""
     eraser = dataclasses.replace(SHORT, loss=loss, texts=texts, timesteps=timesteps, no_grad=no_grad, beta=300.0)
+    if loss in ("dpo", "kto"):
+        eraser = dataclasses.replace(eraser, base_keep=0.3)
     before = backbone.cost
     updates = iter(eraser.steps(backbone, TASK))
     edit = next(updates).edit()
@@ -79,19 +81,23 @@ def test_an_update_is_the_formula(backbone, loss, texts, timesteps, no_grad):
             embeds = parts["text_encoder"](backbone.tokenize([text] * 3)).last_hidden_state
             return parts["unet"](x, at, encoder_hidden_states=embeds).sample
 
-    def errors():
+    def answers():
         safe = asked(PIXELS[3:][order], t_safe, "a dog" if texts == "given" else "")
         unsafe = asked(PIXELS[:3][order], t_unsafe, "a church" if texts == "given" else "")
-        return [((e - noise) ** 2).numpy().reshape(3, -1).mean(1) for e in (safe, unsafe)]
+        return safe, unsafe
+
+    def errors(given):
+        return [((e - noise) ** 2).numpy().reshape(3, -1).mean(1) for e in given]
 
     def of_noise():
         with torch.no_grad():
             embeds = parts["text_encoder"](backbone.tokenize([""] * 3)).last_hidden_state
             return parts["unet"](noise, torch.full((3,), 999), encoder_hidden_states=embeds).sample
 
-    (safe_ref, unsafe_ref), noise_ref = errors(), of_noise()
+    before_update, noise_ref = answers(), of_noise()
     with backbone.weights(fused(backbone, edit.tensors(), 2.0)):
-        (safe, unsafe), noise_now = errors(), of_noise()
+        now, noise_now = answers(), of_noise()
+    (safe_ref, unsafe_ref), (safe, unsafe) = errors(before_update), errors(now)
     moved = safe - safe_ref if loss == "dpo" else (safe - safe_ref).mean()
     expected = {
         "dpo": minus_log_sigmoid(-300 * (moved - (unsafe - unsafe_ref))).mean(),
@@ -103,6 +109,20 @@ def test_an_update_is_the_formula(backbone, loss, texts, timesteps, no_grad):
     assert second.losses["preference"] == pytest.approx(expected, rel=1e-3)
     assert second.losses["prior"] == pytest.approx(((noise_now - noise_ref) ** 2).mean().item(), rel=1e-3)
     assert second.losses["prior"] > 0
+    kept_safe = ((now[0] - before_update[0]) ** 2).mean().item() if loss in ("dpo", "kto") else 0
+    assert second.losses["kept"] == pytest.approx(kept_safe, rel=1e-3)
+
+
+def test_keeping_the_answers_to_safe_images_is_a_term_of_the_update(backbone):
+    """With its weight far above all else the next updates undo what the first one changed on safe images."""
+    eraser = dataclasses.replace(SHORT, iterations=12, base_lr=1e-2, base_lamb=0.0)
+    free = [step.losses["kept"] for step in dataclasses.replace(eraser, base_keep=1e-9).steps(backbone, TASK)]
+    held = [step.losses["kept"] for step in dataclasses.replace(eraser, base_keep=1e4).steps(backbone, TASK)]
+    assert held[1] == pytest.approx(free[1], rel=1e-3), "after one update nothing has been held yet"
+    assert held[-1] < 0.5 * free[-1]
+    assert dataclasses.replace(eraser, base_keep=2.0, beta=300.0).derived()["keep"] == 6.0
+    with pytest.raises(ExpungeError, match="expected a loss that compares, dpo or kto"):
+        dataclasses.replace(eraser, loss="finetune", base_keep=1.0)
 
 
 def test_the_first_update_follows_the_gradient_at_the_rate_that_beta_scales(backbone):

@@ -96,6 +96,9 @@ class DUO(Eraser):
     """Learning rate at beta 100; the rate is this times 100 / beta. SD3: 3e-5."""
     base_lamb: float = 1e6
     """Weight of the answers to pure noise at beta 100; the weight is this times beta / 100. 0 leaves the term out."""
+    base_keep: float = 0.0
+    """This project's own: weight at beta 100 of the original's answers to the noised safe images, scaled as that of the answers
+    to pure noise. They are asked for anyway, so it costs nothing; for losses that compare."""
     dynamic_lamb: bool = False
     """Multiply that weight by 100 while the preference loss is below 0.1."""
     no_grad: NoGrad = "none"
@@ -144,10 +147,13 @@ class DUO(Eraser):
                 f"duo's t_max {self.t_max}, crop {self.crop} and strength {self.strength}: expected 1 to 1000, and shares "
                 "above 0, up to 1"
             )
-        if not (self.base_lamb >= 0 and self.weight_decay >= 0 and self.bank >= 0):
+        if not (self.base_lamb >= 0 and self.base_keep >= 0 and self.weight_decay >= 0 and self.bank >= 0):
             raise ExpungeError(
-                f"duo's base_lamb {self.base_lamb}, weight_decay {self.weight_decay} and bank {self.bank}: expected 0 or more"
+                f"duo's base_lamb {self.base_lamb}, base_keep {self.base_keep}, weight_decay {self.weight_decay} and bank "
+                f"{self.bank}: expected 0 or more"
             )
+        if self.base_keep and self.loss not in COMPARED:
+            raise ExpungeError(f"duo's base_keep with loss {self.loss}: expected a loss that compares, {' or '.join(COMPARED)}")
         phrases([self.prompt], "")
 
     @property
@@ -160,9 +166,14 @@ class DUO(Eraser):
         """The weight of the answers to pure noise."""
         return self.base_lamb * self.beta / 100
 
+    @property
+    def keep(self) -> float:
+        """The weight of the answers to safe images."""
+        return self.base_keep * self.beta / 100
+
     @override
     def derived(self) -> Mapping[str, float]:
-        return {"lr": self.lr, "lamb": self.lamb}
+        return {"lr": self.lr, "lamb": self.lamb, **({"keep": self.keep} if self.keep else {})}
 
     @override
     def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[str | Redrawn]]:
@@ -206,7 +217,8 @@ class DUO(Eraser):
             with backbone.adapted(student.tensors(), scale):
                 answer = backbone.predict(batch.x, batch.t, batch.cond)
                 losses = self._losses(batch, answer, original)
-                student.descend(losses["preference"] + self._weight(losses) * losses["prior"], clip=self.clip)
+                total = losses["preference"] + self._weight(losses) * losses["prior"] + self.keep * losses["kept"]
+                student.descend(total, clip=self.clip)
             yield Step(
                 index=index,
                 edit=lambda: Adapter(student.values(), scale=scale, requires=requires),
@@ -284,8 +296,12 @@ class DUO(Eraser):
         else:
             wanted = errors.mean() if self.loss == "finetune" else -errors.mean()
         left = len(batch.x) - n
-        kept = (batch.weight[n:] * row_errors(answer[n:], original[len(original) - left :])).sum() / max(1, left)
-        return {"preference": wanted, "prior": kept}
+        prior = (batch.weight[n:] * row_errors(answer[n:], original[len(original) - left :])).sum() / max(1, left)
+        kept = torch.zeros(())
+        if self.base_keep:
+            safe = n // 2  # the first of both sides
+            kept = (batch.weight[:safe] * row_errors(answer[:safe], original[:safe])).mean()
+        return {"preference": wanted, "prior": prior, "kept": kept}
 
     def _weight(self, losses: Mapping[str, Tensor]) -> float:
         """The weight of the answers to pure noise in this update."""
