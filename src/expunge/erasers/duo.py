@@ -44,13 +44,15 @@ class Flow:
 
 
 class _Batch(NamedTuple):
-    """The rows that one update asks the model for: those of each side, and pure noise."""
+    """The rows that one update asks the model for: those of each side, pure noise, and safe images with random texts."""
 
     x: Float[Tensor, "n c h w"]
     t: Real[Tensor, "n"]
     cond: Conditioning
     truth: Float[Tensor, "m c h w"]
     """What the sides' rows should be answered with."""
+    random: int
+    """How many of the rows, the last ones, have random texts."""
     weight: Float[Tensor, "n"]
     """What squared errors are multiplied by."""
 
@@ -99,6 +101,9 @@ class DUO(Eraser):
     base_keep: float = 0.0
     """This project's own: weight at beta 100 of the original's answers to the noised safe images, scaled as that of the answers
     to pure noise. They are asked for anyway, so it costs nothing; for losses that compare."""
+    retain_random: float = 0.0
+    """This project's own: weight, scaled likewise, of the original's answers to safe images at any noise level with texts of
+    random tokens, so that what nobody named stays; a further row a pair."""
     dynamic_lamb: bool = False
     """Multiply that weight by 100 while the preference loss is below 0.1."""
     no_grad: NoGrad = "none"
@@ -147,11 +152,9 @@ class DUO(Eraser):
                 f"duo's t_max {self.t_max}, crop {self.crop} and strength {self.strength}: expected 1 to 1000, and shares "
                 "above 0, up to 1"
             )
-        if not (self.base_lamb >= 0 and self.base_keep >= 0 and self.weight_decay >= 0 and self.bank >= 0):
-            raise ExpungeError(
-                f"duo's base_lamb {self.base_lamb}, base_keep {self.base_keep}, weight_decay {self.weight_decay} and bank "
-                f"{self.bank}: expected 0 or more"
-            )
+        for name in ("base_lamb", "base_keep", "retain_random", "weight_decay", "bank"):
+            if not getattr(self, name) >= 0:
+                raise ExpungeError(f"duo's {name} is {getattr(self, name)}: expected 0 or more")
         if self.base_keep and self.loss not in COMPARED:
             raise ExpungeError(f"duo's base_keep with loss {self.loss}: expected a loss that compares, {' or '.join(COMPARED)}")
         phrases([self.prompt], "")
@@ -166,14 +169,14 @@ class DUO(Eraser):
         """The weight of the answers to pure noise."""
         return self.base_lamb * self.beta / 100
 
-    @property
-    def keep(self) -> float:
-        """The weight of the answers to safe images."""
-        return self.base_keep * self.beta / 100
+    def _scaled(self) -> dict[str, float]:
+        """The weights of this project's own terms, where they are set."""
+        base = {"kept": self.base_keep, "retained": self.retain_random}
+        return {name: value * self.beta / 100 for name, value in base.items() if value}
 
     @override
     def derived(self) -> Mapping[str, float]:
-        return {"lr": self.lr, "lamb": self.lamb, **({"keep": self.keep} if self.keep else {})}
+        return {"lr": self.lr, "lamb": self.lamb, **self._scaled()}
 
     @override
     def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[str | Redrawn]]:
@@ -217,8 +220,7 @@ class DUO(Eraser):
             with backbone.adapted(student.tensors(), scale):
                 answer = backbone.predict(batch.x, batch.t, batch.cond)
                 losses = self._losses(batch, answer, original)
-                total = losses["preference"] + self._weight(losses) * losses["prior"] + self.keep * losses["kept"]
-                student.descend(total, clip=self.clip)
+                student.descend(self._total(losses), clip=self.clip)
             yield Step(
                 index=index,
                 edit=lambda: Adapter(student.values(), scale=scale, requires=requires),
@@ -242,12 +244,20 @@ class DUO(Eraser):
         ts, rows = [times[side] for side in SIDES[self.loss]], pairs.rows(which, SIDES[self.loss])
         if self.base_lamb:
             xs, ts, rows = [*xs, noise], [*ts, self._last(backbone, ts[0])], [*rows, *[0] * self.batch]
+        known, random = pairs.cond, self.batch if self.retain_random else 0
+        if random:
+            with torch.no_grad():
+                texts = backbone.encode(backbone.random_texts(random, generator))
+            rows, known = [*rows, *(len(pairs.texts) + i for i in range(random))], known.join(texts)
+            x0 = torch.cat([pairs.latents(SAFE, i, cut) for i, cut in zip(which, cuts, strict=True)])
+            ts.append(self._anywhere(backbone, random, generator))
+            xs.append(backbone.add_noise(x0, noise, ts[-1]))
         t = torch.cat(ts)
         weight = torch.ones(len(t), device=t.device)
         if backbone.supports("flow") and self.flow.precondition:
             weight = (t / backbone.training_timesteps).square()  # x_0 as implied is x - sigma v
-        cond = pairs.cond.rows(torch.tensor(rows, device=t.device))
-        return _Batch(torch.cat(xs), t, cond, torch.cat(truths), weight)
+        cond = known.rows(torch.tensor(rows, device=t.device))
+        return _Batch(torch.cat(xs), t, cond, torch.cat(truths), random, weight)
 
     def _times(self, backbone: Backbone, generator: torch.Generator) -> dict[str, Real[Tensor, "b"]]:
         """Timesteps of each side's images."""
@@ -264,6 +274,12 @@ class DUO(Eraser):
             t = (u * max(1, round(self.t_max / 1000 * backbone.training_timesteps))).long()
         return dict(zip((SAFE, UNSAFE), t.to(backbone.device), strict=True))
 
+    def _anywhere(self, backbone: Backbone, rows: int, generator: torch.Generator) -> Real[Tensor, "b"]:
+        """Timesteps of all there are."""
+        index = torch.randint(0, backbone.training_timesteps, (rows,), generator=generator)
+        levels = torch.tensor(backbone.timesteps(backbone.training_timesteps)) if backbone.supports("flow") else None
+        return (index if levels is None else levels[index]).to(backbone.device)
+
     def _last(self, backbone: Backbone, like: Real[Tensor, "b"]) -> Real[Tensor, "b"]:
         """The timestep of pure noise."""
         last = backbone.training_timesteps - 1
@@ -274,7 +290,7 @@ class DUO(Eraser):
 
     @torch.no_grad()
     def _original(self, backbone: Backbone, batch: _Batch) -> Float[Tensor, "k c h w"]:
-        """What the original answers: to all rows for a loss that compares, else to those of pure noise."""
+        """What the original answers: to all rows for a loss that compares, else to those that are kept."""
         first = 0 if self.loss in COMPARED else len(batch.truth)
         if first == len(batch.x):
             return batch.x[:0]
@@ -295,13 +311,20 @@ class DUO(Eraser):
             wanted = safe.mean() - unsafe.mean()
         else:
             wanted = errors.mean() if self.loss == "finetune" else -errors.mean()
-        left = len(batch.x) - n
-        prior = (batch.weight[n:] * row_errors(answer[n:], original[len(original) - left :])).sum() / max(1, left)
-        kept = torch.zeros(())
+        moved = batch.weight[n:] * row_errors(answer[n:], original[len(original) - len(answer) + n :])
+        of_noise, of_random = moved[: len(moved) - batch.random], moved[len(moved) - batch.random :]
+        losses = {"preference": wanted, "prior": of_noise.sum() / max(1, len(of_noise))}
         if self.base_keep:
             safe = n // 2  # the first of both sides
-            kept = (batch.weight[:safe] * row_errors(answer[:safe], original[:safe])).mean()
-        return {"preference": wanted, "prior": prior, "kept": kept}
+            losses["kept"] = (batch.weight[:safe] * row_errors(answer[:safe], original[:safe])).mean()
+        if self.retain_random:
+            losses["retained"] = of_random.mean()
+        return losses
+
+    def _total(self, losses: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+        """The loss of an update."""
+        weights = {**self._scaled(), "preference": 1.0, "prior": self._weight(losses)}
+        return torch.stack([weights[name] * value for name, value in losses.items()]).sum()
 
     def _weight(self, losses: Mapping[str, Tensor]) -> float:
         """The weight of the answers to pure noise in this update."""
@@ -309,7 +332,7 @@ class DUO(Eraser):
 
     @override
     def cost(self, targets: int, retain: int) -> Cost:
-        sides, noise = len(SIDES[self.loss]), 1 if self.base_lamb else 0
+        sides, noise = len(SIDES[self.loss]), bool(self.base_lamb) + bool(self.retain_random)
         known = (sides if self.loss in COMPARED else 0) + noise
         asked = min(self.bank, self.iterations) if self.bank else self.iterations
         return Cost(forward=asked * self.batch * known, trained=self.iterations * self.batch * (sides + noise))
@@ -340,16 +363,16 @@ class _Pairs:
             )
         self._known: dict[tuple[str, int, bool], Tensor] = {}
         self.shape = self.latents(SAFE, 0, _Cut(False, 0, 0), whole=True).shape[1:]
-        self._texts = [""]
+        self.texts = [""]
         if eraser.texts == "given":
-            self._texts += sorted({s.prompt for shots in self._shots.values() for s in shots} - {""})
-            if len(self._texts) == 1:
+            self.texts += sorted({s.prompt for shots in self._shots.values() for s in shots} - {""})
+            if len(self.texts) == 1:
                 raise ExpungeError(
                     "duo's texts are 'given', and the images have no prompts: expected those of `expunge pairs`"
                 )
         with torch.no_grad():
             null = backbone.unconditional()
-            self.cond = null if len(self._texts) == 1 else null.join(backbone.encode(self._texts[1:]))
+            self.cond = null if len(self.texts) == 1 else null.join(backbone.encode(self.texts[1:]))
         """The empty prompt, and then the images' own."""
 
     def latents(self, side: str, pair: int, cut: _Cut, whole: bool = False) -> Float[Tensor, "1 c h w"]:
@@ -370,7 +393,7 @@ class _Pairs:
         """Rows of `cond` for the images of some pairs."""
         if self._eraser.texts == "empty":
             return [0] * (len(which) * len(sides))
-        return [self._texts.index(self._shots[side][i].prompt) for side in sides for i in which]
+        return [self.texts.index(self._shots[side][i].prompt) for side in sides for i in which]
 
 
 def cropped(pixels: UInt8[Tensor, "H W 3"], share: float, cut: _Cut) -> UInt8[Tensor, "H W 3"]:
