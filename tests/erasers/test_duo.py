@@ -148,9 +148,7 @@ def test_answers_to_random_texts_are_kept_at_any_noise_level(backbone):
         with torch.no_grad():
             a = parts["scheduler"].alphas_cumprod[t].view(-1, 1, 1, 1)
             x = a.sqrt() * backbone.encode_image(PIXELS[3:][order]) + (1 - a).sqrt() * noise
-            return parts["unet"](
-                x, t, encoder_hidden_states=parts["text_encoder"](texts).last_hidden_state
-            ).sample
+            return parts["unet"](x, t, encoder_hidden_states=parts["text_encoder"](texts).last_hidden_state).sample
 
     was = answers()
     with backbone.weights(fused(backbone, edit.tensors(), 2.0)):

@@ -75,7 +75,9 @@ def plan(tmp_path):
 
 def test_the_original_in_another_precision_is_a_row_and_a_scale(plan, tmp_path):
     text = plan.read_text().replace('"original", "uce", "kpop"', '"original", "original in float32"')
-    text = re.sub(r"(?m)^(claims|compare) = .*", "", text).replace("count = 1\n", "metrics = ['prior-distance']\ncount = 1\n", 1)
+    text = re.sub(r"(?m)^(claims|compare) = .*", "", text).replace(
+        "count = 1\n", "metrics = ['prior-distance']\ncount = 1\n", 1
+    )
     plan.write_text(text + "\n")
     measured = Planner(read_plan(plan)).planned()
     own, precise = (next(m for m in measured if m.method == n) for n in ("original", "original in float32"))
@@ -351,6 +353,8 @@ def test_a_method_learns_from_the_plans_pairs_which_are_made_once(plan, tmp_path
     erasures = [p for p in steps if p.job["room"] in ("erase", "memory")]
     assert (len(pairs), len(erasures)) == (1, 3), "two training seeds and a count of bytes, on the same pairs"
     assert all(e.job["images"] == pairs[0].key and pairs[0] in e.upstream for e in erasures)
+    assert main(words(plan, tmp_path, "--dry-run")) == 0
+    assert "2 pairs of weapon" in capsys.readouterr().out
     assert main(words(plan, tmp_path, "--json")) == 0
     summary = json.loads(capsys.readouterr().out)["summary"]
     told = {r["told"] for r in summary if r["method"] == "duo" and "told" in r}

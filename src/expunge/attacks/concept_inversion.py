@@ -61,6 +61,8 @@ class ConceptInversion(Attack):
         "https://github.com/NYU-DICE-Lab/circumventing-concept-erasure",
     )
     access: ClassVar[Access] = "white box"
+    ask: str | None = None
+    """What queries ask for instead of their own prompts, {} the learned word, where these would name what was erased."""
     search: Literal["gradient", "random"] = "gradient"
     """How vectors are found: by descent, or (a control) as the best of one random draw an update."""
     vectors: int = 1
@@ -92,7 +94,7 @@ class ConceptInversion(Attack):
         counts = ("vectors", "images", "iterations", "batch", "accumulation", "steps")
         check_counts("concept-inversion", **{name: getattr(self, name) for name in counts})
         check_positive("concept-inversion", lr=self.lr, guidance=self.guidance)
-        phrases(self.templates, "")
+        phrases([*self.templates, *([] if self.ask is None else [self.ask])], "")
         check_counts("concept-inversion", prompts=len(self.prompts))
 
     @override
@@ -107,10 +109,14 @@ class ConceptInversion(Attack):
             if asked:
                 with torch.no_grad():  # refuses a prompt that cannot hold the word, before anything is learned
                     first = backbone.embed(backbone.tokenize([self.initial]))[0, 1:2].repeat(self.vectors, 1)
-                    for prompt in {_with_word(q.prompt, target.name) for q in asked}:
+                    for prompt in {self._prompt(q.prompt, target.name) for q in asked}:
                         backbone.encode_learned([prompt], WORD, first)
                 word = LearnedWord(word=WORD, vectors=self._found(backbone, task, target))
-                yield from (replace(q, prompt=_with_word(q.prompt, target.name), learned=word) for q in asked)
+                yield from (replace(q, prompt=self._prompt(q.prompt, target.name), learned=word) for q in asked)
+
+    def _prompt(self, prompt: str, name: str) -> str:
+        """A query's prompt with the word in it."""
+        return _with_word(prompt, name) if self.ask is None else self.ask.replace("{}", WORD)
 
     def _found(self, backbone: Backbone, task: Task, target: Concept) -> Float[Tensor, "k d"]:
         """The vectors that stand for ``target``."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import OmitArgPrefixes
 
-from expunge.cli.options import Images, Model, Paths, Talk, Words, parse_with, say
+from expunge.cli.options import Images, Model, Paths, Talk, Words, lenient, parse_with, say
 from expunge.core.errors import ExpungeError
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ class Attack:
     """Scale of classifier-free guidance that queries ask for; the model's own if not given."""
     query_steps: int | None = None
     """Denoising steps that queries ask for; the model's own if not given."""
+    preset: bool = True
+    """Start from the settings found for this kind of model, where there are any; otherwise the paper's."""
     seed: int = 0
     """Seed of whatever the attack draws."""
     out: Path
@@ -53,17 +55,19 @@ def attack(argv: list[str]) -> None:
     """``expunge attack METHOD …``."""
     from expunge.core.catalog import Catalog
 
-    catalog = Catalog("attacks")
     if not argv or argv[0] in ("-h", "--help"):
-        rows = "\n".join(f"  {e.name:18} {e.summary}" for e in catalog.entries().values())
+        rows = "\n".join(f"  {e.name:18} {e.summary}" for e in Catalog("attacks").entries().values())
         say(f"usage: expunge attack METHOD --edit FILE --target WORDS --out FOLDER [options]\n\nattacks:\n{rows}\n\n"
             "expunge attack METHOD --help lists an attack's settings.")  # fmt: skip
         return
     name, rest = argv[0], argv[1:]
-    parsed = parse_with(catalog.load(name)(), name, Attack, rest, f"expunge attack {name}")
+    from expunge import backbones
+    from expunge.stages import attack as stage
+
+    kind = None if "--no-preset" in rest else backbones.kind_of(lenient(Model, rest).model)
+    parsed = parse_with(stage.build(name, {}, kind), name, Attack, rest, f"expunge attack {name}")
     options: Attack = parsed.options
     from expunge.cli.erasing import image_folders
-    from expunge.stages import attack as stage
     from expunge.stages.erase import concepts
     from expunge.store import check_new, load_edit
 

@@ -105,6 +105,9 @@ def _what(job: Any) -> str:
         return f"{len(job['prompts'])} prompts x {job['count']}{about}"
     if job["room"] == "attack":
         return f"{job['attack']} on {'edited' if job['edits'] else 'original'}: {', '.join(job['targets'])}"
+    if job["room"] == "pairs":
+        wish = job["pairs"]
+        return f"{wish['count'] * len(wish['unsafe'])} pairs of {wish['target'] or 'what nobody looks for'}"
     return str(job["analysis"] if job["room"] == "analyse" else job["metric"])
 
 

@@ -156,7 +156,9 @@ class DUO(Eraser):
             if not getattr(self, name) >= 0:
                 raise ExpungeError(f"duo's {name} is {getattr(self, name)}: expected 0 or more")
         if self.base_keep and self.loss not in COMPARED:
-            raise ExpungeError(f"duo's base_keep with loss {self.loss}: expected a loss that compares, {' or '.join(COMPARED)}")
+            raise ExpungeError(
+                f"duo's base_keep with loss {self.loss}: expected a loss that compares, {' or '.join(COMPARED)}"
+            )
         phrases([self.prompt], "")
 
     @property

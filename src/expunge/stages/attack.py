@@ -28,13 +28,14 @@ class Attacked:
     """How they were found: method, settings, access, budget, against what; goes with the images, into their records."""
 
 
-def build(name: str, settings: Mapping[str, Any]) -> Attack:
-    """The attack called ``name``: the paper's defaults, then ``settings``.
+def build(name: str, settings: Mapping[str, Any], kind: str | None = None) -> Attack:
+    """The attack called ``name``: the paper's defaults, then the preset of ``kind`` (if any), then ``settings``.
 
     Raises:
         ExpungeError: for an unknown attack or setting.
     """
-    return presets.filled(Catalog("attacks").load(name), name, settings)
+    cls = Catalog("attacks").load(name)
+    return presets.filled(cls, name, presets.attack(name, kind) if kind else {}, settings)
 
 
 def run(

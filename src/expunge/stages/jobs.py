@@ -178,9 +178,7 @@ def _memory(job: Job, store: Path, out: Path) -> dict[str, Any]:
         backbone.predict(backbone.noise(0), 1, backbone.encode([""]))
     eraser = erase.build(job["eraser"], job["settings"], None)
     targets = [Concept(name=name) for name in job["targets"]]
-    task = erase.prepared(
-        backbone, eraser, targets, job["retain"], job["seed"], job["salt"], _given(job, store)
-    )
+    task = erase.prepared(backbone, eraser, targets, job["retain"], job["seed"], job["salt"], _given(job, store))
     before = backbone.cost
     with PeakBytes() as memory:
         for step in islice(eraser.steps(backbone, task), job["updates"]):

@@ -162,8 +162,8 @@ class Plan:
     also: tuple[Any, ...] = ()
     """Tables of further sets, each with its count and perhaps metrics; the table calls them by the set's name."""
     attacks: tuple[Any, ...] = ()
-    """Attacks on every row (the original's calibrates them), by name or as tables with a name and settings; ``control_count``
-    images a prompt for the targets, called ``attack: NAME`` in the table."""
+    """Attacks on every row (the original's calibrates them), by name or as tables with a name and settings over the preset's
+    (``preset = false``: over the paper's); ``control_count`` images a prompt for the targets, ``attack: NAME`` in the table."""
     memory: bool = False
     """Whether to count what tensors take in the first updates of each method's first erasure."""
     paper: dict[str, Any] | None = None
@@ -289,10 +289,11 @@ def planned_metric(entry: Any) -> PlannedMetric:
     )
 
 
-def planned_attack(entry: Any) -> PlannedAttack:
-    """Likewise an attack."""
+def planned_attack(entry: Any, kind: str) -> PlannedAttack:
+    """Likewise an attack, with the preset of a kind of model unless its table says ``preset = false``."""
     name, table, variant = _entry("attacks", entry)
-    return PlannedAttack(name, attack.build(name, table), variant)
+    use = table.pop("preset", True)
+    return PlannedAttack(name, attack.build(name, table, kind if use else None), variant)
 
 
 def planned_analysis(entry: Any) -> PlannedAnalysis:

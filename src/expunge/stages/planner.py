@@ -143,7 +143,8 @@ class Planner:
             )
         self.metrics = [planned_metric(entry) for entry in plan.metrics]
         self.analyses = [planned_analysis(entry) for entry in plan.analyses]
-        self.attacks = [planned_attack(entry) for entry in plan.attacks]
+        kind = backbones.kind_of(plan.model)
+        self.attacks = [planned_attack(entry, kind) for entry in plan.attacks]
         called = [f"{a.name}{a.variant}" for a in self.attacks]
         for name in called:
             if called.count(name) > 1:
@@ -158,7 +159,6 @@ class Planner:
                 raise ExpungeError(f"two further sets of the plan are called '{name}': expected each once")
         self._check_labels()
         self.image_dtype = backbones.fast_dtype() if plan.image_dtype == "fast" else plan.image_dtype
-        kind = backbones.kind_of(plan.model)
         self.erasers = {
             n: erase.build(m.eraser, m.settings, kind if m.preset else None) for n, m in self.methods.items()
         }
@@ -326,7 +326,10 @@ class Planner:
         Raises:
             ExpungeError: for a precision or a parameter group that the model does not have.
         """
-        for dtype in (self.image_dtype, *(n.removeprefix(PRECISION) for n in self.grid.method if n.startswith(PRECISION))):
+        for dtype in (
+            self.image_dtype,
+            *(n.removeprefix(PRECISION) for n in self.grid.method if n.startswith(PRECISION)),
+        ):
             self.identity(dtype)
         for eraser in (*self.erasers.values(), *self.fresh.values()):
             eraser.check(self.backbone)

@@ -50,6 +50,11 @@ def eraser(method: str, model_kind: str) -> dict[str, Any]:
     return dict(_presets().get("erase", {}).get(method, {}).get(model_kind, {}))
 
 
+def attack(name: str, model_kind: str) -> dict[str, Any]:
+    """Likewise of an attack."""
+    return dict(_presets().get("attack", {}).get(name, {}).get(model_kind, {}))
+
+
 def filled(cls: type, of: str, *layers: Mapping[str, Any]) -> Any:
     """A dataclass of settings from its defaults and then ``layers``, later ones over earlier ones; nested ones likewise.
 
