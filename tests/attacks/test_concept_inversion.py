@@ -183,3 +183,13 @@ def test_defaults_are_the_authors():
     attack = ConceptInversion()
     assert (attack.lr, attack.batch * attack.accumulation, attack.iterations, attack.images) == (0.08, 16, 5000, 25)
     assert (attack.vectors, attack.initial, attack.guidance, attack.access) == (1, "art", 7.5, "white box")
+
+
+def test_queries_may_ask_by_the_word_alone_each_with_a_seed_of_its_own(backbone):
+    attack = dataclasses.replace(SHORT, ask="image of a {}")
+    asked = [dataclasses.replace(QUERY, prompt=p, seed=s) for p in ("a church", "a red church") for s in (3, 4)]
+    found = list(attack.queries(backbone, TASK, asked))
+    assert [(q.prompt, q.seed) for q in found] == [("image of a <v>", 3 + i) for i in range(4)]
+    assert all(q.label == "church" for q in found)
+    with pytest.raises(ExpungeError, match="has not one {}"):
+        dataclasses.replace(SHORT, ask="a thing")

@@ -62,7 +62,8 @@ class ConceptInversion(Attack):
     )
     access: ClassVar[Access] = "white box"
     ask: str | None = None
-    """What queries ask for instead of their own prompts, {} the learned word, where these would name what was erased."""
+    """What queries ask for instead of their own prompts, {} the learned word, where these would name what was erased; their
+    seeds then run on from the first one's."""
     search: Literal["gradient", "random"] = "gradient"
     """How vectors are found: by descent, or (a control) as the best of one random draw an update."""
     vectors: int = 1
@@ -112,7 +113,9 @@ class ConceptInversion(Attack):
                     for prompt in {self._prompt(q.prompt, target.name) for q in asked}:
                         backbone.encode_learned([prompt], WORD, first)
                 word = LearnedWord(word=WORD, vectors=self._found(backbone, task, target))
-                yield from (replace(q, prompt=self._prompt(q.prompt, target.name), learned=word) for q in asked)
+                for i, q in enumerate(asked):  # with one prompt for all, each needs a seed of its own
+                    seed = q.seed if self.ask is None else asked[0].seed + i
+                    yield replace(q, prompt=self._prompt(q.prompt, target.name), seed=seed, learned=word)
 
     def _prompt(self, prompt: str, name: str) -> str:
         """A query's prompt with the word in it."""
