@@ -43,3 +43,13 @@ def test_lines_that_do_not_fit_are_refused():
         curve(x=(1.0, 2.0, 3.0))
     with pytest.raises(ExpungeError, match="did you mean 'lambda=1'"):
         curve().check(["lambda=1", "lambda"])
+
+
+def test_a_figure_may_set_one_number_against_another():
+    line = {"name": "curve", "rows": ["lambda=1", "lambda=5", "lambda=10"], "metrics": ["esr@1"], "group": "key: own"}
+    (drawn,) = figure(curve(x=(), x_metric="esr@1", lines=(line,)), ROWS).as_json()["series"]
+    assert (drawn["x"], drawn["y"]) == ([90.0, 60.0], [40.0, 20.0]), "a row that was not measured is left out"
+    assert drawn["low"] == [38.0, 18.0]
+    for bad in ({"x_metric": "esr@1"}, {"x": ()}):
+        with pytest.raises(ExpungeError, match="expected one"):
+            curve(**bad)

@@ -34,8 +34,12 @@ class Curve:
 
     title: str
     note: str = ""
-    x: tuple[float, ...]
-    """Places on the x axis."""
+    x: tuple[float, ...] = ()
+    """Places on the x axis; none where ``x_metric`` gives them."""
+    x_metric: str | None = None
+    """A column of the summary that is each row's place instead: one number against another, a point a row."""
+    x_group: str = "set"
+    """Whose images that is of."""
     x_label: str
     y_label: str = "percent"
     log: bool = False
@@ -44,11 +48,16 @@ class Curve:
     """Tables with name, rows, metrics, group."""
 
     def __post_init__(self) -> None:
+        if bool(self.x) == bool(self.x_metric):
+            raise ExpungeError(
+                f"figure '{self.title}' with x {list(self.x)} and x_metric {self.x_metric}: expected one"
+            )
         for line in self.read:
+            places = len(self.x) or len(line.rows)
             for what, given in (("rows", line.rows), ("metrics", line.metrics)):
-                if len(given) not in (1, len(self.x)):
+                if len(given) not in (1, places):
                     raise ExpungeError(
-                        f"line '{line.name}' of figure '{self.title}' has {len(given)} {what}: expected one, or {len(self.x)} "
+                        f"line '{line.name}' of figure '{self.title}' has {len(given)} {what}: expected one, or {places} "
                         "as there are places on the x axis"
                     )
 
@@ -78,16 +87,25 @@ def figure(curve: Curve, summary: Sequence[Mapping[str, Any]]) -> Figure:
         kind="lines",
         x=Axis(curve.x_label, curve.log),
         y=Axis(curve.y_label),
-        series=[_series(line, curve.x, known) for line in curve.read],
+        series=[_series(line, _places(curve, line, known), known) for line in curve.read],
     )
 
 
-def _series(line: Line, places: Sequence[float], known: Known) -> Series:
+def _places(curve: Curve, line: Line, known: Known) -> Sequence[float | None]:
+    """Where on the x axis each point of a line is."""
+    if curve.x_metric is None:
+        return curve.x
+    found = [found_row(known, row, curve.x_group, curve.x_metric) for row in line.rows]
+    return [None if r is None else r["value"] for r in found]
+
+
+def _series(line: Line, places: Sequence[float | None], known: Known) -> Series:
     rows, metrics = ((given * len(places) if len(given) == 1 else given) for given in (line.rows, line.metrics))
-    found = [found_row(known, row, line.group, metric) for row, metric in zip(rows, metrics, strict=True)]
+    asked = [(x, row, metric) for x, row, metric in zip(places, rows, metrics, strict=True) if x is not None]
+    found = [found_row(known, row, line.group, metric) for _, row, metric in asked]
     low, high = ("high", "low") if line.turned else ("low", "high")
 
     def numbers(key: str) -> list[float | None]:
         return [None if r is None else round(100 - r[key], 3) if line.turned else r[key] for r in found]
 
-    return Series(name=line.name, x=list(places), y=numbers("value"), low=numbers(low), high=numbers(high))
+    return Series(name=line.name, x=[x for x, _, _ in asked], y=numbers("value"), low=numbers(low), high=numbers(high))
