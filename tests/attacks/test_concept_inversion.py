@@ -191,5 +191,5 @@ def test_queries_may_ask_by_the_word_alone_each_with_a_seed_of_its_own(backbone)
     found = list(attack.queries(backbone, TASK, asked))
     assert [(q.prompt, q.seed) for q in found] == [("image of a <v>", 3 + i) for i in range(4)]
     assert all(q.label == "church" for q in found)
-    with pytest.raises(ExpungeError, match="has not one {}"):
+    with pytest.raises(ExpungeError, match="has not one"):
         dataclasses.replace(SHORT, ask="a thing")
