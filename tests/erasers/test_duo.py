@@ -317,6 +317,17 @@ def test_defaults_are_the_authors():
     assert (violent.lr, violent.lamb) == (pytest.approx(3e-5), pytest.approx(1e7))
 
 
+def test_this_project_s_terms_work_on_a_flow():
+    backbone = backbones.of(tiny_sd3_pipeline())
+    eraser = dataclasses.replace(SHORT, base_keep=0.5, retain_random=0.5, beta=20.0)
+    before = backbone.cost
+    losses = [step.losses for step in eraser.steps(backbone, TASK)]
+    assert backbone.cost - before == eraser.cost(1, 0)
+    assert losses[0]["kept"] == losses[0]["retained"] == 0, "nothing has changed yet"
+    assert losses[1]["kept"] > 0
+    assert losses[1]["retained"] > 0
+
+
 @pytest.mark.parametrize("precondition", [True, False])
 @pytest.mark.parametrize(("direction", "prior"), [("clean", "noise"), ("noisy", "released")])
 def test_on_a_flow_errors_are_of_the_clean_image(direction, prior, precondition):
