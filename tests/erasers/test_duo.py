@@ -127,7 +127,7 @@ def test_keeping_the_answers_to_safe_images_is_a_term_of_the_update(backbone):
 
 def test_answers_to_random_texts_are_kept_at_any_noise_level(backbone):
     """The term of the second update, from the UNet itself with the first one's change in its weights."""
-    eraser = dataclasses.replace(SHORT, retain_random=0.3, timesteps="shared", beta=300.0)
+    eraser = dataclasses.replace(SHORT, base_random=0.3, timesteps="shared", beta=300.0)
     before = backbone.cost
     updates = iter(eraser.steps(backbone, TASK))
     edit = next(updates).edit()
@@ -221,6 +221,8 @@ def test_a_bank_asks_the_original_once(backbone):
         ({"loss": "finetune"}, 1, 2),
         ({"loss": "ascent", "base_lamb": 0.0}, 0, 1),
         ({"loss": "both"}, 1, 3),
+        ({"base_random": 1.0, "base_keep": 1.0}, 4, 4),
+        ({"loss": "finetune", "base_lamb": 0.0, "base_random": 1.0}, 1, 2),
     ],
 )
 def test_what_a_pair_costs(backbone, change, forward, trained):
@@ -290,7 +292,7 @@ def test_pairs_that_the_model_makes_itself():
         ({"t_max": 1001}, "t_max 1001"),
         ({"crop": 0.0}, "crop 0.0"),
         ({"bank": -1}, "bank is -1"),
-        ({"retain_random": -1.0}, "retain_random is -1.0"),
+        ({"base_random": -1.0}, "base_random is -1.0"),
         ({"rank": 0}, "rank is 0"),
     ],
 )
@@ -319,7 +321,7 @@ def test_defaults_are_the_authors():
 
 def test_this_project_s_terms_work_on_a_flow():
     backbone = backbones.of(tiny_sd3_pipeline())
-    eraser = dataclasses.replace(SHORT, base_keep=0.5, retain_random=0.5, beta=20.0)
+    eraser = dataclasses.replace(SHORT, base_keep=0.5, base_random=0.5, beta=20.0)
     before = backbone.cost
     losses = [step.losses for step in eraser.steps(backbone, TASK)]
     assert backbone.cost - before == eraser.cost(1, 0)

@@ -13,7 +13,7 @@ from expunge.core.errors import ExpungeError
 from expunge.core.query import LearnedWord, Query, Start
 from expunge.erasers.uce import UCE
 from expunge.stages import attack, bench, erase, generate, measure
-from expunge.stages.plan import Plan
+from expunge.stages.plan import Plan, planned_attack
 from expunge.stages.planner import Planner
 from expunge.store import load_edit, read_queries, read_run, write_queries
 
@@ -128,6 +128,16 @@ def test_attack_generate_and_measure_from_the_command_line(folder, tmp_path, cap
         assert message in error
         assert error.count("\n") == 1
         assert not (tmp_path / "x").exists()
+
+
+def test_an_attack_starts_from_the_preset_of_its_model():
+    preset = attack.build("concept-inversion", {}, "testbed")
+    assert (preset.vectors, preset.iterations) == (4, 150)
+    assert attack.build("concept-inversion", {"vectors": 2}, "testbed").vectors == 2
+    assert attack.build("concept-inversion", {}) == attack.build("concept-inversion", {}, "sd")
+    planned = planned_attack({"name": "concept-inversion", "ask": "a {}", "lr": 0.1}, "testbed")
+    assert (planned.built.vectors, planned.variant) == (4, " (lr 0.1)"), "what is asked is no variant"
+    assert planned_attack({"name": "concept-inversion", "preset": False}, "testbed").built.vectors == 1
 
 
 def test_a_plan_attacks_every_row_and_measures_the_targets(tmp_path):

@@ -75,6 +75,7 @@ def plan(tmp_path):
 
 def test_the_original_in_another_precision_is_a_row_and_a_scale(plan, tmp_path):
     text = plan.read_text().replace('"original", "uce", "kpop"', '"original", "original in float32"')
+    text = text.replace("count = 1\n", 'image_dtype = "bfloat16"\ncount = 1\n', 1)
     text = re.sub(r"(?m)^(claims|compare) = .*", "", text).replace(
         "count = 1\n", "metrics = ['prior-distance']\ncount = 1\n", 1
     )
@@ -362,9 +363,17 @@ def test_a_method_learns_from_the_plans_pairs_which_are_made_once(plan, tmp_path
     assert told
     made = jobs.folder(pairs[0].key, "pairs", tmp_path / "store")
     assert len(list((made / "images").glob("*-safe.png"))) == 2
-    again = json.loads((made / "result.json").read_text())
-    assert again["drawn"] >= 4
-    assert again["cost"]["forward"] > 0
+    drawn = json.loads((made / "result.json").read_text())
+    assert drawn["cost"]["forward"] >= 2 * 2 * 8 + 2 * 2 * 6, (
+        "two unsafe ones at 8 steps, and 6 or 7 of them to redraw each"
+    )
+
+
+def test_what_pairs_show_is_not_counted_as_never_named(plan):
+    plan.write_text(plan.read_text().replace("count = 1\n", 'count = 1\nothers = { set = "everyday" }\n', 1))
+    free = Planner(read_plan(plan)).further[0].concepts
+    plan.write_text(plan.read_text() + "\n[pairs.p]\nunsafe = ['a bomb']\nsafe = ['a red rose']\n")
+    assert set(free) - set(Planner(read_plan(plan)).further[0].concepts) == {"rose"}
 
 
 def test_a_retrained_erasure_is_not_needed_where_its_images_are(plan, tmp_path):
@@ -489,6 +498,17 @@ def test_a_full_disk_is_one_line_and_leaves_earlier_results(plan, tmp_path):
             "but uce wants no images: expected a method that wants unsafe and safe ones",
         ),
         ("retain = true", "[pairs.p]\nunsafe = ['a']\nsafe = []", "1 unsafe prompts and 0 safe ones"),
+        ("retain = true", "[pairs.p]\nunsafe = ['a']\nsafe = ['b']\ntarget = 'dgo'", "did you mean 'dog'"),
+        (
+            'eraser = "uce"\nretain = true',
+            "eraser = 'duo'\norder = 'sequential'\nimages = 'p'\n[pairs.p]\nunsafe = ['a']\nsafe = ['b']",
+            "expected one split, erased at once",
+        ),
+        (
+            "count = 1\n",
+            "count = 1\nattacks = [{ name = 'concept-inversion', preset = 'no' }]\n",
+            "expected true or false",
+        ),
     ],
 )
 def test_a_bad_plan_is_refused_before_anything_runs(plan, tmp_path, capsys, old, new, expected):
@@ -575,7 +595,7 @@ def test_the_table_says_what_each_method_was_told():
         "anchors": [""],
         "templates": ["{}"],
         "retain": [],
-        "random_texts": 0,
+        "random_texts": False,
         "oracles": [],
     }
     made, given = ({"church": {"count": 4, "given": g}} for g in (False, True))
@@ -588,7 +608,7 @@ def test_the_table_says_what_each_method_was_told():
             **knows,
             "anchors": ["a picture"],
             "retain": ["dog", "cat"],
-            "random_texts": 0.5,
+            "random_texts": True,
             "oracles": ["testbed"],
         },
     }

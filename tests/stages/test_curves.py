@@ -49,7 +49,13 @@ def test_a_figure_may_set_one_number_against_another():
     line = {"name": "curve", "rows": ["lambda=1", "lambda=5", "lambda=10"], "metrics": ["esr@1"], "group": "key: own"}
     (drawn,) = figure(curve(x=(), x_metric="esr@1", lines=(line,)), ROWS).as_json()["series"]
     assert (drawn["x"], drawn["y"]) == ([90.0, 60.0], [40.0, 20.0]), "a row that was not measured is left out"
-    assert drawn["low"] == [38.0, 18.0]
+    assert (drawn["low"], drawn["labels"]) == ([38.0, 18.0], ["lambda=1", "lambda=10"])
+    unmeasured = {**line, "name": "none", "rows": ["lambda=5"]}
+    whole = figure(curve(x=(), x_metric="esr@1", lines=(line, unmeasured)), ROWS)
+    assert [s.name for s in whole.series] == ["curve"], "a line without a point is left out"
+    from expunge.report.figures import svg
+
+    assert "lambda=10" in svg(whole.as_json())
     for bad in ({"x_metric": "esr@1"}, {"x": ()}):
         with pytest.raises(ExpungeError, match="expected one"):
             curve(**bad)

@@ -63,6 +63,7 @@ def attack(argv: list[str]) -> None:
     name, rest = argv[0], argv[1:]
     from expunge import backbones
     from expunge.stages import attack as stage
+    from expunge.stages import presets
 
     kind = None if "--no-preset" in rest else backbones.kind_of(lenient(Model, rest).model)
     parsed = parse_with(stage.build(name, {}, kind), name, Attack, rest, f"expunge attack {name}")
@@ -76,7 +77,8 @@ def attack(argv: list[str]) -> None:
     folders = image_folders(options.concept_images, parsed.settings.needs(targets))
     edits, backbone = [load_edit(path) for path in options.edit], options.model.open()
     asked = _asked(options, backbone)
-    options.talk.tell(f"attacking with {name}: {len(asked)} queries")
+    note = f" (preset {presets.attack(name, kind)} for {kind})" if kind and presets.attack(name, kind) else ""
+    options.talk.tell(f"attacking with {name}{note}: {len(asked)} queries")
     found = stage.run(backbone, name, parsed.settings, edits, targets, asked, options.seed, folders)
     stage.to_folder(found, options.out, options.overwrite)
     cost: Any = found.about["cost"]

@@ -150,9 +150,11 @@ class Clean:
     """Show what finished jobs take on disk, and free it."""
 
     room: UseAppendAction[
-        tuple[Literal["erase", "memory", "attack", "relearn", "generate", "measure", "analyse", "leftovers"], ...]
+        tuple[
+            Literal["pairs", "erase", "memory", "attack", "relearn", "generate", "measure", "analyse", "leftovers"], ...
+        ]
     ] = ()
-    """What to delete: edits, counts of memory, attacks, fresh keys, images, measurements, analyses, or what killed runs left.
+    """What to delete: pairs, edits, counts of memory, attacks, fresh keys, images, measurements, analyses, or what killed runs left.
 
     Repeat for several.
 

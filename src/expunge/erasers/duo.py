@@ -101,11 +101,11 @@ class DUO(Eraser):
     base_keep: float = 0.0
     """This project's own: weight at beta 100 of the original's answers to the noised safe images, scaled as that of the answers
     to pure noise. They are asked for anyway, so it costs nothing; for losses that compare."""
-    retain_random: float = 0.0
-    """This project's own: weight, scaled likewise, of the original's answers to safe images at any noise level with texts of
-    random tokens, so that what nobody named stays; a further row a pair."""
+    base_random: float = 0.0
+    """This project's own: weight at beta 100, scaled likewise, of the original's answers to safe images at any noise level with
+    texts of random tokens, so that what nobody named stays; a further row a pair."""
     dynamic_lamb: bool = False
-    """Multiply that weight by 100 while the preference loss is below 0.1."""
+    """Multiply the weight of the answers to pure noise by 100 while the preference loss is below 0.1."""
     no_grad: NoGrad = "none"
     """A side of the preference that does not learn: that of the unsafe images (ascent), or of the safe ones (descent)."""
     timesteps: Literal["independent", "shared"] = "independent"
@@ -152,12 +152,13 @@ class DUO(Eraser):
                 f"duo's t_max {self.t_max}, crop {self.crop} and strength {self.strength}: expected 1 to 1000, and shares "
                 "above 0, up to 1"
             )
-        for name in ("base_lamb", "base_keep", "retain_random", "weight_decay", "bank"):
+        for name in ("base_lamb", "base_keep", "base_random", "weight_decay", "bank"):
             if not getattr(self, name) >= 0:
                 raise ExpungeError(f"duo's {name} is {getattr(self, name)}: expected 0 or more")
         if self.base_keep and self.loss not in COMPARED:
             raise ExpungeError(
-                f"duo's base_keep with loss {self.loss}: expected a loss that compares, {' or '.join(COMPARED)}"
+                f"duo's base_keep with loss {self.loss}: expected a loss that compares, "
+                f"{' or '.join(COMPARED)}, or base_keep 0"
             )
         phrases([self.prompt], "")
 
@@ -173,7 +174,7 @@ class DUO(Eraser):
 
     def _scaled(self) -> dict[str, float]:
         """The weights of this project's own terms, where they are set."""
-        base = {"kept": self.base_keep, "retained": self.retain_random}
+        base = {"kept": self.base_keep, "retained": self.base_random}
         return {name: value * self.beta / 100 for name, value in base.items() if value}
 
     @override
@@ -246,7 +247,7 @@ class DUO(Eraser):
         ts, rows = [times[side] for side in SIDES[self.loss]], pairs.rows(which, SIDES[self.loss])
         if self.base_lamb:
             xs, ts, rows = [*xs, noise], [*ts, self._last(backbone, ts[0])], [*rows, *[0] * self.batch]
-        known, random = pairs.cond, self.batch if self.retain_random else 0
+        known, random = pairs.cond, self.batch if self.base_random else 0
         if random:
             with torch.no_grad():
                 texts = backbone.encode(backbone.random_texts(random, generator))
@@ -319,7 +320,7 @@ class DUO(Eraser):
         if self.base_keep:
             safe = n // 2  # the first of both sides
             losses["kept"] = (batch.weight[:safe] * row_errors(answer[:safe], original[:safe])).mean()
-        if self.retain_random:
+        if self.base_random:
             losses["retained"] = of_random.mean()
         return losses
 
@@ -334,7 +335,7 @@ class DUO(Eraser):
 
     @override
     def cost(self, targets: int, retain: int) -> Cost:
-        sides, noise = len(SIDES[self.loss]), bool(self.base_lamb) + bool(self.retain_random)
+        sides, noise = len(SIDES[self.loss]), bool(self.base_lamb) + bool(self.base_random)
         known = (sides if self.loss in COMPARED else 0) + noise
         asked = min(self.bank, self.iterations) if self.bank else self.iterations
         return Cost(forward=asked * self.batch * known, trained=self.iterations * self.batch * (sides + noise))
@@ -370,7 +371,7 @@ class _Pairs:
             self.texts += sorted({s.prompt for shots in self._shots.values() for s in shots} - {""})
             if len(self.texts) == 1:
                 raise ExpungeError(
-                    "duo's texts are 'given', and the images have no prompts: expected those of `expunge pairs`"
+                    "duo's texts are 'given', and the images have no prompts: expected some that have, or texts 'empty'"
                 )
         with torch.no_grad():
             null = backbone.unconditional()

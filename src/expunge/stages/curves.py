@@ -84,10 +84,10 @@ def figure(curve: Curve, summary: Sequence[Mapping[str, Any]]) -> Figure:
     return Figure(
         title=curve.title,
         note=curve.note,
-        kind="lines",
+        kind="lines" if curve.x_metric is None else "scatter",
         x=Axis(curve.x_label, curve.log),
         y=Axis(curve.y_label),
-        series=[_series(line, _places(curve, line, known), known) for line in curve.read],
+        series=[s for s in (_series(curve, line, known) for line in curve.read) if s.x],
     )
 
 
@@ -99,7 +99,8 @@ def _places(curve: Curve, line: Line, known: Known) -> Sequence[float | None]:
     return [None if r is None else r["value"] for r in found]
 
 
-def _series(line: Line, places: Sequence[float | None], known: Known) -> Series:
+def _series(curve: Curve, line: Line, known: Known) -> Series:
+    places, named = _places(curve, line, known), curve.x_metric is not None
     rows, metrics = ((given * len(places) if len(given) == 1 else given) for given in (line.rows, line.metrics))
     asked = [(x, row, metric) for x, row, metric in zip(places, rows, metrics, strict=True) if x is not None]
     found = [found_row(known, row, line.group, metric) for _, row, metric in asked]
@@ -108,4 +109,11 @@ def _series(line: Line, places: Sequence[float | None], known: Known) -> Series:
     def numbers(key: str) -> list[float | None]:
         return [None if r is None else round(100 - r[key], 3) if line.turned else r[key] for r in found]
 
-    return Series(name=line.name, x=[x for x, _, _ in asked], y=numbers("value"), low=numbers(low), high=numbers(high))
+    return Series(
+        name=line.name,
+        x=[x for x, _, _ in asked],
+        y=numbers("value"),
+        low=numbers(low),
+        high=numbers(high),
+        labels=[row for _, row, _ in asked] if named else None,
+    )

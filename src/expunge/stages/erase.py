@@ -262,7 +262,7 @@ def run(
         expunge=version("expunge"),
         salt_sha256=hashlib.sha256(salt.encode()).hexdigest() if eraser.has_key else "",
         derived=dict(eraser.derived()),
-        images={role: _had(shots, (images or {}).get(role)) for role, shots in task.images.items()},
+        images={role: had(shots, (images or {}).get(role)) for role, shots in task.images.items()},
     )
     edit = with_provenance(last.edit(), provenance)
     if last.key is not None:
@@ -272,7 +272,7 @@ def run(
     return edit
 
 
-def _had(shots: Sequence[Shot], folder: Path | None) -> dict[str, Any]:
+def had(shots: Sequence[Shot], folder: Path | None) -> dict[str, Any]:
     """What the provenance says of images: how many, whose, and who chose them."""
     judge = read_run(folder).get("judge") if folder is not None and (folder / RUN).is_file() else None
     return {"count": len(shots), "given": folder is not None, **({"judge": judge} if judge else {})}

@@ -145,7 +145,7 @@ def knowledge(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "templates": [t for p in provenances for t in p["settings"].get("templates", [])],
         "images": {role: shown for p in provenances for role, shown in p.get("images", {}).items()},
         "retain": [r for p in provenances for r in p["retain"]],
-        "random_texts": max([p["settings"].get("retain_random", 0) for p in provenances], default=0),
+        "random_texts": any(p["settings"].get(n, 0) for p in provenances for n in ("retain_random", "base_random")),
         "oracles": _oracles(provenances),
     }
 

@@ -183,6 +183,20 @@ def _by_name(folder: Path) -> dict[str, Shot]:
     return found
 
 
+def check(wish: Wish, kind: str) -> None:
+    """Refuse a concept that the judge of a kind of model does not know.
+
+    Raises:
+        ExpungeError: naming it.
+    """
+    name = wish.judge or ORACLES.get(kind)
+    if name is not None:
+        judge = Catalog("judges").open(name)
+        for concept in (wish.target, wish.keep):
+            if concept is not None:
+                judge.label_ids(concept)
+
+
 def judged_by(backbone: Backbone, wish: Wish) -> str:
     """What the judge who looks is told by; empty if nobody does."""
     name = _judge_name(backbone, wish)
@@ -201,11 +215,8 @@ def _judge(backbone: Backbone, wish: Wish) -> Judge | None:
             "no judge looks at the pairs: see its sheet.png before you use them", ExpungeWarning, stacklevel=3
         )
         return None
-    judge: Judge = Catalog("judges").open(name)
-    for concept in (wish.target, wish.keep):
-        if concept is not None:
-            judge.label_ids(concept)
-    return judge
+    check(wish, backbone.kind)
+    return Catalog("judges").open(name)
 
 
 @final
@@ -222,7 +233,7 @@ class _Draw:
     ) -> None:
         self._backbone, self._wish, self._judge = backbone, wish, judge
         self._batch, self._on_accepted = batch, on_accepted
-        self.judge_name = None if judge is None else wish.judge or ORACLES.get(backbone.kind)
+        self.judge_name = None if judge is None else _judge_name(backbone, wish)
         self.drawn = 0
 
     def all(self, places: int, ask: Callable[[int, int], Query], *, showing: bool) -> list[Drawn]:

@@ -269,7 +269,8 @@ def _entry(kind: str, entry: Any) -> Entry:
         raise ExpungeError(f"plan's {kind} name {entry!r}: expected a name, or a table with a name and settings")
     table = {"name": entry} if isinstance(entry, str) else dict(entry)
     name = str(table.pop("name", ""))
-    variant = ", ".join(f"{k} {v}" for k, v in table.items() if kind != "attacks" or not isinstance(v, list | dict))
+    phrased = [k for k, v in table.items() if isinstance(v, list | dict) or "{}" in str(v)] if kind == "attacks" else []
+    variant = ", ".join(f"{k} {v}" for k, v in table.items() if k not in phrased)
     return Entry(name, table, f" ({variant})" if variant else "")
 
 
@@ -293,6 +294,8 @@ def planned_attack(entry: Any, kind: str) -> PlannedAttack:
     """Likewise an attack, with the preset of a kind of model unless its table says ``preset = false``."""
     name, table, variant = _entry("attacks", entry)
     use = table.pop("preset", True)
+    if not isinstance(use, bool):
+        raise ExpungeError(f"attack '{name}' with preset {use!r}: expected true or false")
     return PlannedAttack(name, attack.build(name, table, kind if use else None), variant)
 
 

@@ -165,6 +165,8 @@ class Planner:
         self.pairs: dict[str, pairs.Wish] = {
             name: presets.filled(pairs.Wish, f"pairs '{name}'", table) for name, table in plan.pairs.items()
         }
+        for wish in self.pairs.values():
+            pairs.check(wish, kind)
         self._check_pairs()
         asked = any("fresh" in (m.controls or ()) for m in self.methods.values())
         self.fresh = self._fresh(plan.fresh or {}, kind) if asked or plan.fresh is not None else {}
@@ -222,8 +224,10 @@ class Planner:
         check_counts("plan's others", count=others.count)
         listed = [w for m in self.methods.values() if not isinstance(m.retain, bool) for w in m.retain]
         named = {*self.set.concepts, *self._told(self.set.concepts), *listed}
+        shown = [f" {p} " for t in self.plan.pairs.values() for role in pairs.ROLES for p in t.get(role, ())]
         part = read_set(others.set, CONCEPTS).part(self.plan.part)
-        prompts = tuple((p, c) for p, c in part.prompts if c not in named)
+        seen = {c for _, c in part.prompts if any(f" {c} " in p for p in shown)}
+        prompts = tuple((p, c) for p, c in part.prompts if c not in named | seen)
         concepts = sorted({c for _, c in prompts})
         return Further("others", replace(part, prompts=prompts), concepts, others.count, self.metrics)
 
@@ -245,6 +249,11 @@ class Planner:
                 continue
             if method.images not in self.pairs:
                 raise unknown(f"pairs of method '{name}'", method.images, self.pairs)
+            if method.order == "sequential" or len(self.grid.split or self.splits) > 1:
+                raise ExpungeError(
+                    f"method '{name}' learns from pairs '{method.images}' for targets one after another, or several splits: "
+                    "expected one split, erased at once"
+                )
             wanted = set(self.erasers[name].needs([Concept(name=word) for word in self._told(self.set.concepts)]))
             if wanted != set(pairs.ROLES):
                 had = f"{' and '.join(sorted(wanted))} images" if wanted else "no images"
@@ -553,7 +562,7 @@ class Planner:
         return Planned(job=job, upstream=(*on, *made), cost=eraser.cost(len(told), len(retain)))
 
     def _paired(self, wish: pairs.Wish) -> Planned:
-        """The pairs that a method learns from; if the judge accepts each first draw, they cost no more than planned."""
+        """The pairs that a method learns from; planned as if the judge accepted each first draw."""
         guidance, steps = presets.generation(self.backbone)
         job = {
             "room": "pairs",
