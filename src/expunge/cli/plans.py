@@ -154,7 +154,8 @@ class Clean:
             Literal["pairs", "erase", "memory", "attack", "relearn", "generate", "measure", "analyse", "leftovers"], ...
         ]
     ] = ()
-    """What to delete: pairs, edits, counts of memory, attacks, fresh keys, images, measurements, analyses, or what killed runs left.
+    """What to delete: pairs, edits, counts of memory, attacks, fresh keys, images, measurements, analyses, or leftovers of
+    killed runs.
 
     Repeat for several.
 
