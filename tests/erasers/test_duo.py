@@ -12,6 +12,7 @@ from expunge.core.eraser import Redrawn, Task
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Shot
 from expunge.erasers.duo import DUO, Flow, _Cut, _Pairs, cropped
+from expunge.stages import erase
 from tiny import tiny_sd3_pipeline
 
 PIXELS = torch.randint(0, 256, (6, 16, 16, 3), generator=torch.Generator().manual_seed(0)).byte()
@@ -317,6 +318,11 @@ def test_defaults_are_the_authors():
     assert (eraser.iterations, eraser.batch, eraser.pairs, eraser.strength) == (1000, 4, 64, 0.75)
     violent = DUO(beta=1000.0)
     assert (violent.lr, violent.lamb) == (pytest.approx(3e-5), pytest.approx(1e7))
+
+
+def test_sd3_starts_from_the_authors_rate():
+    assert erase.build("duo", {}, "sd3").base_lr == 3e-5
+    assert erase.build("duo", {}, "sd").base_lr == 3e-4
 
 
 def test_this_project_s_terms_work_on_a_flow():
