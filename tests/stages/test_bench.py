@@ -498,6 +498,11 @@ def test_a_full_disk_is_one_line_and_leaves_earlier_results(plan, tmp_path):
             "but uce wants no images: expected a method that wants unsafe and safe ones",
         ),
         ("retain = true", "[pairs.p]\nunsafe = ['a']\nsafe = []", "1 unsafe prompts and 0 safe ones"),
+        (
+            "count = 1\n",
+            "count = 1\npairs = { p = 3 }\nothers = { set = 'everyday' }\n",
+            "expected a table of settings",
+        ),
         ("retain = true", "[pairs.p]\nunsafe = ['a']\nsafe = ['b']\ntarget = 'dgo'", "did you mean 'dog'"),
         (
             'eraser = "uce"\nretain = true',
@@ -735,6 +740,11 @@ def test_speed_is_the_store_s_own_and_of_this_model(plan, tmp_path):
         (place / jobs.RESULT).write_text(json.dumps(done))
     assert bench.speed(planner, tmp_path / "store") == pytest.approx((40 + 3 * 20) / 4)
     assert bench.speed(planner, tmp_path / "none") > 0
+
+
+def test_every_room_can_be_cleaned(tmp_path, capsys):
+    for room in (*jobs.ROOMS, "leftovers"):
+        assert main(["clean", "--room", room, "--store", str(tmp_path)]) == 0, capsys.readouterr().err
 
 
 def test_a_job_s_key_is_of_what_changes_its_result():

@@ -65,8 +65,9 @@ def attack(argv: list[str]) -> None:
     from expunge.stages import attack as stage
     from expunge.stages import presets
 
-    kind = None if "--no-preset" in rest else backbones.kind_of(lenient(Model, rest).model)
-    parsed = parse_with(stage.build(name, {}, kind), name, Attack, rest, f"expunge attack {name}")
+    kind = backbones.kind_of(lenient(Model, rest).model)
+    use = {} if "--no-preset" in rest else presets.attack(name, kind)
+    parsed = parse_with(stage.build(name, use), name, Attack, rest, f"expunge attack {name}")
     options: Attack = parsed.options
     from expunge.cli.erasing import image_folders
     from expunge.stages.erase import concepts
@@ -77,7 +78,7 @@ def attack(argv: list[str]) -> None:
     folders = image_folders(options.concept_images, parsed.settings.needs(targets))
     edits, backbone = [load_edit(path) for path in options.edit], options.model.open()
     asked = _asked(options, backbone)
-    note = f" (preset {presets.attack(name, kind)} for {kind})" if kind and presets.attack(name, kind) else ""
+    note = f" (preset {use} for {kind})" if use else ""
     options.talk.tell(f"attacking with {name}{note}: {len(asked)} queries")
     found = stage.run(backbone, name, parsed.settings, edits, targets, asked, options.seed, folders)
     stage.to_folder(found, options.out, options.overwrite)

@@ -238,23 +238,22 @@ class DUO(Eraser):
         noise = torch.randn((self.batch, *pairs.shape), generator=generator).to(backbone.device)
         times = self._times(backbone, generator)
         cuts = [_Cut(bool(f < 0.5), x, y) for f, x, y in torch.rand(self.batch, 3, generator=generator).tolist()]
-        xs: list[Tensor] = []
-        truths: list[Tensor] = []
-        for side in SIDES[self.loss]:
-            x0 = torch.cat([pairs.latents(side, i, cut) for i, cut in zip(which, cuts, strict=True)])
-            xs.append(backbone.add_noise(x0, noise, times[side]))
-            truths.append(backbone.truth(x0, noise, times[side]))
-        ts, rows = [times[side] for side in SIDES[self.loss]], pairs.rows(which, SIDES[self.loss])
+        sides, random = SIDES[self.loss], self.batch if self.base_random else 0
+        x0 = {
+            side: torch.cat([pairs.latents(side, i, cut) for i, cut in zip(which, cuts, strict=True)])
+            for side in {*sides, *([SAFE] if random else [])}
+        }
+        xs = [backbone.add_noise(x0[side], noise, times[side]) for side in sides]
+        truths = [backbone.truth(x0[side], noise, times[side]) for side in sides]
+        ts, rows, known = [times[side] for side in sides], pairs.rows(which, sides), pairs.cond
         if self.base_lamb:
             xs, ts, rows = [*xs, noise], [*ts, self._last(backbone, ts[0])], [*rows, *[0] * self.batch]
-        known, random = pairs.cond, self.batch if self.base_random else 0
         if random:
             with torch.no_grad():
                 texts = backbone.encode(backbone.random_texts(random, generator))
             rows, known = [*rows, *(len(pairs.texts) + i for i in range(random))], known.join(texts)
-            x0 = torch.cat([pairs.latents(SAFE, i, cut) for i, cut in zip(which, cuts, strict=True)])
             ts.append(self._anywhere(backbone, random, generator))
-            xs.append(backbone.add_noise(x0, noise, ts[-1]))
+            xs.append(backbone.add_noise(x0[SAFE], noise, ts[-1]))
         t = torch.cat(ts)
         weight = torch.ones(len(t), device=t.device)
         if backbone.supports("flow") and self.flow.precondition:

@@ -100,7 +100,7 @@ def _places(curve: Curve, line: Line, known: Known) -> Sequence[float | None]:
 
 
 def _series(curve: Curve, line: Line, known: Known) -> Series:
-    places, named = _places(curve, line, known), curve.x_metric is not None
+    places = _places(curve, line, known)
     rows, metrics = ((given * len(places) if len(given) == 1 else given) for given in (line.rows, line.metrics))
     asked = [(x, row, metric) for x, row, metric in zip(places, rows, metrics, strict=True) if x is not None]
     found = [found_row(known, row, line.group, metric) for _, row, metric in asked]
@@ -115,5 +115,5 @@ def _series(curve: Curve, line: Line, known: Known) -> Series:
         y=numbers("value"),
         low=numbers(low),
         high=numbers(high),
-        labels=[row for _, row, _ in asked] if named else None,
+        labels=[row for _, row, _ in asked] if curve.x_metric else None,
     )

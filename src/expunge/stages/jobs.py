@@ -242,10 +242,10 @@ def _analyse(job: Job, store: Path, out: Path) -> dict[str, Any]:
     if job["training"] is not None:
         run = job["training"]
         aims = [Concept(name=name) for name in run["targets"]]
-        task = (aims, run["retain"], run["seed"], run["salt"], _given(run, store))
+        given = _given(run, store)
+        task = (aims, run["retain"], run["seed"], run["salt"], given)
         again = analyse.training(backbone, run["eraser"], run["settings"], *task)
         told = {name: run[name] for name in ("eraser", "settings", "targets", "retain", "seed")}
-        given = _given(run, store)
         told["images"] = {role: erase.had(shots, given.get(role)) for role, shots in again.task.images.items()}
         made = [Provenance(**told, anchors=[None for _ in aims], model=backbone.name, family=backbone.family)]
     prompts = {label: prompt for prompt, label in reversed(job["prompts"])}

@@ -105,7 +105,11 @@ def make(
     Raises:
         ExpungeError: if the judge cannot tell the concept, or accepts none within the tries; nothing is written then.
     """
-    judge = _judge(backbone, wish)
+    judge = judge_of(wish, backbone.kind)
+    if judge is None:
+        warnings.warn(
+            "no judge looks at the pairs: see its sheet.png before you use them", ExpungeWarning, stacklevel=2
+        )
     own_guidance, own_steps = presets.generation(backbone)
     how = {
         "guidance": own_guidance if guidance is None else guidance,
@@ -183,40 +187,24 @@ def _by_name(folder: Path) -> dict[str, Shot]:
     return found
 
 
-def check(wish: Wish, kind: str) -> None:
-    """Refuse a concept that the judge of a kind of model does not know.
+def judge_of(wish: Wish, kind: str) -> Judge | None:
+    """Who looks at the pairs of a kind of model, able to tell what is asked; None if nobody does.
 
     Raises:
-        ExpungeError: naming it.
+        ExpungeError: naming a concept that the judge does not know.
     """
-    name = wish.judge or ORACLES.get(kind)
-    if name is not None:
-        judge = Catalog("judges").open(name)
-        for concept in (wish.target, wish.keep):
-            if concept is not None:
-                judge.label_ids(concept)
-
-
-def judged_by(backbone: Backbone, wish: Wish) -> str:
-    """What the judge who looks is told by; empty if nobody does."""
-    name = _judge_name(backbone, wish)
-    return "" if name is None else Catalog("judges").open(name).identity()
-
-
-def _judge_name(backbone: Backbone, wish: Wish) -> str | None:
-    return wish.judge or (ORACLES.get(backbone.kind) if wish.target else None)
-
-
-def _judge(backbone: Backbone, wish: Wish) -> Judge | None:
-    """Who looks, able to tell what is asked; None (and a warning) if nobody does."""
-    name = _judge_name(backbone, wish)
-    if name is None or wish.target is None:
-        warnings.warn(
-            "no judge looks at the pairs: see its sheet.png before you use them", ExpungeWarning, stacklevel=3
-        )
+    name = _judge_name(wish, kind)
+    if name is None:
         return None
-    check(wish, backbone.kind)
-    return Catalog("judges").open(name)
+    judge: Judge = Catalog("judges").open(name)
+    for concept in (wish.target, wish.keep):
+        if concept is not None:
+            judge.label_ids(concept)
+    return judge
+
+
+def _judge_name(wish: Wish, kind: str) -> str | None:
+    return wish.judge or (ORACLES.get(kind) if wish.target else None)
 
 
 @final
@@ -233,7 +221,7 @@ class _Draw:
     ) -> None:
         self._backbone, self._wish, self._judge = backbone, wish, judge
         self._batch, self._on_accepted = batch, on_accepted
-        self.judge_name = None if judge is None else _judge_name(backbone, wish)
+        self.judge_name = _judge_name(wish, backbone.kind)
         self.drawn = 0
 
     def all(self, places: int, ask: Callable[[int, int], Query], *, showing: bool) -> list[Drawn]:

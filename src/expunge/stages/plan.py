@@ -23,6 +23,13 @@ ORIGINAL = "original"
 """The row of the model as it is."""
 PRECISION = "original in "
 """How the row of the model as it is in another precision begins, compared with the original on equal seeds: a scale."""
+
+
+def precision_of(row: str) -> str | None:
+    """The precision that such a row names; None for all others."""
+    return row.removeprefix(PRECISION) if row.startswith(PRECISION) else None
+
+
 CONTROLS = ("none", "own", "random", "other", "neutral", "original")
 """Recoveries: the edited model without a key, with its own, with random prompts of the same norms, with each concept's prompt
 exchanged for the next one's, with its own and a neutral text, and the original model with the key."""

@@ -24,7 +24,6 @@ from expunge.stages.plan import (
     KEYLESS,
     KINDS,
     ORIGINAL,
-    PRECISION,
     Also,
     Fresh,
     Further,
@@ -37,6 +36,7 @@ from expunge.stages.plan import (
     planned_analysis,
     planned_attack,
     planned_metric,
+    precision_of,
     several,
     words_of,
 )
@@ -110,7 +110,7 @@ class Planner:
             name: presets.filled(Method, f"method '{name}'", table) for name, table in plan.method.items()
         }
         for name in self.grid.method:
-            if name != ORIGINAL and not name.startswith(PRECISION) and name not in self.methods:
+            if name != ORIGINAL and precision_of(name) is None and name not in self.methods:
                 raise unknown("method of the plan", name, [ORIGINAL, *self.methods])
         self.set: ConceptSet = read_set(plan.set, CONCEPTS)
         given = {name: words_of(f"split '{name}'", concepts) for name, concepts in plan.splits.items()}
@@ -135,7 +135,7 @@ class Planner:
         for named in (*self.claims, *self.figures):
             named.check(self.grid.method)
         reserved = [
-            name for name in self.methods if name in (ORIGINAL, *CONTROLS, *ASKED) or name.startswith(PRECISION)
+            name for name in self.methods if name in (ORIGINAL, *CONTROLS, *ASKED) or precision_of(name) is not None
         ]
         if reserved:
             raise ExpungeError(
@@ -151,6 +151,11 @@ class Planner:
                 raise ExpungeError(
                     f"two attacks of the plan are both '{name}' in the table: expected settings that tell them apart"
                 )
+        self.pairs: dict[str, pairs.Wish] = {
+            name: presets.filled(pairs.Wish, f"pairs '{name}'", table) for name, table in plan.pairs.items()
+        }
+        for wish in self.pairs.values():
+            pairs.judge_of(wish, kind)
         self.further = [] if plan.others is None else [self._others(plan.others)]
         self.further += [self._also(entry) for entry in plan.also]
         names = [f.group for f in self.further]
@@ -162,11 +167,6 @@ class Planner:
         self.erasers = {
             n: erase.build(m.eraser, m.settings, kind if m.preset else None) for n, m in self.methods.items()
         }
-        self.pairs: dict[str, pairs.Wish] = {
-            name: presets.filled(pairs.Wish, f"pairs '{name}'", table) for name, table in plan.pairs.items()
-        }
-        for wish in self.pairs.values():
-            pairs.check(wish, kind)
         self._check_pairs()
         asked = any("fresh" in (m.controls or ()) for m in self.methods.values())
         self.fresh = self._fresh(plan.fresh or {}, kind) if asked or plan.fresh is not None else {}
@@ -223,11 +223,11 @@ class Planner:
         others: Others = presets.filled(Others, "plan's others", table)
         check_counts("plan's others", count=others.count)
         listed = [w for m in self.methods.values() if not isinstance(m.retain, bool) for w in m.retain]
-        named = {*self.set.concepts, *self._told(self.set.concepts), *listed}
-        shown = [f" {p} " for t in self.plan.pairs.values() for role in pairs.ROLES for p in t.get(role, ())]
         part = read_set(others.set, CONCEPTS).part(self.plan.part)
+        shown = [f" {p} " for wish in self.pairs.values() for p in (*wish.unsafe, *wish.safe)]
         seen = {c for _, c in part.prompts if any(f" {c} " in p for p in shown)}
-        prompts = tuple((p, c) for p, c in part.prompts if c not in named | seen)
+        named = {*self.set.concepts, *self._told(self.set.concepts), *listed, *seen}
+        prompts = tuple((p, c) for p, c in part.prompts if c not in named)
         concepts = sorted({c for _, c in prompts})
         return Further("others", replace(part, prompts=prompts), concepts, others.count, self.metrics)
 
@@ -335,10 +335,7 @@ class Planner:
         Raises:
             ExpungeError: for a precision or a parameter group that the model does not have.
         """
-        for dtype in (
-            self.image_dtype,
-            *(n.removeprefix(PRECISION) for n in self.grid.method if n.startswith(PRECISION)),
-        ):
+        for dtype in (self.image_dtype, *filter(None, map(precision_of, self.grid.method))):
             self.identity(dtype)
         for eraser in (*self.erasers.values(), *self.fresh.values()):
             eraser.check(self.backbone)
@@ -353,7 +350,7 @@ class Planner:
             kept = [c for c in self.set.concepts if c not in targets]
             place = {"method": name, "split": split, "seed": seed}
             edit = self._erasure(name, targets, kept, seed) if name in self.methods else None
-            dtype = name.removeprefix(PRECISION) if name.startswith(PRECISION) else None
+            dtype = precision_of(name)
             first = (split, seed) == (chosen[0], self.grid.seed[0])
             if edit is not None and self.plan.memory and first:
                 job = {**edit.steps[0].job, "room": "memory", "updates": UPDATES}
@@ -564,11 +561,12 @@ class Planner:
     def _paired(self, wish: pairs.Wish) -> Planned:
         """The pairs that a method learns from; planned as if the judge accepted each first draw."""
         guidance, steps = presets.generation(self.backbone)
+        judge = pairs.judge_of(wish, self.backbone.kind)
         job = {
             "room": "pairs",
             "version": pairs.VERSION,
             "pairs": asdict(wish),
-            "judge": pairs.judged_by(self.backbone, wish),
+            "judge": "" if judge is None else judge.identity(),
             "guidance": guidance,
             "steps": steps,
             "generates": generate.VERSION,

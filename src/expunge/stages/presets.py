@@ -47,15 +47,19 @@ def batch(backbone: Backbone) -> int:
 
 def eraser(method: str, model_kind: str) -> dict[str, Any]:
     """Settings of ``method`` found on the dev sets of a kind of model; empty where the paper's serve."""
-    return dict(_presets().get("erase", {}).get(method, {}).get(model_kind, {}))
+    return _found("erase", method, model_kind)
 
 
 def attack(name: str, model_kind: str) -> dict[str, Any]:
     """Likewise of an attack."""
-    return dict(_presets().get("attack", {}).get(name, {}).get(model_kind, {}))
+    return _found("attack", name, model_kind)
 
 
-def filled(cls: type, of: str, *layers: Mapping[str, Any]) -> Any:
+def _found(table: str, name: str, model_kind: str) -> dict[str, Any]:
+    return dict(_presets().get(table, {}).get(name, {}).get(model_kind, {}))
+
+
+def filled(cls: type, of: str, *layers: Any) -> Any:
     """A dataclass of settings from its defaults and then ``layers``, later ones over earlier ones; nested ones likewise.
 
     Raises:
