@@ -168,7 +168,9 @@ def test_a_plan_attacks_every_row_and_measures_the_targets(tmp_path):
         r["provenance"]["attack"]["cost"] in ({"forward": 0, "trained": 2}, {"forward": 6, "trained": 0})
         for r in attacked
     )
-    assert "attack: concept-inversion" in (tmp_path / "out" / "table.md").read_text()
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "attack: concept-inversion" in table
+    assert len([head for head in table.split(" | ") if head.startswith("attack: ") and "valid_rate" in head]) >= 2
     before = {p.name for p in (tmp_path / "store").iterdir()}
     bench.run(plan, tmp_path / "store", tmp_path / "out")
     assert {p.name for p in (tmp_path / "store").iterdir()} == before

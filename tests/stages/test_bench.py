@@ -342,13 +342,14 @@ strength = 0.8
 eraser = "duo"
 images = "scenes"
 preset = false
-settings = { rank = 2, iterations = 1, batch = 2 }
+settings = { rank = 2, iterations = 1, batch = 2, base_random = 1.0 }
 """
 
 
 def test_a_method_learns_from_the_plans_pairs_which_are_made_once(plan, tmp_path, capsys):
     text = plan.read_text().replace('"original", "uce", "kpop"', '"duo"').replace('[["kpop", "uce"]]', "[]")
-    plan.write_text(re.sub(r"(?m)^claims = .*", "memory = true", text) + PAIRED)
+    along = 'memory = true\nanalyses = [{ name = "trajectories", every = 1, count = 1 }]'
+    plan.write_text(re.sub(r"(?m)^claims = .*", along, text) + PAIRED)
     steps = flattened(Planner(read_plan(plan)).planned())
     pairs = [p for p in steps if p.job["room"] == "pairs"]
     erasures = [p for p in steps if p.job["room"] in ("erase", "memory")]
@@ -359,8 +360,12 @@ def test_a_method_learns_from_the_plans_pairs_which_are_made_once(plan, tmp_path
     assert main(words(plan, tmp_path, "--json")) == 0
     summary = json.loads(capsys.readouterr().out)["summary"]
     told = {r["told"] for r in summary if r["method"] == "duo" and "told" in r}
-    assert all("images given" in t for t in told)
     assert told
+    assert all("random texts" in t and "images given" in t and "oracle" in t for t in told)
+    records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    again = [r["knowledge"] for r in records if r["provenance"].get("analysis") == "trajectories"]
+    assert again
+    assert all(k["images"]["unsafe"]["given"] and k["oracles"] for k in again), "trained again on the same pairs"
     made = jobs.folder(pairs[0].key, "pairs", tmp_path / "store")
     assert len(list((made / "images").glob("*-safe.png"))) == 2
     drawn = json.loads((made / "result.json").read_text())
