@@ -52,6 +52,8 @@ def minus_log_sigmoid(z):
         ("finetune", "empty", "independent", "none"),
         ("ascent", "empty", "independent", "none"),
         ("both", "given", "independent", "none"),
+        ("dpo", "unsafe", "shared", "none"),
+        ("finetune", "unsafe", "independent", "none"),
     ],
 )
 def test_an_update_is_the_formula(backbone, loss, texts, timesteps, no_grad):
@@ -83,8 +85,9 @@ def test_an_update_is_the_formula(backbone, loss, texts, timesteps, no_grad):
             return parts["unet"](x, at, encoder_hidden_states=embeds).sample
 
     def answers():
-        safe = asked(PIXELS[3:][order], t_safe, "a dog" if texts == "given" else "")
-        unsafe = asked(PIXELS[:3][order], t_unsafe, "a church" if texts == "given" else "")
+        said = {"empty": ("", ""), "given": ("a dog", "a church"), "unsafe": ("a church", "a church")}[texts]
+        safe = asked(PIXELS[3:][order], t_safe, said[0])
+        unsafe = asked(PIXELS[:3][order], t_unsafe, said[1])
         return safe, unsafe
 
     def errors(given):
@@ -309,6 +312,9 @@ def test_images_that_are_no_pairs_are_refused(backbone):
     bare = dataclasses.replace(TASK, images={"unsafe": shots((0,), ""), "safe": shots((1,), "")})
     with pytest.raises(ExpungeError, match="the images have no prompts"):
         next(iter(dataclasses.replace(SHORT, texts="given").steps(backbone, bare)))
+    unasked = dataclasses.replace(TASK, images={**TASK.images, "unsafe": shots((0, 1, 2), "")})
+    with pytest.raises(ExpungeError, match="duo's texts are 'unsafe', and the images have no prompts"):
+        next(iter(dataclasses.replace(SHORT, texts="unsafe").steps(backbone, unasked)))
 
 
 def test_defaults_are_the_authors():

@@ -44,6 +44,17 @@ def test_on_the_testbed_it_is_the_share_of_sure_images(images):
     assert found["ner@0.1"].instrument["detections"] == {"church": sum(c > 0.5 for c in sure["church"])}
 
 
+def test_a_class_is_counted_by_its_likeliest_kind_on_the_testbed(images):
+    """The label is that of the best of its objects, the score that of all of them."""
+    judge, pixels = Testbed(), torch.stack([s.pixels() for s in read_images(images)])
+    ids = judge.label_ids("animal")
+    best = [judge.labels[max(ids, key=lambda i: row[i])] for row in judge.scores(pixels).tolist()]
+    found = judge.detections(pixels, ["church", "animal"])
+    assert [[d.label for d in image] for image in found] == [["church", name] for name in best]
+    assert [image[1].score for image in found] == pytest.approx(judge.confidence(pixels, "animal").tolist())
+    assert len(set(best)) > 1
+
+
 def test_on_photographs(images):
     from skimage import data
 

@@ -242,6 +242,51 @@ def test_the_images_of_a_method_are_made_once_for_all_metrics(plan):
         seen.add(p.key)
 
 
+def test_numbers_of_each_split_and_claims_judged_again_without_the_store(plan, tmp_path, capsys):
+    text = (
+        plan.read_text()
+        .replace('split = ["a"]\nseed = [0, 1]', 'split = ["a", "b"]')
+        .replace('"uce", "kpop"]', '"uce"]')
+    )
+    text = re.sub(r"(?m)^compare = .*", 'by_split = true\nmetrics = ["esr-psr", "ner"]', text)
+    text = text.replace(text[text.index("[method.kpop]") :], "")
+    plan.write_text(text)
+    out = tmp_path / "out"
+    assert main(["bench", str(plan), "--store", str(tmp_path / "store"), "--out", str(out)]) == 0
+    rows = [json.loads(line) for line in (out / "summary.jsonl").read_text().splitlines()]
+    alone = {r["group"]: r for r in rows if (r["method"], r["metric"]) == ("uce", "psr@1") and "verdict" not in r}
+    assert (alone["split: a"]["n"], alone["split: b"]["n"], alone["set"]["n"]) == (1, 1, 2)
+    shown = [alone[f"split: {split}"]["value"] for split in "ab"]
+    assert sum(shown) / 2 == alone["set"]["value"]
+    table = (out / "table.md").read_text()
+    assert "By split" in table
+    assert "| uce, b |" in table
+    assert {r["method"] for r in rows if r["metric"] == "detections"} == {"original", "uce"}
+
+    kept = tmp_path / "kept.jsonl"
+    kept.write_text((out / "records.jsonl").read_text() + (out / "summary.jsonl").read_text())
+    plan.write_text(
+        text.replace('metric = "psr@1", expected = "equal"', 'metric = "esr@1", expected = "lower", source = "Table 9"')
+        + "[[histograms]]\ntitle = 'kinds'\nrows = ['original']\n"
+    )
+    again, never = tmp_path / "again", tmp_path / "never"
+    said = ["bench", str(plan), "--results", str(kept), "--store", str(never), "--out", str(again)]
+    assert main(said) == 0
+    assert not never.exists(), "nothing was run"
+    told = (again / "table.md").read_text()
+    assert "Table 9" in told
+    assert "Table 9" not in table
+    assert told[: told.index("Claims")] == table[: table.index("Claims")]
+    assert (again / "figures" / "kinds.json").is_file()
+    kept.write_text((out / "records.jsonl").read_text())
+    capsys.readouterr()
+    assert main(said) == 2
+    assert "no summary among the results" in capsys.readouterr().err
+    kept.write_text((out / "summary.jsonl").read_text().replace('"uce"', '"ecu"'))
+    assert main(said) == 2
+    assert "unknown method of the grid in the results 'ecu'" in capsys.readouterr().err
+
+
 def test_two_judges_are_two_columns_and_others_are_measured(plan, tmp_path, capsys):
     changed = (
         plan.read_text().replace('["original", "uce", "kpop"]', '["original", "uce"]').replace("seed = [0, 1]", "")

@@ -1,7 +1,7 @@
 import pytest
 
 from expunge.core.errors import ExpungeError
-from expunge.stages.curves import Curve, figure
+from expunge.stages.curves import Curve, Histogram, figure, histogram
 
 ROWS = [
     {"method": f"lambda={v}", "group": g, "metric": "esr@1", "value": a, "low": a - 2, "high": a + 1}
@@ -59,3 +59,23 @@ def test_a_figure_may_set_one_number_against_another():
     for bad in ({"x_metric": "esr@1"}, {"x": ()}):
         with pytest.raises(ExpungeError, match="expected one"):
             curve(**bad)
+
+
+def test_detections_become_bars_by_label():
+    counted = [
+        {"method": "original", "group": "set", "metric": "detections", "counts": {"bomb": 3, "dagger": 7}},
+        {"method": "uce", "group": "set", "metric": "detections", "counts": {"crossed swords": 1, "dagger": 2}},
+        {"method": "uce", "group": "others", "metric": "detections", "counts": {"bomb": 9}},
+    ]
+    bars = Histogram(title="kinds", rows=("original", "uce", "esd"))
+    drawn = histogram(bars, [*ROWS, *counted]).as_json()
+    assert [s["name"] for s in drawn["series"]] == ["original", "uce"], "a row that was not measured is left out"
+    assert [s["x"] for s in drawn["series"]] == [["dagger", "bomb", "crossed swords"]] * 2
+    assert [s["y"] for s in drawn["series"]] == [[7, 3, 0], [2, 0, 1]]
+    from expunge.report.figures import svg
+
+    assert "crossed swords" in svg(drawn)
+    with pytest.raises(ExpungeError, match="without detections: expected the metric 'ner'"):
+        histogram(bars, ROWS)
+    with pytest.raises(ExpungeError, match="histogram 'kinds' 'original': expected one of esd, uce"):
+        bars.check(["uce", "esd"])

@@ -23,6 +23,8 @@ class Bench:
     """List the jobs, alike ones together, with the evaluations and minutes they should take, and run none."""
     changed: bool = False
     """Accept that the plan's text has changed since its results were begun."""
+    results: Path | None = None
+    """Run nothing: judge the plan's claims and draw its curves from results that were kept, as benchmarks/ has them."""
     store: Path = Path("runs/store")
     """Folder of finished jobs, shared by all plans."""
     out: Path | None = None
@@ -42,6 +44,10 @@ def bench(argv: list[str]) -> None:
         _dry_run(plan, options)
         return
     out = options.out or Path("runs/bench") / options.plan.stem
+    if options.results is not None:
+        rows = stage.retold(plan, options.results, out)
+        options.talk.result({"folder": str(out), "summary": rows}, f"{summary.table(rows)}{out}: table.md")
+        return
     with _live(options.talk) as show:
         rows = stage.run(plan, options.store, out, changed=options.changed, on_progress=show)
     options.talk.result({"folder": str(out), "summary": rows}, f"{summary.table(rows)}{out}: records.jsonl, table.md")

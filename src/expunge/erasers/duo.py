@@ -112,8 +112,9 @@ class DUO(Eraser):
     """Whether the images of a pair have a timestep each (the code), or one (Diffusion-DPO)."""
     t_max: int = 750
     """Timesteps are drawn below this, of 1000."""
-    texts: Literal["empty", "given"] = "empty"
-    """What images are denoised with: the empty prompt (the code), or the prompts they were made with (the paper)."""
+    texts: Literal["empty", "given", "unsafe"] = "empty"
+    """What images are denoised with: the empty prompt (the code), the prompts they were made with (the paper), or both with the
+    unsafe one's (Diffusion-DPO: one prompt, two images), so that what it asks for becomes the safe image."""
     anchor: str = ""
     """What targets become when they name no anchor, in pairs that the model makes: dressed woman for naked woman."""
     prompt: str = "{}"
@@ -366,11 +367,12 @@ class _Pairs:
         self._known: dict[tuple[str, int, bool], Tensor] = {}
         self.shape = self.latents(SAFE, 0, _Cut(False, 0, 0), whole=True).shape[1:]
         self.texts = [""]
-        if eraser.texts == "given":
-            self.texts += sorted({s.prompt for shots in self._shots.values() for s in shots} - {""})
+        if eraser.texts != "empty":
+            self.texts += sorted({s.prompt for side in SIDES[eraser.loss] for s in self._named(side)} - {""})
             if len(self.texts) == 1:
                 raise ExpungeError(
-                    "duo's texts are 'given', and the images have no prompts: expected some that have, or texts 'empty'"
+                    f"duo's texts are '{eraser.texts}', and the images have no prompts: expected some that have, or texts "
+                    "'empty'"
                 )
         with torch.no_grad():
             null = backbone.unconditional()
@@ -395,7 +397,11 @@ class _Pairs:
         """Rows of `cond` for the images of some pairs."""
         if self._eraser.texts == "empty":
             return [0] * (len(which) * len(sides))
-        return [self.texts.index(self._shots[side][i].prompt) for side in sides for i in which]
+        return [self.texts.index(self._named(side)[i].prompt) for side in sides for i in which]
+
+    def _named(self, side: str) -> Sequence[Shot]:
+        """The images whose prompts the images of ``side`` are denoised with."""
+        return self._shots[UNSAFE if self._eraser.texts == "unsafe" else side]
 
 
 def cropped(pixels: UInt8[Tensor, "H W 3"], share: float, cut: _Cut) -> UInt8[Tensor, "H W 3"]:

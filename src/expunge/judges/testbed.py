@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from expunge import testbed
 from expunge.core.errors import ExpungeError
-from expunge.core.judge import Judge
+from expunge.core.judge import Detection, Judge
 from expunge.testbed.networks import as_input
 
 
@@ -52,6 +52,16 @@ class Testbed(Judge):
     @override
     def scores(self, images: UInt8[Tensor, "b H W 3"]) -> Float[Tensor, "b labels"]:
         return self._answers(images)["objects" if self.asks == "objects" else "style"]
+
+    @override
+    def detections(self, images: UInt8[Tensor, "b H W 3"], concepts: Sequence[str]) -> list[list[Detection]]:
+        """Each concept with the judge's confidence, by the name of its likeliest object: a ``weapon`` is found as a bomb."""
+        scores, found = self.scores(images), super().detections(images, concepts)
+        for at, concept in enumerate(concepts):
+            ids = self.label_ids(concept)
+            for image, best in zip(found, scores[:, ids].argmax(1).tolist(), strict=True):
+                image[at] = image[at]._replace(label=self.labels[ids[best]])
+        return found
 
     @override
     def valid(self, images: UInt8[Tensor, "b H W 3"]) -> Bool[Tensor, "b"]:

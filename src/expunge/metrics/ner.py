@@ -33,6 +33,7 @@ class NER(Metric):
     paper: ClassVar[Paper] = Paper(
         "Hiding and Recovering Knowledge in Text-to-Image Diffusion Models", "Bui et al.", 2024, "2403.12326"
     )
+    version: ClassVar[int] = 2
     about: ClassVar[Literal["targets", "kept", "either"]] = "targets"
     higher_is_better: ClassVar[bool] = False
     asks_kept: ClassVar[bool] = False

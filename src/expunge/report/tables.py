@@ -69,6 +69,13 @@ def tables(summary: Sequence[Row]) -> list[Table]:
         ),
         _claims(summary),
         _recoveries(plain),
+        _grid(
+            "By split",
+            "Percent, with 95 % intervals.",
+            summaries.of_splits(plain),
+            summaries.heading,
+            _measured,
+        ),
         *_analyses(plain),
         _costs(plain),
     ]
@@ -130,7 +137,7 @@ def _measured(row: Row) -> Cell:
     if row["group"] == "paper":
         return Cell(text=f"{row['value']:.1f}", sort=row["value"])
     if "shares" in row:
-        return Cell(text=", ".join(f"{label} {share:.0f}" for label, share in row["shares"].items()))
+        return Cell(text=summaries.shares_in_words(row["shares"]))
     share = row["metric"].startswith(("esr@", "psr@", "valid_rate"))
     limits = {"low": row["low"], "high": row["high"], "value": row["value"]} if share else {}
     return Cell(text=_interval(row), sort=row["value"], **limits)

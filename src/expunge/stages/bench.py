@@ -16,7 +16,7 @@ from expunge.core.errors import ExpungeError
 from expunge.stages import jobs, summary
 from expunge.stages.plan import Plan
 from expunge.stages.planner import Planned, Planner, flattened
-from expunge.store import FORMAT, read_json, write_json
+from expunge.store import FORMAT, read_json, read_lines, write_json
 
 PLAN = "plan.json"
 """The plan that a folder of results belongs to, as it was read."""
@@ -67,6 +67,15 @@ def run(
     if on_progress is not None:
         on_progress(Progress(done=len(todo), total=len(todo), job=None, equivalents_left=0))
     return summary.write(planner, measurements, store, out)
+
+
+def retold(plan: Plan, results: Path, out: Path) -> list[dict[str, Any]]:
+    """Judge the claims of ``plan`` and draw its curves from the summary in ``results``, and run nothing.
+
+    Raises:
+        ExpungeError: if the file is no JSON Lines, or has no summary of this plan.
+    """
+    return summary.again(Planner(plan), read_lines(results), out)
 
 
 def _claim(plan: Plan, out: Path, changed: bool) -> None:

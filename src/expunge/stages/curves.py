@@ -1,4 +1,4 @@
-"""Curves: numbers of a plan's summary as the lines of a figure."""
+"""Curves and histograms: numbers of a plan's summary as the lines, points or bars of a figure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,6 +76,46 @@ class Curve:
             for name in line.rows:
                 if name not in methods:
                     raise unknown(f"method of the grid in figure '{self.title}'", name, methods)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """Detections by label: a bar a row of the plan beside each label."""
+
+    title: str
+    note: str = ""
+    rows: tuple[str, ...]
+    """Rows of the plan."""
+    group: str = "set"
+    """Whose images: set, or a further set's name."""
+
+    def check(self, methods: Sequence[str]) -> None:
+        """Refuse a row that the plan does not have.
+
+        Raises:
+            ExpungeError: naming it.
+        """
+        for name in self.rows:
+            if name not in methods:
+                raise unknown(f"method of the grid in histogram '{self.title}'", name, methods)
+
+
+def histogram(bars: Histogram, summary: Sequence[Mapping[str, Any]]) -> Figure:
+    """The detections drawn; the labels that the first row has most of first.
+
+    Raises:
+        ExpungeError: if the summary has none of these rows' detections.
+    """
+    counts = {r["method"]: r["counts"] for r in summary if r["metric"] == "detections" and r["group"] == bars.group}
+    rows = [row for row in bars.rows if row in counts]
+    labels = sorted({label for row in rows for label in counts[row]}, key=lambda x: -counts[rows[0]].get(x, 0))
+    if not labels:
+        raise ExpungeError(
+            f"histogram '{bars.title}' without detections: expected the metric 'ner', and images that have some"
+        )
+    series = [Series(name=row, x=labels, y=[counts[row].get(label, 0) for label in labels]) for row in rows]
+    return Figure(title=bars.title, note=bars.note, kind="bars", y=Axis("detections"), series=series)
 
 
 def figure(curve: Curve, summary: Sequence[Mapping[str, Any]]) -> Figure:

@@ -181,6 +181,10 @@ class Plan:
     """Tables of what a paper claims of the rows; the summary says which hold."""
     figures: tuple[Any, ...] = ()
     """Tables of curves to draw from the summary's numbers."""
+    histograms: tuple[Any, ...] = ()
+    """Tables of bars to draw from the detections that `ner` counts by label."""
+    by_split: bool = False
+    """Whether the table has the set's numbers of each split alone too."""
 
 
 def read_plan(path: Path) -> Plan:

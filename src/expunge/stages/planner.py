@@ -16,7 +16,7 @@ from expunge.core.eraser import Eraser, settings_of
 from expunge.core.errors import ExpungeError, check_counts, unknown
 from expunge.stages import erase, generate, jobs, pairs, presets
 from expunge.stages.claims import Claim
-from expunge.stages.curves import Curve
+from expunge.stages.curves import Curve, Histogram
 from expunge.stages.plan import (
     ASKED,
     CONTROLS,
@@ -132,7 +132,10 @@ class Planner:
                     raise unknown("method of the grid to compare", name, self.grid.method)
         self.claims: list[Claim] = [presets.filled(Claim, "plan's claim", entry) for entry in plan.claims]
         self.figures: list[Curve] = [presets.filled(Curve, "plan's figure", entry) for entry in plan.figures]
-        for named in (*self.claims, *self.figures):
+        self.histograms: list[Histogram] = [
+            presets.filled(Histogram, "plan's histogram", entry) for entry in plan.histograms
+        ]
+        for named in (*self.claims, *self.figures, *self.histograms):
             named.check(self.grid.method)
         reserved = [
             name for name in self.methods if name in (ORIGINAL, *CONTROLS, *ASKED) or precision_of(name) is not None

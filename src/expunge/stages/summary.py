@@ -8,13 +8,15 @@ from statistics import fmean, median
 from typing import Any, NamedTuple
 
 from expunge.core.cost import Cost
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, unknown
 from expunge.core.record import Interval, Runs, hull, in_percent, mean_of, nested, paired_proportions, wilson
 from expunge.stages import analyse, claims, curves, jobs
 from expunge.stages.plan import CONTROLS
 from expunge.stages.planner import Planned, Planner, flattened
 from expunge.store import EDIT, FORMAT, new_file, read_json, write_json, write_lines
 
+SPLIT = "split: "
+"""How the group of a number of one split alone begins."""
 RECOVERY = "recovery"
 """What a paired difference calls the share of images that a key brought back."""
 
@@ -47,15 +49,41 @@ def write(planner: Planner, measurements: Sequence[Planned], store: Path, out: P
     pairs = dict.fromkeys([*planner.plan.compare, *(c.rows for c in planner.claims if c.than is None)])
     relearned = _relearned(results, store)
     rows = [{**r, **relearned.get((r["method"], r["group"]), {})} for r in _summary(results, made)]
-    summary = [*rows, *became(lines), *_differences(list(pairs), results)]
-    summary += [*claims.judged(planner.claims, summary), *planner.published]
+    rows += _by_split(results) if planner.plan.by_split else []
     for stale in (out / analyse.FIGURES).glob("*.json"):
         stale.unlink()
     _copy_figures(results, store, out / analyse.FIGURES)
+    return _put(planner, [*rows, *became(lines), *detected(lines), *_differences(list(pairs), results)], out)
+
+
+def again(planner: Planner, kept: Sequence[Mapping[str, Any]], out: Path) -> list[dict[str, Any]]:
+    """The summary of results that were kept, with nothing else left: its numbers, with claims judged and curves drawn now.
+
+    Raises:
+        ExpungeError: if ``kept`` has no row of a summary, or one of a method that the plan does not have.
+    """
+    rows = [dict(r) for r in kept if "provenance" not in r and "claim" not in r and r.get("group") != "paper"]
+    if not rows or any("metric" not in r or "method" not in r for r in rows):
+        raise ExpungeError("no summary among the results: expected rows as a plan's summary.jsonl has them")
+    for row in numbers(rows):
+        if row["method"] not in planner.grid.method:
+            raise unknown("method of the grid in the results", row["method"], planner.grid.method)
+    return _put(planner, rows, out)
+
+
+def _put(planner: Planner, rows: Sequence[dict[str, Any]], out: Path) -> list[dict[str, Any]]:
+    """Write the summary, its table and its curves into ``out``."""
+    summary = [*rows, *claims.judged(planner.claims, rows), *planner.published]
     for curve in planner.figures:
         write_json(
             out / analyse.FIGURES / f"{_words(curve.title)}.json",
             curves.figure(curve, summary).as_json(),
+            overwrite=True,
+        )
+    for bars in planner.histograms:
+        write_json(
+            out / analyse.FIGURES / f"{_words(bars.title)}.json",
+            curves.histogram(bars, summary).as_json(),
             overwrite=True,
         )
     write_lines(out / "summary.jsonl", summary)
@@ -107,6 +135,19 @@ def _summary(results: Sequence[Result], made: Mapping[str, dict[str, Any]]) -> l
         rows.append(_row(method, group, metric, interval, len(values), runs))
     rows += _of_sets(results)
     return [{**row, **made.get(row["method"], {})} for row in rows]
+
+
+def _by_split(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """The rows of `_summary`'s own set once more, one for each split; what exists only for a set of images is left out."""
+    rows: list[dict[str, Any]] = []
+    for (method, group, metric), runs in _cells(results, once=False).items():
+        for split in dict.fromkeys(s for by_split in runs.values() for s in by_split) if group == "set" else ():
+            alone = {seed: {split: by_split[split]} for seed, by_split in runs.items() if split in by_split}
+            values = [v for by_split in alone.values() for _, v in by_split[split]]
+            shares = set(values) <= {0.0, 1.0}
+            interval = hull(wilson(sum(values), len(values)), nested(alone)) if shares else in_percent(mean_of(alone))
+            rows.append(_row(method, f"{SPLIT}{split}", metric, interval, len(values), alone))
+    return rows
 
 
 def _of_sets(results: Sequence[Result]) -> list[dict[str, Any]]:
@@ -188,6 +229,29 @@ def became(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "n": total[method],
         }
         for method, labels in shown.items()
+    ]
+
+
+def detected(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """How many detections of each label a method's images had (KPOP's Fig. 3b), where a metric counted them."""
+    found: dict[tuple[str, str], Counter[str]] = {}
+    counted: set[tuple[str, ...]] = set()
+    for line in lines:
+        made, told = line["provenance"], line["provenance"].get("instrument", {})
+        run = (made["method"], made["group"], made["split"], str(made["training_seed"]))
+        if "detections" not in told or line["metric"].startswith("ner_kept") or run in counted:
+            continue
+        counted.add(run)
+        found.setdefault(run[:2], Counter()).update(told["detections"])
+    return [
+        {
+            "format": FORMAT,
+            "method": method,
+            "group": group,
+            "metric": "detections",
+            "counts": dict(labels.most_common()),
+        }
+        for (method, group), labels in found.items()
     ]
 
 
@@ -336,6 +400,9 @@ def table(summary: Sequence[Mapping[str, Any]]) -> str:
     if returned:
         title = "Recovery, by what is injected: images that show the target, in percent (valid images in percent)"
         parts += [title, _grid(returned, injected, came_back)]
+    alone = of_splits(plain)
+    if alone:
+        parts += ["By split", _grid(alone, heading, _cell)]
     for group in dict.fromkeys(r["group"] for r in plain if r["group"].startswith("analysis: ")):
         parts += [group.capitalize(), _grid([r for r in plain if r["group"] == group], lambda r: r["metric"], _cell)]
     paired = [r for r in summary if "verdict" in r and tabled(r)]
@@ -348,6 +415,15 @@ def table(summary: Sequence[Mapping[str, Any]]) -> str:
     if claimed:
         parts += ["Claims of the papers, and what was measured here", claims.table(claimed)]
     return "\n\n".join(parts) + "\n"
+
+
+def of_splits(plain: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The numbers of one split alone, the split beside the method's name."""
+    return [
+        {**r, "method": f"{r['method']}, {r['group'].removeprefix(SPLIT)}", "group": "set"}
+        for r in plain
+        if r["group"].startswith(SPLIT)
+    ]
 
 
 def injected(row: Mapping[str, Any]) -> str:
@@ -419,11 +495,17 @@ def heading(row: Mapping[str, Any]) -> str:
     return row["metric"] if row["group"] == "set" else f"{row['group']} {row['metric']}"
 
 
+def shares_in_words(shares: Mapping[str, float]) -> str:
+    """Labels and their percentages, the greatest first (a file has them by name)."""
+    ordered = sorted(shares.items(), key=lambda pair: (-pair[1], pair[0]))
+    return ", ".join(f"{label} {share:.0f}" for label, share in ordered)
+
+
 def _cell(row: Mapping[str, Any]) -> str:
     if row["group"] == "paper":
         return f"{row['value']:.1f}"
     if row["metric"] == "became":
-        return ", ".join(f"{label} {share:.0f}" for label, share in row["shares"].items())
+        return shares_in_words(row["shares"])
     return f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
 
 
@@ -434,9 +516,11 @@ OF_IMAGES = ("prior_", "lpips", "clip", "styled", "fid", "kid")
 def tabled(row: Mapping[str, Any]) -> bool:
     """Whether a row of the summary is a cell of the table: all of the set's, and of further sets the main ones."""
     group, metric = row["group"], row["metric"].split(" ")[0]
+    if metric == "detections":
+        return False
     if group in ("set", "paper") or metric == RECOVERY:
         return True
-    if group.startswith("key: "):
+    if group.startswith(("key: ", SPLIT)):
         return False
     if metric.startswith(OF_IMAGES):
         return True
