@@ -419,6 +419,15 @@ def test_a_method_learns_from_the_plans_pairs_which_are_made_once(plan, tmp_path
     )
 
 
+def test_phrases_of_pairs_are_all_combinations(plan):
+    table = "\n[pairs.p]\nphrases = ['image of {}', '{}']\nunsafe = ['a bomb', 'a dagger']\nsafe = ['a dog', 'a cat', 'a fish']\n"
+    plan.write_text(plan.read_text() + table + "count = 2\ntarget = 'weapon'\n")
+    wish = Planner(read_plan(plan)).pairs["p"]
+    assert (len(wish.unsafe), len(set(zip(wish.unsafe, wish.safe, strict=True))), wish.count) == (12, 12, 2)
+    assert wish.unsafe[:4] == ("image of a bomb",) * 3 + ("a bomb",)
+    assert wish.safe[2:5] == ("image of a fish", "a dog", "a cat")
+
+
 def test_what_pairs_show_is_not_counted_as_never_named(plan):
     plan.write_text(plan.read_text().replace("count = 1\n", 'count = 1\nothers = { set = "everyday" }\n', 1))
     free = Planner(read_plan(plan)).further[0].concepts
@@ -548,6 +557,8 @@ def test_a_full_disk_is_one_line_and_leaves_earlier_results(plan, tmp_path):
             "but uce wants no images: expected a method that wants unsafe and safe ones",
         ),
         ("retain = true", "[pairs.p]\nunsafe = ['a']\nsafe = []", "1 unsafe prompts and 0 safe ones"),
+        ("retain = true", "[pairs.p]\nphrases = ['a {}']\nunsafe = ['a']", "pairs 'p' safe is []: expected one word"),
+        ("retain = true", "[pairs.p]\nphrases = ['a']\nunsafe = ['a']\nsafe = ['b']", "template 'a' has not one {}"),
         (
             "count = 1\n",
             "count = 1\npairs = { p = 3 }\nothers = { set = 'everyday' }\n",

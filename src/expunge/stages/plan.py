@@ -9,10 +9,10 @@ from typing import Any, Literal, NamedTuple, final
 from expunge.core.analysis import Analysis
 from expunge.core.attack import Attack
 from expunge.core.catalog import Catalog
-from expunge.core.concept import Part
+from expunge.core.concept import Part, phrases
 from expunge.core.eraser import settings_of
 from expunge.core.errors import ExpungeError
-from expunge.stages import analyse, attack, measure, presets
+from expunge.stages import analyse, attack, measure, pairs, presets
 
 KINDS = ("key: ", "attack: ", "analysis: ", "after ")
 """How the names of groups of a kind begin."""
@@ -143,7 +143,8 @@ class Plan:
     """What erasers are told for a concept that is a class ("weapon") and not its own name."""
     method: dict[str, Any] = field(default_factory=dict)
     pairs: dict[str, Any] = field(default_factory=dict)
-    """Pairs of images by name, as `expunge pairs` makes them, for methods that learn from some: tables of what is wanted."""
+    """Pairs of images by name, as `expunge pairs` makes them, for methods that learn from some: tables of what is wanted, with
+    ``phrases`` of each unsafe thing redrawn as each safe one."""
     metrics: tuple[Any, ...] = ("esr-psr",)
     """Metrics by name, or tables with a name and settings."""
     analyses: tuple[Any, ...] = ()
@@ -315,3 +316,19 @@ def planned_analysis(entry: Any) -> PlannedAnalysis:
     name, table, variant = _entry("analyses", entry)
     built = analyse.build(name, table)
     return PlannedAnalysis(name, built, _judge(settings_of(built)), variant)
+
+
+def planned_pairs(name: str, table: Any) -> pairs.Wish:
+    """The pairs that a plan names; with ``phrases``, every unsafe thing is redrawn as every safe one in every phrase."""
+    if isinstance(table, dict) and "phrases" in table:
+        templates = words_of(f"pairs '{name}' phrases", table["phrases"])
+        unsafe, safe = (words_of(f"pairs '{name}' {role}", table.get(role, [])) for role in pairs.ROLES)
+        each = [
+            phrases([template], thing) + phrases([template], other)
+            for thing in unsafe
+            for template in templates
+            for other in safe
+        ]
+        table = {**table, "unsafe": [u for u, _ in each], "safe": [s for _, s in each]}
+        del table["phrases"]
+    return presets.filled(pairs.Wish, f"pairs '{name}'", table)

@@ -36,6 +36,7 @@ from expunge.stages.plan import (
     planned_analysis,
     planned_attack,
     planned_metric,
+    planned_pairs,
     precision_of,
     several,
     words_of,
@@ -154,9 +155,7 @@ class Planner:
                 raise ExpungeError(
                     f"two attacks of the plan are both '{name}' in the table: expected settings that tell them apart"
                 )
-        self.pairs: dict[str, pairs.Wish] = {
-            name: presets.filled(pairs.Wish, f"pairs '{name}'", table) for name, table in plan.pairs.items()
-        }
+        self.pairs = {name: planned_pairs(name, table) for name, table in plan.pairs.items()}
         for wish in self.pairs.values():
             pairs.judge_of(wish, kind)
         self.further = [] if plan.others is None else [self._others(plan.others)]
