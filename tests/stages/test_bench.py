@@ -420,8 +420,9 @@ def test_a_method_learns_from_the_plans_pairs_which_are_made_once(plan, tmp_path
 
 
 def test_phrases_of_pairs_are_all_combinations(plan):
-    table = "\n[pairs.p]\nphrases = ['image of {}', '{}']\nunsafe = ['a bomb', 'a dagger']\nsafe = ['a dog', 'a cat', 'a fish']\n"
-    plan.write_text(plan.read_text() + table + "count = 2\ntarget = 'weapon'\n")
+    things = "unsafe = ['a bomb', 'a dagger']\nsafe = ['a dog', 'a cat', 'a fish']\n"
+    table = f"\n[pairs.p]\nphrases = ['image of {{}}', '{{}}']\n{things}count = 2\ntarget = 'weapon'\n"
+    plan.write_text(plan.read_text() + table)
     wish = Planner(read_plan(plan)).pairs["p"]
     assert (len(wish.unsafe), len(set(zip(wish.unsafe, wish.safe, strict=True))), wish.count) == (12, 12, 2)
     assert wish.unsafe[:4] == ("image of a bomb",) * 3 + ("a bomb",)
