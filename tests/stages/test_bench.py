@@ -419,6 +419,27 @@ def test_a_method_learns_from_the_plans_pairs_which_are_made_once(plan, tmp_path
     )
 
 
+def test_words_erased_apart_are_edits_of_their_own_attached_together(plan, tmp_path, capsys):
+    text = plan.read_text().replace('"original", "uce", "kpop"', '"duo"').replace('[["kpop", "uce"]]', "[]")
+    text = re.sub(r"(?m)^claims = .*", "", text).replace("seed = [0, 1]", "seed = [0]")
+    for name, thing in (("one", "church"), ("two", "dog")):
+        text += f"\n[pairs.{name}]\nunsafe = ['a {thing}']\nsafe = ['a radio']\ncount = 2\n"
+    chosen = "order = 'apart'\nimages = ['one', 'two']\npreset = false"
+    text += f"\n[method.duo]\neraser = 'duo'\n{chosen}\nsettings = {{ rank = 2, iterations = 1, batch = 2 }}\n"
+    plan.write_text(text)
+    steps = flattened(Planner(read_plan(plan)).planned())
+    erasures = [p for p in steps if p.job["room"] == "erase"]
+    assert [e.job["targets"] for e in erasures] == [["church"], ["dog"]]
+    assert len({e.job["images"] for e in erasures}) == 2
+    assert not any("on" in e.job for e in erasures), "each on the model as it is"
+    (images,) = [p for p in steps if p.job["room"] == "generate"]
+    assert images.job["edits"] == [e.key for e in erasures]
+    assert main(words(plan, tmp_path, "--json")) == 0
+    rows = json.loads(capsys.readouterr().out)["summary"]
+    took = next(r["erase_equivalents"] for r in rows if "erase_equivalents" in r)
+    assert took == sum(e.cost.equivalents for e in erasures), "what both took together"
+
+
 def test_phrases_of_pairs_are_all_combinations(plan):
     things = "unsafe = ['a bomb', 'a dagger']\nsafe = ['a dog', 'a cat', 'a fish']\n"
     table = f"\n[pairs.p]\nphrases = ['image of {{}}', '{{}}']\n{things}count = 2\ntarget = 'weapon'\n"
@@ -552,6 +573,16 @@ def test_a_full_disk_is_one_line_and_leaves_earlier_results(plan, tmp_path):
         ),
         ("retain = true", 'retain = ["dog"]', "both a target and a retained word"),
         ("retain = true", "images = 'scenes'", "unknown pairs of method 'uce' 'scenes'"),
+        (
+            '[method.kpop]\neraser = "kpop"',
+            "[method.kpop]\neraser = \"kpop\"\norder = 'apart'",
+            "method 'kpop' with keys, erased apart: expected order joint or sequential",
+        ),
+        (
+            'eraser = "uce"\nretain = true',
+            "eraser = 'duo'\norder = 'apart'\nimages = ['p']\n[pairs.p]\nunsafe = ['a']\nsafe = ['b']",
+            "learns from 1 of the plan's pairs, ['p']: expected one for each of ['church', 'dog']",
+        ),
         (
             "retain = true",
             "images = 'p'\n[pairs.p]\nunsafe = ['a']\nsafe = ['b']",

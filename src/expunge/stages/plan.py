@@ -66,10 +66,12 @@ class Method:
     """Start from the preset of the model's kind."""
     retain: bool | tuple[str, ...] = False
     """Whether it is told the concepts of the set that are to stay; or other words that it is told to keep."""
-    images: str | None = None
-    """The plan's pairs that it learns from; a method that wants images has the model make its own if not given."""
-    order: Literal["joint", "sequential"] = "joint"
-    """Whether a split's targets are erased at once, or one after another, each erasure on top of the ones before."""
+    images: str | tuple[str, ...] | None = None
+    """The plan's pairs that it learns from, for ``apart`` those of each word; a method that wants images has the model make its
+    own if not given."""
+    order: Literal["joint", "sequential", "apart"] = "joint"
+    """Whether a split's targets are erased at once; one after another, each erasure on top of the ones before; or every word
+    alone on the model as it is, and the edits attached together (no method with keys)."""
     controls: tuple[str, ...] | None = None
     """Recoveries to try: none, own, random, other, neutral, original, other seed, fresh, or the name of another method.
 

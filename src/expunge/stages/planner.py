@@ -78,10 +78,10 @@ class Planned:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Erasure:
-    """How a method erases a split: in one step, or one target after another."""
+    """How a method erases a split: in one step, or one target after another, or each apart."""
 
     steps: tuple[Planned, ...]
-    """Jobs, each on top of those before it."""
+    """Jobs; a sequential method's each on top of those before it."""
     targets: tuple[tuple[str, ...], ...]
     """What each step erases."""
 
@@ -249,23 +249,35 @@ class Planner:
         for name, method in self.methods.items():
             if method.images is None:
                 continue
-            if method.images not in self.pairs:
-                raise unknown(f"pairs of method '{name}'", method.images, self.pairs)
-            if method.order == "sequential" or len(self.grid.split or self.splits) > 1:
+            given = [method.images] if isinstance(method.images, str) else list(method.images)
+            for pairs_name in given:
+                if pairs_name not in self.pairs:
+                    raise unknown(f"pairs of method '{name}'", pairs_name, self.pairs)
+            chosen = self.grid.split or tuple(self.splits)
+            if method.order == "sequential" or len(chosen) > 1:
                 raise ExpungeError(
-                    f"method '{name}' learns from pairs '{method.images}' for targets one after another, or several splits: "
-                    "expected one split, erased at once"
+                    f"method '{name}' learns from pairs {given} for targets one after another, or several splits: "
+                    "expected one split, erased at once or apart"
+                )
+            words = (
+                [w for split in chosen for w in self._told(self.splits[split])] if method.order == "apart" else ["all"]
+            )
+            if len(given) != len(words):
+                raise ExpungeError(
+                    f"method '{name}' learns from {len(given)} of the plan's pairs, {given}: expected one for each of {words}"
                 )
             wanted = set(self.erasers[name].needs([Concept(name=word) for word in self._told(self.set.concepts)]))
             if wanted != set(pairs.ROLES):
                 had = f"{' and '.join(sorted(wanted))} images" if wanted else "no images"
                 raise ExpungeError(
-                    f"method '{name}' learns from pairs '{method.images}', but {method.eraser} wants {had}: expected a "
-                    f"method that wants {' and '.join(pairs.ROLES)} ones"
+                    f"method '{name}' learns from pairs {given}, but {method.eraser} wants {had}: expected a method "
+                    f"that wants {' and '.join(pairs.ROLES)} ones"
                 )
 
     def _check_controls(self) -> None:
         for name, method in self.methods.items():
+            if method.order == "apart" and self.erasers[name].has_key:
+                raise ExpungeError(f"method '{name}' with keys, erased apart: expected order joint or sequential")
             for control in method.controls or ():
                 if control not in (*CONTROLS, *ASKED, *self.methods):
                     raise unknown(f"control of method '{name}'", control, [*CONTROLS, *ASKED, *self.methods])
@@ -530,15 +542,17 @@ class Planner:
 
     def _erasure(self, name: str, targets: list[str], kept: list[str], seed: int) -> Erasure:
         """The steps in which method ``name`` erases ``targets``."""
-        sequential = self.methods[name].order == "sequential"
-        parts = tuple((target,) for target in targets) if sequential else (tuple(targets),)
+        order = self.methods[name].order
+        words = {"joint": [targets], "sequential": [[t] for t in targets], "apart": [[w] for w in self._told(targets)]}
         steps: list[Planned] = []
-        for part in parts:
-            steps.append(self._erase(name, list(part), kept, seed, steps))
-        return Erasure(steps=tuple(steps), targets=parts)
+        for index, part in enumerate(words[order]):
+            steps.append(self._erase(name, part, kept, seed, on=steps if order == "sequential" else (), part=index))
+        return Erasure(steps=tuple(steps), targets=tuple(tuple(part) for part in words[order]))
 
-    def _erase(self, name: str, targets: list[str], kept: list[str], seed: int, on: Sequence[Planned]) -> Planned:
-        """An erasure on top of the erasures ``on``."""
+    def _erase(
+        self, name: str, targets: list[str], kept: list[str], seed: int, on: Sequence[Planned], part: int
+    ) -> Planned:
+        """An erasure on top of the erasures ``on``: the ``part``-th of its method's on a split."""
         method, eraser = self.methods[name], self.erasers[name]
         told = self._told(targets)
         retain = list(method.retain) if isinstance(method.retain, tuple) else self._told(kept if method.retain else [])
@@ -555,7 +569,8 @@ class Planner:
             **({"on": [step.key for step in on]} if on else {}),
             **self._common(self.plan.dtype),
         }
-        made = () if method.images is None else (self._paired(self.pairs[method.images]),)
+        given = method.images[part] if isinstance(method.images, tuple) else method.images
+        made = () if given is None else (self._paired(self.pairs[given]),)
         if made:
             job["images"] = made[0].key
         return Planned(job=job, upstream=(*on, *made), cost=eraser.cost(len(told), len(retain)))
