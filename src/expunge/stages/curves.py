@@ -109,7 +109,7 @@ def histogram(bars: Histogram, summary: Sequence[Mapping[str, Any]]) -> Figure:
     """
     counts = {r["method"]: r["counts"] for r in summary if r["metric"] == "detections" and r["group"] == bars.group}
     rows = [row for row in bars.rows if row in counts]
-    labels = sorted({label for row in rows for label in counts[row]}, key=lambda x: -counts[rows[0]].get(x, 0))
+    labels = sorted({x for row in rows for x in counts[row]}, key=lambda x: (-counts[rows[0]].get(x, 0), x))
     if not labels:
         raise ExpungeError(
             f"histogram '{bars.title}' without detections: expected the metric 'ner', and images that have some"
