@@ -317,6 +317,14 @@ def test_images_that_are_no_pairs_are_refused(backbone):
         next(iter(dataclasses.replace(SHORT, texts="unsafe").steps(backbone, unasked)))
 
 
+def test_each_pair_has_its_own_texts(backbone):
+    named = [dataclasses.replace(s, prompt=f"a {word}") for s, word in zip(TASK.images["unsafe"], "xyz", strict=True)]
+    task = dataclasses.replace(TASK, images={**TASK.images, "unsafe": named})
+    for texts, safe in (("unsafe", ["a z", "a x"]), ("given", ["a dog", "a dog"])):
+        pairs = _Pairs(backbone, task, dataclasses.replace(SHORT, texts=texts))
+        assert [pairs.texts[i] for i in pairs.rows([2, 0], ("safe", "unsafe"))] == [*safe, "a z", "a x"]
+
+
 def test_defaults_are_the_authors():
     eraser = DUO()
     assert (eraser.beta, eraser.rank, eraser.alpha, eraser.weight_decay, eraser.clip) == (500, 32, 32, 1e-2, 1)

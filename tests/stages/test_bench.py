@@ -258,6 +258,15 @@ def test_numbers_of_each_split_and_claims_judged_again_without_the_store(plan, t
     assert (alone["split: a"]["n"], alone["split: b"]["n"], alone["set"]["n"]) == (1, 1, 2)
     shown = [alone[f"split: {split}"]["value"] for split in "ab"]
     assert sum(shown) / 2 == alone["set"]["value"]
+    records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    whole = {
+        (r["provenance"]["method"], f"split: {r['provenance']['split']}", r["metric"]): r["value"] for r in records
+    }
+    apart = {
+        (r["method"], r["group"], r["metric"]): r["value"] for r in rows if r.get("group", "").startswith("split: ")
+    }
+    assert {place: whole[place] for place in apart} == pytest.approx(apart, abs=1e-3)
+    assert any(apart[m, "split: a", n] != apart[m, "split: b", n] for m, g, n in apart if g == "split: a")
     table = (out / "table.md").read_text()
     assert "By split" in table
     assert "| uce, b |" in table
@@ -277,6 +286,14 @@ def test_numbers_of_each_split_and_claims_judged_again_without_the_store(plan, t
     assert "Table 9" in told
     assert "Table 9" not in table
     assert told[: told.index("Claims")] == table[: table.index("Claims")]
+    judged = [json.loads(line) for line in (again / "summary.jsonl").read_text().splitlines()]
+    (claim,) = [r for r in judged if "claim" in r]
+    (paired,) = [r for r in rows if (r["method"], r["group"], r["metric"]) == ("uce - original", "set", "esr@1")]
+    assert (claim["value"], claim["low"], claim["high"]) == (paired["value"], paired["low"], paired["high"])
+    assert claim["claim_verdict"] != "not measured"
+    found = {r["method"]: r["counts"] for r in rows if (r["metric"], r["group"]) == ("detections", "set")}
+    halves = [r for r in records if (r["provenance"]["method"], r["metric"]) == ("original", "ner@0.5")]
+    assert sum(found["original"].values()) == sum(round(r["value"] * r["n"] / 100) for r in halves) > 0
     assert (again / "figures" / "kinds.json").is_file()
     kept.write_text((out / "records.jsonl").read_text())
     capsys.readouterr()

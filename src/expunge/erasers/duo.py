@@ -75,7 +75,8 @@ class DUO(Eraser):
         \quad \Delta = m_\theta - m_\phi
 
     2407.21035, as its authors implement it; methods.md A2. m is the mean squared error at a noised image, phi the original. A
-    LoRA on self-attention learns (on SD3 the image stream's attention), from pairs alone: the words of a prompt play no part.
+    LoRA on self-attention learns (on SD3 the image stream's attention), from pairs alone: with the empty texts of their code
+    the words of a prompt play no part.
     Several concepts are several edits, attached together. Ignores the retain list.
     Deviations: the sign before the reference's error on the unsafe image is minus, as in the code (Eq. 4 prints plus, with
     which nothing is learned); latents are the autoencoder's mode, not a sample; one process with a batch of 4, not four with

@@ -55,12 +55,15 @@ class Testbed(Judge):
 
     @override
     def detections(self, images: UInt8[Tensor, "b H W 3"], concepts: Sequence[str]) -> list[list[Detection]]:
-        """Each concept with the judge's confidence, by the name of its likeliest object: a ``weapon`` is found as a bomb."""
-        scores, found = self.scores(images), super().detections(images, concepts)
-        for at, concept in enumerate(concepts):
+        """Each concept with the judge's confidence, a class by the name of its likeliest object: a ``weapon`` as a bomb."""
+        sure = self.scores(images).float().softmax(-1)
+        found: list[list[Detection]] = [[] for _ in images]
+        for concept in concepts:
             ids = self.label_ids(concept)
-            for image, best in zip(found, scores[:, ids].argmax(1).tolist(), strict=True):
-                image[at] = image[at]._replace(label=self.labels[ids[best]])
+            names = [concept] if len(ids) == 1 else [self.labels[i] for i in ids]
+            best, whole = sure[:, ids].argmax(1).tolist(), sure[:, ids].sum(-1).tolist()
+            for image, one, confidence in zip(found, best, whole, strict=True):
+                image.append(Detection(names[one], confidence))
         return found
 
     @override

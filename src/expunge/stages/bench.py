@@ -73,7 +73,7 @@ def retold(plan: Plan, results: Path, out: Path) -> list[dict[str, Any]]:
     """Judge the claims of ``plan`` and draw its curves from the summary in ``results``, and run nothing.
 
     Raises:
-        ExpungeError: if the file is no JSON Lines, or has no summary of this plan.
+        ExpungeError: if the file is no JSON Lines, has no summary, or one of a method that the plan does not have.
     """
     return summary.again(Planner(plan), read_lines(results), out)
 

@@ -48,9 +48,19 @@ class Claim:
         Raises:
             ExpungeError: naming it.
         """
-        for name in self.rows:
-            if name not in methods:
-                raise unknown(f"method of the grid in claim '{self.says}'", name, methods)
+        check_rows(f"claim '{self.says}'", self.rows, methods)
+
+
+def check_rows(of: str, rows: Iterable[str], methods: Iterable[str]) -> None:
+    """Refuse a row that the plan does not have.
+
+    Raises:
+        ExpungeError: naming it, and what names it (``of``).
+    """
+    known = list(methods)
+    for name in rows:
+        if name not in known:
+            raise unknown(f"method of the grid in {of}", name, known)
 
 
 def margin(metric: str) -> float:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from expunge.core.analysis import Axis, Figure, Series
-from expunge.core.errors import ExpungeError, unknown
+from expunge.core.errors import ExpungeError
 from expunge.stages import presets
-from expunge.stages.claims import Known, found_row, known_rows
+from expunge.stages.claims import Known, check_rows, found_row, known_rows
 
 
 @final
@@ -72,10 +72,7 @@ class Curve:
         Raises:
             ExpungeError: naming it.
         """
-        for line in self.read:
-            for name in line.rows:
-                if name not in methods:
-                    raise unknown(f"method of the grid in figure '{self.title}'", name, methods)
+        check_rows(f"figure '{self.title}'", [name for line in self.read for name in line.rows], methods)
 
 
 @final
@@ -96,9 +93,7 @@ class Histogram:
         Raises:
             ExpungeError: naming it.
         """
-        for name in self.rows:
-            if name not in methods:
-                raise unknown(f"method of the grid in histogram '{self.title}'", name, methods)
+        check_rows(f"histogram '{self.title}'", self.rows, methods)
 
 
 def histogram(bars: Histogram, summary: Sequence[Mapping[str, Any]]) -> Figure:

@@ -14,7 +14,9 @@ from expunge.core.eraser import settings_of
 from expunge.core.errors import ExpungeError
 from expunge.stages import analyse, attack, measure, pairs, presets
 
-KINDS = ("key: ", "attack: ", "analysis: ", "after ")
+SPLIT = "split: "
+"""How the group of the set's numbers of one split alone begins."""
+KINDS = ("key: ", "attack: ", "analysis: ", "after ", SPLIT)
 """How the names of groups of a kind begin."""
 GROUPS = ("set", "others", "memory", "paper")
 """What a number of a table is of, if not of a further set, which gives its name, ``key: CONTROL``, or ``after STEP``."""
@@ -325,12 +327,10 @@ def planned_pairs(name: str, table: Any) -> pairs.Wish:
     if isinstance(table, dict) and "phrases" in table:
         templates = words_of(f"pairs '{name}' phrases", table["phrases"])
         unsafe, safe = (words_of(f"pairs '{name}' {role}", table.get(role, [])) for role in pairs.ROLES)
-        each = [
-            phrases([template], thing) + phrases([template], other)
-            for thing in unsafe
-            for template in templates
-            for other in safe
+        asked = [prompt for thing in unsafe for prompt in phrases(templates, thing) for _ in safe]
+        redrawn = [
+            prompt for _ in unsafe for template in templates for other in safe for prompt in phrases([template], other)
         ]
-        table = {**table, "unsafe": [u for u, _ in each], "safe": [s for _, s in each]}
-        del table["phrases"]
+        rest = {key: value for key, value in table.items() if key != "phrases"}
+        table = {**rest, "unsafe": asked, "safe": redrawn}
     return presets.filled(pairs.Wish, f"pairs '{name}'", table)

@@ -259,10 +259,12 @@ class Planner:
                     f"method '{name}' learns from pairs {given} for targets one after another, or several splits: "
                     "expected one split, erased at once or apart"
                 )
-            words = (
-                [w for split in chosen for w in self._told(self.splits[split])] if method.order == "apart" else ["all"]
-            )
-            if len(given) != len(words):
+            words = [w for split in chosen for w in self._told(self.splits[split])]
+            if method.order == "joint" and len(given) != 1:
+                raise ExpungeError(
+                    f"method '{name}' learns from pairs {given}, erased at once: expected the name of one"
+                )
+            if method.order == "apart" and len(given) != len(words):
                 raise ExpungeError(
                     f"method '{name}' learns from {len(given)} of the plan's pairs, {given}: expected one for each of {words}"
                 )
@@ -543,16 +545,18 @@ class Planner:
     def _erasure(self, name: str, targets: list[str], kept: list[str], seed: int) -> Erasure:
         """The steps in which method ``name`` erases ``targets``."""
         order = self.methods[name].order
-        words = {"joint": [targets], "sequential": [[t] for t in targets], "apart": [[w] for w in self._told(targets)]}
+        parts = [targets] if order == "joint" else [[t] for t in (self._told(targets) if order == "apart" else targets)]
+        images = self.methods[name].images
+        each = images if isinstance(images, tuple) else [images] * len(parts)
         steps: list[Planned] = []
-        for index, part in enumerate(words[order]):
-            steps.append(self._erase(name, part, kept, seed, on=steps if order == "sequential" else (), part=index))
-        return Erasure(steps=tuple(steps), targets=tuple(tuple(part) for part in words[order]))
+        for part, given in zip(parts, each, strict=True):
+            steps.append(self._erase(name, part, kept, seed, on=steps if order == "sequential" else (), given=given))
+        return Erasure(steps=tuple(steps), targets=tuple(map(tuple, parts)))
 
     def _erase(
-        self, name: str, targets: list[str], kept: list[str], seed: int, on: Sequence[Planned], part: int
+        self, name: str, targets: list[str], kept: list[str], seed: int, on: Sequence[Planned], given: str | None
     ) -> Planned:
-        """An erasure on top of the erasures ``on``: the ``part``-th of its method's on a split."""
+        """An erasure on top of the erasures ``on``, from the plan's pairs ``given`` if any."""
         method, eraser = self.methods[name], self.erasers[name]
         told = self._told(targets)
         retain = list(method.retain) if isinstance(method.retain, tuple) else self._told(kept if method.retain else [])
@@ -569,7 +573,6 @@ class Planner:
             **({"on": [step.key for step in on]} if on else {}),
             **self._common(self.plan.dtype),
         }
-        given = method.images[part] if isinstance(method.images, tuple) else method.images
         made = () if given is None else (self._paired(self.pairs[given]),)
         if made:
             job["images"] = made[0].key

@@ -11,12 +11,10 @@ from expunge.core.cost import Cost
 from expunge.core.errors import ExpungeError, unknown
 from expunge.core.record import Interval, Runs, hull, in_percent, mean_of, nested, paired_proportions, wilson
 from expunge.stages import analyse, claims, curves, jobs
-from expunge.stages.plan import CONTROLS
+from expunge.stages.plan import CONTROLS, SPLIT
 from expunge.stages.planner import Planned, Planner, flattened
 from expunge.store import EDIT, FORMAT, new_file, read_json, write_json, write_lines
 
-SPLIT = "split: "
-"""How the group of a number of one split alone begins."""
 RECOVERY = "recovery"
 """What a paired difference calls the share of images that a key brought back."""
 
@@ -74,18 +72,12 @@ def again(planner: Planner, kept: Sequence[Mapping[str, Any]], out: Path) -> lis
 def _put(planner: Planner, rows: Sequence[dict[str, Any]], out: Path) -> list[dict[str, Any]]:
     """Write the summary, its table and its curves into ``out``."""
     summary = [*rows, *claims.judged(planner.claims, rows), *planner.published]
-    for curve in planner.figures:
-        write_json(
-            out / analyse.FIGURES / f"{_words(curve.title)}.json",
-            curves.figure(curve, summary).as_json(),
-            overwrite=True,
-        )
-    for bars in planner.histograms:
-        write_json(
-            out / analyse.FIGURES / f"{_words(bars.title)}.json",
-            curves.histogram(bars, summary).as_json(),
-            overwrite=True,
-        )
+    drawn = [
+        *(curves.figure(c, summary) for c in planner.figures),
+        *(curves.histogram(h, summary) for h in planner.histograms),
+    ]
+    for figure in drawn:
+        write_json(out / analyse.FIGURES / f"{_words(figure.title)}.json", figure.as_json(), overwrite=True)
     write_lines(out / "summary.jsonl", summary)
     with new_file(out / "table.md", overwrite=True) as temporary:
         temporary.write_text(f"{planner.plan.about}\n\n{table(summary)}")
@@ -118,20 +110,29 @@ def _cells(results: Sequence[Result], once: bool) -> Cells:
     return cells
 
 
-def _summary(results: Sequence[Result], made: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each method, group and metric, over splits and training seeds, with what it was told and cost."""
-    rows: list[dict[str, Any]] = []
-    differences = {
+def _signed(results: Sequence[Result]) -> set[tuple[str, str, str]]:
+    """The cells that are differences already, in points."""
+    return {
         (m.method, m.group, r["metric"] + m.variant)
         for m, f in results
         for r in f["records"]
         if r.get("unit") == "points"
     }
+
+
+def _interval(values: Sequence[float], runs: Runs, *, signed: bool) -> Interval:
+    """A share's interval, or a mean's, of which Wilson says nothing."""
+    shares = not signed and set(values) <= {0.0, 1.0}
+    return hull(wilson(sum(values), len(values)), nested(runs)) if shares else in_percent(mean_of(runs))
+
+
+def _summary(results: Sequence[Result], made: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each method, group and metric, over splits and training seeds, with what it was told and cost."""
+    rows: list[dict[str, Any]] = []
+    differences = _signed(results)
     for (method, group, metric), runs in _cells(results, once=True).items():
         values = [v for by_split in runs.values() for pairs in by_split.values() for _, v in pairs]
-        signed = (method, group, metric) in differences
-        shares = not signed and set(values) <= {0.0, 1.0}  # else means, of which Wilson says nothing
-        interval = hull(wilson(sum(values), len(values)), nested(runs)) if shares else in_percent(mean_of(runs))
+        interval = _interval(values, runs, signed=(method, group, metric) in differences)
         rows.append(_row(method, group, metric, interval, len(values), runs))
     rows += _of_sets(results)
     return [{**row, **made.get(row["method"], {})} for row in rows]
@@ -140,12 +141,12 @@ def _summary(results: Sequence[Result], made: Mapping[str, dict[str, Any]]) -> l
 def _by_split(results: Sequence[Result]) -> list[dict[str, Any]]:
     """The rows of `_summary`'s own set once more, one for each split; what exists only for a set of images is left out."""
     rows: list[dict[str, Any]] = []
+    differences = _signed(results)
     for (method, group, metric), runs in _cells(results, once=False).items():
         for split in dict.fromkeys(s for by_split in runs.values() for s in by_split) if group == "set" else ():
             alone = {seed: {split: by_split[split]} for seed, by_split in runs.items() if split in by_split}
             values = [v for by_split in alone.values() for _, v in by_split[split]]
-            shares = set(values) <= {0.0, 1.0}
-            interval = hull(wilson(sum(values), len(values)), nested(alone)) if shares else in_percent(mean_of(alone))
+            interval = _interval(values, alone, signed=(method, group, metric) in differences)
             rows.append(_row(method, f"{SPLIT}{split}", metric, interval, len(values), alone))
     return rows
 
