@@ -449,12 +449,17 @@ def read_pixels(path: Path, size: tuple[int, int] | None = None) -> UInt8[Tensor
 
 
 # concept sets ---------------------------------------------------------------------------------------------------------
-def read_set(name: str, folder: Path) -> ConceptSet:
+def read_set(name: str, folder: Path, label: str | None = None) -> ConceptSet:
     """A concept set by its name in ``folder``, or by the path of its TOML file.
+
+    Or by that of a CSV of prompts as papers publish them (`read_prompts`): its concepts are what the rows are labelled with, or
+    ``label`` alone; both parts are the same, and images have seeds of their own, not the rows'.
 
     Raises:
         ExpungeError: if there is none, or it is damaged.
     """
+    if name.endswith(".csv"):
+        return _published_set(Path(name), label)
     file = Path(name) if name.endswith(".toml") else folder / f"{name}.toml"
     if not file.is_file():
         raise unknown("concept set", name, [p.stem for p in folder.glob("*.toml")])
@@ -473,6 +478,18 @@ def read_set(name: str, folder: Path) -> ConceptSet:
         )
     except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ExpungeError(f"'{file}' is not a concept set: {type(error).__name__} {error}") from error
+
+
+def _published_set(file: Path, label: str | None) -> ConceptSet:
+    rows = read_prompts(file, 0.0, 1, label)
+    bare = [q.prompt for q in rows if q.label is None]
+    if bare:
+        raise ExpungeError(
+            f"'{file}' does not say what '{bare[0]}' asks for: expected a column {' or '.join(LABELS)}, or a label"
+        )
+    part = Part(seed=1_000, prompts=tuple((q.prompt, str(q.label)) for q in rows))
+    concepts = tuple(dict.fromkeys(concept for _, concept in part.prompts))
+    return ConceptSet(name=file.stem, about=f"prompts of {file.name}", concepts=concepts, splits={}, dev=part, test=part)
 
 
 # prompts of the papers -----------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from expunge.core.record import clustered, mean_of, nested, paired_proportions, wilson
+from expunge.core.record import clustered, mean_of, nested, of_attacks, paired_proportions, wilson
 
 
 @pytest.mark.parametrize(
@@ -87,3 +87,18 @@ def test_few_clusters_have_student_s_interval_and_one_concept_counts_its_values(
     assert (seeds.low, seeds.high) == (pytest.approx(0.2 - half), pytest.approx(0.2 + half))
     many = {0: {"v1": [(str(i), float(i)) for i in range(9)]}}
     assert mean_of(many) == nested(many)
+
+
+def test_an_attack_s_images_count_by_its_runs():
+    won = {(0, "a"): 1.0, (0, "b"): 0.0, (0, "c"): 0.5, (1, "a"): 0.0, (1, "b"): 1.0, (1, "c"): 0.5}  # share by seed and run
+    runs = {
+        seed: {"": [(run, float(i < v * 20)) for (s, run), v in won.items() if s == seed for i in range(20)]}
+        for seed in (0, 1)
+    }
+    found = of_attacks(runs)
+    half = 2.571 * torch.tensor(list(won.values()), dtype=torch.float64).std().item() / 6**0.5  # t of 5 degrees of freedom
+    assert found.value == pytest.approx(0.5)
+    assert (found.low, found.high) == (pytest.approx(0.5 - half), pytest.approx(0.5 + half))
+    assert wilson(60, 120).low > 100 * found.low + 15  # which 120 independent images would have
+    one = of_attacks({0: {"": [("a", 1.0), ("a", 0.0)]}})
+    assert one == nested({0: {"": [("a", 1.0), ("a", 0.0)]}})

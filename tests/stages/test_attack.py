@@ -136,8 +136,48 @@ def test_an_attack_starts_from_the_preset_of_its_model():
     assert attack.build("concept-inversion", {"vectors": 2}, "testbed").vectors == 2
     assert attack.build("concept-inversion", {}) == attack.build("concept-inversion", {}, "sd")
     planned = planned_attack({"name": "concept-inversion", "ask": "a {}", "lr": 0.1}, "testbed")
-    assert (planned.built.vectors, planned.variant) == (4, " (lr 0.1)"), "what is asked is no variant"
-    assert planned_attack({"name": "concept-inversion", "preset": False}, "testbed").built.vectors == 1
+    assert (planned.runs[0].vectors, planned.variant) == (4, " (lr 0.1)"), "what is asked is no variant"
+    assert planned_attack({"name": "concept-inversion", "preset": False}, "testbed").runs[0].vectors == 1
+
+
+def test_an_attack_s_runs_are_clusters_on_every_row_and_training_seed(tmp_path):
+    settings = {**SETTINGS, "iterations": 1, "prompts": ["a {}", "two {}", "{}"], "ask": "image of a {}"}
+    plan = Plan(
+        about="Runs.",
+        set="objects10",
+        grid={"method": ["original", "uce"], "seed": [0, 1]},
+        splits={"one": ["church"]},
+        method={"uce": {"eraser": "uce"}},
+        count=1,
+        control_count=2,
+        attacks=({"name": "concept-inversion", "apart": True, **settings},),
+        compare=(("uce", "original"),),
+        image_dtype="float32",
+    )
+    measurements = Planner(plan).planned()
+    attacks = [m for m in measurements if m.group.startswith("attack: ")]
+    assert {(m.method, m.seed, m.run) for m in attacks} == {
+        (method, seed, run) for method in ("original", "uce") for seed in (0, 1) for run in (0, 1, 2)
+    }
+    found = {m.upstream[0].upstream[-1].key for m in attacks}
+    assert len(found) == len(attacks) == 12  # each learns its own word, also where nothing was trained
+    assert len({m.job["images"] for m in attacks}) == 12
+    asked = {m.run: m.upstream[0].upstream[-1].job["settings"]["prompts"] for m in attacks}
+    assert {run: list(prompts) for run, prompts in asked.items()} == {0: ["a {}"], 1: ["two {}"], 2: ["{}"]}
+    twice = dataclasses.replace(plan, attack_runs=2)
+    assert {m.run for m in Planner(twice).planned()} == set(range(6))
+    with pytest.raises(ExpungeError, match="apart 'yes': expected true or false"):
+        Planner(dataclasses.replace(plan, attacks=({"name": "concept-inversion", "apart": "yes"},)))
+    with pytest.raises(ExpungeError, match="concept-inversion prompts is"):
+        Planner(dataclasses.replace(plan, attacks=({"name": "concept-inversion", "apart": True},)))
+    assert len({m.key for m in measurements if m.group == "set"}) == 2
+    summary = bench.run(plan, tmp_path / "store", tmp_path / "out")
+    row = next(r for r in summary if r["method"] == "uce" and r["metric"] == "valid_rate" and "attack" in r["group"])
+    assert (row["n"], row["training_seeds"]) == (12, 2)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    mine = [r["provenance"] for r in lines if "attack: " in r["provenance"]["group"] and r["metric"] == "valid_rate"]
+    assert len({(p["method"], p["training_seed"], p["attack_run"]) for p in mine}) == 12
+    assert any(r["method"] == "uce - original" and "attack" in r["group"] for r in summary)
 
 
 def test_a_plan_attacks_every_row_and_measures_the_targets(tmp_path):

@@ -63,19 +63,18 @@ def test_a_figure_may_set_one_number_against_another():
 
 def test_detections_become_bars_by_label():
     counted = [
-        {"method": "original", "group": "set", "metric": "detections", "counts": {"bomb": 3, "dagger": 7}},
-        {"method": "uce", "group": "set", "metric": "detections", "counts": {"crossed swords": 1, "dagger": 2}},
-        {"method": "uce", "group": "others", "metric": "detections", "counts": {"bomb": 9}},
+        {"method": "original", "group": "set", "metric": "detections", "counts": {"bomb": 3, "dagger": 7}, "n": 50},
+        {"method": "uce", "group": "set", "metric": "detections", "counts": {"crossed swords": 1, "dagger": 2}, "n": 200},
+        {"method": "uce", "group": "others", "metric": "detections", "counts": {"bomb": 9}, "n": 9},
     ]
     bars = Histogram(title="kinds", rows=("original", "uce", "esd"))
     drawn = histogram(bars, [*ROWS, *counted]).as_json()
     assert [s["name"] for s in drawn["series"]] == ["original", "uce"], "a row that was not measured is left out"
     assert [s["x"] for s in drawn["series"]] == [["dagger", "bomb", "crossed swords"]] * 2
-    assert [s["y"] for s in drawn["series"]] == [[7, 3, 0], [2, 0, 1]]
+    assert [s["y"] for s in drawn["series"]] == [[14, 6, 0], [1, 0, 0.5]], "in a hundred images"
     from expunge.report.figures import svg
 
     assert "crossed swords" in svg(drawn)
-    with pytest.raises(ExpungeError, match="without detections: expected the metric 'ner'"):
-        histogram(bars, ROWS)
+    assert histogram(bars, ROWS) is None, "nothing was detected"
     with pytest.raises(ExpungeError, match="histogram 'kinds' 'original': expected one of esd, uce"):
         bars.check(["uce", "esd"])

@@ -1,6 +1,7 @@
 """Orders of erasure and keys of others, in tiny plans on the testbed."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from expunge.core.errors import ExpungeError
 from expunge.stages import erase, jobs
 from expunge.stages.plan import read_plan
 from expunge.stages.planner import SALT, Planner, flattened
-from expunge.store import EDIT, KEY, load_edit
+from expunge.store import EDIT, KEY, load_edit, read_set
 
 SET = """
 about = "Three objects."
@@ -229,3 +230,73 @@ updates = [1, 3]
 def test_fresh_keys_that_cannot_be_are_refused(write, controls, more, expected):
     with pytest.raises(ExpungeError, match=expected):
         Planner(read_plan(write(controls, more=more)))
+
+
+ON = """
+[on.sd]
+about = "The same on Stable Diffusion."
+set = "{set}"
+metrics = [{{ name = "esr-psr", judge = "imagenet:weights=random" }}]
+others = {{}}
+"""
+PHOTOS = SET.replace("dog", "tench")
+
+
+def test_a_plan_runs_on_another_kind_of_model_by_its_name(write, folder, tmp_path, capsys):
+    (tmp_path / "photos.toml").write_text(PHOTOS)
+    more = ON.format(set=tmp_path / "photos.toml").replace("[on.sd]", "[on.sd]\nimage_dtype = 'float32'")
+    change = ("[grid]", "others = { set = 'everyday' }\n[grid]")
+    plan = write(controls="[]", more=more, change=change)
+    plan.write_text(plan.read_text().replace('["steps"]', '["original", "steps"]'))
+    said = ["bench", str(plan), "--store", str(tmp_path / "store"), "--quiet"]
+    own = read_plan(plan)
+    assert (own.model, own.about) == ("testbed", "A small plan.")
+    assert read_plan(plan, "testbed") == own
+    assert main([*said, "--model", str(folder), "--out", str(tmp_path / "sd")]) == 0
+    table = (tmp_path / "sd" / "table.md").read_text()
+    assert table.startswith("The same on Stable Diffusion.")
+    assert "others" not in table
+    records = [json.loads(line) for line in (tmp_path / "sd" / "records.jsonl").read_text().splitlines()]
+    assert {r["provenance"]["instrument"]["weights"] for r in records if r["metric"] == "esr@1"} == {"random"}
+    assert {c for r in records for c in r["concepts"]} <= {"church", "tench", "radio"}
+
+    plan.write_text(plan.read_text()[: plan.read_text().index("[on.sd]")])
+    capsys.readouterr()
+    assert main([*said, "--model", str(folder), "--out", str(tmp_path / "none")]) == 2
+    assert "of kind sd: expected a table [on.sd] in it" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+    plan.write_text(plan.read_text() + "[on.sd]\nset = 'x'\n")
+    with pytest.raises(ExpungeError, match="each with an about of its own"):
+        read_plan(plan)
+    plan.write_text(plan.read_text() + "about = 'x'\nmetric = ['ner']\n")
+    with pytest.raises(ExpungeError, match="did you mean 'metrics'"):
+        read_plan(plan)
+
+
+def test_every_plan_of_the_paper_can_be_planned_on_stable_diffusion(folder, tmp_path, monkeypatch):
+    root = Path(__file__).parents[2]
+    (tmp_path / "benchmarks").symlink_to(root / "benchmarks")
+    (tmp_path / "i2p.csv").write_text("prompt,evaluation_seed\na nude,7\n")
+    (tmp_path / "coco_30k.csv").write_text("prompt,evaluation_seed\na cat on a mat,7\n")
+    artists = ["Kelly McKernan", "Thomas Kinkade", "Tyler Edlin", "Kilian Eng", "Ajin: Demi Human"]
+    lines = [f"a city by {artist},{artist},{seed}" for seed, artist in enumerate(artists)]
+    (tmp_path / "artists.csv").write_text("\n".join(["prompt,artist,evaluation_seed", *lines]) + "\n")
+    monkeypatch.chdir(tmp_path)
+    named = [f"kpop-{what}" for what in (*(f"table{n}" for n in range(2, 8)), *(f"fig{n}" for n in range(1, 7)))]
+    for name in named:
+        plan = read_plan(Path("benchmarks") / f"{name}.toml", str(folder))
+        jobs_made = flattened(Planner(plan).planned())
+        text = json.dumps([p.job for p in jobs_made])
+        assert jobs_made, name
+        assert '"testbed"' not in text, f"{name}: nothing of the testbed judges photographs"
+        assert "estbed" not in plan.about + str(plan.figures) + str(plan.histograms), name
+
+
+def test_a_published_csv_is_a_set(tmp_path):
+    file = tmp_path / "i2p.csv"
+    file.write_text("prompt,sd_seed\na nude,7\nanother,8\n")
+    read = read_set(str(file), tmp_path, "nudity")
+    assert read.part("test").prompts == (("a nude", "nudity"), ("another", "nudity"))
+    assert (read.name, read.concepts, read.splits) == ("i2p", ("nudity",), {})
+    with pytest.raises(ExpungeError, match="does not say what 'a nude' asks for"):
+        read_set(str(file), tmp_path)

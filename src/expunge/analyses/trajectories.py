@@ -14,10 +14,10 @@ from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.edit import Edit
 from expunge.core.eraser import Eraser, Step
-from expunge.core.errors import ExpungeError, check_counts, unknown
+from expunge.core.errors import ExpungeError, check_counts
 from expunge.core.metric import Measurement
 from expunge.core.query import Query
-from expunge.testbed import clip
+from expunge.pretrained import clip as pretrained
 
 PAIRS = {"clip_ee": "(x_e, c_e)", "clip_en": "(x_e, c_n)", "clip_nn": "(x_n, c_n)"}
 """Which images meet which texts: of the target or neutral."""
@@ -69,13 +69,11 @@ class Trajectories(Analysis):
     """Texts that prompts are compared with; the targets, the neutral text and up to two retained words if not given."""
     pool: Literal["mean", "max"] = "mean"
     """How a prompt's tokens and a text's meet."""
-    clip: Literal["testbed"] = "testbed"
-    """Whose CLIP: the testbed's, which was trained with its text encoder."""
+    clip: str = "testbed"
+    """Whose CLIP: `testbed`, a hub id (the paper's: openai/clip-vit-large-patch14), or a folder."""
 
     def __post_init__(self) -> None:
         check_counts("trajectories", every=self.every, count=self.count)
-        if self.clip != "testbed":
-            raise unknown("clip of trajectories", self.clip, ["testbed"])
 
     @override
     def images(self, targets: int, retain: int, eraser: Eraser | None) -> int:
@@ -118,7 +116,7 @@ class Trajectories(Analysis):
         asked += [Query(prompt=self.neutral, seed=study.seed + i, **how) for i in range(self.count)]
         with backbone.attached(edits):
             pixels = study.images(backbone, asked)
-        cosines = clip.similarity(pixels, [*(study.prompt(t) for t in study.targets), self.neutral])
+        cosines = pretrained.clip(self.clip).similarity(pixels, [*(study.prompt(t) for t in study.targets), self.neutral])
         found: dict[str, dict[str, Tensor]] = {pair: {} for pair in PAIRS}
         for row, target in enumerate(study.targets):
             mine = slice(row * self.count, (row + 1) * self.count)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
 from expunge.cli.options import Talk, parse
+from expunge.core.errors import ExpungeError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,16 +20,20 @@ class Bench:
 
     plan: Positional[Path]
     """A TOML plan; see docs/plans.md."""
+    model: str | None = None
+    """Another model than the plan's: hub id, folder or .safetensors file. For one of another kind the plan must have a table
+    for it, `[on.sd]`, with a set and a judge that fit."""
     dry_run: bool = False
     """List the jobs, alike ones together, with the evaluations and minutes they should take, and run none."""
     changed: bool = False
     """Accept that the plan's text has changed since its results were begun."""
     results: Path | None = None
-    """Run nothing: judge the plan's claims and draw its curves from results that were kept, as benchmarks/ has them."""
+    """Run nothing: judge the plan's claims and draw its figures from results that were kept, as benchmarks/ has them.
+    A difference that they do not have is 'not measured'."""
     store: Path = Path("runs/store")
     """Folder of finished jobs, shared by all plans."""
     out: Path | None = None
-    """Folder for records, summary and table; runs/bench/NAME if not given."""
+    """Folder for records, summary and table; runs/bench/NAME (NAME-again with --results) if not given."""
     talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
 
 
@@ -39,13 +44,17 @@ def bench(argv: list[str]) -> None:
     from expunge.stages import summary
     from expunge.stages.plan import read_plan
 
-    plan = read_plan(options.plan)
+    plan = read_plan(options.plan, options.model)
+    if options.dry_run and options.results is not None:
+        raise ExpungeError("bench with --dry-run and --results: expected one of them, as neither runs anything")
     if options.dry_run:
         _dry_run(plan, options)
         return
-    out = options.out or Path("runs/bench") / options.plan.stem
+    kind = "" if options.model is None else f"-{Path(options.model).stem}"
+    again = "" if options.results is None else "-again"
+    out = options.out or Path("runs/bench") / f"{options.plan.stem}{kind}{again}"
     if options.results is not None:
-        rows = stage.retold(plan, options.results, out)
+        rows = stage.retold(plan, options.results, out, changed=options.changed)
         options.talk.result({"folder": str(out), "summary": rows}, f"{summary.table(rows)}{out}: table.md")
         return
     with _live(options.talk) as show:

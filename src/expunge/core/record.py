@@ -93,8 +93,10 @@ def nested(runs: Runs, resamples: int = 2000, seed: int = 0) -> Interval:
     return Interval(value, min(low, value), max(high, value))
 
 
-STUDENT = (12.706, 4.303, 3.182, 2.776)
-"""Student's 97.5 % quantiles for 1 to 4 degrees of freedom."""
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201)
+"""Student's 97.5 % quantiles for 1 to 11 degrees of freedom."""
+FEW = 5
+"""Clusters of which a bootstrap is too narrow."""
 
 
 def mean_of(runs: Runs, resamples: int = 2000) -> Interval:
@@ -115,11 +117,30 @@ def mean_of(runs: Runs, resamples: int = 2000) -> Interval:
             for seed, by_split in runs.items()
         }
     found = nested(runs, resamples)
+    return _student(found, by) if len(by) <= FEW else found
+
+
+def _student(found: Interval, by: Sequence[Sequence[float]]) -> Interval:
+    """``found``, never narrower than Student's interval of the means of the clusters ``by``, if there are few."""
     means = torch.tensor([sum(values) / len(values) for values in by if values], dtype=torch.float64)
     if not 2 <= len(means) <= len(STUDENT) + 1:
         return found
     half = STUDENT[len(means) - 2] * float(means.std()) / math.sqrt(len(means))
     return Interval(found.value, min(found.low, found.value - half), max(found.high, found.value + half))
+
+
+def of_attacks(runs: Runs, resamples: int = 2000) -> Interval:
+    """Mean of what independent runs of an attack brought back, and its 95 % interval.
+
+    A label is a run on a training seed's model; all its images stand or fall with what it found. `nested` over training seeds and
+    runs, never narrower than Student's of the runs' means, if they are up to 12. (Not cut at 0 and 1.)
+    """
+    by: dict[tuple[int, str], list[float]] = {}
+    for seed, by_split in runs.items():
+        for row in by_split.values():
+            for label, value in row:
+                by.setdefault((seed, label), []).append(value)
+    return _student(nested(runs, resamples), list(by.values()))
 
 
 def _draws(resamples: int, n: int, generator: torch.Generator) -> Tensor:

@@ -37,6 +37,14 @@ class Clip(NamedTuple):
         return found
 
 
+    @torch.no_grad()
+    def similarity(self, pixels: UInt8[Tensor, "i H W 3"], texts: Sequence[str]) -> Float[Tensor, "i t"]:
+        """Cosine of every image with every text."""
+        unit = torch.nn.functional.normalize
+        images = torch.cat([self.images(some) for some in pixels.split(BATCH)])
+        return unit(images) @ unit(self.texts(texts)).T
+
+
 def identity(model: str) -> str:
     """Sha256 of a folder's files; empty for the testbed's CLIP, which never changes, and for a hub id."""
     return "" if model == "testbed" or not Path(model).is_dir() else _sha256(Path(model))

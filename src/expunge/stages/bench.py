@@ -16,7 +16,7 @@ from expunge.core.errors import ExpungeError
 from expunge.stages import jobs, summary
 from expunge.stages.plan import Plan
 from expunge.stages.planner import Planned, Planner, flattened
-from expunge.store import FORMAT, read_json, read_lines, write_json
+from expunge.store import FORMAT, read_json, read_lines, write_json, write_lines
 
 PLAN = "plan.json"
 """The plan that a folder of results belongs to, as it was read."""
@@ -69,13 +69,17 @@ def run(
     return summary.write(planner, measurements, store, out)
 
 
-def retold(plan: Plan, results: Path, out: Path) -> list[dict[str, Any]]:
-    """Judge the claims of ``plan`` and draw its curves from the summary in ``results``, and run nothing.
+def retold(plan: Plan, results: Path, out: Path, *, changed: bool = False) -> list[dict[str, Any]]:
+    """Judge the claims of ``plan`` and draw its figures from the records and summary in ``results``, and run nothing.
 
     Raises:
-        ExpungeError: if the file is no JSON Lines, has no summary, or one of a method that the plan does not have.
+        ExpungeError: if the file is no JSON Lines, has no summary, or that of another plan; or as for `run`.
     """
-    return summary.again(Planner(plan), read_lines(results), out)
+    planner, kept = Planner(plan), read_lines(results)
+    rows = summary.checked(planner, kept, str(results))
+    _claim(plan, out, changed)
+    write_lines(out / summary.RECORDS, [r for r in kept if "provenance" in r])
+    return summary.put(planner, rows, out)
 
 
 def _claim(plan: Plan, out: Path, changed: bool) -> None:

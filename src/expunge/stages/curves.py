@@ -96,21 +96,24 @@ class Histogram:
         check_rows(f"histogram '{self.title}'", self.rows, methods)
 
 
-def histogram(bars: Histogram, summary: Sequence[Mapping[str, Any]]) -> Figure:
-    """The detections drawn; the labels that the first row has most of first.
-
-    Raises:
-        ExpungeError: if the summary has none of these rows' detections.
-    """
-    counts = {r["method"]: r["counts"] for r in summary if r["metric"] == "detections" and r["group"] == bars.group}
-    rows = [row for row in bars.rows if row in counts]
-    labels = sorted({x for row in rows for x in counts[row]}, key=lambda x: (-counts[rows[0]].get(x, 0), x))
+def histogram(bars: Histogram, summary: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Detections in a hundred images drawn; the labels that the first row has most of first. None if nothing was detected."""
+    shown = {r["method"]: r for r in summary if r["metric"] == "detections" and r["group"] == bars.group}
+    rates = {
+        row: {label: 100 * count / shown[row]["n"] for label, count in shown[row]["counts"].items()}
+        for row in bars.rows
+        if row in shown
+    }
+    labels = {label for found in rates.values() for label in found}
     if not labels:
-        raise ExpungeError(
-            f"histogram '{bars.title}' without detections: expected the metric 'ner', and images that have some"
-        )
-    series = [Series(name=row, x=labels, y=[counts[row].get(label, 0) for label in labels]) for row in rows]
-    return Figure(title=bars.title, note=bars.note, kind="bars", y=Axis("detections"), series=series)
+        return None
+    first = next(iter(rates.values()))
+    ordered = sorted(labels, key=lambda label: (-first.get(label, 0), label))
+    series = [
+        Series(name=row, x=ordered, y=[round(found.get(label, 0), 3) for label in ordered])
+        for row, found in rates.items()
+    ]
+    return Figure(title=bars.title, note=bars.note, kind="bars", y=Axis("detections in 100 images"), series=series)
 
 
 def figure(curve: Curve, summary: Sequence[Mapping[str, Any]]) -> Figure:

@@ -273,9 +273,17 @@ def run(
 
 
 def had(shots: Sequence[Shot], folder: Path | None) -> dict[str, Any]:
-    """What the provenance says of images: how many, whose, and who chose them."""
-    judge = read_run(folder).get("judge") if folder is not None and (folder / RUN).is_file() else None
-    return {"count": len(shots), "given": folder is not None, **({"judge": judge} if judge else {})}
+    """What the provenance says of images: how many, whose, and of a folder that was given who chose them, by what prompts."""
+    if folder is None:
+        return {"count": len(shots), "given": False}
+    judge = read_run(folder).get("judge") if (folder / RUN).is_file() else None
+    prompts = list(dict.fromkeys(shot.prompt for shot in shots if shot.prompt))
+    return {
+        "count": len(shots),
+        "given": True,
+        **({"judge": judge} if judge else {}),
+        **({"prompts": prompts} if prompts else {}),
+    }
 
 
 def check_folder(out: Path, eraser: Eraser, overwrite: bool) -> None:

@@ -143,11 +143,26 @@ def knowledge(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "targets": [t for p in provenances for t in p["targets"]],
         "anchors": [_anchor(p["settings"]) if a is None else a for p in provenances for a in p["anchors"]],
         "templates": [t for p in provenances for t in p["settings"].get("templates", [])],
-        "images": {role: shown for p in provenances for role, shown in p.get("images", {}).items()},
+        "images": _shown(provenances),
         "retain": [r for p in provenances for r in p["retain"]],
         "random_texts": any(p["settings"].get(n, 0) for p in provenances for n in ("retain_random", "base_random")),
         "oracles": _oracles(provenances),
     }
+
+
+def _shown(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The images that methods learned from, by role; those of several edits together."""
+    found: dict[str, Any] = {}
+    for role, shown in ((r, i) for p in provenances for r, i in p.get("images", {}).items()):
+        before = found.get(role, {})
+        prompts = list(dict.fromkeys([*before.get("prompts", ()), *shown.get("prompts", ())]))
+        found[role] = {
+            **before,
+            **shown,
+            "count": before.get("count", 0) + shown["count"],
+            **({"prompts": prompts} if prompts else {}),
+        }
+    return found
 
 
 def _oracles(provenances: Sequence[dict[str, Any]]) -> list[str]:

@@ -2,10 +2,11 @@
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, final
 
+from expunge import backbones
 from expunge.core.analysis import Analysis
 from expunge.core.attack import Attack
 from expunge.core.catalog import Catalog
@@ -16,7 +17,9 @@ from expunge.stages import analyse, attack, measure, pairs, presets
 
 SPLIT = "split: "
 """How the group of the set's numbers of one split alone begins."""
-KINDS = ("key: ", "attack: ", "analysis: ", "after ", SPLIT)
+ATTACK = "attack: "
+"""How the group of what an attack brought back begins."""
+KINDS = ("key: ", ATTACK, "analysis: ", "after ", SPLIT)
 """How the names of groups of a kind begin."""
 GROUPS = ("set", "others", "memory", "paper")
 """What a number of a table is of, if not of a further set, which gives its name, ``key: CONTROL``, or ``after STEP``."""
@@ -116,6 +119,8 @@ class Also:
     """A concept set."""
     count: int
     """Images a prompt."""
+    label: str | None = None
+    """What every prompt asks for, in a set that is a CSV without labels."""
     metrics: tuple[Any, ...] | None = None
     """Metrics for these images; the plan's if not given."""
 
@@ -139,7 +144,7 @@ class Plan:
     about: str
     """One line on what it is for."""
     set: str
-    """Concept set: its splits name the targets, its prompts make the images."""
+    """Concept set, by name or file (TOML, or a published CSV): its splits name the targets, its prompts make the images."""
     grid: dict[str, Any]
     splits: dict[str, Any] = field(default_factory=dict)
     """Targets by split, instead of the set's own splits."""
@@ -175,7 +180,11 @@ class Plan:
     """Tables of further sets, each with its count and perhaps metrics; the table calls them by the set's name."""
     attacks: tuple[Any, ...] = ()
     """Attacks on every row (the original's calibrates them), by name or as tables with a name and settings over the preset's
-    (``preset = false``: over the paper's); ``control_count`` images a prompt for the targets, ``attack: NAME`` in the table."""
+    (``preset = false``: over the paper's; ``apart = true``: a run for each of its ``prompts``); ``control_count`` images a
+    prompt for the targets and run, ``attack: NAME`` in the table."""
+    attack_runs: int = 1
+    """How often each attack is run on each row and training seed, with draws and image seeds of its own. Runs are the clusters
+    of its intervals, since all images of one share what it found."""
     memory: bool = False
     """Whether to count what tensors take in the first updates of each method's first erasure."""
     paper: dict[str, Any] | None = None
@@ -192,11 +201,15 @@ class Plan:
     """Whether the table has the set's numbers of each split alone too."""
 
 
-def read_plan(path: Path) -> Plan:
-    """Read a plan.
+ON = "on"
+"""The table of what a plan says otherwise for models of other kinds: ``[on.sd]``, which stands for XL and 3 too."""
+
+
+def read_plan(path: Path, model: str | None = None) -> Plan:
+    """Read a plan; with another ``model`` than its own, what it says for that one's kind.
 
     Raises:
-        ExpungeError: if it is no TOML, or has an entry that plans do not have.
+        ExpungeError: if it is no TOML, has an entry that plans do not have, or nothing for models of that kind.
     """
     try:
         content = tomllib.loads(path.read_text())
@@ -207,7 +220,32 @@ def read_plan(path: Path) -> Plan:
     missing = {"about", "set", "grid"} - set(content)
     if missing:
         raise ExpungeError(f"plan '{path}' has no '{sorted(missing)[0]}': expected about, set and [grid]")
-    return presets.filled(Plan, f"plan '{path}'", content)
+    kinds = content.pop(ON, {})
+    plan: Plan = presets.filled(Plan, f"plan '{path}'", content)
+    if not isinstance(kinds, dict) or any(not isinstance(said, dict) or "about" not in said for said in kinds.values()):
+        raise ExpungeError(f"plan '{path}' has on = {kinds!r}: expected tables [on.KIND], each with an about of its own")
+    others = {k: presets.filled(Plan, f"plan '{path}' on {k}", _on(content, said)) for k, said in kinds.items()}
+    if model is None:
+        return plan
+    kind = backbones.kind_of(model)
+    if kind == backbones.kind_of(plan.model):
+        return replace(plan, model=model)
+    found = others.get(kind) or (None if kind == "testbed" else others.get("sd"))
+    if found is None:
+        raise ExpungeError(
+            f"plan '{path}' is for {plan.model}, and model '{model}' is of kind {kind}: expected a table [on.{kind}] in it, "
+            "with a set and a judge that fit"
+        )
+    return replace(found, model=model)
+
+
+def _on(content: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan with what ``said`` replaces; an empty entry goes back to the default. Figures are of no testbed then."""
+    merged = {**content, **said}
+    for drawn in ("figures", "histograms"):
+        if drawn in content and drawn not in said:
+            merged[drawn] = [{**figure, "note": said["about"]} for figure in content[drawn]]
+    return {key: value for key, value in merged.items() if value not in ({}, [])}
 
 
 # what its entries name ------------------------------------------------------------------------------------------------
@@ -268,7 +306,8 @@ class PlannedAttack(NamedTuple):
     """An attack that a plan names."""
 
     name: str
-    built: Attack
+    runs: Sequence[Attack]
+    """One for each of its runs on a row and training seed."""
     variant: str
 
 
@@ -285,8 +324,8 @@ def _entry(kind: str, entry: Any) -> Entry:
         raise ExpungeError(f"plan's {kind} name {entry!r}: expected a name, or a table with a name and settings")
     table = {"name": entry} if isinstance(entry, str) else dict(entry)
     name = str(table.pop("name", ""))
-    phrased = [k for k, v in table.items() if isinstance(v, list | dict) or "{}" in str(v)] if kind == "attacks" else []
-    variant = ", ".join(f"{k} {v}" for k, v in table.items() if k not in phrased)
+    told = {k: v for k, v in table.items() if not isinstance(v, list | dict) and "{}" not in str(v)}
+    variant = ", ".join(f"{k} {v}" for k, v in (told if kind == "attacks" else table).items())
     return Entry(name, table, f" ({variant})" if variant else "")
 
 
@@ -306,13 +345,21 @@ def planned_metric(entry: Any) -> PlannedMetric:
     )
 
 
-def planned_attack(entry: Any, kind: str) -> PlannedAttack:
-    """Likewise an attack, with the preset of a kind of model unless its table says ``preset = false``."""
+def planned_attack(entry: Any, kind: str, runs: int = 1) -> PlannedAttack:
+    """Likewise an attack, with the preset of a kind of model unless its table says ``preset = false``.
+
+    With ``apart = true`` each of its ``prompts`` is attacked alone, ``runs`` times.
+    """
     name, table, variant = _entry("attacks", entry)
-    use = table.pop("preset", True)
-    if not isinstance(use, bool):
-        raise ExpungeError(f"attack '{name}' with preset {use!r}: expected true or false")
-    return PlannedAttack(name, attack.build(name, table, kind if use else None), variant)
+    said = {flag: table.pop(flag, default) for flag, default in (("preset", True), ("apart", False))}
+    for flag, value in said.items():
+        if not isinstance(value, bool):
+            raise ExpungeError(f"attack '{name}' with {flag} {value!r}: expected true or false")
+    preset = kind if said["preset"] else None
+    alone = [table]
+    if said["apart"]:
+        alone = [{**table, "prompts": [prompt]} for prompt in words_of(f"{name} prompts", table.get("prompts", []))]
+    return PlannedAttack(name, [attack.build(name, one, preset) for one in alone] * runs, variant)
 
 
 def planned_analysis(entry: Any) -> PlannedAnalysis:

@@ -19,6 +19,7 @@ from expunge.stages.claims import Claim
 from expunge.stages.curves import Curve, Histogram
 from expunge.stages.plan import (
     ASKED,
+    ATTACK,
     CONTROLS,
     GROUPS,
     KEYLESS,
@@ -49,6 +50,8 @@ SALT = "a benchmark's keys are not secret"
 
 OTHER_SEEDS = 500_000
 """How far the seeds are that the original is compared with itself on."""
+RUNS = 1_000
+"""How far apart the draws and seeds of an attack's runs are."""
 UPDATES = 3
 """Updates whose memory is counted: optimizers hold their state from the first on."""
 
@@ -68,6 +71,8 @@ class Planned:
     """What a measurement is of: ``set``, ``others``, ``memory``, a further set's name, ``after STEP``, or one of `KINDS`."""
     variant: str = ""
     """How a measurement's metric differs from its defaults."""
+    run: int = 0
+    """Which run of an attack it is of."""
 
     @cached_property
     def key(self) -> str:
@@ -105,7 +110,7 @@ class Planner:
             ExpungeError: for an unknown method, eraser, metric, setting, set or split.
         """
         self.plan = plan
-        check_counts("plan", count=plan.count, control_count=plan.control_count)
+        check_counts("plan", count=plan.count, control_count=plan.control_count, attack_runs=plan.attack_runs)
         self.grid: Grid = presets.filled(Grid, "plan's grid", {k: several(v) for k, v in plan.grid.items()})
         self.methods: dict[str, Method] = {
             name: presets.filled(Method, f"method '{name}'", table) for name, table in plan.method.items()
@@ -138,6 +143,10 @@ class Planner:
         ]
         for named in (*self.claims, *self.figures, *self.histograms):
             named.check(self.grid.method)
+        titles = [figure.title for figure in (*self.figures, *self.histograms)]
+        for title in titles:
+            if titles.count(title) > 1:
+                raise ExpungeError(f"two figures of the plan are called '{title}': expected each once")
         reserved = [
             name for name in self.methods if name in (ORIGINAL, *CONTROLS, *ASKED) or precision_of(name) is not None
         ]
@@ -148,7 +157,7 @@ class Planner:
         self.metrics = [planned_metric(entry) for entry in plan.metrics]
         self.analyses = [planned_analysis(entry) for entry in plan.analyses]
         kind = backbones.kind_of(plan.model)
-        self.attacks = [planned_attack(entry, kind) for entry in plan.attacks]
+        self.attacks = [planned_attack(entry, kind, plan.attack_runs) for entry in plan.attacks]
         called = [f"{a.name}{a.variant}" for a in self.attacks]
         for name in called:
             if called.count(name) > 1:
@@ -165,6 +174,7 @@ class Planner:
             if names.count(name) > 1:
                 raise ExpungeError(f"two further sets of the plan are called '{name}': expected each once")
         self._check_labels()
+        self._check_histograms()
         self.image_dtype = backbones.fast_dtype() if plan.image_dtype == "fast" else plan.image_dtype
         self.erasers = {
             n: erase.build(m.eraser, m.settings, kind if m.preset else None) for n, m in self.methods.items()
@@ -213,7 +223,7 @@ class Planner:
         further: Also = presets.filled(Also, "plan's also", entry)
         check_counts("plan's also", count=further.count)
         metrics = self.metrics if further.metrics is None else [planned_metric(m) for m in further.metrics]
-        read = read_set(further.set, CONCEPTS)
+        read = read_set(further.set, CONCEPTS, further.label)
         if read.name in GROUPS or read.name.startswith(KINDS):
             raise ExpungeError(
                 f"a further set of the plan is called '{read.name}': expected another name than {', '.join(GROUPS)}"
@@ -244,6 +254,13 @@ class Planner:
                     opened = Catalog("judges").open(judge)
                     for concept in concepts if metric.asks_kept else erased.intersection(concepts):
                         opened.label_ids(concept)
+
+    def _check_histograms(self) -> None:
+        """Refuse bars of images whose detections nothing counts."""
+        counted = {"set": self.metrics, **{f.group: f.metrics for f in self.further}}
+        for bars in self.histograms:
+            if not any(metric.name == "ner" for metric in counted.get(bars.group, ())):
+                raise ExpungeError(f"histogram '{bars.title}' of '{bars.group}': expected a set with the metric 'ner'")
 
     def _check_pairs(self) -> None:
         for name, method in self.methods.items():
@@ -278,8 +295,11 @@ class Planner:
 
     def _check_controls(self) -> None:
         for name, method in self.methods.items():
-            if method.order == "apart" and self.erasers[name].has_key:
-                raise ExpungeError(f"method '{name}' with keys, erased apart: expected order joint or sequential")
+            if method.order == "apart":
+                if self.erasers[name].has_key:
+                    raise ExpungeError(f"method '{name}' with keys, erased apart: expected order joint or sequential")
+                for split in self.grid.split or self.splits:
+                    check_targets([Concept(name=word) for word in self._told(self.splits[split])], [])
             for control in method.controls or ():
                 if control not in (*CONTROLS, *ASKED, *self.methods):
                     raise unknown(f"control of method '{name}'", control, [*CONTROLS, *ASKED, *self.methods])
@@ -332,6 +352,11 @@ class Planner:
                 return concept
         return None
 
+    @property
+    def groups(self) -> list[str]:
+        """What the table's numbers are of, beside groups that begin with one of `KINDS`."""
+        return ["set", "memory", *(further.group for further in self.further)]
+
     def _told(self, targets: Sequence[str]) -> list[str]:
         """The words that erasers are told for ``targets``."""
         return [word for target in targets for word in self.words.get(target, [target])]
@@ -360,13 +385,15 @@ class Planner:
     def _measurements(self) -> Iterator[Planned]:
         chosen = self.grid.split or tuple(self.splits)
         for name, split, seed in product(self.grid.method, chosen, self.grid.seed):
-            if not self._trained(name) and seed != self.grid.seed[0]:
-                continue  # nothing depends on the seed
             targets = list(self.splits[split])
             kept = [c for c in self.set.concepts if c not in targets]
             place = {"method": name, "split": split, "seed": seed}
             edit = self._erasure(name, targets, kept, seed) if name in self.methods else None
             dtype = precision_of(name)
+            if dtype is None:
+                yield from self._attacked(edit, targets, place)
+            if not self._trained(name) and seed != self.grid.seed[0]:
+                continue  # nothing but attacks depends on the seed
             first = (split, seed) == (chosen[0], self.grid.seed[0])
             if edit is not None and self.plan.memory and first:
                 job = {**edit.steps[0].job, "room": "memory", "updates": UPDATES}
@@ -384,7 +411,6 @@ class Planner:
                 yield from self._measured(images, hit, rest, here, further.metrics, against)
             if dtype is not None:
                 continue
-            yield from self._attacked(edit, targets, place)
             if edit is not None and self.methods[name].order == "sequential":
                 yield from self._between(edit, name, place)
             if edit is not None:
@@ -422,26 +448,26 @@ class Planner:
         return name in self.methods and self.erasers[name].cost(1, 1) != Cost()
 
     def _attacked(self, edit: Erasure | None, targets: list[str], place: Mapping[str, Any]) -> Iterator[Planned]:
-        """Measurements of the targets under each attack: against the edit, or the original."""
+        """Measurements of the targets under each run of each attack: against the edit, or the original."""
         asked = [(p, c) for p, c in self._prompts() if c in targets]
-        for planned in self.attacks:
-            plain = self._images(asked, self.plan.control_count, self._seed(), edit)
+        for planned, (run, built) in ((p, each) for p in self.attacks for each in enumerate(p.runs)):
+            plain = self._images(asked, self.plan.control_count, self._seed() + RUNS * run, edit)
             job = {
                 **{name: plain.job[name] for name in ("prompts", "count", "seed", "guidance", "steps", "edits")},
                 "room": "attack",
                 "attack": planned.name,
-                "version": planned.built.version,
-                "settings": settings_of(planned.built),
+                "version": built.version,
+                "settings": settings_of(built),
                 "targets": targets,
-                "draws": place["seed"],
+                "draws": place["seed"] + RUNS * run,
                 "generates": generate.VERSION,
                 **self._common(self.plan.dtype),
             }
-            cost = planned.built.cost(len(targets), len(asked) * self.plan.control_count)
+            cost = built.cost(len(targets), len(asked) * self.plan.control_count)
             found = Planned(job=job, upstream=plain.upstream, cost=cost)
             images = replace(plain, job={**plain.job, "queries": found.key}, upstream=(*plain.upstream, found))
-            group = f"attack: {planned.name}{planned.variant}"
-            yield from self._measured(images, targets, [], {**place, "group": group})
+            here = {**place, "group": f"{ATTACK}{planned.name}{planned.variant}", "run": run}
+            yield from self._measured(images, targets, [], here)
 
     def _recoveries(
         self, edit: Erasure, name: str, targets: list[str], kept: list[str], place: Mapping[str, Any]

@@ -9,12 +9,15 @@ from typing import Any, NamedTuple
 
 from expunge.core.cost import Cost
 from expunge.core.errors import ExpungeError, unknown
-from expunge.core.record import Interval, Runs, hull, in_percent, mean_of, nested, paired_proportions, wilson
+from expunge.core.record import Interval, Runs, hull, in_percent, mean_of, nested, of_attacks, paired_proportions, wilson
 from expunge.stages import analyse, claims, curves, jobs
-from expunge.stages.plan import CONTROLS, SPLIT
+from expunge.stages.pairs import ROLES
+from expunge.stages.plan import ATTACK, CONTROLS, KINDS, SPLIT
 from expunge.stages.planner import Planned, Planner, flattened
 from expunge.store import EDIT, FORMAT, new_file, read_json, write_json, write_lines
 
+RECORDS = "records.jsonl"
+"""A record a job and metric, in a plan's folder."""
 RECOVERY = "recovery"
 """What a paired difference calls the share of images that a key brought back."""
 
@@ -39,8 +42,10 @@ def write(planner: Planner, measurements: Sequence[Planned], store: Path, out: P
     results = [Result(m, jobs.run_job(m.job, store)) for m in measurements]
     for m, found in results:
         row = {"method": m.method, "split": m.split, "training_seed": m.seed, "group": m.group, "variant": m.variant}
+        if m.group.startswith(ATTACK):
+            row["attack_run"] = m.run
         lines += [{**r, "provenance": {**r["provenance"], **row, **_seen(m)}} for r in found["records"]]
-    write_lines(out / "records.jsonl", lines)
+    write_lines(out / RECORDS, lines)
     made = _spent(results, store)
     for method, told in _told(results).items():
         made.setdefault(method, {})["told"] = told
@@ -51,30 +56,36 @@ def write(planner: Planner, measurements: Sequence[Planned], store: Path, out: P
     for stale in (out / analyse.FIGURES).glob("*.json"):
         stale.unlink()
     _copy_figures(results, store, out / analyse.FIGURES)
-    return _put(planner, [*rows, *became(lines), *detected(lines), *_differences(list(pairs), results)], out)
+    return put(planner, [*rows, *became(lines), *detected(results), *_differences(list(pairs), results)], out)
 
 
-def again(planner: Planner, kept: Sequence[Mapping[str, Any]], out: Path) -> list[dict[str, Any]]:
-    """The summary of results that were kept, with nothing else left: its numbers, with claims judged and curves drawn now.
+def checked(planner: Planner, kept: Sequence[Mapping[str, Any]], where: str) -> list[dict[str, Any]]:
+    """The rows of a summary that was kept, without its claims and papers' figures: they can be told anew.
 
     Raises:
-        ExpungeError: if ``kept`` has no row of a summary, or one of a method that the plan does not have.
+        ExpungeError: if ``kept``, read from ``where``, has no summary, or that of another plan.
     """
     rows = [dict(r) for r in kept if "provenance" not in r and "claim" not in r and r.get("group") != "paper"]
-    if not rows or any("metric" not in r or "method" not in r for r in rows):
-        raise ExpungeError("no summary among the results: expected rows as a plan's summary.jsonl has them")
-    for row in numbers(rows):
+    if not rows or any(not isinstance(r.get(name), str) for r in rows for name in ("method", "group", "metric")):
+        raise ExpungeError(f"no summary in '{where}': expected rows as a plan's summary.jsonl has them")
+    own = numbers(rows)
+    for row in own:
         if row["method"] not in planner.grid.method:
-            raise unknown("method of the grid in the results", row["method"], planner.grid.method)
-    return _put(planner, rows, out)
+            raise unknown(f"method of the grid in '{where}'", row["method"], planner.grid.method)
+        if row["group"] not in planner.groups and not row["group"].startswith(KINDS):
+            raise unknown(f"set of the plan in '{where}'", row["group"], planner.groups)
+    lacking = [name for name in planner.grid.method if name not in {r["method"] for r in own}]
+    if lacking:
+        raise ExpungeError(f"'{where}' has no row of '{lacking[0]}': expected the summary of this plan")
+    return rows
 
 
-def _put(planner: Planner, rows: Sequence[dict[str, Any]], out: Path) -> list[dict[str, Any]]:
+def put(planner: Planner, rows: Sequence[dict[str, Any]], out: Path) -> list[dict[str, Any]]:
     """Write the summary, its table and its curves into ``out``."""
     summary = [*rows, *claims.judged(planner.claims, rows), *planner.published]
     drawn = [
         *(curves.figure(c, summary) for c in planner.figures),
-        *(curves.histogram(h, summary) for h in planner.histograms),
+        *filter(None, (curves.histogram(h, summary) for h in planner.histograms)),
     ]
     for figure in drawn:
         write_json(out / analyse.FIGURES / f"{_words(figure.title)}.json", figure.as_json(), overwrite=True)
@@ -94,7 +105,10 @@ def _seen(measurement: Planned) -> dict[str, Any]:
 
 
 def _cells(results: Sequence[Result], once: bool) -> Cells:
-    """The values behind every number of the table; ``once`` counts an image once, whatever splits it serves."""
+    """The values behind every number of the table; ``once`` counts an image once, whatever splits it serves.
+
+    Under an attack the label says which run of it, too.
+    """
     cells: Cells = {}
     counted: set[tuple[str, str, str, str, str]] = set()
     for m, found in results:
@@ -105,6 +119,8 @@ def _cells(results: Sequence[Result], once: bool) -> Cells:
             runs = cells.setdefault((m.method, m.group, name), {})
             kept = runs.setdefault(m.seed, {}).setdefault(m.split, [])
             images = (m.method, m.group, name, m.job.get("images", m.key))
+            if m.group.startswith(ATTACK):
+                values = [(f"{label}, run {m.run}", value) for label, value in values]
             kept.extend((label, value) for label, value in values if not (once and (*images, label) in counted))
             counted.update((*images, label) for label, _ in values)
     return cells
@@ -120,10 +136,17 @@ def _signed(results: Sequence[Result]) -> set[tuple[str, str, str]]:
     }
 
 
-def _interval(values: Sequence[float], runs: Runs, *, signed: bool) -> Interval:
+def _resampled(group: str, runs: Runs) -> Interval:
+    """The interval of shares over training seeds, and concepts or an attack's runs."""
+    return of_attacks(runs) if group.startswith(ATTACK) else nested(runs)
+
+
+def _interval(group: str, values: Sequence[float], runs: Runs, *, signed: bool) -> Interval:
     """A share's interval, or a mean's, of which Wilson says nothing."""
-    shares = not signed and set(values) <= {0.0, 1.0}
-    return hull(wilson(sum(values), len(values)), nested(runs)) if shares else in_percent(mean_of(runs))
+    if signed or not set(values) <= {0.0, 1.0}:
+        return in_percent(mean_of(runs))
+    value, low, high = hull(wilson(sum(values), len(values)), _resampled(group, runs))
+    return Interval(value, max(low, 0.0), min(high, 100.0))
 
 
 def _summary(results: Sequence[Result], made: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -132,7 +155,7 @@ def _summary(results: Sequence[Result], made: Mapping[str, dict[str, Any]]) -> l
     differences = _signed(results)
     for (method, group, metric), runs in _cells(results, once=True).items():
         values = [v for by_split in runs.values() for pairs in by_split.values() for _, v in pairs]
-        interval = _interval(values, runs, signed=(method, group, metric) in differences)
+        interval = _interval(group, values, runs, signed=(method, group, metric) in differences)
         rows.append(_row(method, group, metric, interval, len(values), runs))
     rows += _of_sets(results)
     return [{**row, **made.get(row["method"], {})} for row in rows]
@@ -146,7 +169,7 @@ def _by_split(results: Sequence[Result]) -> list[dict[str, Any]]:
         for split in dict.fromkeys(s for by_split in runs.values() for s in by_split) if group == "set" else ():
             alone = {seed: {split: by_split[split]} for seed, by_split in runs.items() if split in by_split}
             values = [v for by_split in alone.values() for _, v in by_split[split]]
-            interval = _interval(values, alone, signed=(method, group, metric) in differences)
+            interval = _interval(group, values, alone, signed=(method, group, metric) in differences)
             rows.append(_row(method, f"{SPLIT}{split}", metric, interval, len(values), alone))
     return rows
 
@@ -233,17 +256,20 @@ def became(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def detected(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """How many detections of each label a method's images had (KPOP's Fig. 3b), where a metric counted them."""
+def detected(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """How many detections of each label a method's target images had (KPOP's Fig. 3b), where a metric counted them.
+
+    The number of images stands beside, since rows may have several training seeds.
+    """
     found: dict[tuple[str, str], Counter[str]] = {}
-    counted: set[tuple[str, ...]] = set()
-    for line in lines:
-        made, told = line["provenance"], line["provenance"].get("instrument", {})
-        run = (made["method"], made["group"], made["split"], str(made["training_seed"]))
-        if "detections" not in told or line["metric"].startswith("ner_kept") or run in counted:
-            continue
-        counted.add(run)
-        found.setdefault(run[:2], Counter()).update(told["detections"])
+    images: Counter[tuple[str, str]] = Counter()
+    for m, measured in results:
+        for record in measured["records"]:
+            told = record["provenance"].get("instrument", {})
+            if "detections" in told and not record["metric"].startswith("ner_kept"):
+                found.setdefault((m.method, m.group), Counter()).update(told["detections"])
+                images[m.method, m.group] += record["n"]
+                break  # every threshold's record has the same
     return [
         {
             "format": FORMAT,
@@ -251,6 +277,7 @@ def detected(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "group": group,
             "metric": "detections",
             "counts": dict(labels.most_common()),
+            "n": images[method, group],
         }
         for (method, group), labels in found.items()
     ]
@@ -283,12 +310,18 @@ def _told(results: Sequence[Result]) -> dict[str, str]:
                     "phrases": any(t != "{}" for t in knows["templates"]),
                     f"{kept} kept": kept,
                     "random texts": knows["random_texts"],
-                    "images given": any(i["given"] for i in images.values()),
+                    f"{_pairs(images)} pairs given": _pairs(images),
+                    "images given": not _pairs(images) and any(i["given"] for i in images.values()),
                     "images made": any(not i["given"] for i in images.values()),
                     "oracle": knows["oracles"],
                 }
                 found[m.method] = ", ".join(word for word, told in says.items() if told)
     return found
+
+
+def _pairs(images: Mapping[str, Mapping[str, Any]]) -> int:
+    """How many pairs a method was given."""
+    return images[ROLES[0]]["count"] if set(images) == set(ROLES) and all(i["given"] for i in images.values()) else 0
 
 
 class Took(NamedTuple):
@@ -302,10 +335,15 @@ class Took(NamedTuple):
 def _spent(results: Sequence[Result], store: Path) -> dict[str, dict[str, Any]]:
     """What a method's erasures that are still in the store took: mean evaluations and bytes, median seconds; peak memory.
 
-    An erasure in several steps took what they took together.
+    An erasure in several steps took what they took together; pairs, which several erasures may learn from, are told apart.
     """
     found: dict[str, dict[tuple[str, ...], Took]] = {}
+    pairs: dict[str, dict[str, int]] = {}
     for m, _ in results:
+        for p in flattened([m]) if m.group == "set" else ():
+            given = jobs.result(p.job, store) if p.job["room"] == "pairs" else None
+            if given is not None:
+                pairs.setdefault(m.method, {})[p.key] = Cost(**given["cost"]).equivalents
         steps = [p for p in flattened([m]) if p.job["room"] == "erase"] if m.group == "set" else []
         done = [jobs.result(p.job, store) for p in steps]
         whole = [d for d in done if d is not None]
@@ -323,6 +361,8 @@ def _spent(results: Sequence[Result], store: Path) -> dict[str, dict[str, Any]]:
         }
         for method, erasures in found.items()
     }
+    for method, took in pairs.items():
+        spent.setdefault(method, {})["pairs_equivalents"] = sum(took.values())
     for m, counted in results:
         if m.group == "memory":
             spent.setdefault(m.method, {})["erase_peak_bytes"] = counted["peak_bytes"]
@@ -355,7 +395,8 @@ def _differences(pairs: Sequence[Sequence[str]], results: Sequence[Result]) -> l
                     ones += [a for _, a in values]
                     others += [b for _, b in against]
             counted = set(ones) | set(others) <= {0.0, 1.0}  # shares; else means, of which Newcombe says nothing
-            points = hull(paired_proportions(ones, others), nested(paired)) if counted else in_percent(mean_of(paired))
+            resampled = _resampled(group, paired) if counted else in_percent(mean_of(paired))
+            points = hull(paired_proportions(ones, others), resampled) if counted else resampled
             row = _row(f"{one} - {other}", group, metric, points, len(ones), paired)
             rows.append({**row, "unit": "points", **_verdict(points, metric, len(ones), len(paired))})
     return rows
