@@ -489,7 +489,9 @@ def _published_set(file: Path, label: str | None) -> ConceptSet:
         )
     part = Part(seed=1_000, prompts=tuple((q.prompt, str(q.label)) for q in rows))
     concepts = tuple(dict.fromkeys(concept for _, concept in part.prompts))
-    return ConceptSet(name=file.stem, about=f"prompts of {file.name}", concepts=concepts, splits={}, dev=part, test=part)
+    return ConceptSet(
+        name=file.stem, about=f"prompts of {file.name}", concepts=concepts, splits={}, dev=part, test=part
+    )
 
 
 # prompts of the papers -----------------------------------------------------------------------------------------------

@@ -90,13 +90,22 @@ def test_few_clusters_have_student_s_interval_and_one_concept_counts_its_values(
 
 
 def test_an_attack_s_images_count_by_its_runs():
-    won = {(0, "a"): 1.0, (0, "b"): 0.0, (0, "c"): 0.5, (1, "a"): 0.0, (1, "b"): 1.0, (1, "c"): 0.5}  # share by seed and run
+    won = {
+        (0, "a"): 1.0,
+        (0, "b"): 0.0,
+        (0, "c"): 0.5,
+        (1, "a"): 0.0,
+        (1, "b"): 1.0,
+        (1, "c"): 0.5,
+    }  # share by seed and run
     runs = {
         seed: {"": [(run, float(i < v * 20)) for (s, run), v in won.items() if s == seed for i in range(20)]}
         for seed in (0, 1)
     }
     found = of_attacks(runs)
-    half = 2.571 * torch.tensor(list(won.values()), dtype=torch.float64).std().item() / 6**0.5  # t of 5 degrees of freedom
+    half = (
+        2.571 * torch.tensor(list(won.values()), dtype=torch.float64).std().item() / 6**0.5
+    )  # t of 5 degrees of freedom
     assert found.value == pytest.approx(0.5)
     assert (found.low, found.high) == (pytest.approx(0.5 - half), pytest.approx(0.5 + half))
     assert wilson(60, 120).low > 100 * found.low + 15  # which 120 independent images would have

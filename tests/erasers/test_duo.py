@@ -241,6 +241,8 @@ def test_the_weight_of_noise_grows_once_the_preference_is_learned():
     assert eraser._weight({"preference": torch.tensor(0.2)}) == 5
     assert eraser._weight({"preference": torch.tensor(0.05)}) == 500
     assert dataclasses.replace(eraser, dynamic_lamb=False)._weight({"preference": torch.tensor(0.05)}) == 5
+    with pytest.raises(ExpungeError, match="dynamic_lamb with loss finetune, which has no preference"):
+        dataclasses.replace(eraser, loss="finetune")
 
 
 def test_training_prefers_the_safe_images(backbone):

@@ -132,7 +132,7 @@ def test_attack_generate_and_measure_from_the_command_line(folder, tmp_path, cap
 
 def test_an_attack_starts_from_the_preset_of_its_model():
     preset = attack.build("concept-inversion", {}, "testbed")
-    assert (preset.vectors, preset.iterations) == (4, 150)
+    assert (preset.vectors, preset.iterations) == (4, 100)
     assert attack.build("concept-inversion", {"vectors": 2}, "testbed").vectors == 2
     assert attack.build("concept-inversion", {}) == attack.build("concept-inversion", {}, "sd")
     planned = planned_attack({"name": "concept-inversion", "ask": "a {}", "lr": 0.1}, "testbed")

@@ -242,7 +242,7 @@ def test_the_images_of_a_method_are_made_once_for_all_metrics(plan):
         seen.add(p.key)
 
 
-def test_numbers_of_each_split_and_claims_judged_again_without_the_store(plan, tmp_path, capsys):
+def test_numbers_of_each_split_and_claims_judged_again_without_the_store(plan, tmp_path, capsys, monkeypatch):
     text = (
         plan.read_text()
         .replace('split = ["a"]\nseed = [0, 1]', 'split = ["a", "b"]')
@@ -298,10 +298,30 @@ def test_numbers_of_each_split_and_claims_judged_again_without_the_store(plan, t
     kept.write_text((out / "records.jsonl").read_text())
     capsys.readouterr()
     assert main(said) == 2
-    assert "no summary among the results" in capsys.readouterr().err
-    kept.write_text((out / "summary.jsonl").read_text().replace('"uce"', '"ecu"'))
-    assert main(said) == 2
-    assert "unknown method of the grid in the results 'ecu'" in capsys.readouterr().err
+    assert f"no summary in '{kept}'" in capsys.readouterr().err
+    assert (again / "records.jsonl").read_text() == (out / "records.jsonl").read_text()
+    before = (again / "table.md").read_bytes()
+    whole = (out / "summary.jsonl").read_text()
+    for change, words_said in (
+        (('"uce"', '"ecu"'), f"unknown method of the grid in '{kept}' 'ecu'"),
+        (('"split: a"', '"weapons_close"'), f"unknown set of the plan in '{kept}' 'weapons_close'"),
+        (('"method": "uce", "group": "set"', '"method": "original", "group": "set"'), "has no row of 'uce'"),
+        (('"group": "set", ', ""), f"no summary in '{kept}'"),
+    ):
+        text = whole.replace(*change)
+        if "has no row" in words_said:
+            text = "".join(f"{line}\n" for line in whole.splitlines() if '"method": "uce"' not in line)
+        kept.write_text(text)
+        assert main(said) == 2
+        assert words_said in capsys.readouterr().err
+    assert (again / "table.md").read_bytes() == before, "nothing was written"
+    assert main([*said, "--dry-run"]) == 2
+    assert "with --dry-run and --results: expected one" in capsys.readouterr().err
+    kept.write_text(whole)
+    assert main([*said[:-1], str(out)]) == 2, "the run's own folder holds another text of this plan"
+    monkeypatch.chdir(tmp_path)
+    assert main([*said[:-2], "--quiet"]) == 0
+    assert (tmp_path / "runs" / "bench" / "plan-again" / "table.md").is_file()
 
 
 def test_two_judges_are_two_columns_and_others_are_measured(plan, tmp_path, capsys):
@@ -423,7 +443,10 @@ def test_a_method_learns_from_the_plans_pairs_which_are_made_once(plan, tmp_path
     summary = json.loads(capsys.readouterr().out)["summary"]
     told = {r["told"] for r in summary if r["method"] == "duo" and "told" in r}
     assert told
-    assert all("random texts" in t and "images given" in t and "oracle" in t for t in told)
+    assert all("random texts" in t and "2 pairs given" in t and "oracle" in t for t in told)
+    spent = [r["pairs_equivalents"] for r in summary if "pairs_equivalents" in r]
+    assert spent
+    assert set(spent) == {jobs.result(pairs[0].job, tmp_path / "store")["cost"]["forward"]}
     records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
     again = [r["knowledge"] for r in records if r["provenance"].get("analysis") == "trajectories"]
     assert again
@@ -455,6 +478,58 @@ def test_words_erased_apart_are_edits_of_their_own_attached_together(plan, tmp_p
     rows = json.loads(capsys.readouterr().out)["summary"]
     took = next(r["erase_equivalents"] for r in rows if "erase_equivalents" in r)
     assert took == sum(e.cost.equivalents for e in erasures), "what both took together"
+    assert "4 pairs given" in next(r["told"] for r in rows if "told" in r)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    assert lines[0]["knowledge"]["images"]["unsafe"]["prompts"] == ["a church", "a dog"], "of both edits"
+    twice = text.replace("[grid]", "[words]\nchurch = ['dog']\n[grid]").replace('["own", "random"]', "[]")
+    plan.write_text(twice)
+    with pytest.raises(ExpungeError, match="target 'dog' is given twice"):
+        Planner(read_plan(plan))
+
+
+def test_figures_that_nothing_can_fill_are_refused_before_anything_runs(plan):
+    text = plan.read_text()
+    plan.write_text(text + "[[histograms]]\ntitle = 'kinds'\nrows = ['original']\n")
+    with pytest.raises(ExpungeError, match="histogram 'kinds' of 'set': expected a set with the metric 'ner'"):
+        Planner(read_plan(plan))
+    curve = "[[figures]]\ntitle = 't'\nx = [1]\nx_label = 'x'\nlines = [{ name = 'a', rows = ['uce'], metrics = ['esr@1'] }]\n"
+    plan.write_text(text + curve + curve)
+    with pytest.raises(ExpungeError, match="two figures of the plan are called 't'"):
+        Planner(read_plan(plan))
+
+
+def test_rows_that_differ_by_strength_share_an_erasure(plan, tmp_path, capsys):
+    text = (
+        plan.read_text()
+        .replace('"original", "uce", "kpop"', '"uce", "half"')
+        .replace('[["kpop", "uce"]]', '[["half", "uce"]]')
+    )
+    text = re.sub(
+        r"(?m)^claims = .*", "attacks = [{ name = 'concept-inversion', iterations = 1, images = 1, batch = 1 }]", text
+    )
+    text = (
+        text.replace("seed = [0, 1]", "seed = [0]") + "[method.half]\neraser = 'uce'\nretain = true\nstrength = 0.5\n"
+    )
+    plan.write_text(text)
+    steps = flattened(Planner(read_plan(plan)).planned())
+    by = {room: [p.job for p in steps if p.job["room"] == room] for room in ("erase", "attack", "generate")}
+    assert len(by["erase"]) == 1
+    assert [job.get("strength") for job in by["attack"]] == [None, 0.5]
+    assert [job.get("strength") for job in by["generate"]] == [None, None, 0.5, 0.5], (
+        "the images, and those of the attack"
+    )
+    assert main(words(plan, tmp_path)) == 0
+    runs = [json.loads(f.read_text()) for f in (tmp_path / "store").glob("generate-*/images/run.json")]
+    assert sorted(run["strength"] for run in runs) == [0.5, 0.5, 1.0, 1.0]
+    assert {run["attack"]["strength"] for run in runs if "attack" in run} == {0.5, 1.0}
+    analysed = text.replace("[grid]", "analyses = ['closeness']\n[grid]")
+    plan.write_text(analysed)
+    with pytest.raises(ExpungeError, match=r"method .half. with strength 0\.5 in a plan with closeness"):
+        Planner(read_plan(plan))
+    plan.write_text(text.replace("[method.half]\neraser = 'uce'\nretain = true", "[method.half]\neraser = 'sld'"))
+    capsys.readouterr()
+    assert main(words(plan, tmp_path, "--changed")) == 2
+    assert "strength 0.5 of an edit of kind" in capsys.readouterr().err
 
 
 def test_phrases_of_pairs_are_all_combinations(plan):
@@ -719,6 +794,7 @@ def test_the_table_says_what_each_method_was_told():
         "plain": knows,
         "few-shot": {**knows, "templates": ["a {}"], "images": made},
         "photos": {**knows, "images": given},
+        "pairs": {**knows, "images": {role: {"count": 8, "given": True} for role in ("unsafe", "safe")}},
         "kpop": {
             **knows,
             "anchors": ["a picture"],
@@ -732,6 +808,7 @@ def test_the_table_says_what_each_method_was_told():
         "plain": "",
         "few-shot": "phrases, images made",
         "photos": "images given",
+        "pairs": "8 pairs given",
         "kpop": "anchor, 2 kept, random texts, oracle",
     }
     row = {"group": "set", "metric": "esr@1", "value": 99.0, "low": 98.0, "high": 100.0}

@@ -64,7 +64,13 @@ def test_a_figure_may_set_one_number_against_another():
 def test_detections_become_bars_by_label():
     counted = [
         {"method": "original", "group": "set", "metric": "detections", "counts": {"bomb": 3, "dagger": 7}, "n": 50},
-        {"method": "uce", "group": "set", "metric": "detections", "counts": {"crossed swords": 1, "dagger": 2}, "n": 200},
+        {
+            "method": "uce",
+            "group": "set",
+            "metric": "detections",
+            "counts": {"crossed swords": 1, "dagger": 2},
+            "n": 200,
+        },
         {"method": "uce", "group": "others", "metric": "detections", "counts": {"bomb": 9}, "n": 9},
     ]
     bars = Histogram(title="kinds", rows=("original", "uce", "esd"))

@@ -8,6 +8,7 @@ from PIL import Image
 
 import expunge
 from expunge import backbones
+from expunge.cli import main
 from expunge.core.catalog import Catalog
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.query import Query, Start
@@ -66,7 +67,10 @@ def test_duo_reads_them_and_says_who_chose_them(made):
     settings = {"iterations": 1, "rank": 2, "batch": 2}
     edit = expunge.erase(backbones.load("testbed"), "weapon", method="duo", settings=settings, images=out)
     had = {"count": 4, "given": True, "judge": ORACLE}
-    assert edit.provenance.images == {"unsafe": had, "safe": had}
+    assert edit.provenance.images == {
+        "unsafe": {**had, "prompts": ["a dagger", "a bomb"]},
+        "safe": {**had, "prompts": ["a dog", "a car"]},
+    }
     from expunge.stages.measure import _oracles
 
     assert _oracles([{"images": edit.provenance.images, "search": {}}]) == [ORACLE]
@@ -81,6 +85,29 @@ def test_duo_reads_them_and_says_who_chose_them(made):
         assert [s.path.name for s in read_any_images(turned, None, role)] == [
             s.path.name for s in read_images(out, role)
         ]
+
+
+def test_every_thing_is_redrawn_as_every_other_in_each_phrase(tmp_path, capsys):
+    things = [
+        "--unsafe",
+        "a dagger",
+        "--unsafe",
+        "a bomb",
+        "--safe",
+        "a dog",
+        "--phrase",
+        "a {}, drawn",
+        "--phrase",
+        "{}",
+    ]
+    said = ["pairs", *things, "--count", "1", "--steps", "2", "--out", str(tmp_path / "p"), "--quiet"]
+    assert main(said) == 0
+    shots = {role: [s.prompt for s in read_images(tmp_path / "p", role)] for role in pairs.ROLES}
+    assert shots["unsafe"] == ["a a dagger, drawn", "a dagger", "a a bomb, drawn", "a bomb"]
+    assert shots["safe"] == ["a a dog, drawn", "a dog"] * 2
+    capsys.readouterr()
+    assert main([*said[:-1], "--phrase", "none", "--overwrite"]) == 2
+    assert "template 'none' has not one {}" in capsys.readouterr().err
 
 
 def test_what_no_judge_accepts_is_refused_and_nothing_written(tmp_path):

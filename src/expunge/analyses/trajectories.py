@@ -116,7 +116,9 @@ class Trajectories(Analysis):
         asked += [Query(prompt=self.neutral, seed=study.seed + i, **how) for i in range(self.count)]
         with backbone.attached(edits):
             pixels = study.images(backbone, asked)
-        cosines = pretrained.clip(self.clip).similarity(pixels, [*(study.prompt(t) for t in study.targets), self.neutral])
+        cosines = pretrained.clip(self.clip).similarity(
+            pixels, [*(study.prompt(t) for t in study.targets), self.neutral]
+        )
         found: dict[str, dict[str, Tensor]] = {pair: {} for pair in PAIRS}
         for row, target in enumerate(study.targets):
             mine = slice(row * self.count, (row + 1) * self.count)

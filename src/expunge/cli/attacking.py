@@ -22,6 +22,8 @@ class Attack:
     """A concept to bring back, in words; repeat for several."""
     edit: Paths = ()
     """An edit.safetensors of the model that is attacked; repeat in order. None: the original, to calibrate on."""
+    strength: float = 1.0
+    """How strongly edits that have weights are attached: 0.5 is half way."""
     prompt: Words = ()
     """A prompt to make adversarial, for a single target; the model's own template for each target if none is given."""
     set: str | None = None
@@ -80,7 +82,7 @@ def attack(argv: list[str]) -> None:
     asked = _asked(options, backbone)
     note = f" (preset {use} for {kind})" if use else ""
     options.talk.tell(f"attacking with {name}{note}: {len(asked)} queries")
-    found = stage.run(backbone, name, parsed.settings, edits, targets, asked, options.seed, folders)
+    found = stage.run(backbone, name, parsed.settings, edits, targets, asked, options.seed, folders, options.strength)
     stage.to_folder(found, options.out, options.overwrite)
     cost: Any = found.about["cost"]
     spent = f"{cost['forward'] + 3 * cost['trained']} forwards, {found.about['access']}"

@@ -185,6 +185,8 @@ class Pairs:
     """Prompt of unsafe images; repeat for several."""
     safe: Words = ()
     """Prompt that they are redrawn with, the unsafe one as its negative prompt; one for each."""
+    phrase: Words = ()
+    """What prompts are put into, {} each of them: every --unsafe thing is redrawn as every --safe one in each phrase."""
     target: str | None = None
     """The concept that the judge must see in the unsafe image, and must not see in the safe one."""
     keep: str | None = None
@@ -237,7 +239,12 @@ def pairs(argv: list[str]) -> None:
         done = stage.take(options.unsafe_images, options.safe_images, options.out, options.overwrite)
     else:
         names = ("unsafe", "safe", "count", "strength", "target", "keep", "judge", "threshold", "tries", "seed")
-        wish = stage.Wish(**{name: getattr(options, name) for name in names})
+        wanted = {name: getattr(options, name) for name in names}
+        if options.phrase:
+            wanted |= {
+                k: tuple(v) for k, v in stage.crossed(options.phrase, options.unsafe, options.safe)._asdict().items()
+            }
+        wish = stage.Wish(**wanted)
         with options.talk.progress("drawing pairs", 2 * wish.count * len(wish.unsafe)) as advance:
             how = {"guidance": options.guidance, "steps": options.steps, "batch": options.batch}
             done = stage.make(

@@ -132,8 +132,8 @@ def _student(found: Interval, by: Sequence[Sequence[float]]) -> Interval:
 def of_attacks(runs: Runs, resamples: int = 2000) -> Interval:
     """Mean of what independent runs of an attack brought back, and its 95 % interval.
 
-    A label is a run on a training seed's model; all its images stand or fall with what it found. `nested` over training seeds and
-    runs, never narrower than Student's of the runs' means, if they are up to 12. (Not cut at 0 and 1.)
+    A label is a run on a training seed's model; all its images stand or fall with what it found. `nested` over training
+    seeds and runs, never narrower than Student's of the runs' means, if they are up to 12. (Not cut at 0 and 1.)
     """
     by: dict[tuple[int, str], list[float]] = {}
     for seed, by_split in runs.items():

@@ -162,6 +162,11 @@ class DUO(Eraser):
                 f"duo's base_keep with loss {self.loss}: expected a loss that compares, "
                 f"{' or '.join(COMPARED)}, or base_keep 0"
             )
+        if self.dynamic_lamb and self.loss not in COMPARED:
+            raise ExpungeError(
+                f"duo's dynamic_lamb with loss {self.loss}, which has no preference to be learned: expected "
+                f"{' or '.join(COMPARED)}"
+            )
         phrases([self.prompt], "")
 
     @property

@@ -36,7 +36,6 @@ class Clip(NamedTuple):
             found += (unit(images) * unit(words)).sum(-1).clamp_min(0).tolist()
         return found
 
-
     @torch.no_grad()
     def similarity(self, pixels: UInt8[Tensor, "i H W 3"], texts: Sequence[str]) -> Float[Tensor, "i t"]:
         """Cosine of every image with every text."""

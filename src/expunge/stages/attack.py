@@ -47,8 +47,11 @@ def run(
     queries: Sequence[Query],
     seed: int = 0,
     images: Mapping[str, Path] | None = None,
+    strength: float = 1.0,
 ) -> Attacked:
     """Adversarial versions of ``queries`` against the model with ``edits`` (none: the original, to calibrate on).
+
+    ``strength`` is what edits that have weights are attached with.
 
     Images that the attack wants are the original's, unless folders of them are given.
 
@@ -64,7 +67,7 @@ def run(
     with backbone.bare():
         task = erase.with_images(backbone, Task(targets=targets, seed=seed), attack.needs(targets), images or {})
     made = backbone.cost - before
-    with backbone.attached(edits):
+    with backbone.attached(edits, strength):
         found = list(attack.queries(backbone, task, queries))
     about = {
         "attack": name,
@@ -72,6 +75,7 @@ def run(
         "access": attack.access,
         "targets": [t.name for t in targets],
         "edits": [e.id for e in edits],
+        "strength": strength,
         "model": backbone.name,
         "seed": seed,
         "images": {role: {"count": len(s), "given": role in (images or {})} for role, s in task.images.items()},

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Catalog
+from expunge.core.concept import phrases
 from expunge.core.cost import Cost
 from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError, ExpungeWarning, check_counts
@@ -68,6 +69,26 @@ class Wish:
             )
         if self.target is None and (self.judge or self.keep):
             raise ExpungeError(f"judge '{self.judge or self.keep}' with nothing to look for: expected --target")
+
+
+class Crossed(NamedTuple):
+    """Prompts of pairs, an unsafe and a safe one each."""
+
+    unsafe: list[str]
+    safe: list[str]
+
+
+def crossed(templates: Sequence[str], unsafe: Sequence[str], safe: Sequence[str]) -> Crossed:
+    """Every unsafe thing redrawn as every safe one, in every phrase.
+
+    Raises:
+        ExpungeError: if there is no phrase, or one has not exactly one ``{}``.
+    """
+    both = [(phrase, thing, other) for thing in unsafe for phrase in templates for other in safe]
+    return Crossed(
+        [phrases([phrase], thing)[0] for phrase, thing, _ in both],
+        [phrases([phrase], other)[0] for phrase, _, other in both],
+    )
 
 
 class Drawn(NamedTuple):

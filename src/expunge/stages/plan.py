@@ -10,7 +10,7 @@ from expunge import backbones
 from expunge.core.analysis import Analysis
 from expunge.core.attack import Attack
 from expunge.core.catalog import Catalog
-from expunge.core.concept import Part, phrases
+from expunge.core.concept import Part
 from expunge.core.eraser import settings_of
 from expunge.core.errors import ExpungeError
 from expunge.stages import analyse, attack, measure, pairs, presets
@@ -74,6 +74,8 @@ class Method:
     images: str | tuple[str, ...] | None = None
     """The plan's pairs that it learns from, for ``apart`` those of each word; a method that wants images has the model make its
     own if not given."""
+    strength: float = 1.0
+    """What its edits are attached with, for images and attacks: 0.5 is half way. Rows that differ by it alone share one."""
     order: Literal["joint", "sequential", "apart"] = "joint"
     """Whether a split's targets are erased at once; one after another, each erasure on top of the ones before; or every word
     alone on the model as it is, and the edits attached together (no method with keys)."""
@@ -223,7 +225,9 @@ def read_plan(path: Path, model: str | None = None) -> Plan:
     kinds = content.pop(ON, {})
     plan: Plan = presets.filled(Plan, f"plan '{path}'", content)
     if not isinstance(kinds, dict) or any(not isinstance(said, dict) or "about" not in said for said in kinds.values()):
-        raise ExpungeError(f"plan '{path}' has on = {kinds!r}: expected tables [on.KIND], each with an about of its own")
+        raise ExpungeError(
+            f"plan '{path}' has on = {kinds!r}: expected tables [on.KIND], each with an about of its own"
+        )
     others = {k: presets.filled(Plan, f"plan '{path}' on {k}", _on(content, said)) for k, said in kinds.items()}
     if model is None:
         return plan
@@ -374,10 +378,6 @@ def planned_pairs(name: str, table: Any) -> pairs.Wish:
     if isinstance(table, dict) and "phrases" in table:
         templates = words_of(f"pairs '{name}' phrases", table["phrases"])
         unsafe, safe = (words_of(f"pairs '{name}' {role}", table.get(role, [])) for role in pairs.ROLES)
-        asked = [prompt for thing in unsafe for prompt in phrases(templates, thing) for _ in safe]
-        redrawn = [
-            prompt for _ in unsafe for template in templates for other in safe for prompt in phrases([template], other)
-        ]
         rest = {key: value for key, value in table.items() if key != "phrases"}
-        table = {**rest, "unsafe": asked, "safe": redrawn}
+        table = {**rest, **pairs.crossed(templates, unsafe, safe)._asdict()}
     return presets.filled(pairs.Wish, f"pairs '{name}'", table)

@@ -50,6 +50,8 @@ SALT = "a benchmark's keys are not secret"
 
 OTHER_SEEDS = 500_000
 """How far the seeds are that the original is compared with itself on."""
+ATTACKED = ("prompts", "count", "seed", "guidance", "steps", "edits", "strength")
+"""What an attack is told of the images that it is to change."""
 RUNS = 1_000
 """How far apart the draws and seeds of an attack's runs are."""
 UPDATES = 3
@@ -89,6 +91,8 @@ class Erasure:
     """Jobs; a sequential method's each on top of those before it."""
     targets: tuple[tuple[str, ...], ...]
     """What each step erases."""
+    strength: float = 1.0
+    """What the steps' edits are attached with."""
 
     def step_of(self, target: str) -> Planned:
         """The step that erases ``target``, whose key brings it back."""
@@ -96,7 +100,7 @@ class Erasure:
 
     def after(self, steps: int) -> "Erasure":
         """The first ``steps`` of it."""
-        return Erasure(steps=self.steps[:steps], targets=self.targets[:steps])
+        return replace(self, steps=self.steps[:steps], targets=self.targets[:steps])
 
 
 @final
@@ -295,6 +299,12 @@ class Planner:
 
     def _check_controls(self) -> None:
         for name, method in self.methods.items():
+            looked = [*self.plan.analyses, *(c for c in method.controls or () if c == "fresh")]
+            if method.strength != 1.0 and looked:
+                raise ExpungeError(
+                    f"method '{name}' with strength {method.strength} in a plan with {looked[0]}: expected strength 1, "
+                    "or neither analyses nor fresh keys"
+                )
             if method.order == "apart":
                 if self.erasers[name].has_key:
                     raise ExpungeError(f"method '{name}' with keys, erased apart: expected order joint or sequential")
@@ -453,7 +463,7 @@ class Planner:
         for planned, (run, built) in ((p, each) for p in self.attacks for each in enumerate(p.runs)):
             plain = self._images(asked, self.plan.control_count, self._seed() + RUNS * run, edit)
             job = {
-                **{name: plain.job[name] for name in ("prompts", "count", "seed", "guidance", "steps", "edits")},
+                **{name: plain.job[name] for name in ATTACKED if name in plain.job},
                 "room": "attack",
                 "attack": planned.name,
                 "version": built.version,
@@ -577,7 +587,7 @@ class Planner:
         steps: list[Planned] = []
         for part, given in zip(parts, each, strict=True):
             steps.append(self._erase(name, part, kept, seed, on=steps if order == "sequential" else (), given=given))
-        return Erasure(steps=tuple(steps), targets=tuple(map(tuple, parts)))
+        return Erasure(steps=tuple(steps), targets=tuple(map(tuple, parts)), strength=self.methods[name].strength)
 
     def _erase(
         self, name: str, targets: list[str], kept: list[str], seed: int, on: Sequence[Planned], given: str | None
@@ -663,6 +673,7 @@ class Planner:
             "key": None if held is None else held.key,
             **({} if held is None or held.job["room"] == "erase" else {"key_room": held.job["room"]}),
             "only": only,
+            **({} if edit is None or edit.strength == 1.0 else {"strength": edit.strength}),
             **self._common(dtype or self.image_dtype),
         }
         upstream = {p.key: p for p in (*edits, held) if p is not None}

@@ -9,7 +9,17 @@ from typing import Any, NamedTuple
 
 from expunge.core.cost import Cost
 from expunge.core.errors import ExpungeError, unknown
-from expunge.core.record import Interval, Runs, hull, in_percent, mean_of, nested, of_attacks, paired_proportions, wilson
+from expunge.core.record import (
+    Interval,
+    Runs,
+    hull,
+    in_percent,
+    mean_of,
+    nested,
+    of_attacks,
+    paired_proportions,
+    wilson,
+)
 from expunge.stages import analyse, claims, curves, jobs
 from expunge.stages.pairs import ROLES
 from expunge.stages.plan import ATTACK, CONTROLS, KINDS, SPLIT
@@ -119,10 +129,10 @@ def _cells(results: Sequence[Result], once: bool) -> Cells:
             runs = cells.setdefault((m.method, m.group, name), {})
             kept = runs.setdefault(m.seed, {}).setdefault(m.split, [])
             images = (m.method, m.group, name, m.job.get("images", m.key))
-            if m.group.startswith(ATTACK):
-                values = [(f"{label}, run {m.run}", value) for label, value in values]
-            kept.extend((label, value) for label, value in values if not (once and (*images, label) in counted))
-            counted.update((*images, label) for label, _ in values)
+            run = f", run {m.run}" if m.group.startswith(ATTACK) else ""
+            named = [(f"{label}{run}", value) for label, value in values]
+            kept.extend((label, value) for label, value in named if not (once and (*images, label) in counted))
+            counted.update((*images, label) for label, _ in named)
     return cells
 
 
