@@ -71,7 +71,7 @@ def tables(summary: Sequence[Row]) -> list[Table]:
         _recoveries(plain),
         _grid(
             "By split",
-            "Percent, with 95 % intervals.",
+            "With 95 % intervals; each number's unit stands in its record.",
             summaries.of_splits(plain),
             summaries.heading,
             _measured,

@@ -399,33 +399,39 @@ class Planner:
             kept = [c for c in self.set.concepts if c not in targets]
             place = {"method": name, "split": split, "seed": seed}
             edit = self._erasure(name, targets, kept, seed) if name in self.methods else None
-            dtype = precision_of(name)
-            if dtype is None:
-                yield from self._attacked(edit, targets, place)
-            if not self._trained(name) and seed != self.grid.seed[0]:
-                continue  # nothing but attacks depends on the seed
-            first = (split, seed) == (chosen[0], self.grid.seed[0])
-            if edit is not None and self.plan.memory and first:
-                job = {**edit.steps[0].job, "room": "memory", "updates": UPDATES}
-                yield Planned(job=job, upstream=edit.steps[0].upstream, group="memory", **place)
-            images = self._images(self._prompts(), self.plan.count, self._seed(), edit, dtype=dtype)
-            against = self._against(self._prompts(), self.plan.count, self._seed(), name)
-            yield from self._measured(images, targets, kept, {**place, "group": "set"}, against=against)
-            gone = {*targets, *self._told(targets)}
-            for further in self.further:
-                images = self._images(further.part.prompts, further.images, further.part.seed, edit, dtype=dtype)
-                hit = [c for c in further.concepts if c in gone]
-                rest = [c for c in further.concepts if c not in gone]
-                against = self._against(further.part.prompts, further.images, further.part.seed, name)
-                here = {**place, "group": further.group}
-                yield from self._measured(images, hit, rest, here, further.metrics, against)
-            if dtype is not None:
+            once = self._trained(name) or seed == self.grid.seed[0]  # nothing but attacks depends on the seed otherwise
+            if once:
+                yield from self._shown(edit, targets, kept, place)
+            if precision_of(name) is not None:
                 continue
-            if edit is not None and self.methods[name].order == "sequential":
-                yield from self._between(edit, name, place)
+            yield from self._attacked(edit, targets, place)
+            if not once:
+                continue
             if edit is not None:
+                if self.methods[name].order == "sequential":
+                    yield from self._between(edit, name, place)
                 yield from self._recoveries(edit, name, targets, kept, place)
             yield from self._analysed(edit, name, targets, kept, place)
+
+    def _shown(
+        self, edit: Erasure | None, targets: list[str], kept: list[str], place: Mapping[str, Any]
+    ) -> Iterator[Planned]:
+        """Measurements of the plan's own set and of further ones; and, once a method, what its erasure takes of memory."""
+        name, chosen = place["method"], self.grid.split or tuple(self.splits)
+        first = (place["split"], place["seed"]) == (chosen[0], self.grid.seed[0])
+        if edit is not None and self.plan.memory and first:
+            job = {**edit.steps[0].job, "room": "memory", "updates": UPDATES}
+            yield Planned(job=job, upstream=edit.steps[0].upstream, group="memory", **place)
+        own = Further("set", self.set.part(self.plan.part), (*targets, *kept), self.plan.count, self.metrics)
+        gone = {*targets, *self._told(targets)}
+        for shown in (own, *self.further):
+            images = self._images(shown.part.prompts, shown.images, shown.part.seed, edit, dtype=precision_of(name))
+            against = self._against(shown.part.prompts, shown.images, shown.part.seed, name)
+            hit, rest = targets, kept
+            if shown is not own:
+                hit = [c for c in shown.concepts if c in gone]
+                rest = [c for c in shown.concepts if c not in gone]
+            yield from self._measured(images, hit, rest, {**place, "group": shown.group}, shown.metrics, against)
 
     def _between(self, edit: Erasure, name: str, place: Mapping[str, Any]) -> Iterator[Planned]:
         """Measurements after each step of a sequential erasure: of each target so far, of the rest, and of each key so far."""
