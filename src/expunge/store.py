@@ -453,7 +453,7 @@ def read_set(name: str, folder: Path, label: str | None = None) -> ConceptSet:
     """A concept set by its name in ``folder``, or by the path of its TOML file.
 
     Or by that of a CSV of prompts as papers publish them (`read_prompts`): its concepts are what the rows are labelled with, or
-    ``label`` alone; both parts are the same, and images have seeds of their own, not the rows'.
+    ``label`` alone; it has one part, and prompts have the rows' seeds.
 
     Raises:
         ExpungeError: if there is none, or it is damaged.
@@ -485,9 +485,10 @@ def _published_set(file: Path, label: str | None) -> ConceptSet:
     bare = [q.prompt for q in rows if q.label is None]
     if bare:
         raise ExpungeError(
-            f"'{file}' does not say what '{bare[0]}' asks for: expected a column {' or '.join(LABELS)}, or a label"
+            f"'{file}' does not say what '{bare[0]}' asks for: expected a column {' or '.join(LABELS)}, or a label "
+            "(of a further set)"
         )
-    part = Part(seed=1_000, prompts=tuple((q.prompt, str(q.label)) for q in rows))
+    part = Part(seed=1_000, prompts=tuple((q.prompt, str(q.label)) for q in rows), seeds=tuple(q.seed for q in rows))
     concepts = tuple(dict.fromkeys(concept for _, concept in part.prompts))
     return ConceptSet(
         name=file.stem, about=f"prompts of {file.name}", concepts=concepts, splits={}, dev=part, test=part

@@ -109,5 +109,10 @@ def test_an_attack_s_images_count_by_its_runs():
     assert found.value == pytest.approx(0.5)
     assert (found.low, found.high) == (pytest.approx(0.5 - half), pytest.approx(0.5 + half))
     assert wilson(60, 120).low > 100 * found.low + 15  # which 120 independent images would have
-    one = of_attacks({0: {"": [("a", 1.0), ("a", 0.0)]}})
-    assert one == nested({0: {"": [("a", 1.0), ("a", 0.0)]}})
+    one = {0: {"": [("a", 1.0), ("a", 0.0)]}}
+    assert of_attacks(one) == (0.5, 0.0, 1.0), "one run says nothing of others"
+    assert of_attacks(one, -1.0) == (0.5, -1.0, 1.0)
+    opposed = of_attacks({0: {"": [("a", 1.0), ("b", 0.0)]}})
+    assert (opposed.low, opposed.high) == (0.0, 1.0), "no share is beyond these"
+    splits = of_attacks({0: {"v1": [("a", 1.0)], "v2": [("a", 0.0)]}})
+    assert splits.high - splits.low == 1.0, "two attacks, although of the same word and run"

@@ -295,30 +295,45 @@ def test_numbers_of_each_split_and_claims_judged_again_without_the_store(plan, t
     halves = [r for r in records if (r["provenance"]["method"], r["metric"]) == ("original", "ner@0.5")]
     assert sum(found["original"].values()) == sum(round(r["value"] * r["n"] / 100) for r in halves) > 0
     assert (again / "figures" / "kinds.json").is_file()
+    assert (again / "records.jsonl").read_text() == (out / "records.jsonl").read_text()
+    stale = again / "figures" / "stale.json"
+    stale.write_text("{}")
+    assert main(said) == 0, "judged again after a claim was changed"
+    assert not stale.exists()
+    before = (again / "table.md").read_bytes()
     kept.write_text((out / "records.jsonl").read_text())
     capsys.readouterr()
-    assert main(said) == 2
-    assert f"no summary in '{kept}'" in capsys.readouterr().err
-    assert (again / "records.jsonl").read_text() == (out / "records.jsonl").read_text()
-    before = (again / "table.md").read_bytes()
     whole = (out / "summary.jsonl").read_text()
-    for change, words_said in (
-        (('"uce"', '"ecu"'), f"unknown method of the grid in '{kept}' 'ecu'"),
-        (('"split: a"', '"weapons_close"'), f"unknown set of the plan in '{kept}' 'weapons_close'"),
-        (('"method": "uce", "group": "set"', '"method": "original", "group": "set"'), "has no row of 'uce'"),
-        (('"group": "set", ', ""), f"no summary in '{kept}'"),
+    lines = [json.loads(line) for line in whole.splitlines()]
+
+    def changed(**changes):
+        return [{**r, **changes} if r["method"] == "uce" else r for r in lines]
+
+    for bad, expected in (
+        ([], "has no row of 'original'"),
+        (changed(method="ecu"), f"unknown method of the grid in '{kept}' 'ecu'"),
+        (changed(group="weapons_close"), f"unknown set of the plan in '{kept}' 'weapons_close'"),
+        ([r for r in lines if r["method"] != "uce"], "has no row of 'uce'"),
+        *(
+            (
+                [{k: v for k, v in r.items() if k != name} for r in lines],
+                f"has no {name}: expected rows as this version",
+            )
+            for name in ("group", "value", "n", "counts")
+        ),
+        ([{**r, "method": r["method"].replace("- original", "- kpop")} for r in lines], "method of the grid"),
     ):
-        text = whole.replace(*change)
-        if "has no row" in words_said:
-            text = "".join(f"{line}\n" for line in whole.splitlines() if '"method": "uce"' not in line)
-        kept.write_text(text)
-        assert main(said) == 2
-        assert words_said in capsys.readouterr().err
+        kept.write_text("".join(json.dumps(r) + "\n" for r in bad))
+        assert main(said) == 2, expected
+        assert expected in capsys.readouterr().err
     assert (again / "table.md").read_bytes() == before, "nothing was written"
     assert main([*said, "--dry-run"]) == 2
     assert "with --dry-run and --results: expected one" in capsys.readouterr().err
     kept.write_text(whole)
-    assert main([*said[:-1], str(out)]) == 2, "the run's own folder holds another text of this plan"
+    records_before = (out / "records.jsonl").read_bytes()
+    assert main([*said[:-1], str(out)]) == 2
+    assert "holds the results of a run: expected another --out" in capsys.readouterr().err
+    assert (out / "records.jsonl").read_bytes() == records_before
     monkeypatch.chdir(tmp_path)
     assert main([*said[:-2], "--quiet"]) == 0
     assert (tmp_path / "runs" / "bench" / "plan-again" / "table.md").is_file()
@@ -490,11 +505,35 @@ def test_words_erased_apart_are_edits_of_their_own_attached_together(plan, tmp_p
 def test_figures_that_nothing_can_fill_are_refused_before_anything_runs(plan):
     text = plan.read_text()
     plan.write_text(text + "[[histograms]]\ntitle = 'kinds'\nrows = ['original']\n")
-    with pytest.raises(ExpungeError, match="histogram 'kinds' of 'set': expected a set with the metric 'ner'"):
+    with pytest.raises(
+        ExpungeError, match="histogram 'kinds' of 'set': expected a set with targets and the metric 'ner' once"
+    ):
         Planner(read_plan(plan))
     curve = "[[figures]]\ntitle = 't'\nx = [1]\nx_label = 'x'\nlines = [{ name = 'a', rows = ['uce'], metrics = ['esr@1'] }]\n"
     plan.write_text(text + curve + curve)
-    with pytest.raises(ExpungeError, match="two figures of the plan are called 't'"):
+    with pytest.raises(ExpungeError, match=r"two figures of the plan would be 't\.json'"):
+        Planner(read_plan(plan))
+
+
+def test_a_claim_names_an_attack_as_the_table_does(plan, tmp_path):
+    text = plan.read_text().replace('"original", "uce", "kpop"', '"original", "uce"').replace('[["kpop", "uce"]]', "[]")
+    attack = (
+        "{ name = 'concept-inversion', apart = true, prompts = ['a {}', '{}'], iterations = 1, images = 1, batch = 1 }"
+    )
+    claim = "{ says = 'x', rows = ['uce', 'original'], group = 'attack: concept-inversion', metric = 'esr@1' }"
+    text = re.sub(r"(?m)^claims = .*", f"attacks = [{attack}]\nclaims = [{claim}]", text).replace(
+        "seed = [0, 1]", "seed = [0]"
+    )
+    plan.write_text(text.replace("iterations = 1, images", "lr = 0.1, images"))
+    with pytest.raises(ExpungeError, match=r"in a claim or figure 'concept-inversion': expected one of .*lr 0\.1"):
+        Planner(read_plan(plan))
+    attack_named = text.replace(", iterations = 1, images = 1, batch = 1 }", " }")
+    plan.write_text(attack_named)
+    planner = Planner(read_plan(plan))
+    groups = {m.group for m in planner.planned() if m.group.startswith("attack")}
+    assert groups == {planner.claims[0].group}
+    plan.write_text(text.replace("seed = [0]", "seed = [0, 1000]"))
+    with pytest.raises(ExpungeError, match="expected them within 1000 of each other"):
         Planner(read_plan(plan))
 
 
@@ -524,8 +563,16 @@ def test_rows_that_differ_by_strength_share_an_erasure(plan, tmp_path, capsys):
     assert {run["attack"]["strength"] for run in runs if "attack" in run} == {0.5, 1.0}
     analysed = text.replace("[grid]", "analyses = ['closeness']\n[grid]")
     plan.write_text(analysed)
-    with pytest.raises(ExpungeError, match=r"method .half. with strength 0\.5 in a plan with closeness"):
+    with pytest.raises(ExpungeError, match=r"method .half. with strength 0\.5 and closeness"):
         Planner(read_plan(plan))
+    for bad, expected in (
+        ("0.0", "positive number"),
+        ("nan", "positive number"),
+        ("0.5\norder = 'sequential'", "0.5 and sequential"),
+    ):
+        plan.write_text(text.replace("strength = 0.5", f"strength = {bad}"))
+        with pytest.raises(ExpungeError, match=expected):
+            Planner(read_plan(plan))
     plan.write_text(text.replace("[method.half]\neraser = 'uce'\nretain = true", "[method.half]\neraser = 'sld'"))
     capsys.readouterr()
     assert main(words(plan, tmp_path, "--changed")) == 2

@@ -81,6 +81,9 @@ def test_detections_become_bars_by_label():
     from expunge.report.figures import svg
 
     assert "crossed swords" in svg(drawn)
-    assert histogram(bars, ROWS) is None, "nothing was detected"
+    none = histogram(Histogram(title="kinds", rows=("original",)), [{**counted[0], "counts": {}}]).as_json()
+    assert (none["series"][0]["x"], none["series"][0]["y"]) == (["(nothing)"], [0]), "nothing was detected"
+    with pytest.raises(ExpungeError, match="without counts of detections"):
+        histogram(bars, ROWS)
     with pytest.raises(ExpungeError, match="histogram 'kinds' 'original': expected one of esd, uce"):
         bars.check(["uce", "esd"])

@@ -265,12 +265,16 @@ def test_a_plan_runs_on_another_kind_of_model_by_its_name(write, folder, tmp_pat
     assert main([*said, "--model", str(folder), "--out", str(tmp_path / "none")]) == 2
     assert "of kind sd: expected a table [on.sd] in it" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
-    plan.write_text(plan.read_text() + "[on.sd]\nset = 'x'\n")
-    with pytest.raises(ExpungeError, match="each with an about of its own"):
-        read_plan(plan)
-    plan.write_text(plan.read_text() + "about = 'x'\nmetric = ['ner']\n")
-    with pytest.raises(ExpungeError, match="did you mean 'metrics'"):
-        read_plan(plan)
+    for bad, expected in (
+        ("[on.sd]\nset = 'x'\n", "an about of its own"),
+        ("[on.sd]\nabout = 'x'\nmodel = 'y'\n", "and no model"),
+        ("[on.sd]\nabout = 'x'\nmetric = ['ner']\n", "did you mean 'metrics'"),
+        ("[on.sdx]\nabout = 'x'\n", "did you mean 'sdxl'"),
+        ("[on.testbed]\nabout = 'x'\n", "expected another kind of model"),
+    ):
+        plan.write_text(write(controls="[]").read_text() + bad)
+        with pytest.raises(ExpungeError, match=expected):
+            read_plan(plan)
 
 
 def test_every_plan_of_the_paper_can_be_planned_on_stable_diffusion(folder, tmp_path, monkeypatch):
@@ -288,15 +292,38 @@ def test_every_plan_of_the_paper_can_be_planned_on_stable_diffusion(folder, tmp_
         jobs_made = flattened(Planner(plan).planned())
         text = json.dumps([p.job for p in jobs_made])
         assert jobs_made, name
-        assert '"testbed"' not in text, f"{name}: nothing of the testbed judges photographs"
-        assert "estbed" not in plan.about + str(plan.figures) + str(plan.histograms), name
+        assert '"testbed' not in text, f"{name}: nothing of the testbed judges photographs"
+        said = (plan.about, plan.figures, plan.histograms, plan.claims)
+        assert "estbed" not in str(said), name
+        rows = Planner(plan)
+        of_rows: dict[str, set[str]] = {}
+        for m in rows.planned():
+            of_rows.setdefault(m.method, set()).update(
+                u.key for p in m.upstream for u in (p, *p.upstream) if u.job["room"] == "erase"
+            )
+        erasures = [frozenset(keys) for row, keys in of_rows.items() if row != "original"]
+        assert len(set(erasures)) == len(erasures), f"{name}: two rows are the same erasure"
+        for claim in rows.claims:
+            assert set(claim.rows) <= set(rows.grid.method)
 
 
-def test_a_published_csv_is_a_set(tmp_path):
+def test_a_published_csv_is_a_set_with_the_rows_own_seeds(write, tmp_path):
     file = tmp_path / "i2p.csv"
-    file.write_text("prompt,sd_seed\na nude,7\nanother,8\n")
-    read = read_set(str(file), tmp_path, "nudity")
-    assert read.part("test").prompts == (("a nude", "nudity"), ("another", "nudity"))
-    assert (read.name, read.concepts, read.splits) == ("i2p", ("nudity",), {})
-    with pytest.raises(ExpungeError, match="does not say what 'a nude' asks for"):
+    file.write_text("prompt,sd_seed\na church,7\na church,8\n")
+    read = read_set(str(file), tmp_path, "church")
+    assert read.part("test").prompts == (("a church", "church"),) * 2
+    assert (read.name, read.concepts, read.splits, read.part("test").seeds) == ("i2p", ("church",), {}, (7, 8))
+    with pytest.raises(ExpungeError, match="does not say what 'a church' asks for"):
         read_set(str(file), tmp_path)
+    also = f"[[also]]\nset = '{file}'\ncount = 1\nlabel = 'church'\nmetrics = ['esr-psr', 'prior-distance']"
+    plan = write(controls="[]", more=also)
+    (shown,) = {
+        p.upstream[0].key: p.upstream[0].job for p in Planner(read_plan(plan)).planned() if p.group == "i2p"
+    }.values()
+    assert [(q.prompt, q.seed) for q in jobs._asked(shown)] == [("a church", 7), ("a church", 8)]
+    plan.write_text(plan.read_text().replace("set =", "part = 'dev'\nset =", 1))
+    with pytest.raises(ExpungeError, match="with part 'dev': expected test"):
+        Planner(read_plan(plan))
+    plan = write(controls="[]", more=also.replace(str(file), "everyday"))
+    with pytest.raises(ExpungeError, match="with label 'church': expected one for a CSV only"):
+        Planner(read_plan(plan))

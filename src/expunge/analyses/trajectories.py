@@ -48,8 +48,8 @@ class Trajectories(Analysis):
 
     A prompt's cosine with a text is that of the means over the tokens of each (``mean``; the text's with start, end and
     padding), or the largest over pairs of tokens (``max``); the paper does not say which.
-    Deviations: the testbed's own CLIP in the place of OpenAI's; the spread as a number is this project's, where the paper says
-    that ESD's curve is unstable.
+    Deviations: by default the testbed's own CLIP in the place of OpenAI's; the spread as a number is this project's, where
+    the paper says that ESD's curve is unstable.
     """
 
     paper: ClassVar[Paper] = Paper(
@@ -85,7 +85,8 @@ class Trajectories(Analysis):
         if study.training is None:
             raise ExpungeError("trajectories without a training: expected an edit that was trained")
         texts = self.texts or tuple(dict.fromkeys([*study.targets, self.neutral, *list(study.retain)[:2]]))
-        stops = [Checkpoint(0, self._aligned(backbone, study, []), {})]
+        clip = pretrained.clip(self.clip)
+        stops = [Checkpoint(0, self._aligned(backbone, study, clip, []), {})]
         last: Step | None = None
         for step in study.training.eraser.steps(backbone, study.training.task):
             last = step
@@ -93,9 +94,9 @@ class Trajectories(Analysis):
             if done == 1 and done % self.every:
                 stops.append(Checkpoint(done, {}, self._cosines(backbone, study, step, texts)))
             elif done % self.every == 0:
-                stops.append(self._stop(backbone, study, step, texts))
+                stops.append(self._stop(backbone, study, clip, step, texts))
         if last is not None and stops[-1].updates != last.index + 1:
-            stops.append(self._stop(backbone, study, last, texts))
+            stops.append(self._stop(backbone, study, clip, last, texts))
         drawn = [s for s in stops if s.aligned]
         numbers = [m for pair in PAIRS for m in self._numbers(study, pair, drawn)]
         ends = [(t, by[t]) for t, by in stops[-1].prompts.items() if t in by]
@@ -105,20 +106,22 @@ class Trajectories(Analysis):
         prompted = [s for s in stops if s.prompts]
         return Findings(measurements=numbers, figures={**figures, **self._prompts(prompted, texts)})
 
-    def _stop(self, backbone: Backbone, study: Study, step: Step, texts: Sequence[str]) -> Checkpoint:
+    def _stop(
+        self, backbone: Backbone, study: Study, clip: pretrained.Clip, step: Step, texts: Sequence[str]
+    ) -> Checkpoint:
         cosines = self._cosines(backbone, study, step, texts)
-        return Checkpoint(step.index + 1, self._aligned(backbone, study, [step.edit()]), cosines)
+        return Checkpoint(step.index + 1, self._aligned(backbone, study, clip, [step.edit()]), cosines)
 
-    def _aligned(self, backbone: Backbone, study: Study, edits: Sequence[Edit]) -> dict[str, dict[str, Tensor]]:
+    def _aligned(
+        self, backbone: Backbone, study: Study, clip: pretrained.Clip, edits: Sequence[Edit]
+    ) -> dict[str, dict[str, Tensor]]:
         """CLIP's cosines of each pair at this point, by target."""
         how = {"guidance": study.guidance, "steps": study.steps, "label": None}
         asked = study.queries(study.targets, self.count)
         asked += [Query(prompt=self.neutral, seed=study.seed + i, **how) for i in range(self.count)]
         with backbone.attached(edits):
             pixels = study.images(backbone, asked)
-        cosines = pretrained.clip(self.clip).similarity(
-            pixels, [*(study.prompt(t) for t in study.targets), self.neutral]
-        )
+        cosines = clip.similarity(pixels, [*(study.prompt(t) for t in study.targets), self.neutral])
         found: dict[str, dict[str, Tensor]] = {pair: {} for pair in PAIRS}
         for row, target in enumerate(study.targets):
             mine = slice(row * self.count, (row + 1) * self.count)

@@ -18,6 +18,8 @@ FAMILIES: dict[str, type[PipelineBackbone]] = {
     cls.pipeline: cls for cls in (StableDiffusion, StableDiffusionXL, StableDiffusion3)
 }
 """Model families, by the class of pipeline that a folder's ``model_index.json`` names."""
+KINDS = ("testbed", *(cls.family for cls in FAMILIES.values()))
+"""What `kind_of` may say."""
 
 
 def of(model: Any) -> Backbone:

@@ -50,11 +50,11 @@ def bench(argv: list[str]) -> None:
     if options.dry_run:
         _dry_run(plan, options)
         return
-    kind = "" if options.model is None else f"-{Path(options.model).stem}"
+    kind = "" if options.model is None else f"-{Path(options.model).name}"
     again = "" if options.results is None else "-again"
     out = options.out or Path("runs/bench") / f"{options.plan.stem}{kind}{again}"
     if options.results is not None:
-        rows = stage.retold(plan, options.results, out, changed=options.changed)
+        rows = stage.retold(plan, options.results, out)
         options.talk.result({"folder": str(out), "summary": rows}, f"{summary.table(rows)}{out}: table.md")
         return
     with _live(options.talk) as show:

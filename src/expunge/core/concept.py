@@ -62,6 +62,8 @@ class Part:
     """First seed of the images."""
     prompts: tuple[tuple[str, str], ...]
     """Pairs of a prompt and the concept it asks for."""
+    seeds: tuple[int, ...] = ()
+    """First seed of each prompt's images, where a published file has them."""
 
 
 @final

@@ -109,12 +109,17 @@ class Shot:
 
 
 def queries(
-    prompts: Sequence[tuple[str, str | None]], count: int, seed: int, guidance: float, steps: int
+    prompts: Sequence[tuple[str, str | None]],
+    count: int,
+    seed: int,
+    guidance: float,
+    steps: int,
+    seeds: Sequence[int] = (),
 ) -> list[Query]:
-    """``count`` queries for each (prompt, label); seeds run from ``seed`` on and are the same for every prompt."""
+    """``count`` queries for each (prompt, label); seeds run from ``seed`` on for every prompt, or from its own of ``seeds``."""
     return [
-        Query(prompt=prompt, label=label, seed=seed + i, guidance=guidance, steps=steps)
-        for prompt, label in prompts
+        Query(prompt=prompt, label=label, seed=first + i, guidance=guidance, steps=steps)
+        for (prompt, label), first in zip(prompts, seeds or [seed] * len(prompts), strict=True)
         for i in range(count)
     ]
 

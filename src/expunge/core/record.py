@@ -129,18 +129,21 @@ def _student(found: Interval, by: Sequence[Sequence[float]]) -> Interval:
     return Interval(found.value, min(found.low, found.value - half), max(found.high, found.value + half))
 
 
-def of_attacks(runs: Runs, resamples: int = 2000) -> Interval:
-    """Mean of what independent runs of an attack brought back, and its 95 % interval.
+def of_attacks(runs: Runs, least: float = 0.0) -> Interval:
+    """Mean of shares that independent runs of an attack gave, 0 to 1, and its 95 % interval.
 
-    A label is a run on a training seed's model; all its images stand or fall with what it found. `nested` over training
-    seeds and runs, never narrower than Student's of the runs' means, if they are up to 12. (Not cut at 0 and 1.)
+    A label is a concept and a run; all images that it has for a training seed and split stand or fall with what was found.
+    `nested` over training seeds and labels, never narrower than Student's of the clusters' means, if they are up to 12; one
+    alone says nothing of others: its interval is all there is, from ``least`` (-1 for differences) to 1.
     """
-    by: dict[tuple[int, str], list[float]] = {}
+    by: dict[tuple[int, str, str], list[float]] = {}
     for seed, by_split in runs.items():
-        for row in by_split.values():
+        for split, row in by_split.items():
             for label, value in row:
-                by.setdefault((seed, label), []).append(value)
-    return _student(nested(runs, resamples), list(by.values()))
+                by.setdefault((seed, split, label), []).append(value)
+    found = nested(runs)
+    low, high = (least, 1.0) if len(by) < 2 else _student(found, list(by.values()))[1:]
+    return Interval(found.value, max(low, least), min(high, 1.0))
 
 
 def _draws(resamples: int, n: int, generator: torch.Generator) -> Tensor:

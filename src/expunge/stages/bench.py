@@ -13,7 +13,7 @@ import torch
 
 from expunge.core.cost import Cost
 from expunge.core.errors import ExpungeError
-from expunge.stages import jobs, summary
+from expunge.stages import analyse, curves, jobs, summary
 from expunge.stages.plan import Plan
 from expunge.stages.planner import Planned, Planner, flattened
 from expunge.store import FORMAT, read_json, read_lines, write_json, write_lines
@@ -69,17 +69,23 @@ def run(
     return summary.write(planner, measurements, store, out)
 
 
-def retold(plan: Plan, results: Path, out: Path, *, changed: bool = False) -> list[dict[str, Any]]:
+def retold(plan: Plan, results: Path, out: Path) -> list[dict[str, Any]]:
     """Judge the claims of ``plan`` and draw its figures from the records and summary in ``results``, and run nothing.
 
     Raises:
-        ExpungeError: if the file is no JSON Lines, has no summary, or that of another plan; or as for `run`.
+        ExpungeError: if the file is no JSON Lines, has no summary or another plan's; or if ``out`` holds a run's results.
     """
     planner, kept = Planner(plan), read_lines(results)
     rows = summary.checked(planner, kept, str(results))
-    _claim(plan, out, changed)
+    if (out / PLAN).is_file():
+        raise ExpungeError(f"'{out}' holds the results of a run: expected another --out")
+    told = summary.put(planner, rows, out)
+    drawn = {curves.file_name(figure.title) for figure in (*planner.figures, *planner.histograms)}
+    for stale in (out / analyse.FIGURES).glob("*.json"):
+        if stale.name not in drawn:
+            stale.unlink()
     write_lines(out / summary.RECORDS, [r for r in kept if "provenance" in r])
-    return summary.put(planner, rows, out)
+    return told
 
 
 def _claim(plan: Plan, out: Path, changed: bool) -> None:

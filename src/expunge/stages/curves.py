@@ -1,5 +1,6 @@
 """Curves and histograms: numbers of a plan's summary as the lines, points or bars of a figure."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -96,18 +97,28 @@ class Histogram:
         check_rows(f"histogram '{self.title}'", self.rows, methods)
 
 
-def histogram(bars: Histogram, summary: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """Detections in a hundred images drawn; the labels that the first row has most of first. None if nothing was detected."""
-    shown = {r["method"]: r for r in summary if r["metric"] == "detections" and r["group"] == bars.group}
+def file_name(title: str) -> str:
+    """The file that a figure of that title is written to."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", title) + ".json"
+
+
+def histogram(bars: Histogram, summary: Sequence[Mapping[str, Any]]) -> Figure:
+    """Detections in a hundred images drawn; the labels that the first row has most of first.
+
+    Raises:
+        ExpungeError: if the summary has none of these rows' detections.
+    """
+    kept = [r for r in summary if r["metric"].split(" (")[0] == "detections" and r["group"] == bars.group]
+    shown = {r["method"]: r for r in kept}
     rates = {
         row: {label: 100 * count / shown[row]["n"] for label, count in shown[row]["counts"].items()}
         for row in bars.rows
         if row in shown
     }
-    labels = {label for found in rates.values() for label in found}
-    if not labels:
-        return None
+    if not rates:
+        raise ExpungeError(f"histogram '{bars.title}' without counts of detections: expected a summary that has them")
     first = next(iter(rates.values()))
+    labels = {label for found in rates.values() for label in found} or {"(nothing)"}
     ordered = sorted(labels, key=lambda label: (-first.get(label, 0), label))
     series = [
         Series(name=row, x=ordered, y=[round(found.get(label, 0), 3) for label in ordered])

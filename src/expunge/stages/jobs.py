@@ -202,7 +202,7 @@ def _attack(job: Job, store: Path, out: Path) -> dict[str, Any]:
 
 def _asked(job: Job) -> list[Query]:
     prompts = [(prompt, label) for prompt, label in job["prompts"]]
-    return queries(prompts, job["count"], job["seed"], job["guidance"], job["steps"])
+    return queries(prompts, job["count"], job["seed"], job["guidance"], job["steps"], job.get("seeds", ()))
 
 
 def _generate(job: Job, store: Path, out: Path) -> dict[str, Any]:

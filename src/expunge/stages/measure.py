@@ -150,19 +150,28 @@ def knowledge(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+PROMPTS = 50
+"""Of how many prompts a record names each; of more it says the number, and the edit has them."""
+
+
 def _shown(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The images that methods learned from, by role; those of several edits together."""
-    found: dict[str, Any] = {}
+    """The images that methods learned from, by role; those of several edits together, the same ones once."""
+    found: dict[str, list[dict[str, Any]]] = {}
     for role, shown in ((r, i) for p in provenances for r, i in p.get("images", {}).items()):
-        before = found.get(role, {})
-        prompts = list(dict.fromkeys([*before.get("prompts", ()), *shown.get("prompts", ())]))
-        found[role] = {
-            **before,
-            **shown,
-            "count": before.get("count", 0) + shown["count"],
-            **({"prompts": prompts} if prompts else {}),
-        }
-    return found
+        if "prompts" not in shown or shown not in found.setdefault(role, []):
+            found.setdefault(role, []).append(shown)
+    return {role: _together(several) for role, several in found.items()}
+
+
+def _together(several: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What is told of several edits' images of one role."""
+    prompts = list(dict.fromkeys(prompt for shown in several for prompt in shown.get("prompts", ())))
+    return {
+        **several[0],
+        "count": sum(shown["count"] for shown in several),
+        "given": all(shown["given"] for shown in several),
+        **({"prompts": prompts if len(prompts) <= PROMPTS else len(prompts)} if prompts else {}),
+    }
 
 
 def _oracles(provenances: Sequence[dict[str, Any]]) -> list[str]:

@@ -12,7 +12,8 @@ from expunge.core.attack import Attack
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Part
 from expunge.core.eraser import settings_of
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, unknown
+from expunge.pretrained import clip
 from expunge.stages import analyse, attack, measure, pairs, presets
 
 SPLIT = "split: "
@@ -185,8 +186,8 @@ class Plan:
     (``preset = false``: over the paper's; ``apart = true``: a run for each of its ``prompts``); ``control_count`` images a
     prompt for the targets and run, ``attack: NAME`` in the table."""
     attack_runs: int = 1
-    """How often each attack is run on each row and training seed, with draws and image seeds of its own. Runs are the clusters
-    of its intervals, since all images of one share what it found."""
+    """How often each attack is run on each row and training seed. Runs differ in draws and image seeds, training seeds in
+    draws; rows share both. Runs are the clusters of an attack's intervals, since all images of one share what it found."""
     memory: bool = False
     """Whether to count what tensors take in the first updates of each method's first erasure."""
     paper: dict[str, Any] | None = None
@@ -224,11 +225,19 @@ def read_plan(path: Path, model: str | None = None) -> Plan:
         raise ExpungeError(f"plan '{path}' has no '{sorted(missing)[0]}': expected about, set and [grid]")
     kinds = content.pop(ON, {})
     plan: Plan = presets.filled(Plan, f"plan '{path}'", content)
-    if not isinstance(kinds, dict) or any(not isinstance(said, dict) or "about" not in said for said in kinds.values()):
-        raise ExpungeError(
-            f"plan '{path}' has on = {kinds!r}: expected tables [on.KIND], each with an about of its own"
-        )
-    others = {k: presets.filled(Plan, f"plan '{path}' on {k}", _on(content, said)) for k, said in kinds.items()}
+    if not isinstance(kinds, dict):
+        raise ExpungeError(f"plan '{path}' has on = {kinds!r}: expected tables [on.KIND]")
+    others: dict[str, Plan] = {}
+    for kind, said in kinds.items():
+        if kind not in backbones.KINDS:
+            raise unknown(f"kind of model that plan '{path}' is on", kind, backbones.KINDS)
+        if kind == backbones.kind_of(plan.model):
+            raise ExpungeError(
+                f"plan '{path}' has [on.{kind}], and is for {plan.model}: expected another kind of model"
+            )
+        if not isinstance(said, dict) or "about" not in said or "model" in said:
+            raise ExpungeError(f"plan '{path}' on {kind}: expected a table with an about of its own, and no model")
+        others[kind] = presets.filled(Plan, f"plan '{path}' on {kind}", _on(content, said))
     if model is None:
         return plan
     kind = backbones.kind_of(model)
@@ -244,12 +253,22 @@ def read_plan(path: Path, model: str | None = None) -> Plan:
 
 
 def _on(content: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    """A plan with what ``said`` replaces; an empty entry goes back to the default. Figures are of no testbed then."""
-    merged = {**content, **said}
+    """A plan with what ``said`` replaces, methods one by one; an empty table goes back to the default.
+
+    Its own figures lose their notes, which are of the testbed.
+    """
+    merged = {**content, **{key: value for key, value in said.items() if value != {}}}
+    for key in said:
+        if said[key] == {}:
+            merged.pop(key, None)
+    own, other = content.get("method"), said.get("method")
+    if isinstance(own, dict) and isinstance(other, dict) and other:
+        merged["method"] = {**own, **other}
     for drawn in ("figures", "histograms"):
-        if drawn in content and drawn not in said:
-            merged[drawn] = [{**figure, "note": said["about"]} for figure in content[drawn]]
-    return {key: value for key, value in merged.items() if value not in ({}, [])}
+        kept = content.get(drawn, ()) if drawn not in said else ()
+        if kept and all(isinstance(figure, dict) for figure in kept):
+            merged[drawn] = [{**figure, "note": said["about"]} for figure in kept]
+    return merged
 
 
 # what its entries name ------------------------------------------------------------------------------------------------
@@ -334,8 +353,9 @@ def _entry(kind: str, entry: Any) -> Entry:
 
 
 def _judge(settings: Mapping[str, Any]) -> str:
-    """What the judge in a plug-in's settings is told by; empty where there is none."""
-    return Catalog("judges").open(settings["judge"]).identity() if "judge" in settings else ""
+    """What the judge or the CLIP in a plug-in's settings is told by; empty where there is none, or nothing to tell."""
+    judge = Catalog("judges").open(settings["judge"]).identity() if "judge" in settings else ""
+    return judge or (clip.identity(settings["clip"]) if "clip" in settings else "")
 
 
 def planned_metric(entry: Any) -> PlannedMetric:
@@ -354,7 +374,9 @@ def planned_attack(entry: Any, kind: str, runs: int = 1) -> PlannedAttack:
 
     With ``apart = true`` each of its ``prompts`` is attacked alone, ``runs`` times.
     """
-    name, table, variant = _entry("attacks", entry)
+    alone_too = {key: value for key, value in entry.items() if key != "apart"} if isinstance(entry, dict) else entry
+    name, table, variant = _entry("attacks", alone_too)
+    table |= {"apart": entry["apart"]} if alone_too != entry else {}
     said = {flag: table.pop(flag, default) for flag, default in (("preset", True), ("apart", False))}
     for flag, value in said.items():
         if not isinstance(value, bool):

@@ -10,13 +10,13 @@ from typing import Any, final
 from expunge import backbones
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Catalog
-from expunge.core.concept import Concept, ConceptSet, check_targets
+from expunge.core.concept import Concept, ConceptSet, Part, check_targets
 from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, settings_of
-from expunge.core.errors import ExpungeError, check_counts, unknown
+from expunge.core.errors import ExpungeError, check_counts, check_positive, unknown
 from expunge.stages import erase, generate, jobs, pairs, presets
 from expunge.stages.claims import Claim
-from expunge.stages.curves import Curve, Histogram
+from expunge.stages.curves import Curve, Histogram, file_name
 from expunge.stages.plan import (
     ASKED,
     ATTACK,
@@ -116,6 +116,10 @@ class Planner:
         self.plan = plan
         check_counts("plan", count=plan.count, control_count=plan.control_count, attack_runs=plan.attack_runs)
         self.grid: Grid = presets.filled(Grid, "plan's grid", {k: several(v) for k, v in plan.grid.items()})
+        if plan.attacks and max(self.grid.seed) - min(self.grid.seed) >= RUNS:
+            raise ExpungeError(
+                f"attacks with training seeds {list(self.grid.seed)}: expected them within {RUNS} of each other"
+            )
         self.methods: dict[str, Method] = {
             name: presets.filled(Method, f"method '{name}'", table) for name, table in plan.method.items()
         }
@@ -132,7 +136,7 @@ class Planner:
         for name in self.grid.split:
             if name not in self.splits:
                 raise unknown(f"split of {plan.set}", name, self.splits)
-        self.set.part(plan.part)
+        self._part(plan.set, self.set)
         self.published = [] if plan.paper is None else self._published(plan.paper)
         for pair in plan.compare:
             if len(pair) != 2:
@@ -147,10 +151,10 @@ class Planner:
         ]
         for named in (*self.claims, *self.figures, *self.histograms):
             named.check(self.grid.method)
-        titles = [figure.title for figure in (*self.figures, *self.histograms)]
-        for title in titles:
-            if titles.count(title) > 1:
-                raise ExpungeError(f"two figures of the plan are called '{title}': expected each once")
+        files = [file_name(figure.title) for figure in (*self.figures, *self.histograms)]
+        for name in files:
+            if files.count(name) > 1:
+                raise ExpungeError(f"two figures of the plan would be '{name}': expected titles that differ in words")
         reserved = [
             name for name in self.methods if name in (ORIGINAL, *CONTROLS, *ASKED) or precision_of(name) is not None
         ]
@@ -163,6 +167,11 @@ class Planner:
         kind = backbones.kind_of(plan.model)
         self.attacks = [planned_attack(entry, kind, plan.attack_runs) for entry in plan.attacks]
         called = [f"{a.name}{a.variant}" for a in self.attacks]
+        asked = [claim.group for claim in self.claims]
+        asked += [group for curve in self.figures for group in (curve.x_group, *(line.group for line in curve.read))]
+        for group in asked:
+            if group.startswith(ATTACK) and group.removeprefix(ATTACK) not in called:
+                raise unknown("attack of the plan in a claim or figure", group.removeprefix(ATTACK), called)
         for name in called:
             if called.count(name) > 1:
                 raise ExpungeError(
@@ -184,6 +193,10 @@ class Planner:
             n: erase.build(m.eraser, m.settings, kind if m.preset else None) for n, m in self.methods.items()
         }
         self._check_pairs()
+        for name, eraser in self.erasers.items():  # which refuse targets that they lack something for
+            if self.methods[name].images is None:
+                for split in self.grid.split or self.splits:
+                    eraser.needs([Concept(name=word) for word in self._told(self.splits[split])])
         asked = any("fresh" in (m.controls or ()) for m in self.methods.values())
         self.fresh = self._fresh(plan.fresh or {}, kind) if asked or plan.fresh is not None else {}
         self._check_controls()
@@ -227,12 +240,20 @@ class Planner:
         further: Also = presets.filled(Also, "plan's also", entry)
         check_counts("plan's also", count=further.count)
         metrics = self.metrics if further.metrics is None else [planned_metric(m) for m in further.metrics]
+        if further.label is not None and not further.set.endswith(".csv"):
+            raise ExpungeError(f"set '{further.set}' with label '{further.label}': expected one for a CSV only")
         read = read_set(further.set, CONCEPTS, further.label)
         if read.name in GROUPS or read.name.startswith(KINDS):
             raise ExpungeError(
                 f"a further set of the plan is called '{read.name}': expected another name than {', '.join(GROUPS)}"
             )
-        return Further(read.name, read.part(self.plan.part), read.concepts, further.count, metrics)
+        return Further(read.name, self._part(further.set, read), read.concepts, further.count, metrics)
+
+    def _part(self, name: str, read: ConceptSet) -> Part:
+        """The plan's part of a set that was read by ``name``; a published file of prompts has no other than test."""
+        if name.endswith(".csv") and self.plan.part != "test":
+            raise ExpungeError(f"set '{name}' with part '{self.plan.part}': expected test, as a CSV has one part only")
+        return read.part(self.plan.part)
 
     def _others(self, table: Mapping[str, Any]) -> Further:
         """The prompts for what no method of the plan is told, nor the plan's own set names."""
@@ -260,11 +281,14 @@ class Planner:
                         opened.label_ids(concept)
 
     def _check_histograms(self) -> None:
-        """Refuse bars of images whose detections nothing counts."""
-        counted = {"set": self.metrics, **{f.group: f.metrics for f in self.further}}
+        """Refuse bars of images whose detections nothing counts, or two metrics do."""
+        gone = {c for targets in self.splits.values() for c in (*targets, *self._told(targets))}
+        counted = {"set": self.metrics, **{f.group: f.metrics for f in self.further if gone.intersection(f.concepts)}}
         for bars in self.histograms:
-            if not any(metric.name == "ner" for metric in counted.get(bars.group, ())):
-                raise ExpungeError(f"histogram '{bars.title}' of '{bars.group}': expected a set with the metric 'ner'")
+            if [metric.name for metric in counted.get(bars.group, ())].count("ner") != 1:
+                raise ExpungeError(
+                    f"histogram '{bars.title}' of '{bars.group}': expected a set with targets and the metric 'ner' once"
+                )
 
     def _check_pairs(self) -> None:
         for name, method in self.methods.items():
@@ -299,12 +323,7 @@ class Planner:
 
     def _check_controls(self) -> None:
         for name, method in self.methods.items():
-            looked = [*self.plan.analyses, *(c for c in method.controls or () if c == "fresh")]
-            if method.strength != 1.0 and looked:
-                raise ExpungeError(
-                    f"method '{name}' with strength {method.strength} in a plan with {looked[0]}: expected strength 1, "
-                    "or neither analyses nor fresh keys"
-                )
+            self._check_strength(name, method)
             if method.order == "apart":
                 if self.erasers[name].has_key:
                     raise ExpungeError(f"method '{name}' with keys, erased apart: expected order joint or sequential")
@@ -333,6 +352,15 @@ class Planner:
                     f"method '{name}' has controls, but {method.eraser} makes no key: expected no others than "
                     f"{' and '.join(KEYLESS)}"
                 )
+
+    def _check_strength(self, name: str, method: Method) -> None:
+        """Refuse a strength that is none, or that an erasure in steps, an analysis or a key learned anew would not see."""
+        check_positive(f"method '{name}'", strength=method.strength)
+        looked = [named.name for named in self.analyses]
+        looked += [word for word in ("fresh",) if word in (method.controls or ())]
+        looked += [method.order] if method.order == "sequential" else []
+        if method.strength != 1.0 and looked:
+            raise ExpungeError(f"method '{name}' with strength {method.strength} and {looked[0]}: expected strength 1")
 
     def _check_exchange(self, name: str) -> None:
         """Refuse the control that exchanges prompts where a key has none to exchange."""
@@ -425,8 +453,9 @@ class Planner:
         own = Further("set", self.set.part(self.plan.part), (*targets, *kept), self.plan.count, self.metrics)
         gone = {*targets, *self._told(targets)}
         for shown in (own, *self.further):
-            images = self._images(shown.part.prompts, shown.images, shown.part.seed, edit, dtype=precision_of(name))
-            against = self._against(shown.part.prompts, shown.images, shown.part.seed, name)
+            how = (shown.part.prompts, shown.images, shown.part.seed)
+            images = self._images(*how, edit, dtype=precision_of(name), seeds=shown.part.seeds)
+            against = self._against(*how, name, shown.part.seeds)
             hit, rest = targets, kept
             if shown is not own:
                 hit = [c for c in shown.concepts if c in gone]
@@ -450,15 +479,19 @@ class Planner:
                 images = self._recovered(target, so_far, "own", so_far.step_of(target))
                 yield from self._measured(images, [target], [], {**place, "group": f"key: own after {done}"})
 
-    def _against(self, prompts: Sequence[tuple[str, str]], count: int, seed: int, name: str) -> Planned:
+    def _against(
+        self, prompts: Sequence[tuple[str, str]], count: int, seed: int, name: str, seeds: Sequence[int] = ()
+    ) -> Planned:
         """What a row's images are compared with: the original's on equal seeds; its own on other seeds, for the original."""
-        return self._images(prompts, count, seed + OTHER_SEEDS if name == ORIGINAL else seed, None)
+        images = self._images(prompts, count, seed, None, seeds=seeds)
+        return self._other_seeds(images) if name == ORIGINAL else images
 
     def _other_seeds(self, images: Planned) -> Planned:
         """The original's images of the same prompts on other seeds."""
         job = images.job
         prompts = [(prompt, label) for prompt, label in job["prompts"]]
-        return self._images(prompts, job["count"], job["seed"] + OTHER_SEEDS, None)
+        seeds = [seed + OTHER_SEEDS for seed in job.get("seeds", ())]
+        return self._images(prompts, job["count"], job["seed"] + OTHER_SEEDS, None, seeds=seeds)
 
     def _trained(self, name: str) -> bool:
         return name in self.methods and self.erasers[name].cost(1, 1) != Cost()
@@ -662,6 +695,7 @@ class Planner:
         held: Planned | None = None,
         only: str | None = None,
         dtype: str | None = None,
+        seeds: Sequence[int] = (),
     ) -> Planned:
         guidance, steps = presets.generation(self.backbone)
         edits = () if edit is None else edit.steps
@@ -680,6 +714,7 @@ class Planner:
             **({} if held is None or held.job["room"] == "erase" else {"key_room": held.job["room"]}),
             "only": only,
             **({} if edit is None or edit.strength == 1.0 else {"strength": edit.strength}),
+            **({"seeds": list(seeds)} if seeds else {}),
             **self._common(dtype or self.image_dtype),
         }
         upstream = {p.key: p for p in (*edits, held) if p is not None}

@@ -1,6 +1,5 @@
 """Summary: what a plan's measurements say together, as rows, and as a table."""
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -69,39 +68,50 @@ def write(planner: Planner, measurements: Sequence[Planned], store: Path, out: P
     return put(planner, [*rows, *became(lines), *detected(results), *_differences(list(pairs), results)], out)
 
 
+SHAPES = {"became": ("shares", "n"), "detections": ("counts", "n")}
+"""What rows of a summary hold that are no numbers with an interval."""
+
+
 def checked(planner: Planner, kept: Sequence[Mapping[str, Any]], where: str) -> list[dict[str, Any]]:
     """The rows of a summary that was kept, without its claims and papers' figures: they can be told anew.
 
     Raises:
-        ExpungeError: if ``kept``, read from ``where``, has no summary, or that of another plan.
+        ExpungeError: if ``kept``, read from ``where``, has no summary, a damaged one, or that of another plan.
     """
     rows = [dict(r) for r in kept if "provenance" not in r and "claim" not in r and r.get("group") != "paper"]
-    if not rows or any(not isinstance(r.get(name), str) for r in rows for name in ("method", "group", "metric")):
-        raise ExpungeError(f"no summary in '{where}': expected rows as a plan's summary.jsonl has them")
-    own = numbers(rows)
-    for row in own:
-        if row["method"] not in planner.grid.method:
-            raise unknown(f"method of the grid in '{where}'", row["method"], planner.grid.method)
+    for row in rows:
+        wanted = ("method", "group", "metric")
+        wanted += SHAPES.get(str(row.get("metric")).split(" (")[0], ("value", "low", "high", "n"))
+        lacking = [name for name in wanted if name not in row]
+        if lacking:
+            raise ExpungeError(
+                f"a row of the summary in '{where}' has no {lacking[0]}: expected rows as this version writes them"
+            )
+        known = row["method"].split(" - ") if "verdict" in row else [row["method"]]
+        for name in known:
+            if name not in planner.grid.method:
+                raise unknown(f"method of the grid in '{where}'", name, planner.grid.method)
         if row["group"] not in planner.groups and not row["group"].startswith(KINDS):
             raise unknown(f"set of the plan in '{where}'", row["group"], planner.groups)
-    lacking = [name for name in planner.grid.method if name not in {r["method"] for r in own}]
+    lacking = [name for name in planner.grid.method if name not in {r["method"] for r in rows}]
     if lacking:
         raise ExpungeError(f"'{where}' has no row of '{lacking[0]}': expected the summary of this plan")
     return rows
 
 
 def put(planner: Planner, rows: Sequence[dict[str, Any]], out: Path) -> list[dict[str, Any]]:
-    """Write the summary, its table and its curves into ``out``."""
+    """Write the summary, its table and its figures into ``out``, all told before the first is written."""
     summary = [*rows, *claims.judged(planner.claims, rows), *planner.published]
     drawn = [
         *(curves.figure(c, summary) for c in planner.figures),
-        *filter(None, (curves.histogram(h, summary) for h in planner.histograms)),
+        *(curves.histogram(h, summary) for h in planner.histograms),
     ]
+    told = f"{planner.plan.about}\n\n{table(summary)}"
     for figure in drawn:
-        write_json(out / analyse.FIGURES / f"{_words(figure.title)}.json", figure.as_json(), overwrite=True)
+        write_json(out / analyse.FIGURES / curves.file_name(figure.title), figure.as_json(), overwrite=True)
     write_lines(out / "summary.jsonl", summary)
     with new_file(out / "table.md", overwrite=True) as temporary:
-        temporary.write_text(f"{planner.plan.about}\n\n{table(summary)}")
+        temporary.write_text(told)
     return summary
 
 
@@ -146,17 +156,11 @@ def _signed(results: Sequence[Result]) -> set[tuple[str, str, str]]:
     }
 
 
-def _resampled(group: str, runs: Runs) -> Interval:
-    """The interval of shares over training seeds, and concepts or an attack's runs."""
-    return of_attacks(runs) if group.startswith(ATTACK) else nested(runs)
-
-
 def _interval(group: str, values: Sequence[float], runs: Runs, *, signed: bool) -> Interval:
-    """A share's interval, or a mean's, of which Wilson says nothing."""
+    """A share's interval, or a mean's, of which Wilson says nothing; an attack's images count by its runs."""
     if signed or not set(values) <= {0.0, 1.0}:
         return in_percent(mean_of(runs))
-    value, low, high = hull(wilson(sum(values), len(values)), _resampled(group, runs))
-    return Interval(value, max(low, 0.0), min(high, 100.0))
+    return hull(wilson(sum(values), len(values)), of_attacks(runs) if group.startswith(ATTACK) else nested(runs))
 
 
 def _summary(results: Sequence[Result], made: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -211,12 +215,7 @@ def _copy_figures(results: Sequence[Result], store: Path, out: Path) -> None:
     for m, _ in results:
         for file in sorted((jobs.folder(m.key, m.job["room"], store) / analyse.FIGURES).glob("*.json")):
             words = f"{m.job['analysis']}{m.variant} {m.method} {m.split} seed {m.seed} {file.stem}"
-            write_json(out / f"{_words(words)}.json", read_json(file), overwrite=True)
-
-
-def _words(text: str) -> str:
-    """``text`` as a file's name."""
-    return re.sub(r"[^A-Za-z0-9_.]+", "-", text)
+            write_json(out / curves.file_name(words), read_json(file), overwrite=True)
 
 
 def numbers(summary: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -271,25 +270,26 @@ def detected(results: Sequence[Result]) -> list[dict[str, Any]]:
 
     The number of images stands beside, since rows may have several training seeds.
     """
-    found: dict[tuple[str, str], Counter[str]] = {}
-    images: Counter[tuple[str, str]] = Counter()
+    found: dict[tuple[str, str, str], Counter[str]] = {}
+    images: Counter[tuple[str, str, str]] = Counter()
     for m, measured in results:
+        place = (m.method, m.group, f"detections{m.variant}")
         for record in measured["records"]:
             told = record["provenance"].get("instrument", {})
             if "detections" in told and not record["metric"].startswith("ner_kept"):
-                found.setdefault((m.method, m.group), Counter()).update(told["detections"])
-                images[m.method, m.group] += record["n"]
+                found.setdefault(place, Counter()).update(told["detections"])
+                images[place] += record["n"]
                 break  # every threshold's record has the same
     return [
         {
             "format": FORMAT,
-            "method": method,
-            "group": group,
-            "metric": "detections",
+            "method": place[0],
+            "group": place[1],
+            "metric": place[2],
             "counts": dict(labels.most_common()),
-            "n": images[method, group],
+            "n": images[place],
         }
-        for (method, group), labels in found.items()
+        for place, labels in found.items()
     ]
 
 
@@ -405,8 +405,8 @@ def _differences(pairs: Sequence[Sequence[str]], results: Sequence[Result]) -> l
                     ones += [a for _, a in values]
                     others += [b for _, b in against]
             counted = set(ones) | set(others) <= {0.0, 1.0}  # shares; else means, of which Newcombe says nothing
-            resampled = _resampled(group, paired) if counted else in_percent(mean_of(paired))
-            points = hull(paired_proportions(ones, others), resampled) if counted else resampled
+            resampled = of_attacks(paired, -1.0) if group.startswith(ATTACK) else nested(paired)
+            points = hull(paired_proportions(ones, others), resampled) if counted else in_percent(mean_of(paired))
             row = _row(f"{one} - {other}", group, metric, points, len(ones), paired)
             rows.append({**row, "unit": "points", **_verdict(points, metric, len(ones), len(paired))})
     return rows
@@ -514,6 +514,7 @@ class CostColumn(NamedTuple):
 
 COSTS = (
     CostColumn("erase_equivalents", "forwards", 1, 0),
+    CostColumn("pairs_equivalents", "pairs' forwards", 1, 0),
     CostColumn("erase_seconds", "seconds", 1, 1),
     CostColumn("erase_peak_bytes", "peak MB", 1e6, 0),
     CostColumn("artefact_bytes", "artefact kB", 1e3, 0),
