@@ -481,6 +481,7 @@ def read_set(name: str, folder: Path, label: str | None = None) -> ConceptSet:
 
 
 def _published_set(file: Path, label: str | None) -> ConceptSet:
+    """The set of a published file of prompts, whose one part is both."""
     rows = read_prompts(file, 0.0, 1, label)
     bare = [q.prompt for q in rows if q.label is None]
     if bare:

@@ -116,3 +116,5 @@ def test_an_attack_s_images_count_by_its_runs():
     assert (opposed.low, opposed.high) == (0.0, 1.0), "no share is beyond these"
     splits = of_attacks({0: {"v1": [("a", 1.0)], "v2": [("a", 0.0)]}})
     assert splits.high - splits.low == 1.0, "two attacks, although of the same word and run"
+    alike = {0: {"v1": [("a", 1.0), ("b", 1.0)], "v2": [("a", 0.0), ("b", 0.0)]}}
+    assert of_attacks(alike).high - of_attacks(alike).low == 1.0, "four attacks, not two that agree"

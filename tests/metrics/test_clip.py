@@ -68,6 +68,9 @@ def test_equals_the_whole_model_s_cosines(images, folder):
     assert found["clip_kept"].interval.value == pytest.approx(100 * float(wanted[3:].mean()), abs=1e-3)
     assert found["clip_kept"].unit == "100 cos"
     assert found["clip_kept"].instrument["weights"] == f"sha256:{ClipScore(model=str(folder)).identity()}"
+    every = clip(str(folder)).similarity(torch.stack([s.pixels() for s in shots]), [s.prompt for s in shots])
+    assert every.shape == (len(shots), len(shots))
+    assert every.diagonal().tolist() == pytest.approx(logits(folder, shots).tolist(), abs=1e-5)
 
 
 class _Unwrapped(torch.nn.Module):

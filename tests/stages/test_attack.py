@@ -43,6 +43,8 @@ def test_images_are_the_original_s_and_the_budget_is_told_apart(backbone, edit):
     assert again.about["images"] == {"church": {"count": 2, "given": False}}
     original = attacked(backbone, [])
     assert original.queries[0].learned != found.queries[0].learned
+    none = attacked(backbone, [edit], strength=0.0)
+    assert torch.equal(none.queries[0].learned.vectors, original.queries[0].learned.vectors)
     with pytest.raises(ExpungeError, match="no query asks for 'dog'"):
         built = attack.build("concept-inversion", SETTINGS)
         attack.run(backbone, "concept-inversion", built, [], [Concept(name="dog")], [QUERY])
@@ -97,8 +99,11 @@ def test_attack_generate_and_measure_from_the_command_line(folder, tmp_path, cap
     edit = tmp_path / "uce" / "edit.safetensors"
     quick = ["--iterations", 1, "--images", 1, "--batch", 1, "--accumulation", 1, "--templates", "a {}"]
     words = ["attack", "concept-inversion", "--target", "church", "--edit", edit, *quick, *model, "--count", 2]
+    assert run(*words, "--strength", 0.5, "--out", tmp_path / "half", "--json")
+    half = json.loads(capsys.readouterr().out)["about"]
     assert run(*words, "--query-steps", 2, "--out", tmp_path / "q", "--json")
     told = json.loads(capsys.readouterr().out)
+    assert (half["strength"], told["about"]["strength"]) == (0.5, 1.0)
     assert (told["queries"], told["about"]["edits"]) == (2, [load_edit(edit).id])
     assert run("generate", "--queries", tmp_path / "q", "--edit", edit, *model, "--out", tmp_path / "images", "--quiet")
     rows = [json.loads(line) for line in (tmp_path / "images" / "metadata.jsonl").read_text().splitlines()]
@@ -162,6 +167,7 @@ def test_an_attack_s_runs_are_clusters_on_every_row_and_training_seed(tmp_path):
     found = {m.upstream[0].upstream[-1].key for m in attacks}
     assert len(found) == len(attacks) == 12  # each learns its own word, also where nothing was trained
     assert len({m.job["images"] for m in attacks}) == 12
+    assert all(m.upstream[0].upstream[-1].job["draws"] == m.seed + 1000 * m.run for m in attacks)
     asked = {m.run: m.upstream[0].upstream[-1].job["settings"]["prompts"] for m in attacks}
     assert {run: list(prompts) for run, prompts in asked.items()} == {0: ["a {}"], 1: ["two {}"], 2: ["{}"]}
     twice = dataclasses.replace(plan, attack_runs=2)

@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from expunge.cli import main
 from expunge.core.errors import ExpungeError
@@ -1005,3 +1006,18 @@ def test_a_metric_is_left_out_where_it_has_nothing_to_look_at(plan):
     ), "sets are compared on other seeds, the original's too"
     (distance,) = [p for p in planned if (p.method, p.group, p.job.get("metric")) == ("uce", "set", "prior-distance")]
     assert distance.job["reference"] == fids["original", "set"]["images"], "pairs stay on equal seeds beside sets"
+
+
+def test_a_difference_under_attack_counts_runs_and_not_their_images():
+    def attacked(method, shares):
+        for run, share in enumerate(shares):
+            one = measurement(method, [("church", float(i < 20 * share)) for i in range(20)], [{"metric": "dsr"}])
+            planned = dataclasses.replace(one.planned, group="attack: x", run=run)
+            yield one._replace(planned=planned)
+
+    (row,) = summaries._differences([("a", "b")], [*attacked("a", (1.0, 0.5, 0.9)), *attacked("b", (0.0, 0.4, 0.2))])
+    points = torch.tensor([100.0, 10.0, 70.0], dtype=torch.float64)
+    half = 4.303 * float(points.std()) / 3**0.5
+    assert row["value"] == pytest.approx(60)
+    assert (row["low"], row["high"]) == (pytest.approx(max(-100, 60 - half), abs=1e-3), 100), "Student's, of three runs"
+    assert row["verdict"] == "undecided"

@@ -241,9 +241,7 @@ def pairs(argv: list[str]) -> None:
         names = ("unsafe", "safe", "count", "strength", "target", "keep", "judge", "threshold", "tries", "seed")
         wanted = {name: getattr(options, name) for name in names}
         if options.phrase:
-            wanted |= {
-                k: tuple(v) for k, v in stage.crossed(options.phrase, options.unsafe, options.safe)._asdict().items()
-            }
+            wanted |= stage.crossed(options.phrase, options.unsafe, options.safe)._asdict()
         wish = stage.Wish(**wanted)
         with options.talk.progress("drawing pairs", 2 * wish.count * len(wish.unsafe)) as advance:
             how = {"guidance": options.guidance, "steps": options.steps, "batch": options.batch}

@@ -209,15 +209,14 @@ def _generate(job: Job, store: Path, out: Path) -> dict[str, Any]:
     """An image folder, with the edits of earlier jobs and perhaps the key of one of them."""
     backbone = _model(job)
     edits = _edits(job["edits"], store)
-    strength = _strength(job, edits)
+    how: dict[str, Any] = {"strength": _strength(job, edits), "any_base": job["control"] is not None}
     control = job["control"]
     if control is not None:
         edits.append(CONTROLS[control](_held(job, store), job).only_for(job["only"]))
     adversarial = job.get("queries")  # the key of an attack
     stored = None if adversarial is None else read_queries(_upstream(adversarial, "attack", store) / QUERIES)
     asked = _asked(job) if stored is None else stored.queries
-    how = {"any_base": control is not None, "control": control, "attack": None if stored is None else stored.about}
-    how["strength"] = strength
+    how |= {"control": control, "attack": None if stored is None else stored.about}
     generate.to_folder(backbone, edits, asked, out / IMAGES, split=job["part"], **how)
     return {"cost": read_json(out / IMAGES / "run.json")["cost"], "images": len(asked)}
 

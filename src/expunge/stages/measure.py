@@ -158,8 +158,9 @@ def _shown(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The images that methods learned from, by role; those of several edits together, the same ones once."""
     found: dict[str, list[dict[str, Any]]] = {}
     for role, shown in ((r, i) for p in provenances for r, i in p.get("images", {}).items()):
-        if "prompts" not in shown or shown not in found.setdefault(role, []):
-            found.setdefault(role, []).append(shown)
+        told = found.setdefault(role, [])
+        if "prompts" not in shown or shown not in told:  # without prompts, other images may look the same
+            told.append(shown)
     return {role: _together(several) for role, several in found.items()}
 
 

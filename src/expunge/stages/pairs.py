@@ -74,8 +74,8 @@ class Wish:
 class Crossed(NamedTuple):
     """Prompts of pairs, an unsafe and a safe one each."""
 
-    unsafe: list[str]
-    safe: list[str]
+    unsafe: tuple[str, ...]
+    safe: tuple[str, ...]
 
 
 def crossed(templates: Sequence[str], unsafe: Sequence[str], safe: Sequence[str]) -> Crossed:
@@ -86,8 +86,8 @@ def crossed(templates: Sequence[str], unsafe: Sequence[str], safe: Sequence[str]
     """
     both = [(phrase, thing, other) for thing in unsafe for phrase in templates for other in safe]
     return Crossed(
-        [phrases([phrase], thing)[0] for phrase, thing, _ in both],
-        [phrases([phrase], other)[0] for phrase, _, other in both],
+        tuple(phrases([phrase], thing)[0] for phrase, thing, _ in both),
+        tuple(phrases([phrase], other)[0] for phrase, _, other in both),
     )
 
 

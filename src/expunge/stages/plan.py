@@ -342,13 +342,19 @@ class Entry(NamedTuple):
     variant: str
 
 
+APART = "apart"
+"""What an attack's table says beside its settings: a run for each of its prompts."""
+
+
 def _entry(kind: str, entry: Any) -> Entry:
     if not isinstance(entry, str | dict):
         raise ExpungeError(f"plan's {kind} name {entry!r}: expected a name, or a table with a name and settings")
     table = {"name": entry} if isinstance(entry, str) else dict(entry)
     name = str(table.pop("name", ""))
-    told = {k: v for k, v in table.items() if not isinstance(v, list | dict) and "{}" not in str(v)}
-    variant = ", ".join(f"{k} {v}" for k, v in (told if kind == "attacks" else table).items())
+    told = table
+    if kind == "attacks":  # how it is run, and what it asks, do not tell it from others
+        told = {k: v for k, v in table.items() if k != APART and not isinstance(v, list | dict) and "{}" not in str(v)}
+    variant = ", ".join(f"{k} {v}" for k, v in told.items())
     return Entry(name, table, f" ({variant})" if variant else "")
 
 
@@ -374,16 +380,14 @@ def planned_attack(entry: Any, kind: str, runs: int = 1) -> PlannedAttack:
 
     With ``apart = true`` each of its ``prompts`` is attacked alone, ``runs`` times.
     """
-    alone_too = {key: value for key, value in entry.items() if key != "apart"} if isinstance(entry, dict) else entry
-    name, table, variant = _entry("attacks", alone_too)
-    table |= {"apart": entry["apart"]} if alone_too != entry else {}
-    said = {flag: table.pop(flag, default) for flag, default in (("preset", True), ("apart", False))}
+    name, table, variant = _entry("attacks", entry)
+    said = {flag: table.pop(flag, default) for flag, default in (("preset", True), (APART, False))}
     for flag, value in said.items():
         if not isinstance(value, bool):
             raise ExpungeError(f"attack '{name}' with {flag} {value!r}: expected true or false")
     preset = kind if said["preset"] else None
     alone = [table]
-    if said["apart"]:
+    if said[APART]:
         alone = [{**table, "prompts": [prompt]} for prompt in words_of(f"{name} prompts", table.get("prompts", []))]
     return PlannedAttack(name, [attack.build(name, one, preset) for one in alone] * runs, variant)
 

@@ -357,8 +357,7 @@ class Planner:
         """Refuse a strength that is none, or that an erasure in steps, an analysis or a key learned anew would not see."""
         check_positive(f"method '{name}'", strength=method.strength)
         looked = [named.name for named in self.analyses]
-        looked += [word for word in ("fresh",) if word in (method.controls or ())]
-        looked += [method.order] if method.order == "sequential" else []
+        looked += [word for word in (*(method.controls or ()), method.order) if word in ("fresh", "sequential")]
         if method.strength != 1.0 and looked:
             raise ExpungeError(f"method '{name}' with strength {method.strength} and {looked[0]}: expected strength 1")
 
@@ -620,7 +619,8 @@ class Planner:
     def _erasure(self, name: str, targets: list[str], kept: list[str], seed: int) -> Erasure:
         """The steps in which method ``name`` erases ``targets``."""
         order = self.methods[name].order
-        parts = [targets] if order == "joint" else [[t] for t in (self._told(targets) if order == "apart" else targets)]
+        words = self._told(targets) if order == "apart" else targets
+        parts = [words] if order == "joint" else [[word] for word in words]
         images = self.methods[name].images
         each = images if isinstance(images, tuple) else [images] * len(parts)
         steps: list[Planned] = []

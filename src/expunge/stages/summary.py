@@ -350,11 +350,12 @@ def _spent(results: Sequence[Result], store: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[tuple[str, ...], Took]] = {}
     pairs: dict[str, dict[str, int]] = {}
     for m, _ in results:
-        for p in flattened([m]) if m.group == "set" else ():
-            given = jobs.result(p.job, store) if p.job["room"] == "pairs" else None
+        stands_on = flattened([m]) if m.group == "set" else []
+        for p in (p for p in stands_on if p.job["room"] == "pairs"):
+            given = jobs.result(p.job, store)
             if given is not None:
                 pairs.setdefault(m.method, {})[p.key] = Cost(**given["cost"]).equivalents
-        steps = [p for p in flattened([m]) if p.job["room"] == "erase"] if m.group == "set" else []
+        steps = [p for p in stands_on if p.job["room"] == "erase"]
         done = [jobs.result(p.job, store) for p in steps]
         whole = [d for d in done if d is not None]
         if whole and len(whole) == len(steps):

@@ -12,11 +12,6 @@ from expunge import testbed
 from expunge.testbed.networks import as_input
 
 
-def similarity(images: UInt8[Tensor, "i H W 3"], texts: Sequence[str]) -> Float[Tensor, "i t"]:
-    """Cosine of every image with every text."""
-    return image_vectors(images) @ text_vectors(texts).T
-
-
 @torch.no_grad()
 def image_vectors(images: UInt8[Tensor, "i H W 3"]) -> Float[Tensor, "i d"]:
     """Unit vectors of images in the space that they share with texts."""
