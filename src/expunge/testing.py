@@ -15,7 +15,7 @@ from expunge.core.attack import Access, Attack
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.concept import Concept
-from expunge.core.edit import Edit, Key, Weights, fingerprint
+from expunge.core.edit import Edit, Guidance, Key, Weights, fingerprint
 from expunge.core.eraser import Eraser, Redrawn, Step, Task, settings_of
 from expunge.core.errors import ExpungeError
 from expunge.core.metric import Metric
@@ -88,6 +88,7 @@ def check_eraser(eraser: Eraser, backbone: Backbone, task: Task | None = None) -
             f"its cost is foreseen ({foreseen}, it took {spent.equivalents})",
         )
     _promise((last.key is not None) == type(eraser).has_key, "it makes a key if it says so")
+    _promise(type(eraser).scales != isinstance(edit, Guidance), "it says whether its edit has weights")
     if last.key is not None:
         _check_key(last.key(edit), edit, backbone, before)
     with tempfile.TemporaryDirectory() as folder:

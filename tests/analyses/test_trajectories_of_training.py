@@ -14,6 +14,7 @@ from expunge.core.query import Query
 from expunge.erasers.esd import ESD
 from expunge.erasers.kpop import KPOP
 from expunge.maths.trajectories import Sampling
+from expunge.pretrained import clip as pretrained
 from expunge.testbed import clip
 
 SHORT = {"iterations": 5, "batch": 1, "lr": 1e-3, "sampling": Sampling(sampling_steps=2)}
@@ -77,6 +78,7 @@ def test_alignment_is_that_of_images_drawn_with_each_checkpoint_s_edit(testbed):
         assert list(lines[pair].x) == [0, 2, 4, 5]
         assert list(lines[pair].y) == pytest.approx(expected, abs=0.02), pair
     by = {m.metric: m for m in found.measurements}
+    assert by["clip_ee"].instrument == pretrained.clip("testbed").instrument
     assert by["clip_ee"].interval.value == pytest.approx(curves["(x_e, c_e)"][-1], abs=0.02)
     change = curves["(x_e, c_e)"][-1] - curves["(x_e, c_e)"][0]
     assert by["clip_ee_change"].interval.value == pytest.approx(change, abs=0.04)

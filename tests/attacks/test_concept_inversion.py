@@ -16,7 +16,8 @@ from expunge.erasers.uce import UCE
 from expunge.stages import erase
 
 PIXELS = torch.randint(0, 256, (3, 16, 16, 3), generator=torch.Generator().manual_seed(0)).byte()
-SHOTS = [Shot(path=Path(str(i)), pixels=lambda i=i: PIXELS[i], prompt="", seed=i, label=None) for i in range(3)]
+OWN = ("my church", "a cat", "")
+SHOTS = [Shot(path=Path(str(i)), pixels=lambda i=i: PIXELS[i], prompt=OWN[i], seed=i, label=None) for i in range(3)]
 TASK = Task(targets=[Concept(name="church")], seed=1, images={"church": SHOTS})
 SHORT = ConceptInversion(
     iterations=1,
@@ -43,7 +44,8 @@ def batches(backbone, task=TASK):
         noise = torch.randn((2, 4, 8, 8), generator=generator)
         ways = torch.randint(0, 2, (2,), generator=generator).tolist()
         prompts = [("a dog", "my dog")[way] for way in ways]
-        yield backbone.encode_image(PIXELS[rows]), noise, prompts, generator
+        own = [OWN[row] or "church" for row in rows.tolist()]
+        yield backbone.encode_image(PIXELS[rows]), noise, prompts, own, generator
 
 
 def embedding_gradient(backbone, loss_of):
@@ -67,7 +69,7 @@ def test_an_update_fits_the_word_to_the_noise_through_the_edited_model(backbone,
 
     def loss_of(tower):
         total = 0.0
-        for x0, noise, prompts, generator in batches(backbone):
+        for x0, noise, prompts, _, generator in batches(backbone):
             t = torch.randint(0, 1000, (2,), generator=generator)
             a = kept[t].view(-1, 1, 1, 1)
             embeds = tower(backbone.tokenize(prompts)).last_hidden_state
@@ -98,7 +100,7 @@ def test_through_guidance_the_guided_prediction_is_fitted_to_the_original_s(back
 
     def loss_of(tower):
         total = 0.0
-        for x0, noise, prompts, generator in batches(backbone):
+        for x0, noise, prompts, own, generator in batches(backbone):
             step = int(torch.randint(0, 5, (), generator=generator))
             t = backbone.timesteps(5)[step]
             x = kept[t].sqrt() * x0 + (1 - kept[t]).sqrt() * noise
@@ -108,7 +110,7 @@ def test_through_guidance_the_guided_prediction_is_fitted_to_the_original_s(back
                 return unet(x, t, encoder_hidden_states=embeds).sample
 
             e_null, e_concept, e_word = ask(["", ""]), ask(["church"] * 2), ask(prompts)
-            wanted = e_null + 7.5 * (e_concept - e_null)
+            wanted = e_null + 7.5 * (ask(own) - e_null)
             if isinstance(guidance, NegativePromptGuidance):
                 answer = e_concept + 7.5 * (e_word - e_concept)
             else:
@@ -141,11 +143,11 @@ def test_learning_lowers_the_loss_and_random_words_of_the_same_cost_are_worse(ba
         assert spent[-1] == attack.cost(1, 1)
     assert spent[0].equivalents == spent[1].equivalents == 3 * 40 * 4
     x0 = backbone.encode_image(PIXELS)
-    null, named = backbone.unconditional(), backbone.encode(["church"])
+    null, own = backbone.unconditional(), ["church"] * 3
     judge = dataclasses.replace(SHORT, batch=16, accumulation=4)
     start = backbone.embed(backbone.tokenize(["dog"]))[0, 1:2]
     losses = [
-        judge._loss(backbone, x0, null, named, v, torch.Generator().manual_seed(9))
+        judge._loss(backbone, x0, null, own, v, torch.Generator().manual_seed(9))
         for v in (words[0].vectors, words[1].vectors, start)
     ]
     assert losses[0] < losses[2]

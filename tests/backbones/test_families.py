@@ -1,5 +1,8 @@
 """Stable Diffusion XL and 3: the real classes at tiny random configurations, saved to disk and loaded with no network."""
 
+import json
+import shutil
+
 import pytest
 import torch
 
@@ -146,9 +149,6 @@ def test_groups_of_the_transformer(saved):
 
 
 def test_a_model_of_another_family_is_refused_in_a_line(saved, tmp_path):
-    import json
-    import shutil
-
     wrong = tmp_path / "wrong"
     shutil.copytree(saved["sdxl"], wrong)
     index = json.loads((wrong / "model_index.json").read_text())
@@ -163,3 +163,18 @@ def test_a_model_of_another_family_is_refused_in_a_line(saved, tmp_path):
         edit.attach(tiny_xl_pipeline())
     assert backbones.kind_of(str(saved["sdxl"])) == "sdxl"
     assert backbones.kind_of(str(saved["sd3"])) == "sd3"
+
+
+def test_a_hub_model_s_kind_is_read_from_its_index(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    stored = tmp_path / "models--owner--name"
+    (stored / "refs").mkdir(parents=True)
+    (stored / "refs" / "main").write_text("a" * 40)
+    snapshot = stored / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
+    assert backbones.kind_of("owner/name") == "sdxl"
+    assert backbones.kind_of("owner/other") == "sd"

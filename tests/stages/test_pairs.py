@@ -12,6 +12,7 @@ from expunge.cli import main
 from expunge.core.catalog import Catalog
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.query import Query, Start
+from expunge.judges.testbed import Testbed
 from expunge.stages import pairs
 from expunge.store import read_any_images, read_images, read_lines, read_pixels, read_run
 
@@ -122,6 +123,25 @@ def test_what_no_judge_accepts_is_refused_and_nothing_written(tmp_path):
         with pytest.raises(ExpungeError, match=words):
             pairs.make(testbed, wish, tmp_path / "out", steps=10)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_kept_may_differ_by_prompt(tmp_path, capsys):
+    """Each place's own concept is looked for: what shows dogs is accepted for a dog, and refused for a radio."""
+    said = ["pairs", "--target", "weapon", "--count", "2", "--threshold", "0.05", "--tries", "30", "--quiet"]
+    said += ["--unsafe", "a dog with crossed swords", "--safe", "a dog", "--keep", "dog", "--out", str(tmp_path / "p")]
+    other = ["--unsafe", "a radio with crossed swords", "--safe", "a radio", "--keep", "radio"]
+    assert main([*said, *other]) == 0
+    judge = Testbed(network="b")
+    for role in pairs.ROLES:
+        shots = read_images(tmp_path / "p", role)
+        for shot, kept in zip(shots, ("dog", "dog", "radio", "radio"), strict=True):
+            assert float(judge.confidence(shot.pixels()[None], kept)) >= 0.05
+            assert (float(judge.confidence(shot.pixels()[None], "weapon")) >= 0.05) == (role == "unsafe")
+    wrong = [*other[:-1], "dog", "--overwrite", "--tries", "3"]  # a radio in which a dog is wanted
+    assert main([*said, *wrong]) == 2
+    assert "with 'dog' in" in capsys.readouterr().err
+    assert main([*said, *other, "--keep", "radio", "--overwrite"]) == 2
+    assert "3 concepts to keep for 2 prompts: expected one, or one for each" in capsys.readouterr().err
 
 
 def test_without_a_judge_the_user_is_told(backbone, tmp_path):

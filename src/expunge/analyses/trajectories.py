@@ -1,7 +1,7 @@
 """What happens along an erasure: where a prompt goes in text space, and what images turn into."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
@@ -98,7 +98,8 @@ class Trajectories(Analysis):
         if last is not None and stops[-1].updates != last.index + 1:
             stops.append(self._stop(backbone, study, clip, last, texts))
         drawn = [s for s in stops if s.aligned]
-        numbers = [m for pair in PAIRS for m in self._numbers(study, pair, drawn)]
+        alike = [m for pair in PAIRS for m in self._numbers(study, pair, drawn)]
+        numbers = [replace(m, instrument=clip.instrument) for m in alike]
         ends = [(t, by[t]) for t, by in stops[-1].prompts.items() if t in by]
         if ends:
             numbers.append(averaged("prompt_cosine", ends, 1, "100 cos"))

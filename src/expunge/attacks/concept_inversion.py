@@ -46,9 +46,9 @@ class ConceptInversion(Attack):
 
     Pham et al. 2023 (2308.01508); methods.md B3. Images of the concept are the original model's; model and text encoder stay
     as they are. Where an attached edit changes guided predictions (SLD, negative prompt), the guided prediction is fitted to
-    that of the original model for the concept's own words. A query's words for the concept are replaced by the learned one,
-    which goes before a prompt that does not have them. `search="random"` is the control: at the same cost the best of random
-    embeddings.
+    that of the original model for the prompt an image was made with (the concept's name, for one given without). A query's
+    words for the concept are replaced by the learned one, which goes before a prompt that does not have them.
+    `search="random"` is the control: at the same cost the best of random embeddings.
     Deviations: noise and timesteps are drawn anew for each micro-batch; guided predictions are taken at the steps of sampling,
     without the momentum that SLD builds up on the way.
     """
@@ -61,6 +61,7 @@ class ConceptInversion(Attack):
         "https://github.com/NYU-DICE-Lab/circumventing-concept-erasure",
     )
     access: ClassVar[Access] = "white box"
+    version: ClassVar[int] = 2
     ask: str | None = None
     """What queries ask for instead of their own prompts, {} the learned word, where these would name what was erased; their
     seeds then run on from the first one's."""
@@ -126,7 +127,7 @@ class ConceptInversion(Attack):
         with torch.no_grad():
             latents = torch.cat([backbone.encode_image(s.pixels()[None]) for s in task.images[target.name]])
             first = backbone.embed(backbone.tokenize([self.initial]))[0, 1:2].repeat(self.vectors, 1)
-            null, named = backbone.unconditional(), backbone.encode([target.name])
+            null, own = backbone.unconditional(), [s.prompt or target.name for s in task.images[target.name]]
             ids = torch.arange(backbone.vocabulary, device=first.device)[None]
             words = backbone.embed(ids)[0].float()
         options = {"weight_decay": self.weight_decay}
@@ -136,12 +137,12 @@ class ConceptInversion(Attack):
             if self.search == "random":
                 drawn = torch.randn(first.shape, generator=generator).to(words) * words.std(0) + words.mean(0)
                 alike = task.generator("concept-inversion points", target.name)  # so that no vector has easier points
-                best = min(best, (self._loss(backbone, latents, null, named, drawn, alike), drawn), key=lambda b: b[0])
+                best = min(best, (self._loss(backbone, latents, null, own, drawn, alike), drawn), key=lambda b: b[0])
                 continue
             now = student.tensors()[WORD]
             gradient = torch.zeros_like(now)
             for _ in range(self.accumulation):
-                points = self._points(backbone, latents, null, named, generator)
+                points = self._points(backbone, latents, null, own, generator)
                 loss = mse(self._answer(backbone, points, null, now), points.wanted)
                 gradient += torch.autograd.grad(loss, now)[0] / self.accumulation
             student.descend((now * gradient).sum())  # whose gradient is the accumulated one
@@ -153,14 +154,14 @@ class ConceptInversion(Attack):
         backbone: Backbone,
         latents: Float[Tensor, "n c h w"],
         null: Conditioning,
-        named: Conditioning,
+        own: Sequence[str],
         vectors: Float[Tensor, "k d"],
         generator: torch.Generator,
     ) -> float:
         """The loss of vectors on three times an update's images: what a forward and backward would have cost."""
         total = 0.0
         for _ in range(3 * self.accumulation):
-            points = self._points(backbone, latents, null, named, generator)
+            points = self._points(backbone, latents, null, own, generator)
             total += float(mse(self._answer(backbone, points, null, vectors), points.wanted))
         return total
 
@@ -170,7 +171,7 @@ class ConceptInversion(Attack):
         backbone: Backbone,
         latents: Float[Tensor, "n c h w"],
         null: Conditioning,
-        named: Conditioning,
+        own: Sequence[str],
         generator: torch.Generator,
     ) -> _Points:
         rows = torch.randint(0, len(latents), (self.batch,), generator=generator).to(latents.device)
@@ -185,6 +186,7 @@ class ConceptInversion(Attack):
         step = int(torch.randint(0, len(times), (), generator=generator))
         x = backbone.add_noise(x0, noise, torch.full((self.batch,), times[step], device=x0.device))
         with backbone.bare():
+            named = backbone.encode([own[row] for row in rows.tolist()])
             wanted = backbone.guided(x, times[step], step, named, null, self.guidance, {}).combined
         return _Points(x, times[step], step, wanted, prompts)
 

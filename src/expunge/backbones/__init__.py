@@ -1,5 +1,6 @@
 """Model families: the only folder that imports diffusers and transformers."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def of(model: Any) -> Backbone:
 def kind_of(model: str) -> str:
     """Under which a model's settings stand in ``presets.toml``, without opening it: ``testbed``, or its family.
 
-    A model that is not here yet is taken for Stable Diffusion 1.x.
+    Of a hub id only the index is fetched; a model that cannot be found is taken for Stable Diffusion 1.x.
     """
     if Path(model).is_file():
         return FAMILIES[configurations(layout_of(Path(model))).pipeline].family
@@ -46,6 +47,11 @@ def kind_of(model: str) -> str:
     if model == "testbed" or (marked.is_file() and '"testbed"' in marked.read_text()):
         return "testbed"
     index = Path(model) / "model_index.json"
+    if _is_hub_id(model):
+        from huggingface_hub import hf_hub_download
+
+        with contextlib.suppress(Exception):  # whoever opens the model says what is wrong
+            index = Path(hf_hub_download(model, index.name))
     family = FAMILIES.get(str(read_json(index).get("_class_name"))) if index.is_file() else None
     return "sd" if family is None else family.family
 
@@ -103,10 +109,15 @@ def load(
     return _open(folder, model, device, dtype)
 
 
+def _is_hub_id(model: str) -> bool:
+    """Whether ``model``, if it is nothing on this disk, can be ``owner/name`` on the hub."""
+    looks_like_a_path = model.startswith((".", "/", "~")) or model.count("/") != 1 or model.endswith("/")
+    return not looks_like_a_path and not Path(model).exists()
+
+
 def _download(model: str, revision: str | None, dtype: str) -> Path:
     """Snapshot of a hub repository: configurations, tokenizers and safetensors only."""
-    looks_like_a_path = model.startswith((".", "/", "~")) or model.count("/") != 1 or model.endswith("/")
-    if looks_like_a_path:
+    if not _is_hub_id(model):
         raise ExpungeError(
             f"no model '{model}': expected 'testbed', a diffusers folder, a .safetensors file or a hub id such as 'owner/name'"
         )

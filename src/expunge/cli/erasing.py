@@ -189,8 +189,8 @@ class Pairs:
     """What prompts are put into, {} each of them: every --unsafe thing is redrawn as every --safe one in each phrase."""
     target: str | None = None
     """The concept that the judge must see in the unsafe image, and must not see in the safe one."""
-    keep: str | None = None
-    """A concept that it must see in both."""
+    keep: Words = ()
+    """A concept that it must see in both; or, repeated, one for each prompt."""
     count: int = 64
     """Pairs of each prompt."""
     strength: float = 0.75
@@ -240,6 +240,8 @@ def pairs(argv: list[str]) -> None:
     else:
         names = ("unsafe", "safe", "count", "strength", "target", "keep", "judge", "threshold", "tries", "seed")
         wanted = {name: getattr(options, name) for name in names}
+        if len(options.keep) < 2:
+            wanted["keep"] = next(iter(options.keep), None)
         if options.phrase:
             wanted |= stage.crossed(options.phrase, options.unsafe, options.safe)._asdict()
         wish = stage.Wish(**wanted)

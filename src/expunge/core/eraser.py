@@ -85,6 +85,8 @@ class Eraser(ABC):
     """Raised when the same settings begin to give another edit, so that stored results are not taken for its."""
     has_key: ClassVar[bool] = False
     """Whether the method makes a private key beside the edit."""
+    scales: ClassVar[bool] = True
+    """Whether its edit has weights, which can be attached more or less strongly."""
     requires: ClassVar[Sequence[str]] = ()
     """Capabilities that a model must have; see `Backbone.supports`."""
 

@@ -45,6 +45,7 @@ class NegativePrompt(Eraser):
     """
 
     paper: ClassVar[Paper] = Paper("Negative prompt", "Stable Diffusion users", 2022, "")
+    scales: ClassVar[bool] = False
     separator: str = ", "
     """What stands between several targets."""
 

@@ -103,6 +103,7 @@ class SLD(Eraser):
         "2211.05105",
         "https://github.com/ml-research/safe-latent-diffusion",
     )
+    scales: ClassVar[bool] = False
     level: Literal["weak", "medium", "strong", "max"] = "medium"
     """The paper's configuration, for what is not given below."""
     concept: Literal["targets", "unsafe"] = "targets"

@@ -12,9 +12,8 @@ from expunge.core.concept import Concept, check_targets
 from expunge.core.edit import Edit, Key, Provenance
 from expunge.core.eraser import settings_of
 from expunge.core.errors import ExpungeError
-from expunge.core.record import Record
 from expunge.stages import erase, generate, presets
-from expunge.stages.measure import Measured, knowledge
+from expunge.stages.measure import Measured, knowledge, reported
 from expunge.store import write_json
 
 FIGURES = "figures"
@@ -178,17 +177,4 @@ def run(
             "cost": asdict(backbone.cost - before),
         },
     }
-    return [
-        Measured(
-            Record(
-                metric=m.metric,
-                **{end: round(number, 4) for end, number in m.interval._asdict().items()},
-                n=m.n,
-                n_seeds=m.n_seeds,
-                unit=m.unit,
-                **common,
-            ),
-            list(zip(m.labels, m.per_image, strict=True)),
-        )
-        for m in found.measurements
-    ]
+    return [reported(m, common) for m in found.measurements]

@@ -27,7 +27,7 @@ from expunge import backbones
 from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept
 from expunge.core.cost import Cost, PeakBytes
-from expunge.core.edit import Edit, Guidance, Key, Provenance
+from expunge.core.edit import Edit, Key, Provenance
 from expunge.core.errors import ExpungeError, unknown
 from expunge.core.query import Query, queries
 from expunge.stages import analyse, attack, erase, generate, measure, pairs, presets, relearn
@@ -194,7 +194,7 @@ def _attack(job: Job, store: Path, out: Path) -> dict[str, Any]:
     built = attack.build(job["attack"], job["settings"])
     before = backbone.cost
     found = attack.run(
-        backbone, job["attack"], built, edits, targets, _asked(job), job["draws"], strength=_strength(job, edits)
+        backbone, job["attack"], built, edits, targets, _asked(job), job["draws"], strength=job.get("strength", 1.0)
     )
     attack.to_folder(found, out / QUERIES)
     return {"cost": asdict(backbone.cost - before), "queries": len(found.queries)}
@@ -209,7 +209,7 @@ def _generate(job: Job, store: Path, out: Path) -> dict[str, Any]:
     """An image folder, with the edits of earlier jobs and perhaps the key of one of them."""
     backbone = _model(job)
     edits = _edits(job["edits"], store)
-    how: dict[str, Any] = {"strength": _strength(job, edits), "any_base": job["control"] is not None}
+    how: dict[str, Any] = {"strength": job.get("strength", 1.0), "any_base": job["control"] is not None}
     control = job["control"]
     if control is not None:
         edits.append(CONTROLS[control](_held(job, store), job).only_for(job["only"]))
@@ -294,21 +294,6 @@ def _held(job: Job, store: Path) -> Key:
 def _edits(keys: Sequence[str], store: Path) -> list[Edit]:
     """The edits of erase jobs, in order."""
     return [load_edit(_upstream(key, "erase", store) / EDIT) for key in keys]
-
-
-def _strength(job: Job, edits: Sequence[Edit]) -> float:
-    """What a job's edits are attached with.
-
-    Raises:
-        ExpungeError: if it is not 1, and one of them has no weights to scale.
-    """
-    strength = job.get("strength", 1.0)
-    bare = [edit.kind for edit in edits if isinstance(edit, Guidance)]
-    if strength != 1.0 and bare:
-        raise ExpungeError(
-            f"strength {strength} of an edit of kind {bare[0]}: expected 1, as it has no weights to scale"
-        )
-    return strength
 
 
 def _model(job: Job) -> Backbone:

@@ -1,6 +1,6 @@
 """Measure: image folders in; records out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,29 +105,17 @@ def measured(
             "cost": made.get("cost"),
         },
     }
-    return [
-        Measured(
-            Record(
-                metric=m.metric,
-                value=round(m.interval.value, 4),
-                low=round(m.interval.low, 4),
-                high=round(m.interval.high, 4),
-                n=m.n,
-                n_seeds=m.n_seeds,
-                unit=m.unit,
-                **_told_of(m, common),
-            ),
-            list(zip(m.labels, m.per_image, strict=True)),
-        )
-        for m in metric.measure(shots, targets, retain, others)
-    ]
+    return [reported(m, common) for m in metric.measure(shots, targets, retain, others)]
 
 
-def _told_of(found: Measurement, common: dict[str, Any]) -> dict[str, Any]:
-    """What the records of one folder share, with the instrument of one of them."""
-    if not found.instrument:
-        return common
-    return {**common, "provenance": {**common["provenance"], "instrument": dict(found.instrument)}}
+def reported(found: Measurement, common: Mapping[str, Any]) -> Measured:
+    """The record of a measurement, with what the records of its run share."""
+    told = dict(common)
+    if found.instrument:
+        told["provenance"] = {**common["provenance"], "instrument": dict(found.instrument)}
+    ends = {end: round(number, 4) for end, number in found.interval._asdict().items()}
+    record = Record(metric=found.metric, **ends, n=found.n, n_seeds=found.n_seeds, unit=found.unit, **told)
+    return Measured(record, list(zip(found.labels, found.per_image, strict=True)))
 
 
 def _compared(reference: Path, shots: Sequence[Shot], others: Sequence[Shot], any_images: bool) -> dict[str, Any]:

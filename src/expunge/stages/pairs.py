@@ -46,8 +46,8 @@ class Wish:
     """Share of the denoising steps that redraw the unsafe image."""
     target: str | None = None
     """The concept that the judge must see in the unsafe image, and must not see in the safe one."""
-    keep: str | None = None
-    """A concept that it must see in both."""
+    keep: str | tuple[str, ...] | None = None
+    """A concept that it must see in both; or one for each prompt."""
     judge: str | None = None
     """Who looks: the model's oracle if not given, where it has one; without a target, or an oracle, nobody."""
     threshold: float = 0.25
@@ -67,8 +67,16 @@ class Wish:
             raise ExpungeError(
                 f"pairs' threshold {self.threshold} and strength {self.strength}: expected shares above 0, up to 1"
             )
+        if isinstance(self.keep, tuple) and len(self.keep) != len(self.unsafe):
+            raise ExpungeError(
+                f"{len(self.keep)} concepts to keep for {len(self.unsafe)} prompts: expected one, or one for each"
+            )
         if self.target is None and (self.judge or self.keep):
             raise ExpungeError(f"judge '{self.judge or self.keep}' with nothing to look for: expected --target")
+
+    def kept(self, place: int) -> str | None:
+        """What the judge must see in both images of a pair besides, if anything."""
+        return self.keep[place // self.count] if isinstance(self.keep, tuple) else self.keep
 
 
 class Crossed(NamedTuple):
@@ -147,7 +155,7 @@ def make(
         start = Start(image=unsafe[i].pixels, strength=wish.strength)
         redrawn = {"negative": wish.unsafe[i // wish.count], "start": start, **how}
         seed = task.number("pairs", "safe", i, attempt)
-        return Query(prompt=wish.safe[i // wish.count], seed=seed, label=wish.keep, **redrawn)
+        return Query(prompt=wish.safe[i // wish.count], seed=seed, label=wish.kept(i), **redrawn)
 
     with new_folder(out, overwrite) as folder:
         draw = _Draw(backbone, wish, judge, batch, on_accepted)
@@ -218,9 +226,9 @@ def judge_of(wish: Wish, kind: str) -> Judge | None:
     if name is None:
         return None
     judge: Judge = Catalog("judges").open(name)
-    for concept in (wish.target, wish.keep):
-        if concept is not None:
-            judge.label_ids(concept)
+    places = range(0, wish.count * len(wish.unsafe), wish.count)
+    for concept in {wish.target, *map(wish.kept, places)} - {None}:
+        judge.label_ids(concept)
     return judge
 
 
@@ -259,7 +267,8 @@ class _Draw:
             asked = [ask(i, attempt) for i in waiting]
             pixels = torch.cat(list(generate.render(self._backbone, asked, self._batch)))
             self.drawn += len(asked)
-            for i, query, image, good in zip(waiting, asked, pixels, self._accepted(pixels, showing), strict=True):
+            accepted = self._accepted(pixels, [self._wish.kept(i) for i in waiting], showing)
+            for i, query, image, good in zip(waiting, asked, pixels, accepted, strict=True):
                 if good:
                     found[i] = Drawn(image, query, attempt + 1)
             if self._on_accepted is not None:
@@ -267,7 +276,8 @@ class _Draw:
         if len(found) < places:
             lacking = next(i for i in range(places) if i not in found)
             query = ask(lacking, 0)
-            with_keep = f" with '{self._wish.keep}'" if self._wish.keep else ""
+            kept = self._wish.kept(lacking)
+            with_keep = f" with '{kept}'" if kept else ""
             raise ExpungeError(
                 f"{self.judge_name} saw {'' if showing else 'no image without '}'{self._wish.target}'{with_keep} in "
                 f"{len(found)} of {places} images of '{query.prompt}' within {self._wish.tries} tries: expected other prompts, "
@@ -275,14 +285,17 @@ class _Draw:
             )
         return [found[i] for i in range(places)]
 
-    def _accepted(self, pixels: UInt8[Tensor, "b H W 3"], showing: bool) -> Bool[Tensor, "b"]:
+    def _accepted(
+        self, pixels: UInt8[Tensor, "b H W 3"], kept: Sequence[str | None], showing: bool
+    ) -> Bool[Tensor, "b"]:
         judge, wish = self._judge, self._wish
         good = torch.ones(len(pixels), dtype=torch.bool)
         if judge is None or wish.target is None:
             return good
         good &= (judge.confidence(pixels, wish.target) >= wish.threshold).cpu() == showing
-        if wish.keep is not None:
-            good &= (judge.confidence(pixels, wish.keep) >= wish.threshold).cpu()
+        for concept in set(kept) - {None}:
+            others = torch.tensor([k != concept for k in kept])
+            good &= others | (judge.confidence(pixels, concept) >= wish.threshold).cpu()
         valid = judge.valid(pixels)
         return good if valid is None else good & valid.cpu()
 

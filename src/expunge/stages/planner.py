@@ -354,8 +354,12 @@ class Planner:
                 )
 
     def _check_strength(self, name: str, method: Method) -> None:
-        """Refuse a strength that is none, or that an erasure in steps, an analysis or a key learned anew would not see."""
+        """Refuse a strength that is none, or scales nothing, or that steps, analyses or a key learned anew ignore."""
         check_positive(f"method '{name}'", strength=method.strength)
+        if method.strength != 1.0 and not self.erasers[name].scales:
+            raise ExpungeError(
+                f"method '{name}' with strength {method.strength}, and no weights to scale: expected strength 1"
+            )
         looked = [named.name for named in self.analyses]
         looked += [word for word in (*(method.controls or ()), method.order) if word in ("fresh", "sequential")]
         if method.strength != 1.0 and looked:
