@@ -186,7 +186,7 @@ class ConceptInversion(Attack):
         step = int(torch.randint(0, len(times), (), generator=generator))
         x = backbone.add_noise(x0, noise, torch.full((self.batch,), times[step], device=x0.device))
         with backbone.bare():
-            named = backbone.encode([own[row] for row in rows.tolist()])
+            named = backbone.encode([own[int(row)] for row in rows])
             wanted = backbone.guided(x, times[step], step, named, null, self.guidance, {}).combined
         return _Points(x, times[step], step, wanted, prompts)
 

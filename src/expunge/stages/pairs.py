@@ -227,7 +227,7 @@ def judge_of(wish: Wish, kind: str) -> Judge | None:
         return None
     judge: Judge = Catalog("judges").open(name)
     places = range(0, wish.count * len(wish.unsafe), wish.count)
-    for concept in {wish.target, *map(wish.kept, places)} - {None}:
+    for concept in filter(None, {wish.target, *map(wish.kept, places)}):
         judge.label_ids(concept)
     return judge
 
@@ -293,7 +293,7 @@ class _Draw:
         if judge is None or wish.target is None:
             return good
         good &= (judge.confidence(pixels, wish.target) >= wish.threshold).cpu() == showing
-        for concept in set(kept) - {None}:
+        for concept in filter(None, set(kept)):
             others = torch.tensor([k != concept for k in kept])
             good &= others | (judge.confidence(pixels, concept) >= wish.threshold).cpu()
         valid = judge.valid(pixels)
