@@ -89,26 +89,19 @@ def test_few_clusters_have_student_s_interval_and_one_concept_counts_its_values(
     assert mean_of(many) == nested(many)
 
 
-def test_an_attack_s_images_count_by_its_runs():
-    won = {
-        (0, "a"): 1.0,
-        (0, "b"): 0.0,
-        (0, "c"): 0.5,
-        (1, "a"): 0.0,
-        (1, "b"): 1.0,
-        (1, "c"): 0.5,
-    }  # share by seed and run
+def test_an_attack_s_images_count_by_what_its_words_were_learned_for():
+    """Two seeds that learn a word for the same three things are three clusters, not six, and never 120 images."""
+    won = {(0, "a"): 0.7, (1, "a"): 0.6, (0, "b"): 0.4, (1, "b"): 0.5, (0, "c"): 0.5, (1, "c"): 0.6}
     runs = {
-        seed: {"": [(run, float(i < v * 20)) for (s, run), v in won.items() if s == seed for i in range(20)]}
+        seed: {"": [(run, float(i < round(v * 20))) for (s, run), v in won.items() if s == seed for i in range(20)]}
         for seed in (0, 1)
     }
     found = of_attacks(runs)
-    half = (
-        2.571 * torch.tensor(list(won.values()), dtype=torch.float64).std().item() / 6**0.5
-    )  # t of 5 degrees of freedom
-    assert found.value == pytest.approx(0.5)
-    assert (found.low, found.high) == (pytest.approx(0.5 - half), pytest.approx(0.5 + half))
-    assert wilson(60, 120).low > 100 * found.low + 15  # which 120 independent images would have
+    half = 4.303 * 0.1 / 3**0.5  # t of 2 degrees of freedom; the things' means are 0.65, 0.45 and 0.55
+    assert found == pytest.approx((0.55, 0.55 - half, 0.55 + half), abs=1e-3)
+    assert wilson(66, 120).low > 100 * found.low + 15  # which 120 independent images would have
+    alone = of_attacks({0: {"": [("a", 1.0), ("a", 0.0)]}, 1: {"": [("a", 1.0), ("a", 1.0)]}})
+    assert alone == (0.75, 0.0, 1.0), "one thing: the seeds are the clusters"
     one = {0: {"": [("a", 1.0), ("a", 0.0)]}}
     assert of_attacks(one) == (0.5, 0.0, 1.0), "one run says nothing of others"
     assert of_attacks(one, -1.0) == (0.5, -1.0, 1.0)

@@ -133,14 +133,20 @@ def of_attacks(runs: Runs, least: float = 0.0) -> Interval:
     """Mean of shares that independent runs of an attack gave, 0 to 1, and its 95 % interval.
 
     A label is a concept and a run; all images that it has for a training seed and split stand or fall with what was found.
-    `nested` over training seeds and labels, never narrower than Student's of the clusters' means, if they are up to 12; one
-    alone says nothing of others: its interval is all there is, from ``least`` (-1 for differences) to 1.
+    `nested` over training seeds and labels, never narrower than Student's of few clusters: of labels, which seeds share (a
+    word is learned for the same thing), or of seeds where there is one label. A single run says nothing of others: its interval
+    is all there is, from ``least`` (-1 for differences) to 1.
     """
-    by: dict[tuple[int, str, str], list[float]] = {}
-    for seed, by_split in runs.items():
-        for split, row in by_split.items():
-            for label, value in row:
-                by.setdefault((seed, split, label), []).append(value)
+    rows = [
+        (seed, f"{split} {label}", value)
+        for seed, by_split in runs.items()
+        for split, row in by_split.items()
+        for label, value in row
+    ]
+    axis = 1 if len({label for _, label, _ in rows}) > 1 else 0
+    by: dict[Any, list[float]] = {}
+    for row in rows:
+        by.setdefault(row[axis], []).append(row[2])
     found = nested(runs)
     low, high = (least, 1.0) if len(by) < 2 else _student(found, list(by.values()))[1:]
     return Interval(found.value, max(low, least), min(high, 1.0))
