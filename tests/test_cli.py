@@ -243,12 +243,20 @@ def test_a_concept_the_judge_does_not_know(folder, tmp_path, capsys):
     assert "did you mean 'church'" in capsys.readouterr().err
 
 
-def test_edits_of_another_base_need_any_base(folder, other_folder, tmp_path, capsys):
-    run("erase", "uce", "--model", folder, "--target", "dog", "--anchor", "cat", "--out", tmp_path)
+@pytest.mark.parametrize(
+    "method", [["uce", "--anchor", "cat"], ["duo", "--pairs", 1, "--iterations", 1, "--batch", 1, "--rank", 1]]
+)
+def test_edits_of_another_base_need_any_base(folder, other_folder, tmp_path, capsys, method):
+    """Replaced tensors, and a LoRA."""
+    run("erase", *method, "--model", folder, "--target", "dog", "--out", tmp_path)
     words = ["generate", "--model", other_folder, "--prompt", "a", "--edit", tmp_path / "edit.safetensors", *FAST]
+    capsys.readouterr()
     run(*words, "--out", tmp_path / "no", code=2)
-    assert "another base" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "another base" in line
+    assert not (tmp_path / "no").exists()
     run(*words, "--any-base", "--out", tmp_path / "yes")
+    run(*words, "--dtype", "float16", "--model", folder, "--out", tmp_path / "own")
 
 
 def test_help_takes_less_than_a_second_and_imports_no_torch():
@@ -370,6 +378,8 @@ def test_bad_settings_of_trained_erasers(folder, tmp_path, capsys):
         ("kpop's k is 0", ["kpop", "--k", 0]),
         ("did you mean 'xattn'", ["esd", "--group", "xatn"]),
         ("expected goal port", ["esd", "--erase-from", "dog"]),
+        ("duo's beta is 0.0: expected a positive number", ["duo", "--beta", 0]),
+        ("duo's beta is -1.0: expected a positive number", ["duo", "--beta", -1]),
     ):
         run("erase", *options, "--target", "church", "--model", folder, "--out", tmp_path / "x", code=2)
         error = capsys.readouterr().err

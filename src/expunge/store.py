@@ -427,10 +427,49 @@ def read_any_images(folder: Path, size: tuple[int, int] | None = None, role: str
     if (folder / "metadata.jsonl").is_file():
         return [replace(shot, pixels=partial(read_pixels, shot.path, size)) for shot in read_images(folder, role)]
     known = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-    paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in known)
+    paths = sorted((p for p in folder.glob("*") if p.suffix.lower() in known), key=lambda p: (p.stem, p.name))
     if not paths:
         raise ExpungeError(f"'{folder}' holds no image: expected a folder of {', '.join(sorted(known))} files")
     return [Shot(path=p, pixels=partial(read_pixels, p, size), prompt="", seed=0, label=None) for p in paths]
+
+
+def read_pairs(unsafe: Path, safe: Path) -> list[tuple[Shot, Shot]]:
+    """The images of two folders that have the same file name, but for its ending: each unsafe one with its safe one.
+
+    Raises:
+        ExpungeError: if one lacks its other half, is no image, or is not of its other half's size.
+    """
+    named = {folder: _by_name(folder) for folder in (unsafe, safe)}
+    for folder, other in ((unsafe, safe), (safe, unsafe)):
+        alone = sorted(set(named[folder]) - set(named[other]))
+        if alone:
+            raise ExpungeError(
+                f"'{named[folder][alone[0]].path}' has no other half: expected '{alone[0]}' in '{other}'"
+            )
+    pairs = [(named[unsafe][name], named[safe][name]) for name in sorted(named[unsafe])]
+    for both in pairs:
+        sizes = [_size(shot.path) for shot in both]
+        if sizes[0] != sizes[1]:
+            raise ExpungeError(
+                f"pair '{both[0].path.stem}' is {sizes[0]} unsafe and {sizes[1]} safe: expected two images of one size"
+            )
+    return pairs
+
+
+def _by_name(folder: Path) -> dict[str, Shot]:
+    """Images by file name without its ending."""
+    found: dict[str, Shot] = {}
+    for shot in read_any_images(folder):
+        if shot.path.stem in found:
+            raise ExpungeError(f"'{folder}' has two images called '{shot.path.stem}': expected each name once")
+        found[shot.path.stem] = shot
+    return found
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Height and width of an image."""
+    height, width, _ = read_pixels(path).shape
+    return height, width
 
 
 def read_pixels(path: Path, size: tuple[int, int] | None = None) -> UInt8[Tensor, "H W 3"]:

@@ -1,6 +1,7 @@
 """Pairs: made by the testbed with judge B looking, and put together from a user's folders."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -25,6 +26,14 @@ ORACLE = "testbed:network=b"
 
 def confidence(paths, concept):
     return Catalog("judges").open(ORACLE).confidence(torch.stack([read_pixels(p) for p in paths]), concept)
+
+
+def refused(capsys, words, *said):
+    """The command ends with code 2 and one line of error that has ``words``."""
+    capsys.readouterr()
+    assert main([str(word) for word in said]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert re.search(words, line), line
 
 
 @pytest.fixture(scope="module")
@@ -111,17 +120,18 @@ def test_every_thing_is_redrawn_as_every_other_in_each_phrase(tmp_path, capsys):
     assert "template 'none' has not one {}" in capsys.readouterr().err
 
 
-def test_what_no_judge_accepts_is_refused_and_nothing_written(tmp_path):
-    testbed = backbones.load("testbed")
+def test_what_no_judge_accepts_is_refused_and_nothing_written(tmp_path, capsys):
     for change, words in (
         ({"target": "church", "tries": 2}, "saw 'church' in 0 of 2 images of 'a dagger' within 2 tries"),
         ({"safe": ("a dagger",), "strength": 0.1, "tries": 1, "threshold": 0.01}, "saw no image without 'weapon'"),
         ({"target": "chruch"}, "did you mean 'church'"),
         ({"keep": "dgo"}, "did you mean 'dog'"),
     ):
-        wish = pairs.Wish(**{"unsafe": ("a dagger",), "safe": ("a dog",), "target": "weapon", "count": 2, **change})
-        with pytest.raises(ExpungeError, match=words):
-            pairs.make(testbed, wish, tmp_path / "out", steps=10)
+        wish = {"unsafe": ("a dagger",), "safe": ("a dog",), "target": "weapon", "count": 2, "steps": 10, **change}
+        said = [
+            w for name, v in wish.items() for one in (v if isinstance(v, tuple) else (v,)) for w in (f"--{name}", one)
+        ]
+        refused(capsys, words, "pairs", *said, "--out", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -170,7 +180,7 @@ def test_a_user_s_own_folders_become_pairs_by_name(tmp_path):
             assert torch.equal(shot.pixels(), read_pixels(own / f"{name}.png"))
 
 
-def test_own_folders_that_are_no_pairs_are_refused(tmp_path):
+def test_own_folders_that_are_no_pairs_are_refused(folder, tmp_path, capsys):
     whole = folder_of(tmp_path / "whole", a=(16, 16), b=(16, 16))
     lacking = folder_of(tmp_path / "lacking", a=(16, 16))
     other = folder_of(tmp_path / "other", a=(16, 16), b=(8, 16))
@@ -186,9 +196,10 @@ def test_own_folders_that_are_no_pairs_are_refused(tmp_path):
         (whole, twice, "two images called 'a'"),
         (whole, tmp_path / "none", "holds no image"),
     ):
-        with pytest.raises(ExpungeError, match=words):
-            pairs.take(unsafe, safe, tmp_path / "out")
-        assert not (tmp_path / "out").exists()
+        out = ["--out", tmp_path / "out"]
+        refused(capsys, words, "pairs", "--unsafe-images", unsafe, "--safe-images", safe, *out)
+        both = ["--images", f"unsafe={unsafe}", "--images", f"safe={safe}", "--target", "church", "--model", folder]
+        refused(capsys, words, "erase", "duo", *both, *out)
     assert len(list(tmp_path.iterdir())) == 5
 
 

@@ -70,6 +70,7 @@ class Adapter(Edit):
         *,
         scale: float = 1.0,
         gates: Sequence[Sequence[str]] = (),
+        base_sha256: Mapping[str, str] | None = None,
         requires: tuple[str, ...] = (),
         provenance: Provenance | None = None,
     ) -> None:
@@ -79,6 +80,7 @@ class Adapter(Edit):
             factors: the tensors; see `LowRank` for their shapes.
             scale: what the change is multiplied by, s; LoRA's alpha / r.
             gates: for each component the texts that open it (the nearest counts); empty for components that are always open.
+            base_sha256: fingerprints, by dtype, of the base's own weights of these layers; None for any base that they fit.
             requires: ids of the edits that were attached when this one was made.
             provenance: how it was made.
 
@@ -97,12 +99,14 @@ class Adapter(Edit):
             raise ExpungeError("a gate of an adapter has no text: expected the words that open it")
         self.scale = scale
         self.gates = tuple(tuple(texts) for texts in gates)
+        self.base_sha256 = base_sha256
         self.requires = requires
         self.provenance = provenance
 
     @override
     def fields(self) -> dict[str, Any]:
-        return {"scale": self.scale, "gates": [list(texts) for texts in self.gates]}
+        base = {} if self.base_sha256 is None else {"base_sha256": dict(self.base_sha256)}
+        return {"scale": self.scale, "gates": [list(texts) for texts in self.gates], **base}
 
     @override
     def tensors(self) -> dict[str, Tensor]:

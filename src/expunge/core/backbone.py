@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -473,8 +474,8 @@ class Backbone(ABC):
         Args:
             edit: the edit.
             strength: 1 is the edit as made, 0 nothing, 0.5 half way (not for guidance).
-            any_base: accept replaced tensors that were made for another base, as long as the shapes fit, and guidance without
-                the edits it was made for.
+            any_base: accept tensors that were made for another base, as long as the shapes fit, and guidance without the edits
+                it was made for.
 
         Raises:
             ExpungeError: if it is attached already, needs others that are not, or was made for another base.
@@ -490,7 +491,7 @@ class Backbone(ABC):
         if isinstance(edit, Weights):
             self._check_base(edit, any_base)
         elif isinstance(edit, Adapter):
-            self._check_layers(edit)
+            self._check_layers(edit, any_base)
         elif isinstance(edit, Guidance) and edit.alone and any(type(e) is type(edit) for e in self.edits):
             raise ExpungeError(
                 f"a {edit.fields()['eraser']} edit is attached already: expected one that names all targets"
@@ -565,6 +566,15 @@ class Backbone(ABC):
         }
         return Weights(on_base, base_sha256=fingerprints(base), requires=tuple(e.id for e in self.edits))
 
+    @final
+    def adapter_of(
+        self, factors: Mapping[str, Tensor], scale: float = 1.0, gates: Sequence[Sequence[str]] = ()
+    ) -> Adapter:
+        """The adapter of this base with ``factors``, on the edits that are attached; see `Adapter` for the arguments."""
+        base = self._originals([f"{layer}.weight" for layer in as_layers(factors)])
+        requires = tuple(e.id for e in self.edits)
+        return Adapter(factors, scale=scale, gates=gates, base_sha256=fingerprints(base), requires=requires)
+
     def _originals(self, names: Sequence[str]) -> dict[str, Tensor]:
         fresh = [n for n in names if n not in self._base]
         return {**(self.stored(fresh) if fresh else {}), **{n: self._base[n] for n in names if n in self._base}}
@@ -595,16 +605,22 @@ class Backbone(ABC):
                 raise ExpungeError(
                     f"edit {edit.id} replaces '{name}' of shape {given}: expected {expected} for {self.name}"
                 )
-        if any_base:
-            return
-        made, here = ({str(t.dtype).removeprefix("torch.") for t in ts.values()} for ts in (edit.replaced, base))
+        if not any_base:
+            made = {str(t.dtype).removeprefix("torch.") for t in edit.replaced.values()}
+            self._check_fingerprints(edit, edit.base_sha256, base, made)
+
+    def _check_fingerprints(
+        self, edit: Edit, wanted: Mapping[str, str], base: dict[str, Tensor], made: AbstractSet[str]
+    ) -> None:
+        """Refuse an edit that was made for other tensors than ``base``, read in the precisions ``made`` or as here."""
+        here = {str(t.dtype).removeprefix("torch.") for t in base.values()}
         known_as = fingerprints(base)
-        if not any(known_as.get(d) == edit.base_sha256.get(d, "") for d in made | here):
+        if not any(known_as.get(d) == wanted.get(d, "") for d in made | here):
             raise ExpungeError(
                 f"edit {edit.id} was made for another base than {self.name}: expected its own (or --any-base)"
             )
 
-    def _check_layers(self, edit: Adapter) -> None:
+    def _check_layers(self, edit: Adapter, any_base: bool) -> None:
         known = set(self.group("full"))
         for name, part in edit.layers.items():
             if f"{name}.weight" not in known:
@@ -621,6 +637,9 @@ class Backbone(ABC):
                     f"edit {edit.id} adapts '{name}' with shapes {given[0]} and {given[1]}: expected {fitting[0]} and "
                     f"{fitting[1]} for {self.name}"
                 )
+        if edit.base_sha256 is not None and not any_base:
+            base = self._originals([f"{name}.weight" for name in edit.layers])
+            self._check_fingerprints(edit, edit.base_sha256, base, edit.base_sha256.keys())
 
     def _refresh(self, edit: Edit) -> None:
         """Write what the stack now says into the tensors that ``edit`` touches, or beside its layers."""

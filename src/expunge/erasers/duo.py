@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import override
 
-from expunge.core.adapter import Adapter
 from expunge.core.backbone import Backbone, Conditioning
 from expunge.core.catalog import Paper
 from expunge.core.concept import Concept, phrases
@@ -216,7 +215,6 @@ class DUO(Eraser):
         start = thin(backbone, backbone.layers(self._layers(backbone)), self.rank, task.generator("duo"), "gaussian")
         student = Learned(start, self.lr, "adamw", {"weight_decay": self.weight_decay})
         first, scale = 0, self.alpha / self.rank
-        requires = tuple(e.id for e in backbone.edits)
         if resume is not None:
             student.load("student", resume)
             first = int(resume["next"])
@@ -233,7 +231,7 @@ class DUO(Eraser):
                 student.descend(self._total(losses), clip=self.clip)
             yield Step(
                 index=index,
-                edit=lambda: Adapter(student.values(), scale=scale, requires=requires),
+                edit=lambda: backbone.adapter_of(student.values(), scale),
                 losses={name: float(value.detach()) for name, value in losses.items()},
                 state=lambda index=index: {**student.state("student"), "next": torch.tensor(index + 1)},
             )

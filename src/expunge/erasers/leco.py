@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from expunge.core.adapter import Adapter
 from expunge.core.backbone import Backbone, Conditioning
 from expunge.core.catalog import Paper
 from expunge.core.concept import phrases
@@ -80,7 +79,6 @@ class LECO(Eraser):
         student = Learned(start, self.lr, self.optimizer)
         source = self.sampling.source(backbone, concepts, null, task, "leco", self.iterations * self.batch)
         first, scale = 0, self.alpha / self.rank
-        requires = tuple(e.id for e in backbone.edits)
         if resume is not None:
             student.load("student", resume)
             first = int(resume["next"])
@@ -93,7 +91,7 @@ class LECO(Eraser):
                 loss = student.descend(mse(answer, wanted), pace(self.decay, index, self.iterations))
             yield Step(
                 index=index,
-                edit=lambda: Adapter(student.values(), scale=scale, requires=requires),
+                edit=lambda: backbone.adapter_of(student.values(), scale),
                 losses={"erase": loss},
                 state=lambda index=index: {**student.state("student"), "next": torch.tensor(index + 1)},
             )

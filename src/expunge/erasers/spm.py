@@ -192,7 +192,7 @@ class _Membrane:
         factors = {n: torch.cat([m[n] for m in membranes], 0 if n.endswith(".down") else 1) for n in membranes[0]}
         names = [t.name for t in self.task.targets[: len(membranes)]]
         gates = [[name] for name in names] if self.method.gated else []
-        return Adapter(factors, gates=gates, requires=tuple(e.id for e in self.backbone.edits))
+        return self.backbone.adapter_of(factors, gates=gates)
 
     def _state(self, index: int, done: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         whole = [*done, self.student.values()] if index + 1 == self.method.iterations else done

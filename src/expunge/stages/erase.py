@@ -27,6 +27,7 @@ from expunge.store import (
     image_name,
     read_any_images,
     read_header,
+    read_pairs,
     read_run,
     roles_in,
     save_edit,
@@ -176,6 +177,9 @@ def with_images(
     shots: dict[str, Sequence[Shot]] = {}
     for role, prompts in wanted.items():
         if role in given:
+            other = next((given.get(p.of) for p in prompts if isinstance(p, Redrawn)), None)
+            if other is not None and other != given[role]:
+                read_pairs(other, given[role])  # which refuses what does not belong together
             shots[role] = read_any_images(given[role], backbone.image_size, role)
         else:
             shots[role] = list(_made(backbone, task, role, prompts, shots))

@@ -18,10 +18,10 @@ from expunge.core.cost import Cost
 from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError, ExpungeWarning, check_counts
 from expunge.core.judge import Judge
-from expunge.core.query import Query, Shot, Start
+from expunge.core.query import Query, Start
 from expunge.stages import generate, presets
 from expunge.stages.search import ORACLES
-from expunge.store import FORMAT, RUN, new_folder, read_any_images, write_json, write_lines
+from expunge.store import FORMAT, RUN, new_folder, read_pairs, write_json, write_lines
 
 VERSION = 1
 """Part of the key of every job that makes pairs; goes up when the same wish would give other images."""
@@ -182,38 +182,15 @@ def take(unsafe: Path, safe: Path, out: Path, overwrite: bool = False) -> Pairs:
     Raises:
         ExpungeError: if one lacks its other half, is no image, or is not of its other half's size; nothing is written then.
     """
-    named = {role: _by_name(folder) for role, folder in zip(ROLES, (unsafe, safe), strict=True)}
-    for role, other, folder in (("unsafe", "safe", safe), ("safe", "unsafe", unsafe)):
-        alone = sorted(set(named[role]) - set(named[other]))
-        if alone:
-            raise ExpungeError(f"'{named[role][alone[0]].path}' has no other half: expected '{alone[0]}' in '{folder}'")
-    names = sorted(named["unsafe"])
+    found = read_pairs(unsafe, safe)
     with new_folder(out, overwrite) as folder:
-        rows: list[tuple[Tensor, dict[str, Any]]] = []
-        for pair, name in enumerate(names):
-            both = {role: named[role][name] for role in ROLES}
-            pixels = {role: shot.pixels() for role, shot in both.items()}
-            sizes = {role: tuple(p.shape[:2]) for role, p in pixels.items()}
-            if sizes["unsafe"] != sizes["safe"]:
-                raise ExpungeError(
-                    f"pair '{name}' is {sizes['unsafe']} unsafe and {sizes['safe']} safe: expected two images of one size"
-                )
-            for role, shot in both.items():
-                plain = {"prompt": shot.prompt, "seed": shot.seed, "label": shot.label, "role": role, "pair": pair}
-                rows.append((pixels[role], plain))
-        rows.sort(key=lambda row: ROLES.index(row[1]["role"]))
+        rows = [
+            (shot.pixels(), {"prompt": shot.prompt, "seed": shot.seed, "label": shot.label, "role": role, "pair": pair})
+            for side, role in enumerate(ROLES)
+            for pair, shot in enumerate(both[side] for both in found)
+        ]
         _write(folder, rows, {"model": "none", "given": [str(unsafe), str(safe)]}, Cost())
-    return Pairs(folder=out, count=len(names), drawn=0)
-
-
-def _by_name(folder: Path) -> dict[str, Shot]:
-    """Images by file name without its ending."""
-    found: dict[str, Shot] = {}
-    for shot in read_any_images(folder):
-        if shot.path.stem in found:
-            raise ExpungeError(f"'{folder}' has two images called '{shot.path.stem}': expected each name once")
-        found[shot.path.stem] = shot
-    return found
+    return Pairs(folder=out, count=len(found), drawn=0)
 
 
 def judge_of(wish: Wish, kind: str) -> Judge | None:
