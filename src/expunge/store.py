@@ -538,7 +538,7 @@ def _published_set(file: Path, label: str | None) -> ConceptSet:
 # prompts of the papers -----------------------------------------------------------------------------------------------
 SEEDS = ("evaluation_seed", "sd_seed", "seed")
 GUIDANCES = ("evaluation_guidance", "sd_guidance_scale", "guidance")
-LABELS = ("label", "class", "artist", "concept")
+LABELS = ("label", "label_str", "class", "artist", "concept")
 """Columns of published prompt files, the first that is there."""
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from expunge.core.record import clustered, mean_of, nested, of_attacks, paired_proportions, wilson
+from expunge.core.record import clustered, mean_of, nested, of_attacks, paired_proportions, spread, wilson
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,17 @@ def test_wilson_equals_published_values(successes, n, low, high):
 def test_wilson_holds_its_value_at_both_ends(n):
     assert wilson(0, n).low == 0.0
     assert wilson(n, n).high == 100.0
+
+
+def test_a_spread_is_the_standard_deviation_of_all_values():
+    values = torch.randn(40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 + 5
+    found = spread(values.tolist())
+    assert found.value == pytest.approx(values.std().item())
+    half = 1.96 * 2 / (2 * 120) ** 0.5  # of a normal distribution's, asymptotically
+    assert found.low == pytest.approx(found.value - half, abs=0.12)
+    assert found.high == pytest.approx(found.value + half, abs=0.12)
+    apart = spread([[1.0] * 50, [0.0] * 50])
+    assert (apart.low, apart.high) == (0.0, pytest.approx(0.5, abs=0.01)), "resamples of one cluster alone have none"
 
 
 def test_clusters_that_agree_inside_are_as_uncertain_as_their_number():

@@ -158,6 +158,13 @@ def test_no_such_clip_is_one_line(tmp_path):
         ("The Witch's House by Kelly McKernan", "Kelly McKernan", "The Witch's House"),
         ("a barn, in the style of Van Gogh, at night", "van gogh", "a barn, at night"),
         ("Van Gogh painting of a barn", "Van Gogh", "painting of a barn"),
+        ("A Van Gogh-inspired barn", "Van Gogh", "A barn"),
+        ("Van Gogh-inspired art of a barn", "Van Gogh", "art of a barn"),
+        ("A barn, with lights inspired by Van Gogh's style.", "Van Gogh", "A barn, with lights."),
+        ("A barn, in the style of Van Gogh.", "Van Gogh", "A barn."),
+        ("Build a barn with a Van Gogh touch", "Van Gogh", "Build a barn"),
+        ("A barn in Ajin: Demi Human style", "Ajin: Demi Human", "A barn"),
+        ("Painting of an Ajin's barn", "Ajin: Demi Human", "Painting of an barn"),
     ],
 )
 def test_content_is_the_prompt_without_the_artist(prompt, artist, content):

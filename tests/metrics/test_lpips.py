@@ -82,6 +82,10 @@ def test_prior_preservation_is_one_minus_the_distance(moved, alexnet):
         assert kept.interval.value == pytest.approx(100 - far.interval.value)
         assert kept.interval.low < kept.interval.value < kept.interval.high
         assert kept.n == 3
+        again, spread = dataclasses.replace(ours, spread=True).measure(shots, ["church"], ["dog"], before)
+        assert (again.metric, spread.metric) == (name, f"{name}_sd")
+        wanted = torch.tensor(kept.per_image, dtype=torch.float64).std()
+        assert spread.interval.value == pytest.approx(100 * float(wanted))
 
 
 def test_images_that_ask_for_nothing_in_particular_are_kept(moved):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, final
 from expunge.core.catalog import Paper
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Shot
-from expunge.core.record import Interval, clustered, hull, in_percent, wilson
+from expunge.core.record import Interval, clustered, hull, in_percent, spread, wilson
 
 
 @final
@@ -48,6 +48,13 @@ class Metric(ABC):
     def identity(self) -> str:
         """What tells its weights from others under the same name; empty if they never change."""
         return ""
+
+    def check(self, prompts: Sequence[tuple[str, str | None]]) -> None:
+        """Refuse prompts (each with its label) whose images it could not measure, before these are made.
+
+        Raises:
+            ExpungeError: naming the first.
+        """
 
     @abstractmethod
     def measure(
@@ -171,6 +178,15 @@ def average(
     groups = _clusters(shots, values, concept_of)
     interval = in_percent(clustered(groups if len(groups) > 1 else [[v] for v in values]))
     return _measurement(metric, shots, values, interval, unit, instrument)
+
+
+def deviation(
+    metric: str, shots: Sequence[Shot], values: Sequence[float], instrument: Mapping[str, Any] | None = None
+) -> Measurement:
+    """The standard deviation of values over images, x 100; clusters as in `average`."""
+    groups = _clusters(shots, values, concept_of)
+    interval = in_percent(spread(groups if len(groups) > 1 else [[v] for v in values]))
+    return together(metric, shots, interval, "%", instrument)
 
 
 def _clusters(shots: Sequence[Shot], values: Sequence[float], of: Callable[[Shot], str]) -> list[list[float]]:

@@ -185,6 +185,17 @@ def clustered(values: Sequence[Sequence[float]], resamples: int = 2000, seed: in
     return nested({0: {"": row}}, resamples, seed)
 
 
+def spread(values: Sequence[Sequence[float]], resamples: int = 2000, seed: int = 0) -> Interval:
+    """Standard deviation of all values, and its 95 % interval by resampling whole clusters with replacement."""
+    clusters = [torch.tensor(list(cluster), dtype=torch.float64) for cluster in values]
+    sums = torch.stack([torch.stack([torch.tensor(float(len(c))), c.sum(), c.square().sum()]) for c in clusters])
+    drawn = _draws(resamples, len(sums), torch.Generator().manual_seed(seed)) @ sums
+    n, total, squares = torch.cat([sums.sum(0)[None], drawn]).unbind(1)
+    found = ((squares - total.square() / n).clamp_min(0) / (n - 1).clamp_min(1)).sqrt()
+    low, high = torch.quantile(found[1:], torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Interval(float(found[0]), low, high)
+
+
 def in_percent(fraction: Interval) -> Interval:
     """A bootstrapped interval in percent."""
     return Interval(*(100 * part for part in fraction))

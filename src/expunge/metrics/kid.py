@@ -36,7 +36,7 @@ class KID(Metric):
     """Whose features: `testbed`, or `inception` for KID itself."""
     weights: str = "official"
     """Inception's weights: `official` (from torch-fidelity's address), or the path of a file."""
-    minimum: int = 100
+    minimum: int = 2_000
     """Fewer images than this, or a smaller reference, are refused."""
 
     def __post_init__(self) -> None:

@@ -1,14 +1,15 @@
 """Prior preservation: how much an edit left alone what it should not touch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, final
 
 from typing_extensions import override
 
 from expunge.core.catalog import Paper
+from expunge.core.eraser import LATER
 from expunge.core.errors import ExpungeError
-from expunge.core.metric import Measurement, Metric, average, grouped, paired
+from expunge.core.metric import Measurement, Metric, average, deviation, grouped, paired
 from expunge.core.query import Shot
 from expunge.pretrained import weights as stored
 from expunge.pretrained.perceptual import Resolution, perceptual
@@ -38,6 +39,8 @@ class PriorPreservation(Metric):
     """AlexNet's weights: `official` (torchvision's address), the path of a file, or `random` (for trying things out)."""
     resolution: Resolution = "full"
     """Of LPIPS: `full`, or `64`."""
+    spread: bool = field(default=False, metadata=LATER)
+    """Whether the standard deviation over images stands beside the mean (``…_sd``), as in DUO's Table 3."""
 
     @override
     def identity(self) -> str:
@@ -53,4 +56,6 @@ class PriorPreservation(Metric):
         net, pairs = perceptual(self.network, self.weights, self.resolution), paired(kept, reference)
         values = [1 - distance for distance in net.distances(pairs)]
         name = "prior_preservation" if self.network == "alex" else f"prior_preservation_{self.network}"
-        return [average(name, [p.shot for p in pairs], values, net.instrument)]
+        shown = [p.shot for p in pairs]
+        found = [average(name, shown, values, net.instrument)]
+        return [*found, deviation(f"{name}_sd", shown, values, net.instrument)] if self.spread else found

@@ -1,5 +1,6 @@
 """Style alignment: does CLIP see the artist in an image?"""
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,26 @@ from expunge.core.errors import ExpungeError
 from expunge.core.metric import Measurement, Metric, average, grouped, share
 from expunge.core.query import Shot
 from expunge.pretrained import clip as pretrained
+
+PHRASES = (
+    ", in the style of {}",
+    " in the style of {}",
+    " inspired by {}'s style",
+    " reminiscent of {}'s style",
+    " inspired by {}",
+    " in {} style",
+    " with a {} touch",
+    ", by {}",
+    " by {}",
+    ", {}",
+    " {}-inspired",
+    " {} inspired",
+    " {}'s",
+    " {}",
+    "{}-inspired",
+    "{}",
+)
+"""The phrases of the papers' artist prompts."""
 
 
 @final
@@ -32,8 +53,9 @@ class StyleAlignment(Metric):
     higher_is_better: ClassVar[bool] = True
     model: str = "testbed"
     """Whose CLIP: `testbed`, a hub id (openai/clip-vit-base-patch32 or -large-patch14: the sources differ), or a folder."""
-    phrases: tuple[str, ...] = (", in the style of {}", " in the style of {}", ", by {}", " by {}", ", {}", " {}", "{}")
-    """How prompts name an artist, the first that fits; it is taken out to leave the content."""
+    phrases: tuple[str, ...] = PHRASES
+    """How prompts name an artist, the first that fits; it is taken out to leave the content. A name with a colon may stand by
+    what is before that."""
 
     def __post_init__(self) -> None:
         bad = [p for p in self.phrases if p.count("{}") != 1]
@@ -64,14 +86,21 @@ class StyleAlignment(Metric):
             found += [average(f"{text}{name}", some, s, clip.instrument, unit="100 cos") for text, s in scores.items()]
         return found
 
+    @override
+    def check(self, prompts: Sequence[tuple[str, str | None]]) -> None:
+        for prompt, artist in prompts:
+            if artist is not None:
+                self.content(prompt, artist)
+
     def content(self, prompt: str, artist: str) -> str:
         """``prompt`` without the words that name ``artist``.
 
         Raises:
             ExpungeError: if it does not name them, or names nothing else.
         """
-        for phrase in self.phrases:
-            words = re.escape(phrase.replace("{}", artist))
+        names = dict.fromkeys((artist, artist.partition(":")[0]))
+        for name, phrase in itertools.product(names, self.phrases):
+            words = re.escape(phrase.replace("{}", name))
             rest = re.sub(rf"{words}(?!\w)", "", prompt, count=1, flags=re.IGNORECASE)
             if rest != prompt and rest.strip(" ,."):
                 return rest.strip(" ,")

@@ -74,6 +74,10 @@ class Opened:
         """The grid and its methods."""
         plan = self.plan
         check_counts("plan", count=plan.count, control_count=plan.control_count, attack_runs=plan.attack_runs)
+        if plan.steps is not None:
+            check_counts("plan", steps=plan.steps)
+        if plan.guidance is not None:
+            check_positive("plan", guidance=plan.guidance)
         self.grid: Grid = presets.filled(Grid, "plan's grid", {k: several(v) for k, v in plan.grid.items()})
         if plan.attacks and max(self.grid.seed) - min(self.grid.seed) >= RUNS:
             raise ExpungeError(
@@ -234,11 +238,13 @@ class Opened:
         return Further("others", replace(part, prompts=prompts), concepts, others.count, self.metrics)
 
     def _check_labels(self) -> None:
-        """Refuse a concept that a metric's judge does not know, before anything is trained."""
-        asked = [(self.metrics, self.set.concepts), *((f.metrics, f.concepts) for f in self.further)]
+        """Refuse a concept that a metric's judge does not know, or prompts that it cannot read, before anything is trained."""
+        own = (self.metrics, self.set.concepts, self._prompts())
+        asked = [own, *((f.metrics, f.concepts, f.part.prompts) for f in self.further)]
         erased = {c for targets in self.splits.values() for c in (*targets, *self._told(targets))}
-        for metrics, concepts in asked:
+        for metrics, concepts, prompts in asked:
             for metric in metrics:
+                metric.check(prompts)
                 judge = metric.settings.get("judge")
                 if judge is not None:
                     opened = Catalog("judges").open(judge)

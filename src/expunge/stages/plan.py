@@ -1,7 +1,7 @@
 """Plans: a grid of methods, concepts and seeds as a TOML file."""
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, final
@@ -169,6 +169,10 @@ class Plan:
     """Precision of generation; `fast` is what this machine's CPU is fastest in."""
     part: str = "test"
     """Part of the concept sets: dev or test."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance that images are made with; the model's own if not given."""
+    steps: int | None = None
+    """Denoising steps; likewise."""
     count: int = 50
     """Images a prompt."""
     control_count: int = 10
@@ -323,6 +327,8 @@ class PlannedMetric(NamedTuple):
     """Whether it compares sets of images, and not image by image."""
     about: str
     """Which images it cannot do without: targets, kept, either."""
+    check: Callable[[Sequence[tuple[str, str | None]]], None]
+    """Refuses prompts whose images it could not measure."""
 
 
 class PlannedAttack(NamedTuple):
@@ -370,9 +376,8 @@ def planned_metric(entry: Any) -> PlannedMetric:
     built = measure.build(name, table)
     settings = settings_of(built)
     told = _judge(settings) or built.identity()
-    return PlannedMetric(
-        name, settings, built.version, told, variant, built.paired, built.asks_kept, built.any_reference, built.about
-    )
+    told_of = (built.paired, built.asks_kept, built.any_reference, built.about, built.check)
+    return PlannedMetric(name, settings, built.version, told, variant, *told_of)
 
 
 def planned_attack(entry: Any, kind: str, runs: int = 1) -> PlannedAttack:

@@ -86,6 +86,15 @@ class Planner(Opened):
         """The model that edits are made on."""
         return jobs.model(self.plan.model, self.plan.dtype)
 
+    @cached_property
+    def _sampling(self) -> tuple[float, int]:
+        """Guidance and steps of every image that the plan asks for."""
+        guidance, steps = presets.generation(self.backbone)
+        return (
+            guidance if self.plan.guidance is None else self.plan.guidance,
+            steps if self.plan.steps is None else self.plan.steps,
+        )
+
     def identity(self, dtype: str) -> str:
         """Hash of the model's files in a precision."""
         return jobs.model(self.plan.model, dtype).identity()
@@ -252,7 +261,7 @@ class Planner(Opened):
         self, edit: Erasure | None, name: str, targets: list[str], kept: list[str], place: Mapping[str, Any]
     ) -> Iterator[Planned]:
         """The analyses that have something to look at here."""
-        guidance, steps = presets.generation(self.backbone)
+        guidance, steps = self._sampling
         told, retain = self._told(targets), self._told(kept)
         steps_made = () if edit is None else edit.steps
         # one after another there is neither one key nor one training
@@ -335,7 +344,7 @@ class Planner(Opened):
 
     def _paired(self, wish: pairs.Wish) -> Planned:
         """The pairs that a method learns from; planned as if the judge accepted each first draw."""
-        guidance, steps = presets.generation(self.backbone)
+        guidance, steps = self._sampling
         judge = pairs.judge_of(wish, self.backbone.kind)
         job = {
             "room": "pairs",
@@ -377,7 +386,7 @@ class Planner(Opened):
         dtype: str | None = None,
         seeds: Sequence[int] = (),
     ) -> Planned:
-        guidance, steps = presets.generation(self.backbone)
+        guidance, steps = self._sampling
         edits = () if edit is None else edit.steps
         job = {
             "room": "generate",
