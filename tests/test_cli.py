@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from expunge.cli import main
-from expunge.store import read_pixels
+from expunge.store import read_images, read_pixels
 
 FAST = ["--steps", "3", "--count", "2"]
 
@@ -241,6 +241,32 @@ def test_a_concept_the_judge_does_not_know(folder, tmp_path, capsys):
     run("generate", "--model", folder, "--concept", "chuch", *FAST, "--out", tmp_path / "images")
     run("measure", "esr-psr", "--images", tmp_path / "images", "--target", "chuch", code=2)
     assert "did you mean 'church'" in capsys.readouterr().err
+
+
+def test_several_loras_each_have_their_strength(folder, tmp_path, capsys):
+    """In images, in a record, and in the model that is exported, which makes the same images without them."""
+    quick = ["--pairs", 1, "--iterations", 1, "--batch", 1, "--rank", 1, "--base-lr", 1, "--model", folder]
+    both = []
+    for target in ("dog", "church"):
+        run("erase", "duo", "--target", target, *quick, "--out", tmp_path / target, "--quiet")
+        both += ["--edit", tmp_path / target / "edit.safetensors"]
+    apart = ["--strength", "0.5", "--strength", "0.25"]
+    asked = ["--prompt", "a dog", *FAST, "--quiet"]
+    images = {}
+    for name, words in (("each", apart), ("all", ["--strength", "0.5"]), ("whole", [])):
+        run("generate", "--model", folder, *asked, *both, *words, "--out", tmp_path / name)
+        images[name] = read_images(tmp_path / name)[0].pixels().float()
+    assert json.loads((tmp_path / "each" / "run.json").read_text())["strength"] == [0.5, 0.25]
+    assert not torch.equal(images["each"], images["all"])
+    assert not torch.equal(images["all"], images["whole"])
+    run("export", "--model", folder, *both, *apart, "--out", tmp_path / "model", "--quiet")
+    assert ", at strength 0.25" in (tmp_path / "model" / "README.md").read_text()
+    run("generate", "--model", tmp_path / "model", *asked, "--out", tmp_path / "exported")
+    assert (read_images(tmp_path / "exported")[0].pixels().float() - images["each"]).abs().max() <= 1
+    capsys.readouterr()
+    run("generate", "--model", folder, *asked, *both, *apart, "--strength", "1", "--out", tmp_path / "no", code=2)
+    assert "3 strengths for 2 edits: expected one, or one for each" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize(

@@ -34,12 +34,12 @@ def test_a_lora_is_loaded_by_diffusers_itself(tmp_path, family, layout):
     edits = [adapter(backbone, 2, 0.5, 0), adapter(backbone, 1, 2.0, 1)]
     noise = backbone.noise(5)
     plain = held("dog", latents=noise, **CALL).images
-    for edit in edits:
-        edit.attach(held)
+    for edit, strength in zip(edits, (1.0, 0.25), strict=True):
+        edit.attach(held, strength=strength)
     expected = held("dog", latents=noise, **CALL).images
     for edit in edits:
         edit.detach(held)
-    export.lora_to_folder(backbone, edits, tmp_path / "lora", layout)
+    export.lora_to_folder(backbone, edits, tmp_path / "lora", layout, strength=(1.0, 0.25))
     fresh = MAKERS[family]()
     fresh.load_lora_weights(tmp_path / "lora")
     theirs = fresh("dog", latents=noise, **CALL).images

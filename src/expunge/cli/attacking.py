@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import OmitArgPrefixes
 
-from expunge.cli.options import Images, Model, Paths, Talk, Words, lenient, parse_with, say
+from expunge.cli.options import Images, Model, Numbers, Paths, Talk, Words, lenient, parse_with, say, strength_of
 from expunge.core.errors import ExpungeError
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ class Attack:
     """A concept to bring back, in words; repeat for several."""
     edit: Paths = ()
     """An edit.safetensors of the model that is attacked; repeat in order. None: the original, to calibrate on."""
-    strength: float = 1.0
-    """How strongly edits that have weights are attached: 0.5 is half way."""
+    strength: Numbers = ()
+    """How strongly edits that have weights are attached: 0.5 is half way; repeat for one of each edit."""
     prompt: Words = ()
     """A prompt to make adversarial, for a single target; the model's own template for each target if none is given."""
     set: str | None = None
@@ -82,7 +82,9 @@ def attack(argv: list[str]) -> None:
     asked = _asked(options, backbone)
     note = f" (preset {use} for {kind})" if use else ""
     options.talk.tell(f"attacking with {name}{note}: {len(asked)} queries")
-    found = stage.run(backbone, name, parsed.settings, edits, targets, asked, options.seed, folders, options.strength)
+    found = stage.run(
+        backbone, name, parsed.settings, edits, targets, asked, options.seed, folders, strength_of(options.strength)
+    )
     stage.to_folder(found, options.out, options.overwrite)
     cost: Any = found.about["cost"]
     spent = f"{cost['forward'] + 3 * cost['trained']} forwards, {found.about['access']}"

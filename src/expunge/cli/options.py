@@ -7,7 +7,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 Words = UseAppendAction[tuple[str, ...]]
 Paths = UseAppendAction[tuple[Path, ...]]
+Numbers = UseAppendAction[tuple[float, ...]]
+
+
+def strength_of(given: Sequence[float]) -> float | Sequence[float]:
+    """What edits are attached with: as made if nothing is given, one number for all, or one for each."""
+    return 1.0 if not given else given[0] if len(given) == 1 else given
 
 
 def say(text: str) -> None:

@@ -6,7 +6,20 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from expunge.cli.options import Hold, Images, Model, Paths, Rows, Talk, Words, parse, parse_with, say
+from expunge.cli.options import (
+    Hold,
+    Images,
+    Model,
+    Numbers,
+    Paths,
+    Rows,
+    Talk,
+    Words,
+    parse,
+    parse_with,
+    say,
+    strength_of,
+)
 from expunge.core.errors import ExpungeError
 
 
@@ -27,8 +40,8 @@ class Generate:
     rows: OmitArgPrefixes[Rows] = dataclasses.field(default_factory=Rows)
     edit: Paths = ()
     """An edit.safetensors to attach; repeat in order."""
-    strength: float = 1.0
-    """Strength of weights edits: 0 is nothing, 1 the edit as made."""
+    strength: Numbers = ()
+    """Strength of edits that have weights: 0 is nothing, 1 the edit as made; repeat for one of each edit."""
     any_base: bool = False
     """Attach edits that were made for another base."""
     hold: OmitArgPrefixes[Hold] = dataclasses.field(default_factory=Hold)
@@ -57,7 +70,7 @@ def generate(argv: list[str]) -> None:
     how = {
         "attack": None if stored is None else stored.about,
         "split": "none" if part is None else options.part,
-        "strength": options.strength,
+        "strength": strength_of(options.strength),
         "any_base": options.any_base,
         "by": options.hold.filter(),
     }
@@ -258,6 +271,8 @@ class Export:
     """A whole diffusers folder, or one file (ldm: A1111, ComfyUI); or the edits alone as a LoRA, in two namings."""
     records: Paths = ()
     """A .jsonl file of `expunge measure` whose figures go into the model card; repeat for several."""
+    strength: Numbers = ()
+    """Strength of the edits: 0 is nothing, 1 as made; repeat for one of each edit."""
     out: Path
     """Folder for the model, or for the LoRA."""
     any_base: bool = False
@@ -276,7 +291,11 @@ def export(argv: list[str]) -> None:
 
     check_new(options.out, options.overwrite)
     edits, backbone = [load_edit(path) for path in options.edit], options.model.open()
-    how = {"records": [row for path in options.records for row in read_lines(path)], "overwrite": options.overwrite}
+    how = {
+        "records": [row for path in options.records for row in read_lines(path)],
+        "strength": strength_of(options.strength),
+        "overwrite": options.overwrite,
+    }
     if options.layout == "diffusers":
         stage.to_folder(backbone, edits, options.out, any_base=options.any_base, **how)
         told = f"{options.out}: load it with DiffusionPipeline.from_pretrained"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from expunge.core.adapter import Adapter, LowRank, as_layers, low_rank
 from expunge.core.cost import Cost
-from expunge.core.edit import Edit, Guidance, GuidedStep, Weights, fingerprints
+from expunge.core.edit import Edit, Guidance, GuidedStep, Weights, fingerprints, strengths
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query
 
@@ -523,12 +523,15 @@ class Backbone(ABC):
 
     @final
     @contextmanager
-    def attached(self, edits: Sequence[Edit], strength: float = 1.0, any_base: bool = False) -> Iterator[None]:
-        """Attach edits in order and detach them on exit; ``strength`` is for those that have weights."""
+    def attached(
+        self, edits: Sequence[Edit], strength: float | Sequence[float] = 1.0, any_base: bool = False
+    ) -> Iterator[None]:
+        """Attach edits in order and detach them on exit; ``strength`` is that of all which have weights, or of each."""
         done: list[Edit] = []
+        each = strengths(strength, edits)
         try:
-            for edit in edits:
-                self.attach(edit, strength=1.0 if isinstance(edit, Guidance) else strength, any_base=any_base)
+            for edit, one in zip(edits, each, strict=True):
+                self.attach(edit, strength=one, any_base=any_base)
                 done.append(edit)
             yield
         finally:

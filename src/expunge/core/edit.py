@@ -89,6 +89,18 @@ class Edit(ABC):
         catalog.store().save_edit(self, path, overwrite=overwrite)
 
 
+def strengths(strength: float | Sequence[float], edits: Sequence[Edit]) -> list[float]:
+    """The strength of each edit: one for all, or one for each; guidance has no weights to scale, and is as it is.
+
+    Raises:
+        ExpungeError: if there are more or fewer than edits.
+    """
+    given = [strength] * len(edits) if isinstance(strength, int | float) else list(strength)
+    if len(given) != len(edits):
+        raise ExpungeError(f"{len(given)} strengths for {len(edits)} edits: expected one, or one for each")
+    return [1.0 if isinstance(edit, Guidance) else float(one) for one, edit in zip(given, edits, strict=True)]
+
+
 def fingerprints(tensors: dict[str, Tensor]) -> dict[str, str]:
     """Fingerprints of a base as it would read in each precision, so that an edit made in one is known in the others."""
     return {

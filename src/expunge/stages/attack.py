@@ -47,11 +47,11 @@ def run(
     queries: Sequence[Query],
     seed: int = 0,
     images: Mapping[str, Path] | None = None,
-    strength: float = 1.0,
+    strength: float | Sequence[float] = 1.0,
 ) -> Attacked:
     """Adversarial versions of ``queries`` against the model with ``edits`` (none: the original, to calibrate on).
 
-    ``strength`` is what edits that have weights are attached with.
+    ``strength`` is what edits that have weights are attached with, all or each.
 
     Images that the attack wants are the original's, unless folders of them are given.
 

@@ -15,7 +15,7 @@ from expunge.backbones.single_file import PREDICTION
 from expunge.backbones.unet import UNetBackbone
 from expunge.core.adapter import Adapter, LowRank
 from expunge.core.backbone import Backbone
-from expunge.core.edit import Edit
+from expunge.core.edit import Edit, strengths
 from expunge.core.errors import ExpungeError
 from expunge.core.lora import Layout, named
 from expunge.store import FORMAT, MODEL, new_folder, write_json
@@ -66,6 +66,7 @@ def to_folder(
     out: Path,
     *,
     records: Sequence[Mapping[str, Any]] = (),
+    strength: float | Sequence[float] = 1.0,
     any_base: bool = False,
     overwrite: bool = False,
 ) -> Path:
@@ -78,8 +79,8 @@ def to_folder(
         raise ExpungeError(f"a {backbone.family} model cannot be exported: expected a family of diffusers")
     fused = [as_weights(backbone, e) for e in edits]
     loading = f'`{backbone.pipeline}.from_pretrained("this folder")`'
-    page = card(backbone, edits, loading, records)
-    with _made(out, overwrite, backbone, edits, page) as folder, backbone.attached(fused, any_base=any_base), quiet():
+    page = card(backbone, edits, loading, records, strength)
+    with _made(out, overwrite, backbone, edits, page) as folder, backbone.attached(fused, strength, any_base), quiet():
         import diffusers
 
         whole: Any = getattr(diffusers, backbone.pipeline)
@@ -103,6 +104,7 @@ def to_file(
     out: Path,
     *,
     records: Sequence[Mapping[str, Any]] = (),
+    strength: float | Sequence[float] = 1.0,
     any_base: bool = False,
     overwrite: bool = False,
 ) -> Path:
@@ -115,8 +117,8 @@ def to_file(
         raise ExpungeError(f"the LDM layout of a {backbone.family} model: expected Stable Diffusion 1.x, 2.x or XL")
     fused = [as_weights(backbone, e) for e in edits]
     loading = f'a checkpoint of A1111 and ComfyUI; `{backbone.pipeline}.from_single_file("{WHOLE}")`'
-    page = card(backbone, edits, loading, records)
-    with _made(out, overwrite, backbone, edits, page) as folder, backbone.attached(fused, any_base=any_base):
+    page = card(backbone, edits, loading, records, strength)
+    with _made(out, overwrite, backbone, edits, page) as folder, backbone.attached(fused, strength, any_base):
         parts = backbone.components()
         coder = type(parts["vae"]).__name__
         if coder != "AutoencoderKL":
@@ -144,6 +146,7 @@ def lora_to_folder(
     layout: Layout,
     *,
     records: Sequence[Mapping[str, Any]] = (),
+    strength: float | Sequence[float] = 1.0,
     overwrite: bool = False,
 ) -> Path:
     """Write adapters without gates as one LoRA, with a model card; `load_lora_weights` of diffusers takes the folder.
@@ -155,21 +158,22 @@ def lora_to_folder(
     """
     if layout == "kohya" and backbone.family != "sd":
         raise ExpungeError(f"the kohya layout of a {backbone.family} model: expected Stable Diffusion 1.x or 2.x")
-    layers = _joined(edits)
+    each = strengths(strength, edits)
+    layers = _joined(edits, each)
     with backbone.attached(edits):  # which checks that they fit
         pass
     loading = f'`pipe.load_lora_weights("this folder")` on a pipeline of `{backbone.name}`'
-    with _made(out, overwrite, backbone, edits, card(backbone, edits, loading, records)) as folder:
+    with _made(out, overwrite, backbone, edits, card(backbone, edits, loading, records, each)) as folder:
         save_file(named(layers, layout), folder / LORA, metadata={"format": "pt"})
     return out
 
 
-def _joined(edits: Sequence[Edit]) -> dict[str, LowRank]:
-    """Adapters side by side, their scales in the matrices that lead up."""
+def _joined(edits: Sequence[Edit], strength: Sequence[float]) -> dict[str, LowRank]:
+    """Adapters side by side, their scales and strengths in the matrices that lead up."""
     if not edits:
         raise ExpungeError("no edit to export as a LoRA: expected at least one adapter")
     parts: dict[str, list[LowRank]] = {}
-    for edit in edits:
+    for edit, one in zip(edits, strength, strict=True):
         if not isinstance(edit, Adapter):
             raise ExpungeError(f"edit {edit.id} is a {edit.kind} edit: expected adapters to export as a LoRA")
         if edit.gates:
@@ -177,7 +181,7 @@ def _joined(edits: Sequence[Edit]) -> dict[str, LowRank]:
                 f"edit {edit.id} has gates that read each prompt, which a LoRA has not: expected an adapter without"
             )
         for name, part in edit.layers.items():
-            parts.setdefault(name, []).append(LowRank(part.down, edit.scale * part.up))
+            parts.setdefault(name, []).append(LowRank(part.down, one * edit.scale * part.up))
     return {
         name: LowRank(torch.cat([p.down for p in several]), torch.cat([p.up for p in several], 1))
         for name, several in parts.items()
@@ -199,20 +203,27 @@ def as_weights(backbone: Backbone, edit: Edit) -> Edit:
     return edit
 
 
-def card(backbone: Backbone, edits: Sequence[Edit], loading: str, records: Sequence[Mapping[str, Any]] = ()) -> str:
+def card(
+    backbone: Backbone,
+    edits: Sequence[Edit],
+    loading: str,
+    records: Sequence[Mapping[str, Any]] = (),
+    strength: float | Sequence[float] = 1.0,
+) -> str:
     """The model card: what was removed from what, by what, how to load it, and what ``records`` measured of it.
 
     Raises:
-        ExpungeError: if a record is of images that other edits made.
+        ExpungeError: if a record is of images that other edits, or other strengths, made.
     """
     described = ""
-    for edit in edits:
-        p = edit.provenance
+    each = strengths(strength, edits)
+    for edit, one in zip(edits, each, strict=True):
+        p, at = edit.provenance, "" if one == 1.0 else f", at strength {one:g}"
         if p is None:
-            described += f"## Edit {edit.id}\n\nOf unknown origin: its file carries no provenance.\n\n"
+            described += f"## Edit {edit.id}{at}\n\nOf unknown origin: its file carries no provenance.\n\n"
             continue
         described += EDIT.format(
-            id=edit.id,
+            id=f"{edit.id}{at}",
             targets=", ".join(p.targets),
             retain=", ".join(p.retain) or "nothing by name",
             eraser=p.eraser,
@@ -227,11 +238,13 @@ def card(backbone: Backbone, edits: Sequence[Edit], loading: str, records: Seque
         )
     described = described or "No edit: the model as it was.\n\n"
     return CARD.format(
-        model=backbone.name, loading=loading, edits=described, measured=_measured(backbone, edits, records)
+        model=backbone.name, loading=loading, edits=described, measured=_measured(backbone, edits, records, each)
     )
 
 
-def _measured(backbone: Backbone, edits: Sequence[Edit], records: Sequence[Mapping[str, Any]]) -> str:
+def _measured(
+    backbone: Backbone, edits: Sequence[Edit], records: Sequence[Mapping[str, Any]], each: Sequence[float]
+) -> str:
     """The records as a table, beside those of the original model where there are some."""
     if not records:
         return UNMEASURED
@@ -245,8 +258,11 @@ def _measured(backbone: Backbone, edits: Sequence[Edit], records: Sequence[Mappi
                     f"a record is of edits {', '.join(made)}: expected those exported, {', '.join(ours)}"
                 )
             strength = r["provenance"].get("strength", 1.0)
-            if r["model"] != backbone.name or (made and strength != 1.0):
-                raise ExpungeError(f"a record is of {r['model']} at strength {strength}: expected {backbone.name} at 1")
+            if r["model"] != backbone.name or (made and strengths(strength, edits) != list(each)):
+                wanted = ", ".join(f"{one:g}" for one in each) or "1"
+                raise ExpungeError(
+                    f"a record is of {r['model']} at strength {strength}: expected {backbone.name} at {wanted}"
+                )
             value = f"{r['value']:.1f} {r['unit']} | {r['low']:.1f} to {r['high']:.1f} | {r['n']}"
             rows.append(f"| {subject} | {r['split']} | {r['metric']} | {value} |")
         except (KeyError, TypeError, ValueError) as error:

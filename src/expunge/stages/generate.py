@@ -92,7 +92,7 @@ def to_folder(
     *,
     split: str = "test",
     batch: int | None = None,
-    strength: float = 1.0,
+    strength: float | Sequence[float] = 1.0,
     any_base: bool = False,
     control: str | None = None,
     by: Filter | None = None,
