@@ -99,6 +99,30 @@ def test_only_folders_of_our_own_are_replaced(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ours", "theirs"]
 
 
+def test_prompts_are_read_from_the_hub_s_copy(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    stored = tmp_path / "datasets--owner--name"
+    (stored / "refs").mkdir(parents=True)
+    (stored / "refs" / "main").write_text("a" * 40)
+    (stored / "snapshots" / ("a" * 40) / "data").mkdir(parents=True)
+    (stored / "snapshots" / ("a" * 40) / "data" / "i2p.csv").write_text("prompt,sd_seed,label_str\na church,7,church\n")
+    read = read_set("hub:owner/name/data/i2p.csv", tmp_path)
+    assert (read.name, read.concepts, read.test.prompts, read.test.seeds) == (
+        "i2p",
+        ("church",),
+        (("a church", "church"),),
+        (7,),
+    )
+    with pytest.raises(
+        ExpungeError, match=r"prompts 'hub:owner/name/other.csv' cannot be fetched from the hub"
+    ) as caught:
+        read_set("hub:owner/name/other.csv", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_alike_prompts_get_files_of_their_own(tmp_path):
     queries = [Query(prompt=p, seed=0, guidance=1.0, steps=1) for p in ("a cat, x", "a cat x", "猫", "犬")]
     write_images(tmp_path, queries, [torch.zeros(4, 8, 8, 3, dtype=torch.uint8)])

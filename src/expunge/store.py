@@ -548,7 +548,8 @@ def read_prompts(
     """One query for each row of a CSV with the columns of Imagenette's, I2P's, COCO's or the artists' prompt files.
 
     Args:
-        path: the file: ``prompt``, a seed (``evaluation_seed`` before ``sd_seed``), and perhaps a class or artist.
+        path: the file, or ``hub:OWNER/NAME/FILE.csv`` of a dataset on the hub: ``prompt``, a seed (``evaluation_seed`` before
+            ``sd_seed``), and perhaps a class or artist.
         guidance: scale for every row.
         steps: denoising steps for every row.
         label: the concept that every row asks for, in the place of its class or artist.
@@ -558,7 +559,7 @@ def read_prompts(
         ExpungeError: if there is no such file, it is empty, or a column or value is missing or bad.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as opened:
+        with _fetched(path).open(newline="", encoding="utf-8-sig") as opened:
             reader = csv.DictReader(opened, strict=True)
             columns = [name.strip() for name in reader.fieldnames or ()]
             reader.fieldnames = columns
@@ -595,6 +596,24 @@ def read_prompts(
             )
         )
     return found
+
+
+def _fetched(path: Path) -> Path:
+    """The file itself, or its copy from the hub, kept where `huggingface_hub` keeps what it fetches.
+
+    Raises:
+        ExpungeError: if the hub does not give it.
+    """
+    named = re.fullmatch(r"hub:([^/]+/[^/]+)/(.+)", path.as_posix())
+    if named is None:
+        return path
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(*named.groups(), repo_type="dataset"))
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ExpungeError(f"prompts '{path}' cannot be fetched from the hub: {reason}") from error
 
 
 def _whole(place: str, name: str, text: str | None) -> int:
