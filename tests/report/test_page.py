@@ -134,22 +134,48 @@ def test_images_that_were_cleaned_are_missed_and_said_so(bench_run, tmp_path):
     assert album(out) == {"images": [], "scenes": []}
 
 
-def test_figures_of_a_run_are_drawn_and_covered_where_they_show_something_unsafe(command_run, tmp_path):
+@pytest.fixture
+def drawn(command_run, tmp_path):
+    """A report on a folder with every kind of figure and an analysis."""
     run = tmp_path / "run"
     shutil.copytree(command_run, run)
     (run / "figures").mkdir()
     panel = {"values": [[0, 1], [1, 0]], "image": [[[255, 0, 0]] * 2] * 2}
     for name, title in (("a", "Where the dagger was"), ("b", "Where the dog was")):
-        figure = {"format": 1, "title": title, "kind": "heatmaps", "panels": [{"title": "map", **panel}]}
+        figure = {"format": 1, "title": title, "kind": "heatmaps", "panels": [{"title": "map", **panel}] * 9}
         (run / "figures" / f"{name}.json").write_text(json.dumps(figure))
-    assert main(["report", str(run), "--out", str(tmp_path / "r.html"), "--quiet"]) == 0
-    page = (tmp_path / "r.html").read_text()
+    long = "a method whose name is rather longer than others' names are wont to be"
+    series = [
+        {"name": f"{long} {i}", "x": [0, 1, 2], "y": [1, 4, i], "low": [0, 3, i], "high": [2, 5, i]} for i in range(9)
+    ]
+    for kind in ("lines", "bars"):
+        axes = {"x": {"label": "strength"}, "y": {"label": "percent"}}
+        figure = {"format": 1, "title": f"Many {kind}", "kind": kind, **axes, "series": series}
+        (run / "figures" / f"{kind}.json").write_text(json.dumps(figure))
+    looked = ["analyse", "daam", "--edit", str(run / "edit" / "edit.safetensors"), "--count", "1", "--kept", "1"]
+    assert main([*looked, "--out", str(run / "daam"), "--quiet"]) == 0
+    page = tmp_path / "r.html"
+    assert main(["report", str(run), "--out", str(page), "--images", "1", "--quiet"]) == 0
+    return page
+
+
+def test_figures_of_a_run_are_drawn_and_covered_where_they_show_something_unsafe(drawn):
+    page = drawn.read_text()
     titles = {
         title: bool(cover)
         for cover, title in re.findall(r'card( covered)?">\s*<svg role="img" aria-label="([^"]*)"', page)
     }
     assert titles["Where the dagger was"] is True
     assert titles["Where the dog was"] is False
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_figures_are_no_wider_than_the_window(drawn, visit, width):
+    driver = visit(drawn, width)
+    across = driver.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
+    assert across[0] <= across[1] == width
+    shown = driver.execute_script("return [...document.querySelectorAll('svg[role=img]')].map(e => e.ariaLabel)")
+    assert {"Where the dog was", "Many lines", "Many bars"} < set(shown)
 
 
 @pytest.mark.parametrize(
