@@ -136,12 +136,27 @@ def test_the_key_of_another_seed_is_tried_in_this_one_s_model(write, tmp_path):
     assert "that of another seed" in (tmp_path / "out" / "table.md").read_text()
 
 
+def test_every_image_is_made_with_the_plan_s_guidance_and_steps(write):
+    change = ("control_count = 1\n", "control_count = 1\nguidance = 2.5\nsteps = 3\nanalyses = ['closeness']\n")
+    plan = write(change=change)
+    plan.write_text(plan.read_text().replace('order = "sequential"\n', ""))
+    made = [p.job for p in flattened(Planner(read_plan(plan)).planned()) if "guidance" in p.job]
+    assert {job["room"] for job in made} == {"generate", "analyse"}
+    assert {(job["guidance"], job["steps"]) for job in made} == {(2.5, 3)}
+
+
 @pytest.mark.parametrize(
     ("controls", "change", "expected"),
     [
         ('["other seed"]', ("", ""), "control other seed in a grid of one"),
         ('["other"]', ("", ""), "control other and sequential keys"),
         ('["own"]', ("sequential", "squential"), "did you mean 'sequential'"),
+        ('["own"]', ("control_count = 1\n", "control_count = 1\nsteps = 0\n"), "plan's steps is 0"),
+        (
+            '["own"]',
+            ("control_count = 1\n", "control_count = 1\nguidance = 0.0\n"),
+            "guidance is 0.0: expected a positive",
+        ),
     ],
 )
 def test_plans_that_cannot_be_are_refused(write, controls, change, expected):
