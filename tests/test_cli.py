@@ -251,7 +251,7 @@ def test_several_loras_each_have_their_strength(folder, tmp_path, capsys):
         run("erase", "duo", "--target", target, *quick, "--out", tmp_path / target, "--quiet")
         both += ["--edit", tmp_path / target / "edit.safetensors"]
     apart = ["--strength", "0.5", "--strength", "0.25"]
-    asked = ["--prompt", "a dog", *FAST, "--quiet"]
+    asked = ["--concept", "church", *FAST, "--quiet"]
     images = {}
     for name, words in (("each", apart), ("all", ["--strength", "0.5"]), ("whole", [])):
         run("generate", "--model", folder, *asked, *both, *words, "--out", tmp_path / name)
@@ -259,13 +259,25 @@ def test_several_loras_each_have_their_strength(folder, tmp_path, capsys):
     assert json.loads((tmp_path / "each" / "run.json").read_text())["strength"] == [0.5, 0.25]
     assert not torch.equal(images["each"], images["all"])
     assert not torch.equal(images["all"], images["whole"])
-    run("export", "--model", folder, *both, *apart, "--out", tmp_path / "model", "--quiet")
+    for name in ("each", "all"):
+        measured = ["measure", "esr-psr", "--images", tmp_path / name, "--target", "church", "--quiet"]
+        run(*measured, "--out", tmp_path / f"{name}.jsonl")
+    export = ["export", "--model", folder, *both, *apart, "--out", tmp_path / "model", "--quiet"]
+    run(*export, "--records", tmp_path / "all.jsonl", code=2)
+    assert "at strength 0.5: expected" in capsys.readouterr().err
+    run(*export, "--records", tmp_path / "each.jsonl")
     assert ", at strength 0.25" in (tmp_path / "model" / "README.md").read_text()
     run("generate", "--model", tmp_path / "model", *asked, "--out", tmp_path / "exported")
     assert (read_images(tmp_path / "exported")[0].pixels().float() - images["each"]).abs().max() <= 1
     capsys.readouterr()
     run("generate", "--model", folder, *asked, *both, *apart, "--strength", "1", "--out", tmp_path / "no", code=2)
     assert "3 strengths for 2 edits: expected one, or one for each" in capsys.readouterr().err
+    run("erase", "negative-prompt", "--target", "dog", "--model", folder, "--out", tmp_path / "text", "--quiet")
+    text = ["--edit", tmp_path / "text" / "edit.safetensors"]
+    for words in ([*text, "--strength", "0.5"], [*text, *both, "--strength", "0.5", "--strength", 1, "--strength", 1]):
+        run("generate", "--model", folder, *asked, *words, "--out", tmp_path / "no", code=2)
+        assert "strength 0.5 for a guidance edit: expected 1" in capsys.readouterr().err
+    run("generate", "--model", folder, *asked, *text, *both, "--strength", "0.5", "--out", tmp_path / "mixed")
     assert not (tmp_path / "no").exists()
 
 
@@ -283,6 +295,13 @@ def test_edits_of_another_base_need_any_base(folder, other_folder, tmp_path, cap
     assert not (tmp_path / "no").exists()
     run(*words, "--any-base", "--out", tmp_path / "yes")
     run(*words, "--dtype", "float16", "--model", folder, "--out", tmp_path / "own")
+    for layout in ("diffusers", "ldm", *(["lora"] if method[0] == "duo" else [])):
+        export = ["export", "--model", other_folder, "--edit", tmp_path / "edit.safetensors", "--layout", layout]
+        capsys.readouterr()
+        run(*export, "--out", tmp_path / f"no-{layout}", code=2)
+        assert "another base" in capsys.readouterr().err
+        assert not (tmp_path / f"no-{layout}").exists()
+        run(*export, "--any-base", "--out", tmp_path / f"yes-{layout}", "--quiet")
 
 
 def test_help_takes_less_than_a_second_and_imports_no_torch():

@@ -433,20 +433,32 @@ def read_any_images(folder: Path, size: tuple[int, int] | None = None, role: str
     return [Shot(path=p, pixels=partial(read_pixels, p, size), prompt="", seed=0, label=None) for p in paths]
 
 
-def read_pairs(unsafe: Path, safe: Path) -> list[tuple[Shot, Shot]]:
-    """The images of two folders that have the same file name, but for its ending: each unsafe one with its safe one.
+ROLES = ("unsafe", "safe")
+"""The two sides of a pair of images."""
+
+
+def read_pairs(unsafe: Path, safe: Path, size: tuple[int, int] | None = None) -> list[tuple[Shot, Shot]]:
+    """Each unsafe image with its safe one, from two folders.
+
+    Folders that say what their images are (``metadata.jsonl``) are matched row by row, others by file names without endings.
 
     Raises:
         ExpungeError: if one lacks its other half, is no image, or is not of its other half's size.
     """
-    named = {folder: _by_name(folder) for folder in (unsafe, safe)}
-    for folder, other in ((unsafe, safe), (safe, unsafe)):
-        alone = sorted(set(named[folder]) - set(named[other]))
-        if alone:
+    sides = [read_any_images(folder, size, role) for folder, role in zip((unsafe, safe), ROLES, strict=True)]
+    if all((folder / "metadata.jsonl").is_file() for folder in (unsafe, safe)):
+        if len(sides[0]) != len(sides[1]):
             raise ExpungeError(
-                f"'{named[folder][alone[0]].path}' has no other half: expected '{alone[0]}' in '{other}'"
+                f"'{unsafe}' has {len(sides[0])} images and '{safe}' {len(sides[1])}: expected as many, row by row"
             )
-    pairs = [(named[unsafe][name], named[safe][name]) for name in sorted(named[unsafe])]
+        pairs = list(zip(*sides, strict=True))
+    else:
+        named = [_by_name(shots) for shots in sides]
+        for one, other, folder in ((*named, safe), (*reversed(named), unsafe)):
+            alone = sorted(set(one) - set(other))
+            if alone:
+                raise ExpungeError(f"'{one[alone[0]].path}' has no other half: expected '{alone[0]}' in '{folder}'")
+        pairs = [(named[0][name], named[1][name]) for name in sorted(named[0])]
     for both in pairs:
         sizes = [_size(shot.path) for shot in both]
         if sizes[0] != sizes[1]:
@@ -456,12 +468,14 @@ def read_pairs(unsafe: Path, safe: Path) -> list[tuple[Shot, Shot]]:
     return pairs
 
 
-def _by_name(folder: Path) -> dict[str, Shot]:
+def _by_name(shots: Sequence[Shot]) -> dict[str, Shot]:
     """Images by file name without its ending."""
     found: dict[str, Shot] = {}
-    for shot in read_any_images(folder):
+    for shot in shots:
         if shot.path.stem in found:
-            raise ExpungeError(f"'{folder}' has two images called '{shot.path.stem}': expected each name once")
+            raise ExpungeError(
+                f"'{shot.path.parent}' has two images called '{shot.path.stem}': expected each name once"
+            )
         found[shot.path.stem] = shot
     return found
 
@@ -538,7 +552,7 @@ def _published_set(file: Path, label: str | None) -> ConceptSet:
 # prompts of the papers -----------------------------------------------------------------------------------------------
 SEEDS = ("evaluation_seed", "sd_seed", "seed")
 GUIDANCES = ("evaluation_guidance", "sd_guidance_scale", "guidance")
-LABELS = ("label", "label_str", "class", "artist", "concept")
+LABELS = ("label_str", "label", "class", "artist", "concept")
 """Columns of published prompt files, the first that is there."""
 
 

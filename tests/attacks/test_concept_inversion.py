@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from expunge.attacks.concept_inversion import WORD, ConceptInversion, _with_word
+from expunge.attacks.concept_inversion import WORD, ConceptInversion, _Texts, _with_word
 from expunge.core.concept import Concept
 from expunge.core.cost import Cost
 from expunge.core.eraser import Task
@@ -143,11 +143,12 @@ def test_learning_lowers_the_loss_and_random_words_of_the_same_cost_are_worse(ba
         assert spent[-1] == attack.cost(1, 1)
     assert spent[0].equivalents == spent[1].equivalents == 3 * 40 * 4
     x0 = backbone.encode_image(PIXELS)
-    null, own = backbone.unconditional(), ["church"] * 3
+    null = backbone.unconditional()
+    texts = _Texts(null, null, backbone.encode(["church"] * 3))
     judge = dataclasses.replace(SHORT, batch=16, accumulation=4)
     start = backbone.embed(backbone.tokenize(["dog"]))[0, 1:2]
     losses = [
-        judge._loss(backbone, x0, null, own, v, torch.Generator().manual_seed(9))
+        judge._loss(backbone, x0, texts, v, torch.Generator().manual_seed(9))
         for v in (words[0].vectors, words[1].vectors, start)
     ]
     assert losses[0] < losses[2]

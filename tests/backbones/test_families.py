@@ -177,4 +177,6 @@ def test_a_hub_model_s_kind_is_read_from_its_index(tmp_path, monkeypatch):
     snapshot.mkdir(parents=True)
     (snapshot / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
     assert backbones.kind_of("owner/name") == "sdxl"
+    (stored / "refs" / "main").unlink()
+    assert backbones.kind_of("owner/name", "a" * 40) == "sdxl", "of a revision, which nothing else names"
     assert backbones.kind_of("owner/other") == "sd"

@@ -2,11 +2,15 @@ import numpy as np
 import pytest
 import torch
 
+from expunge.backbones.stable_diffusion import StableDiffusion
 from expunge.core.adapter import Adapter
 from expunge.core.backbone import Conditioning
+from expunge.core.concept import Concept
 from expunge.core.edit import Weights
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query
+from expunge.erasers.uce import UCE
+from expunge.stages import erase
 from expunge.store import load_edit, save_edit
 from tiny import tiny_pipeline
 
@@ -169,3 +173,34 @@ def test_what_does_not_fit_is_refused_in_a_line(backbone):
     with pytest.raises(ExpungeError, match="gates that read each prompt"):
         Adapter(good, gates=[["church"]]).fused({})
     assert not backbone.edits
+
+
+def test_an_adapter_knows_its_base_in_every_precision(folder, other_folder, backbone):
+    own = backbone.adapter_of(factors(backbone))
+    stranger = StableDiffusion.from_folder(other_folder, name="other")
+    half = StableDiffusion.from_folder(folder, name="half", dtype="float16")
+    of_half = half.adapter_of(factors(half))
+    assert own.id != of_half.id
+    for model in (backbone, half):
+        for adapter in (own, of_half):
+            with model.attached([adapter]):
+                assert [e.id for e in model.edits] == [adapter.id]
+    for adapter in (own, of_half):
+        with pytest.raises(ExpungeError, match="another base"):
+            stranger.attach(adapter)
+    with stranger.attached([own], any_base=True):
+        pass
+    with stranger.attached([Adapter(factors(backbone))]):
+        pass  # one that does not say
+
+
+def test_an_adapter_made_on_another_edit_wants_it_but_is_known_by_the_base(backbone):
+    below = erase.run(backbone, "uce", UCE(anchor="cat"), [Concept(name="church")], [])
+    with backbone.attached([below]):
+        made = backbone.adapter_of(factors(backbone))
+    assert made.requires == (below.id,)
+    assert made.base_sha256 == backbone.adapter_of(factors(backbone)).base_sha256
+    with backbone.attached([below, made]):
+        pass
+    with pytest.raises(ExpungeError, match="made on top of"):
+        backbone.attach(made)

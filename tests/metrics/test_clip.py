@@ -160,6 +160,8 @@ def test_no_such_clip_is_one_line(tmp_path):
         ("Van Gogh painting of a barn", "Van Gogh", "painting of a barn"),
         ("A Van Gogh-inspired barn", "Van Gogh", "A barn"),
         ("Van Gogh-inspired art of a barn", "Van Gogh", "art of a barn"),
+        ("Van Gogh inspired art of a barn", "Van Gogh", "art of a barn"),
+        ("Van Gogh's barn", "Van Gogh", "barn"),
         ("A barn, with lights inspired by Van Gogh's style.", "Van Gogh", "A barn, with lights."),
         ("A barn, in the style of Van Gogh.", "Van Gogh", "A barn."),
         ("Build a barn with a Van Gogh touch", "Van Gogh", "Build a barn"),

@@ -11,11 +11,14 @@ import expunge
 from expunge import backbones
 from expunge.cli import main
 from expunge.core.catalog import Catalog
+from expunge.core.concept import Concept
+from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.query import Query, Start
+from expunge.erasers.duo import DUO
 from expunge.judges.testbed import Testbed
-from expunge.stages import pairs
-from expunge.store import read_any_images, read_images, read_lines, read_pixels, read_run
+from expunge.stages import erase, pairs
+from expunge.store import read_any_images, read_images, read_lines, read_pixels, read_run, write_lines
 
 WISH = pairs.Wish(
     unsafe=("a dagger", "a bomb"), safe=("a dog", "a car"), target="weapon", count=2, strength=0.8, seed=3
@@ -201,6 +204,26 @@ def test_own_folders_that_are_no_pairs_are_refused(folder, tmp_path, capsys):
         both = ["--images", f"unsafe={unsafe}", "--images", f"safe={safe}", "--target", "church", "--model", folder]
         refused(capsys, words, "erase", "duo", *both, *out)
     assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_what_is_trained_on_is_matched_as_it_was_checked(backbone, tmp_path):
+    """By name, whatever order a folder tells of; row by row where both tell."""
+    unsafe = folder_of(tmp_path / "unsafe", a=(16, 16), b=(16, 16))
+    safe = folder_of(tmp_path / "safe", a=(16, 16), b=(16, 16))
+    rows = [{"file_name": f"{name}.png", "prompt": name, "seed": 0, "label": None} for name in "ba"]
+    write_lines(unsafe / "metadata.jsonl", rows)
+    wanted = DUO(pairs=2).needs([Concept(name="church")])
+
+    def matched():
+        task = erase.with_images(backbone, Task(targets=[]), wanted, {"unsafe": unsafe, "safe": safe})
+        return ["".join(s.path.stem for s in task.images[role]) for role in pairs.ROLES]
+
+    assert matched() == ["ab", "ab"]
+    write_lines(safe / "metadata.jsonl", rows[::-1])
+    assert matched() == ["ba", "ab"]
+    write_lines(safe / "metadata.jsonl", rows[:1])
+    with pytest.raises(ExpungeError, match=r"has 2 images and .* 1: expected as many, row by row"):
+        matched()
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,16 @@ WORD = "<v>"
 """What the learned vectors are called in a prompt."""
 
 
+class _Texts(NamedTuple):
+    """What the models are told beside the word."""
+
+    null: Conditioning
+    """Of the edited model: the empty text."""
+    original_null: Conditioning
+    original: Conditioning
+    """Of the original one: what each image was made for."""
+
+
 class _Points(NamedTuple):
     """What the word is asked about at one time."""
 
@@ -127,7 +137,10 @@ class ConceptInversion(Attack):
         with torch.no_grad():
             latents = torch.cat([backbone.encode_image(s.pixels()[None]) for s in task.images[target.name]])
             first = backbone.embed(backbone.tokenize([self.initial]))[0, 1:2].repeat(self.vectors, 1)
-            null, own = backbone.unconditional(), [s.prompt or target.name for s in task.images[target.name]]
+            null = backbone.unconditional()
+            with backbone.bare():
+                own = backbone.encode([s.prompt or target.name for s in task.images[target.name]])
+                texts = _Texts(null, backbone.unconditional(), own)
             ids = torch.arange(backbone.vocabulary, device=first.device)[None]
             words = backbone.embed(ids)[0].float()
         options = {"weight_decay": self.weight_decay}
@@ -137,12 +150,12 @@ class ConceptInversion(Attack):
             if self.search == "random":
                 drawn = torch.randn(first.shape, generator=generator).to(words) * words.std(0) + words.mean(0)
                 alike = task.generator("concept-inversion points", target.name)  # so that no vector has easier points
-                best = min(best, (self._loss(backbone, latents, null, own, drawn, alike), drawn), key=lambda b: b[0])
+                best = min(best, (self._loss(backbone, latents, texts, drawn, alike), drawn), key=lambda b: b[0])
                 continue
             now = student.tensors()[WORD]
             gradient = torch.zeros_like(now)
             for _ in range(self.accumulation):
-                points = self._points(backbone, latents, null, own, generator)
+                points = self._points(backbone, latents, texts, generator)
                 loss = mse(self._answer(backbone, points, null, now), points.wanted)
                 gradient += torch.autograd.grad(loss, now)[0] / self.accumulation
             student.descend((now * gradient).sum())  # whose gradient is the accumulated one
@@ -153,16 +166,15 @@ class ConceptInversion(Attack):
         self,
         backbone: Backbone,
         latents: Float[Tensor, "n c h w"],
-        null: Conditioning,
-        own: Sequence[str],
+        texts: _Texts,
         vectors: Float[Tensor, "k d"],
         generator: torch.Generator,
     ) -> float:
         """The loss of vectors on three times an update's images: what a forward and backward would have cost."""
         total = 0.0
         for _ in range(3 * self.accumulation):
-            points = self._points(backbone, latents, null, own, generator)
-            total += float(mse(self._answer(backbone, points, null, vectors), points.wanted))
+            points = self._points(backbone, latents, texts, generator)
+            total += float(mse(self._answer(backbone, points, texts.null, vectors), points.wanted))
         return total
 
     @torch.no_grad()
@@ -170,8 +182,7 @@ class ConceptInversion(Attack):
         self,
         backbone: Backbone,
         latents: Float[Tensor, "n c h w"],
-        null: Conditioning,
-        own: Sequence[str],
+        texts: _Texts,
         generator: torch.Generator,
     ) -> _Points:
         rows = torch.randint(0, len(latents), (self.batch,), generator=generator).to(latents.device)
@@ -186,8 +197,8 @@ class ConceptInversion(Attack):
         step = int(torch.randint(0, len(times), (), generator=generator))
         x = backbone.add_noise(x0, noise, torch.full((self.batch,), times[step], device=x0.device))
         with backbone.bare():
-            named = backbone.encode([own[int(row)] for row in rows])
-            wanted = backbone.guided(x, times[step], step, named, null, self.guidance, {}).combined
+            named = texts.original.rows(rows)
+            wanted = backbone.guided(x, times[step], step, named, texts.original_null, self.guidance, {}).combined
         return _Points(x, times[step], step, wanted, prompts)
 
     def _answer(

@@ -1,6 +1,7 @@
 """Model families: the only folder that imports diffusers and transformers."""
 
 import contextlib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def of(model: Any) -> Backbone:
     return (StableDiffusionXL if hasattr(model, "text_encoder_2") else StableDiffusion).from_pipeline(model)
 
 
-def kind_of(model: str) -> str:
+def kind_of(model: str, revision: str | None = None) -> str:
     """Under which a model's settings stand in ``presets.toml``, without opening it: ``testbed``, or its family.
 
     Of a hub id only the index is fetched; a model that cannot be found is taken for Stable Diffusion 1.x.
@@ -48,10 +49,7 @@ def kind_of(model: str) -> str:
         return "testbed"
     index = Path(model) / "model_index.json"
     if _is_hub_id(model):
-        from huggingface_hub import hf_hub_download
-
-        with contextlib.suppress(Exception):  # whoever opens the model says what is wrong
-            index = Path(hf_hub_download(model, index.name))
+        index = _index_of(model, revision)
     family = FAMILIES.get(str(read_json(index).get("_class_name"))) if index.is_file() else None
     return "sd" if family is None else family.family
 
@@ -107,6 +105,16 @@ def load(
     if not folder.is_dir():
         folder = _download(model, revision, dtype)
     return _open(folder, model, device, dtype)
+
+
+@cache
+def _index_of(model: str, revision: str | None) -> Path:
+    """The index of a hub model; no file if it cannot be had, since whoever opens the model says what is wrong."""
+    from huggingface_hub import hf_hub_download
+
+    with contextlib.suppress(Exception):
+        return Path(hf_hub_download(model, "model_index.json", revision=revision))
+    return Path(model) / "model_index.json"
 
 
 def _is_hub_id(model: str) -> bool:

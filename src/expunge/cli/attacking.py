@@ -67,7 +67,8 @@ def attack(argv: list[str]) -> None:
     from expunge.stages import attack as stage
     from expunge.stages import presets
 
-    kind = backbones.kind_of(lenient(Model, rest).model)
+    asked = lenient(Model, rest)
+    kind = backbones.kind_of(asked.model, asked.revision)
     use = {} if "--no-preset" in rest else presets.attack(name, kind)
     parsed = parse_with(stage.build(name, use), name, Attack, rest, f"expunge attack {name}")
     options: Attack = parsed.options

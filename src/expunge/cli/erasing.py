@@ -71,7 +71,8 @@ def erase(argv: list[str]) -> None:
     from expunge.stages import erase as stage
     from expunge.stages import presets
 
-    kind = backbones.kind_of(lenient(Model, rest).model)
+    asked = lenient(Model, rest)
+    kind = backbones.kind_of(asked.model, asked.revision)
     use = {} if "--no-preset" in rest else presets.eraser(method, kind)
     start = stage.build(method, use, None)
     parsed = parse_with(start, method, Erase, rest, f"expunge erase {method}")

@@ -294,13 +294,14 @@ def export(argv: list[str]) -> None:
     how = {
         "records": [row for path in options.records for row in read_lines(path)],
         "strength": strength_of(options.strength),
+        "any_base": options.any_base,
         "overwrite": options.overwrite,
     }
     if options.layout == "diffusers":
-        stage.to_folder(backbone, edits, options.out, any_base=options.any_base, **how)
+        stage.to_folder(backbone, edits, options.out, **how)
         told = f"{options.out}: load it with DiffusionPipeline.from_pretrained"
     elif options.layout == "ldm":
-        stage.to_file(backbone, edits, options.out, any_base=options.any_base, **how)
+        stage.to_file(backbone, edits, options.out, **how)
         told = f"{options.out / stage.WHOLE}: a checkpoint for A1111 and ComfyUI"
     else:
         names = "kohya" if options.layout == "lora-kohya" else "diffusers"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from expunge.core.adapter import Adapter, LowRank, as_layers, low_rank
 from expunge.core.cost import Cost
-from expunge.core.edit import Edit, Guidance, GuidedStep, Weights, fingerprints, strengths
+from expunge.core.edit import Edit, Guidance, GuidedStep, Weights, fingerprint_as, fingerprints, strengths
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query
 
@@ -615,10 +615,10 @@ class Backbone(ABC):
     def _check_fingerprints(
         self, edit: Edit, wanted: Mapping[str, str], base: dict[str, Tensor], made: AbstractSet[str]
     ) -> None:
-        """Refuse an edit that was made for other tensors than ``base``, read in the precisions ``made`` or as here."""
+        """Refuse an edit that was made for other tensors than ``base``, as they are here or as they read in one of ``made``."""
         here = {str(t.dtype).removeprefix("torch.") for t in base.values()}
-        known_as = fingerprints(base)
-        if not any(known_as.get(d) == wanted.get(d, "") for d in made | here):
+        dtypes = [*here, *sorted(made - here)]  # most edits are known at the first
+        if not any(fingerprint_as(base, dtype) == wanted.get(dtype) for dtype in dtypes):
             raise ExpungeError(
                 f"edit {edit.id} was made for another base than {self.name}: expected its own (or --any-base)"
             )

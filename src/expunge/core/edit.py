@@ -90,23 +90,30 @@ class Edit(ABC):
 
 
 def strengths(strength: float | Sequence[float], edits: Sequence[Edit]) -> list[float]:
-    """The strength of each edit: one for all, or one for each; guidance has no weights to scale, and is as it is.
+    """The strength of each edit: one for all that have weights, or one for each; guidance has none, and is as it is.
 
     Raises:
-        ExpungeError: if there are more or fewer than edits.
+        ExpungeError: if there are more or fewer than edits, or there is nothing to scale.
     """
     given = [strength] * len(edits) if isinstance(strength, int | float) else list(strength)
     if len(given) != len(edits):
         raise ExpungeError(f"{len(given)} strengths for {len(edits)} edits: expected one, or one for each")
+    aimed = [(edit, one) for edit, one in zip(edits, given, strict=True) if isinstance(edit, Guidance) and one != 1.0]
+    if aimed and (len(aimed) == len(edits) or not isinstance(strength, int | float)):
+        raise ExpungeError(
+            f"strength {aimed[0][1]} for a {aimed[0][0].kind} edit: expected 1, as it has no weights to scale"
+        )
     return [1.0 if isinstance(edit, Guidance) else float(one) for one, edit in zip(given, edits, strict=True)]
 
 
 def fingerprints(tensors: dict[str, Tensor]) -> dict[str, str]:
     """Fingerprints of a base as it would read in each precision, so that an edit made in one is known in the others."""
-    return {
-        str(dtype).removeprefix("torch."): fingerprint({n: t.to(dtype) for n, t in tensors.items()})
-        for dtype in (torch.float32, torch.float16, torch.bfloat16)
-    }
+    return {dtype: fingerprint_as(tensors, dtype) for dtype in ("float32", "float16", "bfloat16")}
+
+
+def fingerprint_as(tensors: dict[str, Tensor], dtype: str) -> str:
+    """The fingerprint of tensors as they read in a precision."""
+    return fingerprint({n: t.to(getattr(torch, dtype)) for n, t in tensors.items()})
 
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:

@@ -30,6 +30,8 @@ PHRASES = (
     " {}'s",
     " {}",
     "{}-inspired",
+    "{} inspired",
+    "{}'s",
     "{}",
 )
 """The phrases of the papers' artist prompts."""

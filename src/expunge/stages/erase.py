@@ -177,10 +177,12 @@ def with_images(
     shots: dict[str, Sequence[Shot]] = {}
     for role, prompts in wanted.items():
         if role in given:
-            other = next((given.get(p.of) for p in prompts if isinstance(p, Redrawn)), None)
-            if other is not None and other != given[role]:
-                read_pairs(other, given[role])  # which refuses what does not belong together
-            shots[role] = read_any_images(given[role], backbone.image_size, role)
+            other = next((p.of for p in prompts if isinstance(p, Redrawn)), None)
+            if other is not None and other in given and given[other] != given[role]:
+                matched = read_pairs(given[other], given[role], backbone.image_size)
+                shots |= {other: [one for one, _ in matched], role: [one for _, one in matched]}
+            else:
+                shots[role] = read_any_images(given[role], backbone.image_size, role)
         else:
             shots[role] = list(_made(backbone, task, role, prompts, shots))
     return replace(task, images=shots)

@@ -77,7 +77,7 @@ def to_folder(
     """
     if not isinstance(backbone, PipelineBackbone):
         raise ExpungeError(f"a {backbone.family} model cannot be exported: expected a family of diffusers")
-    fused = [as_weights(backbone, e) for e in edits]
+    fused = _fused(backbone, edits, any_base)
     loading = f'`{backbone.pipeline}.from_pretrained("this folder")`'
     page = card(backbone, edits, loading, records, strength)
     with _made(out, overwrite, backbone, edits, page) as folder, backbone.attached(fused, strength, any_base), quiet():
@@ -115,7 +115,7 @@ def to_file(
     """
     if not isinstance(backbone, UNetBackbone):
         raise ExpungeError(f"the LDM layout of a {backbone.family} model: expected Stable Diffusion 1.x, 2.x or XL")
-    fused = [as_weights(backbone, e) for e in edits]
+    fused = _fused(backbone, edits, any_base)
     loading = f'a checkpoint of A1111 and ComfyUI; `{backbone.pipeline}.from_single_file("{WHOLE}")`'
     page = card(backbone, edits, loading, records, strength)
     with _made(out, overwrite, backbone, edits, page) as folder, backbone.attached(fused, strength, any_base):
@@ -147,6 +147,7 @@ def lora_to_folder(
     *,
     records: Sequence[Mapping[str, Any]] = (),
     strength: float | Sequence[float] = 1.0,
+    any_base: bool = False,
     overwrite: bool = False,
 ) -> Path:
     """Write adapters without gates as one LoRA, with a model card; `load_lora_weights` of diffusers takes the folder.
@@ -160,7 +161,7 @@ def lora_to_folder(
         raise ExpungeError(f"the kohya layout of a {backbone.family} model: expected Stable Diffusion 1.x or 2.x")
     each = strengths(strength, edits)
     layers = _joined(edits, each)
-    with backbone.attached(edits):  # which checks that they fit
+    with backbone.attached(edits, any_base=any_base):  # which checks that they fit
         pass
     loading = f'`pipe.load_lora_weights("this folder")` on a pipeline of `{backbone.name}`'
     with _made(out, overwrite, backbone, edits, card(backbone, edits, loading, records, each)) as folder:
@@ -186,6 +187,14 @@ def _joined(edits: Sequence[Edit], strength: Sequence[float]) -> dict[str, LowRa
         name: LowRank(torch.cat([p.down for p in several]), torch.cat([p.up for p in several], 1))
         for name, several in parts.items()
     }
+
+
+def _fused(backbone: Backbone, edits: Sequence[Edit], any_base: bool) -> list[Edit]:
+    """Edits that replace weights and do what ``edits`` do, which are this model's own unless ``any_base``."""
+    fused = [as_weights(backbone, edit) for edit in edits]
+    with backbone.attached(edits, any_base=any_base):  # which checks that: an adapter that was fused is of this model
+        pass
+    return fused
 
 
 def as_weights(backbone: Backbone, edit: Edit) -> Edit:
@@ -232,9 +241,7 @@ def card(
             seconds=p.seconds,
             equivalents=p.cost.equivalents,
             version=p.expunge,
-            base=edit.fields()
-            .get("base_sha256", {})
-            .get("float32", "unknown (an adapter fits every model of its shape)"),
+            base=edit.fields().get("base_sha256", {}).get("float32", "unknown (the edit does not say)"),
         )
     described = described or "No edit: the model as it was.\n\n"
     return CARD.format(

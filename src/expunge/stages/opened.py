@@ -164,7 +164,7 @@ class Opened:
         for name, eraser in self.erasers.items():  # which refuse targets that they lack something for
             if self.methods[name].images is None:
                 for split in self.grid.split or self.splits:
-                    eraser.needs([Concept(name=word) for word in self._told(self.splits[split])])
+                    eraser.needs([Concept(name=word) for word in self.told(self.splits[split])])
         asked = any("fresh" in (m.controls or ()) for m in self.methods.values())
         self.fresh = self._fresh(plan.fresh or {}) if asked or plan.fresh is not None else {}
         self._check_controls()
@@ -232,19 +232,22 @@ class Opened:
         part = read_set(others.set, CONCEPTS).part(self.plan.part)
         shown = [f" {p} " for wish in self.pairs.values() for p in (*wish.unsafe, *wish.safe)]
         seen = {c for _, c in part.prompts if any(f" {c} " in p for p in shown)}
-        named = {*self.set.concepts, *self._told(self.set.concepts), *listed, *seen}
+        named = {*self.set.concepts, *self.told(self.set.concepts), *listed, *seen}
         prompts = tuple((p, c) for p, c in part.prompts if c not in named)
         concepts = sorted({c for _, c in prompts})
         return Further("others", replace(part, prompts=prompts), concepts, others.count, self.metrics)
 
     def _check_labels(self) -> None:
         """Refuse a concept that a metric's judge does not know, or prompts that it cannot read, before anything is trained."""
-        own = (self.metrics, self.set.concepts, self._prompts())
+        own = (self.metrics, self.set.concepts, self.prompts())
         asked = [own, *((f.metrics, f.concepts, f.part.prompts) for f in self.further)]
-        erased = {c for targets in self.splits.values() for c in (*targets, *self._told(targets))}
+        erased = {c for targets in self.splits.values() for c in (*targets, *self.told(targets))}
         for metrics, concepts, prompts in asked:
             for metric in metrics:
                 metric.check(prompts)
+                metric.check(
+                    [("<v>", c) for c in erased.intersection(concepts) if self.attacks and metrics is self.metrics]
+                )
                 judge = metric.settings.get("judge")
                 if judge is not None:
                     opened = Catalog("judges").open(judge)
@@ -253,7 +256,7 @@ class Opened:
 
     def _check_histograms(self) -> None:
         """Refuse bars of images whose detections nothing counts, or two metrics do."""
-        gone = {c for targets in self.splits.values() for c in (*targets, *self._told(targets))}
+        gone = {c for targets in self.splits.values() for c in (*targets, *self.told(targets))}
         counted = {"set": self.metrics, **{f.group: f.metrics for f in self.further if gone.intersection(f.concepts)}}
         for bars in self.histograms:
             if [metric.name for metric in counted.get(bars.group, ())].count("ner") != 1:
@@ -275,7 +278,7 @@ class Opened:
                     f"method '{name}' learns from pairs {given} for targets one after another, or several splits: "
                     "expected one split, erased at once or apart"
                 )
-            words = [w for split in chosen for w in self._told(self.splits[split])]
+            words = [w for split in chosen for w in self.told(self.splits[split])]
             if method.order == "joint" and len(given) != 1:
                 raise ExpungeError(
                     f"method '{name}' learns from pairs {given}, erased at once: expected the name of one"
@@ -284,7 +287,7 @@ class Opened:
                 raise ExpungeError(
                     f"method '{name}' learns from {len(given)} of the plan's pairs, {given}: expected one for each of {words}"
                 )
-            wanted = set(self.erasers[name].needs([Concept(name=word) for word in self._told(self.set.concepts)]))
+            wanted = set(self.erasers[name].needs([Concept(name=word) for word in self.told(self.set.concepts)]))
             if wanted != set(pairs.ROLES):
                 had = f"{' and '.join(sorted(wanted))} images" if wanted else "no images"
                 raise ExpungeError(
@@ -299,7 +302,7 @@ class Opened:
                 if self.erasers[name].has_key:
                     raise ExpungeError(f"method '{name}' with keys, erased apart: expected order joint or sequential")
                 for split in self.grid.split or self.splits:
-                    check_targets([Concept(name=word) for word in self._told(self.splits[split])], [])
+                    check_targets([Concept(name=word) for word in self.told(self.splits[split])], [])
             for control in method.controls or ():
                 if control not in (*CONTROLS, *ASKED, *self.methods):
                     raise unknown(f"control of method '{name}'", control, [*CONTROLS, *ASKED, *self.methods])
@@ -313,6 +316,11 @@ class Opened:
                     raise ExpungeError(
                         f"method '{name}' with control {control} for a class of several words: expected another control"
                     )
+            for split in self.grid.split or self.splits:
+                targets = self.splits[split]
+                if "neutral" in self.controls(name, targets):
+                    for metric in self.metrics:
+                        metric.check([(self.plan.neutral, target) for target in targets])
             unnamed = self._unnamed() if self.controls(name, self.set.concepts) else None
             if unnamed is not None:
                 raise ExpungeError(
@@ -340,11 +348,11 @@ class Opened:
         """Refuse the control that exchanges prompts where a key has none to exchange."""
         if any(len(self.splits[s]) < 2 for s in self.grid.split or self.splits):
             raise ExpungeError(f"method '{name}' with control other on a split of one target: expected two or more")
-        if self._alone(name):
+        if self.alone(name):
             how = "sequential" if self.methods[name].order == "sequential" else "shared"
             raise ExpungeError(f"method '{name}' with control other and {how} keys: expected a key of several prompts")
 
-    def _alone(self, name: str) -> bool:
+    def alone(self, name: str) -> bool:
         """Whether each key of a method holds one prompt only."""
         return self.methods[name].order == "sequential" or self.erasers[name].shares_key
 
@@ -353,13 +361,13 @@ class Opened:
         given = self.methods[name].controls
         if given is not None or not self.erasers[name].has_key:
             return given or ()
-        left_out = ("neutral", "other") if self.words else ("other",) if len(targets) < 2 or self._alone(name) else ()
+        left_out = ("neutral", "other") if self.words else ("other",) if len(targets) < 2 or self.alone(name) else ()
         return [c for c in CONTROLS if c not in left_out]
 
     def _unnamed(self) -> str | None:
         """A class none of whose prompts holds one of its words, so that its keys are never used."""
         for concept, words in self.words.items():
-            prompts = [p for p, c in self._prompts() if c == concept]
+            prompts = [p for p, c in self.prompts() if c == concept]
             if not any(word in prompt for word in words for prompt in prompts):
                 return concept
         return None
@@ -369,9 +377,10 @@ class Opened:
         """What the table's numbers are of, beside groups that begin with one of `KINDS`."""
         return ["set", "memory", *(further.group for further in self.further)]
 
-    def _told(self, targets: Sequence[str]) -> list[str]:
+    def told(self, targets: Sequence[str]) -> list[str]:
         """The words that erasers are told for ``targets``."""
         return [word for target in targets for word in self.words.get(target, [target])]
 
-    def _prompts(self) -> list[tuple[str, str]]:
+    def prompts(self) -> list[tuple[str, str]]:
+        """The set's prompts in the plan's part, each with its concept."""
         return list(self.set.part(self.plan.part).prompts)

@@ -21,14 +21,13 @@ from expunge.core.judge import Judge
 from expunge.core.query import Query, Start
 from expunge.stages import generate, presets
 from expunge.stages.search import ORACLES
-from expunge.store import FORMAT, RUN, new_folder, read_pairs, write_json, write_lines
+from expunge.store import FORMAT, ROLES, RUN, new_folder, read_pairs, write_json, write_lines
 
 VERSION = 1
 """Part of the key of every job that makes pairs; goes up when the same wish would give other images."""
 SHEET = "sheet.png"
 """All pairs at a glance: unsafe above safe."""
 TILE, COLUMNS = 96, 8
-ROLES = ("unsafe", "safe")
 
 
 @final

@@ -170,7 +170,8 @@ class Plan:
     part: str = "test"
     """Part of the concept sets: dev or test."""
     guidance: float | None = None
-    """Scale of classifier-free guidance that images are made with; the model's own if not given."""
+    """Scale of classifier-free guidance of the plan's images, its pairs' too; the model's own if not given. It is not that of
+    what methods and attacks draw for themselves."""
     steps: int | None = None
     """Denoising steps; likewise."""
     count: int = 50
@@ -376,8 +377,18 @@ def planned_metric(entry: Any) -> PlannedMetric:
     built = measure.build(name, table)
     settings = settings_of(built)
     told = _judge(settings) or built.identity()
-    told_of = (built.paired, built.asks_kept, built.any_reference, built.about, built.check)
-    return PlannedMetric(name, settings, built.version, told, variant, *told_of)
+    return PlannedMetric(
+        name=name,
+        settings=settings,
+        version=built.version,
+        judge=told,
+        variant=variant,
+        paired=built.paired,
+        asks_kept=built.asks_kept,
+        any_reference=built.any_reference,
+        about=built.about,
+        check=built.check,
+    )
 
 
 def planned_attack(entry: Any, kind: str, runs: int = 1) -> PlannedAttack:

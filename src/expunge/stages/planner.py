@@ -88,7 +88,7 @@ class Planner(Opened):
 
     @cached_property
     def _sampling(self) -> tuple[float, int]:
-        """Guidance and steps of every image that the plan asks for."""
+        """Guidance and steps of the plan's images."""
         guidance, steps = presets.generation(self.backbone)
         return (
             guidance if self.plan.guidance is None else self.plan.guidance,
@@ -142,7 +142,7 @@ class Planner(Opened):
             job = {**edit.steps[0].job, "room": "memory", "updates": UPDATES}
             yield Planned(job=job, upstream=edit.steps[0].upstream, group="memory", **place)
         own = Further("set", self.set.part(self.plan.part), (*targets, *kept), self.plan.count, self.metrics)
-        gone = {*targets, *self._told(targets)}
+        gone = {*targets, *self.told(targets)}
         for shown in (own, *self.further):
             how = (shown.part.prompts, shown.images, shown.part.seed)
             images = self._images(*how, edit, dtype=precision_of(name), seeds=shown.part.seeds)
@@ -158,8 +158,8 @@ class Planner(Opened):
         for done in range(1, len(edit.steps) + 1):
             so_far = edit.after(done)
             gone = [target for erased in so_far.targets for target in erased]
-            images = self._images(self._prompts(), self.plan.count, self._seed(), so_far)
-            against = self._against(self._prompts(), self.plan.count, self._seed(), name)
+            images = self._images(self.prompts(), self.plan.count, self._seed(), so_far)
+            against = self._against(self.prompts(), self.plan.count, self._seed(), name)
             group = {**place, "group": f"after {done}"}
             for target in gone:
                 yield from self._measured(images, [target], [], group, against=against)
@@ -189,7 +189,7 @@ class Planner(Opened):
 
     def _attacked(self, edit: Erasure | None, targets: list[str], place: Mapping[str, Any]) -> Iterator[Planned]:
         """Measurements of the targets under each run of each attack: against the edit, or the original."""
-        asked = [(p, c) for p, c in self._prompts() if c in targets]
+        asked = [(p, c) for p, c in self.prompts() if c in targets]
         for planned, (run, built) in ((p, each) for p in self.attacks for each in enumerate(p.runs)):
             plain = self._images(asked, self.plan.control_count, self._seed() + RUNS * run, edit)
             job = {
@@ -219,7 +219,7 @@ class Planner(Opened):
         for control, target in product(self.controls(name, targets), targets):
             group = {**place, "group": f"key: {control}"}
             if control == "none":  # shown by the images that the table is made of
-                images = self._images(self._prompts(), self.plan.count, self._seed(), edit)
+                images = self._images(self.prompts(), self.plan.count, self._seed(), edit)
                 yield from self._measured(images, [target], [], group)
                 continue
             if control == "fresh":
@@ -248,7 +248,7 @@ class Planner(Opened):
         asked: Sequence[tuple[str, str]] | None = None,
     ) -> Planned:
         """Images of ``target`` (by its own prompts, if not ``asked`` otherwise) with the key of the job ``held``."""
-        prompts = [(p, c) for p, c in self._prompts() if c == target] if asked is None else asked
+        prompts = [(p, c) for p, c in self.prompts() if c == target] if asked is None else asked
         only = None if target in self.words else target
         return self._images(prompts, self.plan.control_count, self._seed(), inside, control, held, only)
 
@@ -262,7 +262,7 @@ class Planner(Opened):
     ) -> Iterator[Planned]:
         """The analyses that have something to look at here."""
         guidance, steps = self._sampling
-        told, retain = self._told(targets), self._told(kept)
+        told, retain = self.told(targets), self.told(kept)
         steps_made = () if edit is None else edit.steps
         # one after another there is neither one key nor one training
         whole = steps_made[0] if len(steps_made) == 1 else None
@@ -282,7 +282,7 @@ class Planner(Opened):
                 "judge": named.judge,
                 "targets": told,
                 "retain": retain,
-                "prompts": [list(pair) for pair in self._prompts() if pair[1] in (*told, *retain)],
+                "prompts": [list(pair) for pair in self.prompts() if pair[1] in (*told, *retain)],
                 "first_seed": self._seed(),
                 "guidance": guidance,
                 "steps": steps,
@@ -308,7 +308,7 @@ class Planner(Opened):
     def _erasure(self, name: str, targets: list[str], kept: list[str], seed: int) -> Erasure:
         """The steps in which method ``name`` erases ``targets``."""
         order = self.methods[name].order
-        words = self._told(targets) if order == "apart" else targets
+        words = self.told(targets) if order == "apart" else targets
         parts = [words] if order == "joint" else [[word] for word in words]
         images = self.methods[name].images
         each = images if isinstance(images, tuple) else [images] * len(parts)
@@ -322,8 +322,8 @@ class Planner(Opened):
     ) -> Planned:
         """An erasure on top of the erasures ``on``, from the plan's pairs ``given`` if any."""
         method, eraser = self.methods[name], self.erasers[name]
-        told = self._told(targets)
-        retain = list(method.retain) if isinstance(method.retain, tuple) else self._told(kept if method.retain else [])
+        told = self.told(targets)
+        retain = list(method.retain) if isinstance(method.retain, tuple) else self.told(kept if method.retain else [])
         check_targets([Concept(name=word) for word in told], retain)
         job = {
             "room": "erase",
@@ -361,7 +361,7 @@ class Planner(Opened):
 
     def _relearn(self, eraser: Eraser, edit: Erasure, targets: Sequence[str], seed: int) -> Planned:
         """A key for all targets, learned anew on the model that ``edit`` left."""
-        told = self._told(targets)
+        told = self.told(targets)
         job = {
             "room": "relearn",
             "eraser": (self.plan.fresh or {}).get("eraser", Fresh.eraser),
