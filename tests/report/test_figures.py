@@ -71,6 +71,26 @@ def test_all_words_are_there_as_text_and_the_drawing_is_always_the_same(figure, 
     assert "currentColor" in drawn or "currentcolor" in drawn
 
 
+NAMES = (
+    "by beta (1000, 500)",
+    "by random texts kept (7, 1.5, 0)",
+    "without, by lambda (1000, 30)",
+    "KPOP",
+    "ESD",
+    "UCE",
+)
+
+
+@pytest.mark.parametrize("names", [NAMES, NAMES[:2], ["KPOP", "ESD", "UCE", "CA"], ["x" * 60, "y" * 70]])
+def test_a_legend_stays_within_its_figure(names):
+    drawn = ET.fromstring(svg({**LINES, "series": [{"name": name, "x": [0, 1], "y": [0, 1]} for name in names]}))
+    width = float(drawn.get("viewBox").split()[2])
+    at = {t.text: t.get("x") for t in drawn.iter("{http://www.w3.org/2000/svg}text")}
+    starts = {name: float(at[name]) for name in names}
+    assert all(start > 0 and start + 4.3 * len(name) < width for name, start in starts.items())
+    assert len({round(start) for start in starts.values()}) > 1 or max(map(len, names)) > 50, "and not in one column"
+
+
 def test_two_figures_on_a_page_share_no_id():
     ids = [re.findall(r' id="([^"]*)"', svg({**figure, "title": "x"})) for figure in (LINES, BARS, SCATTER, HEATMAPS)]
     flat = [name for found in ids for name in found]

@@ -11,9 +11,9 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, final
 
 from expunge.core.errors import ExpungeError, unknown
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 KINDS = ("lines", "bars", "scatter", "heatmaps")
+LEGEND, BESIDE = 100, 8
+"""Letters that fit below a figure, and what the sign of a series takes of them."""
 INK = "#010203"
 """Drawn with this, and then named ``currentColor``, text and axes take the colour of the page around them."""
 COLOURS = ("#3a86c8", "#e07b39", "#2a9d74", "#c8507e", "#8a6fd1", "#b08d1e", "#4f9aa3", "#8b8f98")
@@ -238,8 +240,18 @@ def _finish(axes: "Axes", figure: Figure) -> None:
     if 0 < len(points) <= TICKS:
         axes.set_xticks(points)  # a power of ten alone says little of k = 1, 10, 100, 200
     if len(figure.series) > 1:
-        columns = min(len(figure.series), 4)
+        columns = _columns([len(series.name) for series in figure.series])
         axes.figure.legend(frameon=False, loc="outside lower center", ncols=columns, fontsize=9)
+
+
+def _columns(lengths: Sequence[int]) -> int:
+    """Into how many columns a legend with names of these lengths goes, which fills them one after another."""
+    for columns in range(min(len(lengths), 4), 1, -1):
+        rows, longer = divmod(len(lengths), columns)
+        ends = [0, *accumulate(rows + (i < longer) for i in range(columns))]
+        if sum(max(lengths[a:b]) + BESIDE for a, b in pairwise(ends)) <= LEGEND:
+            return columns
+    return 1
 
 
 def _lines(canvas: "Canvas", figure: Figure) -> None:
