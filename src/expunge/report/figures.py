@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 KINDS = ("lines", "bars", "scatter", "heatmaps")
-LEGEND, BESIDE = 100, 8
+LEGEND, BESIDE = 90, 8
 """Letters that fit below a figure, and what the sign of a series takes of them."""
 INK = "#010203"
 """Drawn with this, and then named ``currentColor``, text and axes take the colour of the page around them."""
