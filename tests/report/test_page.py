@@ -134,10 +134,11 @@ def test_images_that_were_cleaned_are_missed_and_said_so(bench_run, tmp_path):
     assert album(out) == {"images": [], "scenes": []}
 
 
-@pytest.fixture
-def drawn(command_run, tmp_path):
+@pytest.fixture(scope="module")
+def drawn(command_run, tmp_path_factory):
     """A report on a folder with every kind of figure and an analysis."""
-    run = tmp_path / "run"
+    place = tmp_path_factory.mktemp("drawn")
+    run = place / "run"
     shutil.copytree(command_run, run)
     (run / "figures").mkdir()
     panel = {"values": [[0, 1], [1, 0]], "image": [[[255, 0, 0]] * 2] * 2}
@@ -154,7 +155,7 @@ def drawn(command_run, tmp_path):
         (run / "figures" / f"{kind}.json").write_text(json.dumps(figure))
     looked = ["analyse", "daam", "--edit", str(run / "edit" / "edit.safetensors"), "--count", "1", "--kept", "1"]
     assert main([*looked, "--out", str(run / "daam"), "--quiet"]) == 0
-    page = tmp_path / "r.html"
+    page = place / "r.html"
     assert main(["report", str(run), "--out", str(page), "--images", "1", "--quiet"]) == 0
     return page
 
