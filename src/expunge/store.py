@@ -440,13 +440,14 @@ ROLES = ("unsafe", "safe")
 def read_pairs(unsafe: Path, safe: Path, size: tuple[int, int] | None = None) -> list[tuple[Shot, Shot]]:
     """Each unsafe image with its safe one, from two folders.
 
-    Folders that say what their images are (``metadata.jsonl``) are matched row by row, others by file names without endings.
+    By file names without endings; or row by row, where names differ and both folders have a ``metadata.jsonl``.
 
     Raises:
         ExpungeError: if one lacks its other half, is no image, or is not of its other half's size.
     """
     sides = [read_any_images(folder, size, role) for folder, role in zip((unsafe, safe), ROLES, strict=True)]
-    if all((folder / "metadata.jsonl").is_file() for folder in (unsafe, safe)):
+    stems = [sorted(shot.path.stem for shot in side) for side in sides]
+    if stems[0] != stems[1] and all((folder / "metadata.jsonl").is_file() for folder in (unsafe, safe)):
         if len(sides[0]) != len(sides[1]):
             raise ExpungeError(
                 f"'{unsafe}' has {len(sides[0])} images and '{safe}' {len(sides[1])}: expected as many, row by row"

@@ -52,6 +52,14 @@ def test_a_lora_is_loaded_by_diffusers_itself(tmp_path, family, layout):
     ours.detach(held)
 
 
+@pytest.mark.parametrize("write", [export.to_folder, export.to_file])
+def test_an_adapter_of_another_family_is_refused_in_a_line_before_it_is_fused(tmp_path, write):
+    strange = adapter(backbones.of(MAKERS["sdxl"]()), 2, 0.5, 0)
+    with pytest.raises(ExpungeError, match=r"expected an adapter of its family|expected \("):
+        write(backbones.of(MAKERS["sd"]()), [strange], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("family", ["sd", "sd3"])
 def test_duo_s_edit_is_a_lora_that_diffusers_loads(tmp_path, family):
     held = MAKERS[family]()

@@ -207,7 +207,7 @@ def test_own_folders_that_are_no_pairs_are_refused(folder, tmp_path, capsys):
 
 
 def test_what_is_trained_on_is_matched_as_it_was_checked(backbone, tmp_path):
-    """By name, whatever order a folder tells of; row by row where both tell."""
+    """By name, whatever order a folder tells of; row by row where names differ and both tell."""
     unsafe = folder_of(tmp_path / "unsafe", a=(16, 16), b=(16, 16))
     safe = folder_of(tmp_path / "safe", a=(16, 16), b=(16, 16))
     rows = [{"file_name": f"{name}.png", "prompt": name, "seed": 0, "label": None} for name in "ba"]
@@ -220,7 +220,10 @@ def test_what_is_trained_on_is_matched_as_it_was_checked(backbone, tmp_path):
 
     assert matched() == ["ab", "ab"]
     write_lines(safe / "metadata.jsonl", rows[::-1])
-    assert matched() == ["ba", "ab"]
+    assert matched() == ["ab", "ab"]
+    (safe / "a.png").rename(safe / "c.png")
+    write_lines(safe / "metadata.jsonl", [{**rows[0], "file_name": f"{name}.png"} for name in "cb"])
+    assert matched() == ["ba", "cb"]
     write_lines(safe / "metadata.jsonl", rows[:1])
     with pytest.raises(ExpungeError, match=r"has 2 images and .* 1: expected as many, row by row"):
         matched()

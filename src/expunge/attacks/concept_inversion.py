@@ -138,9 +138,11 @@ class ConceptInversion(Attack):
             latents = torch.cat([backbone.encode_image(s.pixels()[None]) for s in task.images[target.name]])
             first = backbone.embed(backbone.tokenize([self.initial]))[0, 1:2].repeat(self.vectors, 1)
             null = backbone.unconditional()
+            asked = [s.prompt or target.name for s in task.images[target.name]]
+            known = list(dict.fromkeys(asked))
+            rows = torch.tensor([known.index(words) for words in asked], device=latents.device)
             with backbone.bare():
-                own = backbone.encode([s.prompt or target.name for s in task.images[target.name]])
-                texts = _Texts(null, backbone.unconditional(), own)
+                texts = _Texts(null, backbone.unconditional(), backbone.encode(known).rows(rows))
             ids = torch.arange(backbone.vocabulary, device=first.device)[None]
             words = backbone.embed(ids)[0].float()
         options = {"weight_decay": self.weight_decay}

@@ -49,7 +49,8 @@ def kind_of(model: str, revision: str | None = None) -> str:
         return "testbed"
     index = Path(model) / "model_index.json"
     if _is_hub_id(model):
-        index = _index_of(model, revision)
+        with contextlib.suppress(Exception):  # whoever opens the model says what is wrong
+            index = _index_of(model, revision)
     family = FAMILIES.get(str(read_json(index).get("_class_name"))) if index.is_file() else None
     return "sd" if family is None else family.family
 
@@ -109,12 +110,10 @@ def load(
 
 @cache
 def _index_of(model: str, revision: str | None) -> Path:
-    """The index of a hub model; no file if it cannot be had, since whoever opens the model says what is wrong."""
+    """The index of a hub model."""
     from huggingface_hub import hf_hub_download
 
-    with contextlib.suppress(Exception):
-        return Path(hf_hub_download(model, "model_index.json", revision=revision))
-    return Path(model) / "model_index.json"
+    return Path(hf_hub_download(model, "model_index.json", revision=revision))
 
 
 def _is_hub_id(model: str) -> bool:

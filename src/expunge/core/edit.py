@@ -93,7 +93,7 @@ def strengths(strength: float | Sequence[float], edits: Sequence[Edit]) -> list[
     """The strength of each edit: one for all that have weights, or one for each; guidance has none, and is as it is.
 
     Raises:
-        ExpungeError: if there are more or fewer than edits, or there is nothing to scale.
+        ExpungeError: if there are more or fewer than edits, or one that is not 1 is for guidance alone.
     """
     given = [strength] * len(edits) if isinstance(strength, int | float) else list(strength)
     if len(given) != len(edits):

@@ -10,7 +10,7 @@ from expunge.core.attack import Attack
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept, check_targets
-from expunge.core.edit import Edit
+from expunge.core.edit import Edit, strengths
 from expunge.core.eraser import Task, settings_of
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query
@@ -59,6 +59,7 @@ def run(
         ExpungeError: for bad targets, or if no query asks for one of them.
     """
     check_targets(list(targets), [])
+    each = strengths(strength, edits)
     labels = {q.label for q in queries}
     unasked = [t.name for t in targets if t.name not in labels]
     if unasked:
@@ -67,7 +68,7 @@ def run(
     with backbone.bare():
         task = erase.with_images(backbone, Task(targets=targets, seed=seed), attack.needs(targets), images or {})
     made = backbone.cost - before
-    with backbone.attached(edits, strength):
+    with backbone.attached(edits, each):
         found = list(attack.queries(backbone, task, queries))
     about = {
         "attack": name,

@@ -191,10 +191,9 @@ def _joined(edits: Sequence[Edit], strength: Sequence[float]) -> dict[str, LowRa
 
 def _fused(backbone: Backbone, edits: Sequence[Edit], any_base: bool) -> list[Edit]:
     """Edits that replace weights and do what ``edits`` do, which are this model's own unless ``any_base``."""
-    fused = [as_weights(backbone, edit) for edit in edits]
     with backbone.attached(edits, any_base=any_base):  # which checks that: an adapter that was fused is of this model
         pass
-    return fused
+    return [as_weights(backbone, edit) for edit in edits]
 
 
 def as_weights(backbone: Backbone, edit: Edit) -> Edit:

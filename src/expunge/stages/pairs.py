@@ -176,7 +176,7 @@ def make(
 
 
 def take(unsafe: Path, safe: Path, out: Path, overwrite: bool = False) -> Pairs:
-    """Put a user's own images together as pairs: those that have the same file name, but for its ending.
+    """Put a user's own images together as pairs: by file name, or row by row (`read_pairs`).
 
     Raises:
         ExpungeError: if one lacks its other half, is no image, or is not of its other half's size; nothing is written then.
