@@ -305,7 +305,7 @@ def recovered(backbone, *edits, prompt="a church"):
 
 def test_each_kind_s_key_opens_what_it_should_and_has_wrong_versions(backbone, kind, tmp_path):
     eraser = dataclasses.replace(SHORT, iterations=2, halves="text", **kind)
-    edit = erase.run(backbone, "kpop", eraser, list(TWO.targets), [], seed=1)
+    edit = erase.run(backbone, "kpop", eraser, list(TWO.targets), [], seed=1, salt="of a test")
     save_edit(edit.key, tmp_path / "key.safetensors")
     key = load_edit(tmp_path / "key.safetensors")
     erased, own = recovered(backbone, edit), recovered(backbone, edit, key)
@@ -325,7 +325,7 @@ def test_each_kind_s_key_opens_what_it_should_and_has_wrong_versions(backbone, k
 
 def test_each_kind_s_key_works_in_the_user_s_own_pipeline(backbone, kind):
     eraser = dataclasses.replace(SHORT, iterations=2, halves="text", **kind)
-    edit = erase.run(backbone, "kpop", eraser, list(TWO.targets), [], seed=1)
+    edit = erase.run(backbone, "kpop", eraser, list(TWO.targets), [], seed=1, salt="of a test")
     pipe = tiny_pipeline()
     edit.attach(pipe)
     edit.key.attach(pipe)
