@@ -25,6 +25,29 @@ def _no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", local)
 
 
+REVISION = "a" * 40
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Puts a file into the hub's cache, of ``models`` or ``datasets`` called ``owner/name``; nothing else is to be had."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    def put(kind: str, name: str, text: str, main: bool = True) -> None:
+        stored = tmp_path / "hub" / f"{kind}--owner--name"
+        file = stored / "snapshots" / REVISION / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        (stored / "refs").mkdir(exist_ok=True)
+        if main:
+            (stored / "refs" / "main").write_text(REVISION)
+
+    return put
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("tiny") / "sd"

@@ -99,16 +99,8 @@ def test_only_folders_of_our_own_are_replaced(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ours", "theirs"]
 
 
-def test_prompts_are_read_from_the_hub_s_copy(tmp_path, monkeypatch):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    stored = tmp_path / "datasets--owner--name"
-    (stored / "refs").mkdir(parents=True)
-    (stored / "refs" / "main").write_text("a" * 40)
-    (stored / "snapshots" / ("a" * 40) / "data").mkdir(parents=True)
-    (stored / "snapshots" / ("a" * 40) / "data" / "i2p.csv").write_text("prompt,sd_seed,label_str\na church,7,church\n")
+def test_prompts_are_read_from_the_hub_s_copy(hub, tmp_path):
+    hub("datasets", "data/i2p.csv", "prompt,sd_seed,label_str\na church,7,church\n")
     read = read_set("hub:owner/name/data/i2p.csv", tmp_path)
     assert (read.name, read.concepts, read.test.prompts, read.test.seeds) == (
         "i2p",

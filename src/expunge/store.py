@@ -30,7 +30,7 @@ from expunge.core.catalog import Catalog
 from expunge.core.concept import ConceptSet, Part
 from expunge.core.cost import Cost
 from expunge.core.edit import Edit, Guidance, Provenance, Weights
-from expunge.core.errors import ExpungeError, unknown
+from expunge.core.errors import ExpungeError, reason, unknown
 from expunge.core.query import LearnedWord, Query, Shot
 from expunge.core.record import Record
 
@@ -627,8 +627,7 @@ def _fetched(path: Path) -> Path:
     try:
         return Path(hf_hub_download(*named.groups(), repo_type="dataset"))
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ExpungeError(f"prompts '{path}' cannot be fetched from the hub: {reason}") from error
+        raise ExpungeError(f"prompts '{path}' cannot be fetched from the hub: {reason(error)}") from error
 
 
 def _whole(place: str, name: str, text: str | None) -> int:

@@ -131,6 +131,18 @@ def test_through_guidance_the_guided_prediction_is_fitted_to_the_original_s(back
     assert torch.allclose(moved, (-1e-2 * gradient / (gradient.abs() + 1e-8))[clear], atol=5e-4)
 
 
+def test_what_is_fitted_to_is_wholly_the_original_s(backbone):
+    """Its texts, the empty one too, are read before an edit of the text encoder is attached."""
+    x0 = backbone.encode_image(PIXELS)
+    edited, null, own = (backbone.encode([text]) for text in ("dog", "", "church"))
+    texts = _Texts(edited, null, own.rows(torch.zeros(3, dtype=torch.long)))
+    with backbone.attached([NegativePromptGuidance(text="church")]):
+        points = SHORT._points(backbone, x0, texts, torch.Generator().manual_seed(4))
+    pair = own.rows(torch.zeros(2, dtype=torch.long))
+    wanted = backbone.guided(points.x, points.t, points.step, pair, null, 7.5, {}).combined
+    assert torch.allclose(points.wanted, wanted, atol=1e-5)
+
+
 def test_learning_lowers_the_loss_and_random_words_of_the_same_cost_are_worse(backbone):
     learn = dataclasses.replace(SHORT, iterations=40, batch=4, accumulation=1, lr=5e-2)
     chance = dataclasses.replace(learn, search="random")

@@ -165,18 +165,10 @@ def test_a_model_of_another_family_is_refused_in_a_line(saved, tmp_path):
     assert backbones.kind_of(str(saved["sd3"])) == "sd3"
 
 
-def test_a_hub_model_s_kind_is_read_from_its_index(tmp_path, monkeypatch):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    stored = tmp_path / "models--owner--name"
-    (stored / "refs").mkdir(parents=True)
-    (stored / "refs" / "main").write_text("a" * 40)
-    snapshot = stored / "snapshots" / ("a" * 40)
-    snapshot.mkdir(parents=True)
-    (snapshot / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
-    assert backbones.kind_of("owner/name") == "sdxl"
-    (stored / "refs" / "main").unlink()
+def test_a_hub_model_s_kind_is_read_from_its_index(hub):
+    hub("models", "model_index.json", json.dumps({"_class_name": "StableDiffusionXLPipeline"}), main=False)
+    assert backbones.kind_of("owner/name") == "sd", "what cannot be had"
     assert backbones.kind_of("owner/name", "a" * 40) == "sdxl", "of a revision, which nothing else names"
+    hub("models", "model_index.json", json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
+    assert backbones.kind_of("owner/name") == "sdxl", "asked again, once it is there"
     assert backbones.kind_of("owner/other") == "sd"

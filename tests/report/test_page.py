@@ -134,6 +134,11 @@ def test_images_that_were_cleaned_are_missed_and_said_so(bench_run, tmp_path):
     assert album(out) == {"images": [], "scenes": []}
 
 
+def widths(driver):
+    """Of the page, and of the window."""
+    return driver.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
+
+
 @pytest.fixture(scope="module")
 def drawn(command_run, tmp_path_factory):
     """A report on a folder with every kind of figure and an analysis."""
@@ -173,8 +178,7 @@ def test_figures_of_a_run_are_drawn_and_covered_where_they_show_something_unsafe
 @pytest.mark.parametrize("width", [390, 1280])
 def test_figures_are_no_wider_than_the_window(drawn, visit, width):
     driver = visit(drawn, width)
-    across = driver.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
-    assert across[0] <= across[1] == width
+    assert widths(driver)[0] <= widths(driver)[1] == width
     shown = driver.execute_script("return [...document.querySelectorAll('svg[role=img]')].map(e => e.ariaLabel)")
     assert {"Where the dog was", "Many lines", "Many bars"} < set(shown)
 
@@ -254,8 +258,7 @@ def test_bad_input_is_one_line(tmp_path, capsys, bench_run):
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_is_no_wider_than_the_window(bench_run, visit, width):
     driver = visit(bench_run.page, width)
-    across = driver.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
-    assert across[0] <= across[1] == width
+    assert widths(driver)[0] <= widths(driver)[1] == width
     assert driver.execute_script("return window.hacked") is None
     assert driver.execute_script("return [...document.images].every(i => i.alt && i.complete && i.naturalWidth)")
     named = "[...document.querySelectorAll('input,select,button')].every(e => e.labels?.length || e.ariaLabel || e.innerText)"

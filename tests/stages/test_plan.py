@@ -145,6 +145,28 @@ def test_every_image_is_made_with_the_plan_s_guidance_and_steps(write):
     assert {(job["guidance"], job["steps"]) for job in made} == {(2.5, 3)}
 
 
+def test_prompts_that_a_metric_cannot_read_are_refused_before_images_are_made(write, tmp_path):
+    """Its own, and those of attacks and keys, which ask without naming what they ask for."""
+    joint = ('order = "sequential"\n', 'metrics = ["style-alignment"]\n')
+    for controls, more, expected in (
+        ('["own"]', "", None),
+        ('["own"]', "attacks = ['concept-inversion']\n", "prompt 'a picture': expected it to name the artist 'church'"),
+        ('["own", "neutral"]', "", "prompt 'a picture': expected it to name the artist 'church'"),
+    ):
+        plan = write(controls=controls, change=(joint[0], ""))
+        plan.write_text(plan.read_text().replace("count = 1\ncontrol", joint[1] + more + "count = 1\ncontrol"))
+        if expected is None:
+            Planner(read_plan(plan))
+        else:
+            with pytest.raises(ExpungeError, match=expected):
+                Planner(read_plan(plan))
+    plan = write(controls='["own"]', change=(joint[0], ""))
+    plan.write_text(plan.read_text().replace("count = 1\ncontrol", joint[1] + "count = 1\ncontrol"))
+    (tmp_path / "three.toml").write_text(SET.replace("image of a dog", "image of a hound"))
+    with pytest.raises(ExpungeError, match="prompt 'image of a hound': expected it to name the artist 'dog'"):
+        Planner(read_plan(plan))
+
+
 @pytest.mark.parametrize(
     ("controls", "change", "expected"),
     [

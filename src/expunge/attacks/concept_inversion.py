@@ -138,11 +138,9 @@ class ConceptInversion(Attack):
             latents = torch.cat([backbone.encode_image(s.pixels()[None]) for s in task.images[target.name]])
             first = backbone.embed(backbone.tokenize([self.initial]))[0, 1:2].repeat(self.vectors, 1)
             null = backbone.unconditional()
-            asked = [s.prompt or target.name for s in task.images[target.name]]
-            known = list(dict.fromkeys(asked))
-            rows = torch.tensor([known.index(words) for words in asked], device=latents.device)
             with backbone.bare():
-                texts = _Texts(null, backbone.unconditional(), backbone.encode(known).rows(rows))
+                own = backbone.encode_each([s.prompt or target.name for s in task.images[target.name]])
+                texts = _Texts(null, backbone.unconditional(), own)
             ids = torch.arange(backbone.vocabulary, device=first.device)[None]
             words = backbone.embed(ids)[0].float()
         options = {"weight_decay": self.weight_decay}
@@ -158,7 +156,7 @@ class ConceptInversion(Attack):
             gradient = torch.zeros_like(now)
             for _ in range(self.accumulation):
                 points = self._points(backbone, latents, texts, generator)
-                loss = mse(self._answer(backbone, points, null, now), points.wanted)
+                loss = mse(self._answer(backbone, points, texts.null, now), points.wanted)
                 gradient += torch.autograd.grad(loss, now)[0] / self.accumulation
             student.descend((now * gradient).sum())  # whose gradient is the accumulated one
         return student.values()[WORD] if self.search == "gradient" else best[1].to(first)

@@ -14,7 +14,7 @@ from expunge.backbones.sdxl import StableDiffusionXL
 from expunge.backbones.single_file import configurations, layout_of
 from expunge.backbones.stable_diffusion import StableDiffusion
 from expunge.core.backbone import Backbone
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, reason
 
 FAMILIES: dict[str, type[PipelineBackbone]] = {
     cls.pipeline: cls for cls in (StableDiffusion, StableDiffusionXL, StableDiffusion3)
@@ -135,7 +135,6 @@ def _download(model: str, revision: str | None, dtype: str) -> Path:
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=unwanted))
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
         raise ExpungeError(
-            f"model '{model}' is neither a folder here nor could it be fetched from the hub: {reason}"
+            f"model '{model}' is neither a folder here nor could it be fetched from the hub: {reason(error)}"
         ) from error

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from typing_extensions import override
 
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, reason
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -204,8 +204,7 @@ class Folder(Files):
             with quiet():
                 loaded = cls.from_pretrained(folder, **options)
         except Exception as error:
-            reason = str(error).strip().split("\n")[0]
-            raise ExpungeError(f"'{folder}' cannot be loaded as {class_name}: {reason}") from error
+            raise ExpungeError(f"'{folder}' cannot be loaded as {class_name}: {reason(error)}") from error
         return loaded if "variant" not in options else loaded.to(self.device).eval().requires_grad_(False)
 
 

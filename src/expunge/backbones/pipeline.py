@@ -373,10 +373,7 @@ class PipelineBackbone(Backbone):
             raise ExpungeError(f"{first.steps} denoising steps: expected 1 to {most}")
         scheduler = type(template).from_config(template.config)
         scheduler.set_timesteps(first.steps, device=self.device)
-        prompts, word = list(dict.fromkeys(q.prompt for q in queries)), first.learned
-        encoded = self.encode(prompts) if word is None else self.encode_learned(prompts, word.word, word.vectors)
-        rows = torch.tensor([prompts.index(q.prompt) for q in queries], device=self.device)
-        cond = encoded.rows(rows)
+        cond = self.encode_each([q.prompt for q in queries], first.learned)
         null = self.encode([first.negative]) if first.negative else self.unconditional()
         generators = [torch.Generator().manual_seed(q.seed) for q in queries]
         begun = self._begun(scheduler, queries, torch.cat([self._noise(g) for g in generators]))

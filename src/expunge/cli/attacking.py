@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import OmitArgPrefixes
 
-from expunge.cli.options import Images, Model, Numbers, Paths, Talk, Words, lenient, parse_with, say, strength_of
+from expunge.cli.options import Images, Model, Numbers, Paths, Talk, Words, kind_asked, parse_with, say, strength_of
 from expunge.core.errors import ExpungeError
 
 if TYPE_CHECKING:
@@ -63,12 +63,10 @@ def attack(argv: list[str]) -> None:
             "expunge attack METHOD --help lists an attack's settings.")  # fmt: skip
         return
     name, rest = argv[0], argv[1:]
-    from expunge import backbones
     from expunge.stages import attack as stage
     from expunge.stages import presets
 
-    asked = lenient(Model, rest)
-    kind = backbones.kind_of(asked.model, asked.revision)
+    kind = kind_asked(rest)
     use = {} if "--no-preset" in rest else presets.attack(name, kind)
     parsed = parse_with(stage.build(name, use), name, Attack, rest, f"expunge attack {name}")
     options: Attack = parsed.options

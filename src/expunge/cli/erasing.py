@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tyro.conf import OmitArgPrefixes
 
-from expunge.cli.options import Model, Paths, Talk, Words, lenient, parse, parse_with, say
+from expunge.cli.options import Model, Paths, Talk, Words, kind_asked, parse, parse_with, say
 from expunge.core.errors import ExpungeError, ExpungeWarning
 
 if TYPE_CHECKING:
@@ -67,12 +67,10 @@ def erase(argv: list[str]) -> None:
             "expunge erase METHOD --help lists a method's settings.")  # fmt: skip
         return
     method, rest = argv[0], argv[1:]
-    from expunge import backbones
     from expunge.stages import erase as stage
     from expunge.stages import presets
 
-    asked = lenient(Model, rest)
-    kind = backbones.kind_of(asked.model, asked.revision)
+    kind = kind_asked(rest)
     use = {} if "--no-preset" in rest else presets.eraser(method, kind)
     start = stage.build(method, use, None)
     parsed = parse_with(start, method, Erase, rest, f"expunge erase {method}")

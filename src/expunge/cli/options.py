@@ -261,6 +261,14 @@ def lenient(cls: type, argv: list[str]) -> Any:
             return cls()
 
 
+def kind_asked(argv: list[str]) -> str:
+    """The kind of the model that a command names, before the rest of it can be parsed."""
+    from expunge import backbones
+
+    asked = lenient(Model, argv)
+    return backbones.kind_of(asked.model, asked.revision)
+
+
 def _flags(cls: Any) -> list[str]:
     """All option names of a dataclass of options, nested ones included."""
     found: list[str] = []

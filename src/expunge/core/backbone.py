@@ -16,7 +16,7 @@ from expunge.core.adapter import Adapter, LowRank, as_layers, low_rank
 from expunge.core.cost import Cost
 from expunge.core.edit import Edit, Guidance, GuidedStep, Weights, fingerprint_as, fingerprints, strengths
 from expunge.core.errors import ExpungeError
-from expunge.core.query import Query
+from expunge.core.query import LearnedWord, Query
 
 FILLER = "a"
 """A word that is one token in every vocabulary of the CLIP kind."""
@@ -183,6 +183,13 @@ class Backbone(ABC):
         at: Bool[Tensor, "b n"] | None = None,
     ) -> Conditioning:
         """Encode prompts or ids; ``embeddings`` take the place of the ids' own (only ``at`` some, if given). Differentiable."""
+
+    @final
+    def encode_each(self, prompts: Sequence[str], learned: LearnedWord | None = None) -> Conditioning:
+        """Encode prompts, perhaps with a learned word in them, a row for each; one that stands there again is read once."""
+        known = list(dict.fromkeys(prompts))
+        encoded = self.encode(known) if learned is None else self.encode_learned(known, learned.word, learned.vectors)
+        return encoded.rows(torch.tensor([known.index(prompt) for prompt in prompts], device=encoded.embeds.device))
 
     @final
     def encode_learned(self, prompts: Sequence[str], word: str, vectors: Float[Tensor, "k d"]) -> Conditioning:
@@ -496,8 +503,7 @@ class Backbone(ABC):
             raise ExpungeError(
                 f"a {edit.fields()['eraser']} edit is attached already: expected one that names all targets"
             )
-        elif strength != 1.0:
-            raise ExpungeError(f"strength {strength} for a guidance edit: expected 1, since it has no weights to scale")
+        strengths([strength], [edit])  # which refuses one that scales nothing
         self._stack.append((edit, strength))
         try:
             self._refresh(edit)

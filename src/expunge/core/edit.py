@@ -101,7 +101,7 @@ def strengths(strength: float | Sequence[float], edits: Sequence[Edit]) -> list[
     aimed = [(edit, one) for edit, one in zip(edits, given, strict=True) if isinstance(edit, Guidance) and one != 1.0]
     if aimed and (len(aimed) == len(edits) or not isinstance(strength, int | float)):
         raise ExpungeError(
-            f"strength {aimed[0][1]} for a {aimed[0][0].kind} edit: expected 1, as it has no weights to scale"
+            f"strength {aimed[0][1]} for a {aimed[0][0].kind} edit: expected 1, since it has no weights to scale"
         )
     return [1.0 if isinstance(edit, Guidance) else float(one) for one, edit in zip(given, edits, strict=True)]
 

@@ -12,6 +12,11 @@ class ExpungeWarning(UserWarning):
     """Something the user should know about a result; the command line prints its one line."""
 
 
+def reason(error: BaseException) -> str:
+    """The first line of what went wrong elsewhere, for an error of ours."""
+    return str(error).strip().split("\n")[0]
+
+
 def unknown(kind: str, given: str, known: Iterable[str]) -> ExpungeError:
     """The error for a name that is not in a list, with the nearest name that is."""
     names = sorted(known)

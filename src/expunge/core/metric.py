@@ -175,8 +175,7 @@ def average(
     unit: str = "%",
 ) -> Measurement:
     """The mean of values, x 100; concepts are the clusters of its interval, or single images where there is one concept."""
-    groups = _clusters(shots, values, concept_of)
-    interval = in_percent(clustered(groups if len(groups) > 1 else [[v] for v in values]))
+    interval = in_percent(clustered(_independent(shots, values)))
     return _measurement(metric, shots, values, interval, unit, instrument)
 
 
@@ -184,9 +183,14 @@ def deviation(
     metric: str, shots: Sequence[Shot], values: Sequence[float], instrument: Mapping[str, Any] | None = None
 ) -> Measurement:
     """The standard deviation of values over images, x 100; clusters as in `average`."""
-    groups = _clusters(shots, values, concept_of)
-    interval = in_percent(spread(groups if len(groups) > 1 else [[v] for v in values]))
+    interval = in_percent(spread(_independent(shots, values)))
     return together(metric, shots, interval, "%", instrument)
+
+
+def _independent(shots: Sequence[Shot], values: Sequence[float]) -> list[list[float]]:
+    """Values by concept; one by one where there is one concept."""
+    groups = _clusters(shots, values, concept_of)
+    return groups if len(groups) > 1 else [[v] for v in values]
 
 
 def _clusters(shots: Sequence[Shot], values: Sequence[float], of: Callable[[Shot], str]) -> list[list[float]]:

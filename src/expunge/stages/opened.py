@@ -168,6 +168,7 @@ class Opened:
         asked = any("fresh" in (m.controls or ()) for m in self.methods.values())
         self.fresh = self._fresh(plan.fresh or {}) if asked or plan.fresh is not None else {}
         self._check_controls()
+        self._check_nameless()
 
     def _fresh(self, table: Mapping[str, Any]) -> dict[int, Eraser]:
         """What learns fresh keys, by the number of its updates."""
@@ -245,9 +246,6 @@ class Opened:
         for metrics, concepts, prompts in asked:
             for metric in metrics:
                 metric.check(prompts)
-                metric.check(
-                    [("<v>", c) for c in erased.intersection(concepts) if self.attacks and metrics is self.metrics]
-                )
                 judge = metric.settings.get("judge")
                 if judge is not None:
                     opened = Catalog("judges").open(judge)
@@ -316,11 +314,6 @@ class Opened:
                     raise ExpungeError(
                         f"method '{name}' with control {control} for a class of several words: expected another control"
                     )
-            for split in self.grid.split or self.splits:
-                targets = self.splits[split]
-                if "neutral" in self.controls(name, targets):
-                    for metric in self.metrics:
-                        metric.check([(self.plan.neutral, target) for target in targets])
             unnamed = self._unnamed() if self.controls(name, self.set.concepts) else None
             if unnamed is not None:
                 raise ExpungeError(
@@ -331,6 +324,13 @@ class Opened:
                     f"method '{name}' has controls, but {method.eraser} makes no key: expected no others than "
                     f"{' and '.join(KEYLESS)}"
                 )
+
+    def _check_nameless(self) -> None:
+        """Refuse a metric that reads what prompts name, where attacks or keys ask for a target without naming it."""
+        for targets in (self.splits[split] for split in self.grid.split or self.splits):
+            if self.attacks or any("neutral" in self.controls(name, targets) for name in self.methods):
+                for metric in self.metrics:
+                    metric.check([(self.plan.neutral, target) for target in targets])
 
     def _check_strength(self, name: str, method: Method) -> None:
         """Refuse a strength that is none, or scales nothing, or that steps, analyses or a key learned anew ignore."""

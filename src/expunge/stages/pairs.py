@@ -73,9 +73,10 @@ class Wish:
         if self.target is None and (self.judge or self.keep):
             raise ExpungeError(f"judge '{self.judge or self.keep}' with nothing to look for: expected --target")
 
-    def kept(self, place: int) -> str | None:
-        """What the judge must see in both images of a pair besides, if anything."""
-        return self.keep[place // self.count] if isinstance(self.keep, tuple) else self.keep
+    @property
+    def kept(self) -> tuple[str | None, ...]:
+        """What the judge must see besides in both images of each prompt, if anything."""
+        return self.keep if isinstance(self.keep, tuple) else (self.keep,) * len(self.unsafe)
 
 
 class Crossed(NamedTuple):
@@ -154,7 +155,7 @@ def make(
         start = Start(image=unsafe[i].pixels, strength=wish.strength)
         redrawn = {"negative": wish.unsafe[i // wish.count], "start": start, **how}
         seed = task.number("pairs", "safe", i, attempt)
-        return Query(prompt=wish.safe[i // wish.count], seed=seed, label=wish.kept(i), **redrawn)
+        return Query(prompt=wish.safe[i // wish.count], seed=seed, label=wish.kept[i // wish.count], **redrawn)
 
     with new_folder(out, overwrite) as folder:
         draw = _Draw(backbone, wish, judge, batch, on_accepted)
@@ -202,8 +203,7 @@ def judge_of(wish: Wish, kind: str) -> Judge | None:
     if name is None:
         return None
     judge: Judge = Catalog("judges").open(name)
-    places = range(0, wish.count * len(wish.unsafe), wish.count)
-    for concept in filter(None, {wish.target, *map(wish.kept, places)}):
+    for concept in filter(None, {wish.target, *wish.kept}):
         judge.label_ids(concept)
     return judge
 
@@ -243,7 +243,7 @@ class _Draw:
             asked = [ask(i, attempt) for i in waiting]
             pixels = torch.cat(list(generate.render(self._backbone, asked, self._batch)))
             self.drawn += len(asked)
-            accepted = self._accepted(pixels, [self._wish.kept(i) for i in waiting], showing)
+            accepted = self._accepted(pixels, [self._kept(i) for i in waiting], showing)
             for i, query, image, good in zip(waiting, asked, pixels, accepted, strict=True):
                 if good:
                     found[i] = Drawn(image, query, attempt + 1)
@@ -252,7 +252,7 @@ class _Draw:
         if len(found) < places:
             lacking = next(i for i in range(places) if i not in found)
             query = ask(lacking, 0)
-            kept = self._wish.kept(lacking)
+            kept = self._kept(lacking)
             with_keep = f" with '{kept}'" if kept else ""
             raise ExpungeError(
                 f"{self.judge_name} saw {'' if showing else 'no image without '}'{self._wish.target}'{with_keep} in "
@@ -260,6 +260,9 @@ class _Draw:
                 "more tries, or another threshold"
             )
         return [found[i] for i in range(places)]
+
+    def _kept(self, place: int) -> str | None:
+        return self._wish.kept[place // self._wish.count]
 
     def _accepted(
         self, pixels: UInt8[Tensor, "b H W 3"], kept: Sequence[str | None], showing: bool
