@@ -1,0 +1,123 @@
+"""Everything that goes to disk and comes back, a file a format. Names are imported when they are first used."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from expunge.store.atomic import (
+        FORMAT,
+        MODEL,
+        RUN,
+        check_new,
+        new_file,
+        new_folder,
+        read_json,
+        read_lines,
+        write_json,
+        write_lines,
+    )
+    from expunge.store.edits import EDIT, KEY, guidance_class, load_edit, read_header, save_edit, with_provenance
+    from expunge.store.images import (
+        ROLES,
+        copy_images,
+        image_name,
+        read_any_images,
+        read_images,
+        read_pairs,
+        read_pixels,
+        read_run,
+        roles_in,
+        write_images,
+    )
+    from expunge.store.prompts import GUIDANCES, LABELS, SEEDS, read_prompts
+    from expunge.store.queries import QUERIES, WORDS, StoredQueries, read_queries, write_queries
+    from expunge.store.records import write_records
+    from expunge.store.sets import read_set
+
+_HOMES = {
+    "FORMAT": "atomic",
+    "MODEL": "atomic",
+    "RUN": "atomic",
+    "check_new": "atomic",
+    "new_file": "atomic",
+    "new_folder": "atomic",
+    "read_json": "atomic",
+    "read_lines": "atomic",
+    "write_json": "atomic",
+    "write_lines": "atomic",
+    "EDIT": "edits",
+    "KEY": "edits",
+    "guidance_class": "edits",
+    "load_edit": "edits",
+    "read_header": "edits",
+    "save_edit": "edits",
+    "with_provenance": "edits",
+    "ROLES": "images",
+    "copy_images": "images",
+    "image_name": "images",
+    "read_any_images": "images",
+    "read_images": "images",
+    "read_pairs": "images",
+    "read_pixels": "images",
+    "read_run": "images",
+    "roles_in": "images",
+    "write_images": "images",
+    "GUIDANCES": "prompts",
+    "LABELS": "prompts",
+    "SEEDS": "prompts",
+    "read_prompts": "prompts",
+    "QUERIES": "queries",
+    "StoredQueries": "queries",
+    "WORDS": "queries",
+    "read_queries": "queries",
+    "write_queries": "queries",
+    "write_records": "records",
+    "read_set": "sets",
+}
+__all__ = [
+    "EDIT",
+    "FORMAT",
+    "GUIDANCES",
+    "KEY",
+    "LABELS",
+    "MODEL",
+    "QUERIES",
+    "ROLES",
+    "RUN",
+    "SEEDS",
+    "WORDS",
+    "StoredQueries",
+    "check_new",
+    "copy_images",
+    "guidance_class",
+    "image_name",
+    "load_edit",
+    "new_file",
+    "new_folder",
+    "read_any_images",
+    "read_header",
+    "read_images",
+    "read_json",
+    "read_lines",
+    "read_pairs",
+    "read_pixels",
+    "read_prompts",
+    "read_queries",
+    "read_run",
+    "read_set",
+    "roles_in",
+    "save_edit",
+    "with_provenance",
+    "write_images",
+    "write_json",
+    "write_lines",
+    "write_queries",
+    "write_records",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the file that a name is at home in, so that a header can be read without torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'expunge.store' has no attribute '{name}'")
+    return getattr(import_module(f"expunge.store.{_HOMES[name]}"), name)

@@ -1,0 +1,145 @@
+"""Edit files: safetensors with a JSON header; and LoRAs of somebody else's, read as adapters."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from expunge.core import lora
+from expunge.core.adapter import Adapter
+from expunge.core.catalog import Catalog
+from expunge.core.cost import Cost
+from expunge.core.edit import Edit, Guidance, Provenance, Weights
+from expunge.core.errors import ExpungeError
+from expunge.store.atomic import FORMAT, new_file
+
+EDIT, KEY = "edit.safetensors", "key.safetensors"
+"""What an erasure writes: the edit and, where the method makes one, the private key to it."""
+
+
+def save_edit(edit: Edit, path: str | Path, overwrite: bool = False) -> None:
+    """Write an edit as one safetensors file with a JSON header.
+
+    Raises:
+        ExpungeError: if the file exists (unless ``overwrite``) or cannot be written.
+    """
+    header = {
+        "format": FORMAT,
+        "kind": edit.kind,
+        "id": edit.id,
+        "fields": edit.fields(),
+        "requires": list(edit.requires),
+        "provenance": None if edit.provenance is None else asdict(edit.provenance),
+    }
+    tensors = {n: t.detach().cpu().contiguous() for n, t in edit.tensors().items()}
+    with new_file(Path(path), overwrite, mode=0o600 if edit.private else 0o644) as temporary:
+        save_file(tensors, temporary, metadata={"expunge": json.dumps(header, sort_keys=True)})
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """The JSON header of an edit file.
+
+    Raises:
+        ExpungeError: if there is no such file, it is damaged, not an edit, or of a newer format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ExpungeError(f"no edit file '{path}': expected an edit.safetensors written by expunge")
+    try:
+        with safe_open(path, "pt") as opened:
+            metadata = opened.metadata() or {}
+        header = dict(json.loads(metadata["expunge"]))
+        version = header["format"]
+    except (SafetensorError, OSError) as error:
+        raise ExpungeError(f"'{path}' is damaged or no safetensors file: {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExpungeError(f"'{path}' is not an edit: expected an expunge header in its metadata") from error
+    if version != FORMAT:
+        newer = isinstance(version, int) and version > FORMAT
+        raise ExpungeError(
+            f"'{path}' has format {version}: expected {FORMAT}" + (", so update expunge" if newer else "")
+        )
+    absent = {"id", "kind", "fields", "requires", "provenance"} - set(header)
+    if absent:
+        raise ExpungeError(f"'{path}' has a header without '{absent.pop()}': expected one that expunge wrote")
+    return header
+
+
+def load_edit(path: str | Path) -> Edit:
+    """Read an edit, or somebody's LoRA as an adapter without gates.
+
+    Raises:
+        ExpungeError: as `read_header`; also if the contents do not match the id in the header, or a LoRA's names are unknown.
+    """
+    foreign = _lora(Path(path))
+    if foreign is not None:
+        return foreign
+    header = read_header(path)
+    try:
+        with safe_open(path, "pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (not a dict)
+    except SafetensorError as error:
+        raise ExpungeError(f"'{path}' is damaged: {error}") from error
+    try:
+        edit = _parse(header, tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExpungeError(f"'{path}' has a header that expunge does not understand: {error}") from error
+    if edit.id != header.get("id"):
+        raise ExpungeError(f"'{path}' is damaged: its contents do not match its id {header.get('id')}")
+    return edit
+
+
+def _lora(path: Path) -> Adapter | None:
+    """The LoRA in a file that is no edit of expunge's; None if there is none."""
+    try:
+        with safe_open(path, "pt") as opened:
+            if "expunge" in (opened.metadata() or {}):
+                return None
+            tensors = {name: opened.get_tensor(name) for name in opened.keys() if "lora" in name}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return None
+    return Adapter(lora.factors(tensors)) if tensors else None
+
+
+def _parse(header: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
+    provenance = None
+    if header["provenance"] is not None:
+        provenance = Provenance(**{**header["provenance"], "cost": Cost(**header["provenance"]["cost"])})
+    requires = tuple(header["requires"])
+    if header["kind"] == "weights":
+        return Weights(tensors, requires=requires, provenance=provenance, **header["fields"])
+    if header["kind"] == "adapter":
+        return Adapter(tensors, requires=requires, provenance=provenance, **header["fields"])
+    if header["kind"] != "guidance":
+        raise ExpungeError(f"an edit of kind '{header['kind']}': expected weights, adapter or guidance")
+    given = dict(header["fields"])
+    eraser = Catalog("erasers").load(given.pop("eraser"))
+    cls = guidance_class(eraser)
+    edit = cls.restore(given, tensors)
+    return with_provenance(edit, provenance, requires)
+
+
+def guidance_class(eraser: type) -> type[Guidance]:
+    """The guidance that an eraser's module, or its package, defines."""
+    import sys
+
+    module = sys.modules[eraser.__module__]
+    ours = (module.__name__, f"{module.__name__}.")
+    known = [c for c in vars(module).values() if isinstance(c, type)]
+    mine = [c for c in known if c.__module__ == ours[0] or c.__module__.startswith(ours[1])]
+    found = [c for c in mine if issubclass(c, Guidance)]
+    if len(found) != 1:
+        raise ExpungeError(f"{eraser.__name__} defines {len(found)} guidances: expected one")
+    return found[0]
+
+
+def with_provenance(edit: Edit, provenance: Provenance | None, requires: tuple[str, ...] | None = None) -> Edit:
+    """``edit`` with its provenance set."""
+    object.__setattr__(edit, "provenance", provenance)
+    if requires is not None:
+        object.__setattr__(edit, "requires", requires)
+    return edit

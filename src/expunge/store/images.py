@@ -1,0 +1,196 @@
+"""Image folders in the Hugging Face imagefolder layout, and pictures as users have them."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from expunge.core.errors import ExpungeError
+from expunge.core.query import Query, Shot
+from expunge.store.atomic import FORMAT, RUN, read_lines, write_lines
+
+ROLES = ("unsafe", "safe")
+"""The two sides of a pair of images."""
+
+
+def image_name(row: int, query: Query) -> str:
+    """File name of the image in a row of the metadata: unique, and readable."""
+    words = re.sub(r"[^a-z0-9]+", "-", query.prompt.lower()).strip("-")[:60] or "empty"
+    return f"{row:05d}-{words}-{query.seed}.png"
+
+
+def write_images(
+    folder: Path,
+    queries: Sequence[Query],
+    batches: Iterable[UInt8[Tensor, "b H W 3"]],
+    notes: Callable[[int], dict[str, Any]] = lambda row: {},
+) -> None:
+    """Write images and their ``metadata.jsonl`` (the Hugging Face *imagefolder* layout) into an existing folder.
+
+    ``notes`` gives what else to write in the line of an image that has just come.
+    """
+    waiting = enumerate(queries)
+    with (folder / "metadata.jsonl").open("w") as lines:
+        for batch in batches:
+            for pixels in batch.numpy():
+                row, query = next(waiting)
+                name = image_name(row, query)
+                Image.fromarray(pixels).save(folder / name)
+                lines.write(json.dumps({"file_name": name, **query.as_json(), **notes(row)}) + "\n")
+
+
+def copy_images(folder: Path, names: Sequence[str], place: Path) -> None:
+    """Copy images of a folder, and their lines of its ``metadata.jsonl`` (or bare ones), into an existing folder."""
+    lines = folder / "metadata.jsonl"
+    rows = {str(row.get("file_name")): row for row in read_lines(lines)} if lines.is_file() else {}
+    for name in names:
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, place / name)
+    write_lines(place / "metadata.jsonl", [rows.get(name, {"file_name": name}) for name in names])
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What made an image folder (``run.json``); an empty object if the folder is somebody else's."""
+    file = folder / RUN
+    if not file.is_file():
+        return {}
+    try:
+        made = dict(json.loads(file.read_text()))
+        if made["format"] != FORMAT or not {"model", "edits", "split", "strength", "cost"} <= set(made):
+            raise ValueError("not of this format")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExpungeError(f"'{file}' is damaged: expected what `expunge generate` writes ({error})") from error
+    return made
+
+
+def roles_in(folder: Path) -> set[str]:
+    """The roles that a folder of images tells apart in its ``metadata.jsonl``; none if it has none."""
+    file = folder / "metadata.jsonl"
+    return {str(row["role"]) for row in read_lines(file) if "role" in row} if file.is_file() else set()
+
+
+def read_images(folder: Path, role: str | None = None) -> list[Shot]:
+    """The images of a folder, as its ``metadata.jsonl`` lists them; those of a ``role`` in the order of their pairs.
+
+    A folder that tells no roles apart serves any.
+
+    Raises:
+        ExpungeError: if it has none, a line is damaged, or a path leads out of the folder.
+    """
+    file = folder / "metadata.jsonl"
+    if not file.is_file():
+        raise ExpungeError(f"'{folder}' is not an image folder: expected a metadata.jsonl in it")
+    shots: list[Shot] = []
+    rows = list(enumerate(read_lines(file), 1))
+    if role is not None and any("role" in row for _, row in rows):
+        rows = sorted((r for r in rows if r[1].get("role") == role), key=lambda r: int(r[1].get("pair", 0)))
+    for number, row in rows:
+        try:
+            name, prompt, seed, label = str(row["file_name"]), str(row["prompt"]), int(row["seed"]), row.get("label")
+            path = (folder / name).resolve()
+        except (KeyError, TypeError, ValueError) as error:
+            raise ExpungeError(
+                f"'{file}' line {number} is damaged: expected file_name, prompt and seed ({error})"
+            ) from error
+        if not path.is_relative_to(folder.resolve()):
+            raise ExpungeError(
+                f"'{file}' line {number} names '{name}', which leads out of the folder: expected a file in it"
+            )
+        if not path.is_file():
+            raise ExpungeError(f"'{file}' line {number} names '{name}', which does not exist")
+        shots.append(Shot(path=path, pixels=partial(read_pixels, path), prompt=prompt, seed=seed, label=label))
+    if not shots:
+        raise ExpungeError(f"'{file}' is empty: expected one line for each image")
+    return shots
+
+
+def read_any_images(folder: Path, size: tuple[int, int] | None = None, role: str | None = None) -> list[Shot]:
+    """The images of a folder with or without ``metadata.jsonl``, cut and scaled to (height, width) if a ``size`` is given.
+
+    Of a folder that tells roles apart, those of ``role``.
+
+    Raises:
+        ExpungeError: if there is none.
+    """
+    if (folder / "metadata.jsonl").is_file():
+        return [replace(shot, pixels=partial(read_pixels, shot.path, size)) for shot in read_images(folder, role)]
+    known = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+    paths = sorted((p for p in folder.glob("*") if p.suffix.lower() in known), key=lambda p: (p.stem, p.name))
+    if not paths:
+        raise ExpungeError(f"'{folder}' holds no image: expected a folder of {', '.join(sorted(known))} files")
+    return [Shot(path=p, pixels=partial(read_pixels, p, size), prompt="", seed=0, label=None) for p in paths]
+
+
+def read_pairs(unsafe: Path, safe: Path, size: tuple[int, int] | None = None) -> list[tuple[Shot, Shot]]:
+    """Each unsafe image with its safe one, from two folders.
+
+    By file names without endings; or row by row, where names differ and both folders have a ``metadata.jsonl``.
+
+    Raises:
+        ExpungeError: if one lacks its other half, is no image, or is not of its other half's size.
+    """
+    sides = [read_any_images(folder, size, role) for folder, role in zip((unsafe, safe), ROLES, strict=True)]
+    stems = [sorted(shot.path.stem for shot in side) for side in sides]
+    if stems[0] != stems[1] and all((folder / "metadata.jsonl").is_file() for folder in (unsafe, safe)):
+        if len(sides[0]) != len(sides[1]):
+            raise ExpungeError(
+                f"'{unsafe}' has {len(sides[0])} images and '{safe}' {len(sides[1])}: expected as many, row by row"
+            )
+        pairs = list(zip(*sides, strict=True))
+    else:
+        named = [_by_name(shots) for shots in sides]
+        for one, other, folder in ((*named, safe), (*reversed(named), unsafe)):
+            alone = sorted(set(one) - set(other))
+            if alone:
+                raise ExpungeError(f"'{one[alone[0]].path}' has no other half: expected '{alone[0]}' in '{folder}'")
+        pairs = [(named[0][name], named[1][name]) for name in sorted(named[0])]
+    for both in pairs:
+        sizes = [_size(shot.path) for shot in both]
+        if sizes[0] != sizes[1]:
+            raise ExpungeError(
+                f"pair '{both[0].path.stem}' is {sizes[0]} unsafe and {sizes[1]} safe: expected two images of one size"
+            )
+    return pairs
+
+
+def _by_name(shots: Sequence[Shot]) -> dict[str, Shot]:
+    """Images by file name without its ending."""
+    found: dict[str, Shot] = {}
+    for shot in shots:
+        if shot.path.stem in found:
+            raise ExpungeError(
+                f"'{shot.path.parent}' has two images called '{shot.path.stem}': expected each name once"
+            )
+        found[shot.path.stem] = shot
+    return found
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Height and width of an image."""
+    height, width, _ = read_pixels(path).shape
+    return height, width
+
+
+def read_pixels(path: Path, size: tuple[int, int] | None = None) -> UInt8[Tensor, "H W 3"]:
+    """One image; its middle, scaled to (height, width), if a ``size`` is given.
+
+    Raises:
+        ExpungeError: if it is not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            whole = image.convert("RGB")
+            fitted = whole if size is None else ImageOps.fit(whole, (size[1], size[0]), Image.Resampling.LANCZOS)
+            return torch.from_numpy(np.array(fitted))
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise ExpungeError(f"'{path}' is not a readable image: {error}") from error
