@@ -208,39 +208,6 @@ class Folder(Files):
         return loaded if "variant" not in options else loaded.to(self.device).eval().requires_grad_(False)
 
 
-@final
-class Pipeline(Parts):
-    """A pipeline that the user holds."""
-
-    def __init__(self, pipe: Any) -> None:
-        self.pipe = pipe
-
-    @override
-    def names(self, part: str) -> list[str]:
-        return [n for n, _ in getattr(self.pipe, part).named_parameters()]
-
-    @override
-    def read(self, part: str, names: Sequence[str]) -> dict[str, Tensor]:
-        parameters = dict(getattr(self.pipe, part).named_parameters())
-        return {n: parameters[n].detach() for n in names}
-
-    @override
-    def built(self, part: str) -> bool:
-        return True
-
-    @override
-    def get(self, part: str) -> Any:
-        return getattr(self.pipe, part)
-
-    @override
-    def config(self, part: str) -> Mapping[str, Any]:
-        return getattr(self.pipe, part).config
-
-    @override
-    def option(self, name: str, default: Any) -> Any:
-        return self.pipe.config.get(name, default)
-
-
 class quiet:  # noqa: N801  (used as a statement: `with quiet()`)
     """Silences the loading reports of diffusers and transformers."""
 

@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
-from expunge.backbones.parts import DTYPES, Files, Folder, Parts, Pipeline, read_json
+from expunge.backbones import held
+from expunge.backbones.parts import DTYPES, Files, Folder, Parts, read_json
 from expunge.backbones.single_file import SingleFile
-from expunge.backbones.steering import Steering
+from expunge.backbones.steering import Steering, check_steers, steers
 from expunge.core.adapter import Adapter
 from expunge.core.backbone import Backbone, Conditioning, Images, InjectedPrompt
-from expunge.core.edit import Guidance
+from expunge.core.edit import Edit, Key, Weights
 from expunge.core.errors import ExpungeError, unknown
 from expunge.core.query import Query
 
@@ -38,6 +39,13 @@ class Asked(NamedTuple):
 
     x: Float[Tensor, "b c h w"]
     t: Tensor
+    cond: Conditioning
+
+
+class Smallest(NamedTuple):
+    """A question that costs next to nothing."""
+
+    x: Float[Tensor, "1 c h w"]
     cond: Conditioning
 
 
@@ -81,11 +89,20 @@ class PipelineBackbone(Backbone):
         super().__init__()
         self.name = name
         self._parts = parts
-        self._inside = False
+        self.inside = False
+        """Whether an evaluation of our own is going on: not one that a user's pipeline asks for."""
+        self.asking_text = False
+        """Likewise of the text encoders."""
+        self.call: tuple[tuple[Any, ...], dict[str, Any], Int[Tensor, "b"]] | None = None
+        """The call of a user's pipeline that is going on, and its rows with the prompt: our own questions repeat the rest."""
+        self.clip_skip: int | None = None
+        """Last layers of the text encoders that are left out, as a call asked for; negative prompts are read by all."""
         self._prompt: InjectedPrompt | None = None
         self._hooks: list[Any] = []
         self._steering: Steering | None = None
         self._samplers: dict[int, Any] = {}
+        self.read_by: list[Any] = []
+        """The text encoders of the user's pipeline when it was first seen."""
         self._identity: str | None = None
         marker = (parts.path if isinstance(parts, Folder) else Path(name)) / "expunge.json"
         self.kind = str(read_json(marker).get("kind", self.family)) if marker.is_file() else self.family
@@ -94,13 +111,23 @@ class PipelineBackbone(Backbone):
     @override
     def device(self) -> torch.device:
         parts = self._parts
-        return parts.device if isinstance(parts, Files) else next(parts.get(self.denoiser).parameters()).device
+        if isinstance(parts, Files):
+            return parts.device
+        where = next(parts.get(self.denoiser).parameters()).device
+        return self._held.pipe._execution_device if where.type == "meta" else where
 
     @property
     @override
     def dtype(self) -> torch.dtype:
         parts = self._parts
-        return parts.dtype if isinstance(parts, Files) else next(parts.get(self.denoiser).parameters()).dtype
+        return parts.dtype if isinstance(parts, Files) else parts.get(self.denoiser).dtype
+
+    @property
+    def _held(self) -> held.Pipeline:
+        """The user's pipeline."""
+        if not isinstance(self._parts, held.Pipeline):
+            raise ExpungeError(f"{self.name} was opened from files: expected a pipeline in memory")
+        return self._parts
 
     @override
     def identity(self) -> str:
@@ -138,13 +165,22 @@ class PipelineBackbone(Backbone):
             ExpungeError: if it is not of this family, text to image or image to image.
         """
         cls._check_pipeline(pipe)
-        kept = getattr(
-            getattr(pipe, cls.denoiser), "_expunge_backbone", None
-        )  # on the denoiser, so that pipelines which share it share its edits
+        parts = held.Pipeline(pipe)
+        towers = [parts.get(tower) for tower in cls.towers]
+        denoiser = parts.get(cls.denoiser)
+        kept = vars(denoiser).get("_expunge_backbone")  # on the denoiser: pipelines that share it share its edits
+        if kept is not None and not all(a is b for a, b in zip(kept.read_by, towers, strict=True)):
+            if kept.edits:
+                raise ExpungeError(
+                    f"a {type(pipe).__name__} shares its {cls.denoiser} with a pipeline that carries edit {kept.edits[0].id}, "
+                    "and has text encoders of its own: expected that to be detached there first"
+                )
+            kept = None
         if kept is None:
-            kept = cls(Pipeline(pipe), str(getattr(pipe, "name_or_path", None) or type(pipe).__name__))
-            getattr(pipe, cls.denoiser)._expunge_backbone = kept
-        kept._parts = Pipeline(pipe)
+            kept = cls(parts, str(getattr(pipe, "name_or_path", None) or type(pipe).__name__))
+            kept.read_by = towers
+            denoiser._expunge_backbone = kept
+        kept._parts = parts
         return kept
 
     @classmethod
@@ -197,11 +233,23 @@ class PipelineBackbone(Backbone):
                 return embeddings if at is None else torch.where(at[..., None], embeddings.to(own), own)
 
             handle = model.get_input_embeddings().register_forward_hook(exchanged)
+        before, self.asking_text = self.asking_text, True
         try:
-            return model(input_ids=ids, output_hidden_states=True)
+            with held.eager(model):
+                return model(input_ids=ids, output_hidden_states=True)
         finally:
+            self.asking_text = before
             if handle is not None:
                 handle.remove()
+
+    @contextmanager
+    def skipping(self, layers: int | None) -> Iterator[None]:
+        """Read texts without the last ``layers`` of the text encoders, as ``clip_skip`` of the pipelines does."""
+        self.clip_skip = layers
+        try:
+            yield
+        finally:
+            self.clip_skip = None
 
     @staticmethod
     def _known(ids: Int[Tensor, "b n"], embeddings: Tensor | None, at: Tensor | None) -> Int[Tensor, "b n"] | None:
@@ -250,29 +298,49 @@ class PipelineBackbone(Backbone):
             model.enable_gradient_checkpointing(self._checkpointed)
         elif model.is_gradient_checkpointing and not self.checkpointing:
             model.disable_gradient_checkpointing()
-        with self._told(cond.prompt, self._gates):
-            return self._ask(x.to(self.dtype), t, cond).to(x.dtype)
+        with self._told(cond.prompt, self.stack.gates), held.eager(model):
+            if self.call is None:
+                return self._ask(x.to(self.dtype), t, cond).to(x.dtype)
+            args, kwargs = self._repeated(len(x))
+            args, kwargs = self.asking(args, kwargs, cond, x.to(self.dtype), t)
+            output = model(*args, **kwargs)
+        return (output[0] if isinstance(output, tuple) else output.sample).to(x.dtype)
+
+    def _repeated(self, rows: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of the call that is going on, of its rows with the prompt (of all, for as many)."""
+        args, kwargs, index = self.call  # pyright: ignore[reportGeneralTypeIssues]
+        total = len(self.asked(args, kwargs).x)
+
+        def taken(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value[index.to(value.device)] if value.ndim and len(value) == total != rows else value
+            if isinstance(value, dict):
+                return {name: taken(inner) for name, inner in value.items()}
+            return type(value)(taken(inner) for inner in value) if type(value) in (list, tuple) else value
+
+        return taken(tuple(args)), taken(dict(kwargs))
 
     @contextmanager
     def _told(self, prompt: InjectedPrompt | None, gates: dict[str, Float[Tensor, "b r"]]) -> Iterator[None]:
         """What the denoiser's layers hear beside its arguments, during one evaluation."""
-        before = self._inside, self._prompt, self._gates
-        self._inside, self._prompt, self._gates = True, prompt, gates
-        injected: list[Any] = []
+        before = self.inside, self._prompt
+        self.inside, self._prompt = True, prompt
+        handles: list[Any] = []
         try:
-            injected = self._inject(prompt)
-            yield
+            handles = self.injected(prompt)
+            with self.stack.opened(gates):
+                yield
         finally:
-            for handle in injected:
+            for handle in handles:
                 handle.remove()
-            self._inside, self._prompt, self._gates = before
+            self.inside, self._prompt = before
 
     def _checkpointed(self, block: torch.nn.Module, *args: Any) -> Any:
         """Run a block whose activations are computed again on the way back, when it must hear what it heard the first time."""
-        prompt, gates = self._prompt, self._gates
+        prompt, gates = self._prompt, self.stack.gates
 
         def again(*given: Any) -> Any:
-            if self._inside:
+            if self.inside:
                 return block(*given)
             with self._told(prompt, gates):
                 return block(*given)
@@ -285,15 +353,27 @@ class PipelineBackbone(Backbone):
 
     @abstractmethod
     def asking(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], cond: Conditioning
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        cond: Conditioning,
+        x: Float[Tensor, "b c h w"] | None = None,
+        t: Real[Tensor, "b"] | None = None,
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The same arguments with another conditioning."""
+        """The same arguments with another conditioning, and perhaps another input and timestep.
+
+        What is not text (an image's size and crop) stays as it was given.
+        """
 
     @abstractmethod
     def _ask(self, x: Float[Tensor, "b c h w"], t: Real[Tensor, "b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
         """Call the denoiser."""
 
-    def _inject(self, prompt: InjectedPrompt | None) -> list[Any]:
+    @abstractmethod
+    def smallest(self) -> "Smallest":
+        """The smallest question that the denoiser answers: zeros."""
+
+    def injected(self, prompt: InjectedPrompt | None) -> list[Any]:
         """Hooks that let some layers read a prompt after the text.
 
         Raises:
@@ -311,14 +391,21 @@ class PipelineBackbone(Backbone):
             x = pixels.to(self.device).permute(0, 3, 1, 2).to(vae.dtype) / 127.5 - 1
             encoded = vae.encode(x)
             z = (encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()).to(self.dtype)
-        return (z - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
+            return self.scaled(z, vae)
+
+    def scaled(self, latents: Float[Tensor, "b c h w"], vae: Any) -> Float[Tensor, "b c h w"]:
+        """The autoencoder's latents as the denoiser knows them."""
+        return (latents - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
+
+    def unscaled(self, latents: Float[Tensor, "b c h w"], vae: Any) -> Float[Tensor, "b c h w"]:
+        """The denoiser's latents as the autoencoder knows them."""
+        return latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
 
     @override
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b H W 3"]:
         with self._coder() as vae:
-            z = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-            x = vae.decode(z.to(vae.dtype), return_dict=False)[0].float()
+            x = vae.decode(self.unscaled(latents, vae).to(vae.dtype), return_dict=False)[0].float()
         return ((x / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
     @contextmanager
@@ -350,9 +437,18 @@ class PipelineBackbone(Backbone):
         return self._noise(torch.Generator().manual_seed(seed))
 
     def _noise(self, generator: torch.Generator) -> Float[Tensor, "1 c h w"]:
-        channels = self._parts.get(self.denoiser).config.in_channels
+        channels, made = self._parts.get(self.denoiser).config.in_channels, self._channels()
+        if channels != made:
+            raise ExpungeError(
+                f"{self.name} has a {self.denoiser} of {channels} input channels (inpainting?), and latents of {made}: "
+                "expected a text-to-image model"
+            )
         drawn = torch.randn((1, channels, *self._latent_size()), generator=generator)
         return drawn.to(self.device)
+
+    def _channels(self) -> int:
+        """Channels of the autoencoder's latents."""
+        return int(self._parts.config("vae").get("latent_channels", 4))
 
     def _latent_size(self) -> tuple[int, int]:
         size = self._parts.config(self.denoiser)["sample_size"]
@@ -424,18 +520,19 @@ class PipelineBackbone(Backbone):
         found: dict[str, Tensor] = {}
         for part in (self.denoiser, *self.towers):
             mine = [n.removeprefix(f"{part}.") for n in names if n.startswith(f"{part}.")]
-            if mine and (part in self.towers or self._parts.built(part)):
-                parameters = dict(self._parts.get(part).named_parameters())
-                found.update({f"{part}.{n}": parameters[n].detach() for n in mine})
-            elif mine:
+            if not mine:
+                continue
+            if isinstance(self._parts, Files) and (part in self.towers or self._parts.built(part)):
+                own = held.parameters(self._parts.get(part))
+                found.update({f"{part}.{n}": own[n].detach() for n in mine})
+            else:
                 found.update({f"{part}.{n}": v for n, v in self._parts.read(part, mine).items()})
         return found
 
     @override
     def parameter(self, name: str) -> tuple[torch.nn.Module, str]:
         part, _, rest = name.partition(".")
-        owner, _, key = rest.rpartition(".")
-        return self._parts.get(part).get_submodule(owner), key
+        return held.owner(self._parts.get(part), rest), rest.rpartition(".")[2]
 
     @override
     def supports(self, capability: str) -> bool:
@@ -455,23 +552,89 @@ class PipelineBackbone(Backbone):
         for tower in self.clip_towers:
             model = self._parts.get(tower)
             last = model.config.num_hidden_layers - 1
-            found += [f"{tower}.{n}" for n, _ in model.named_parameters() if TEXT_GROUPS[name](n, last)]
+            found += [f"{tower}.{n}" for n in held.parameters(model) if TEXT_GROUPS[name](n, last)]
         return found
 
     # a user's own pipeline --------------------------------------------------------------------------------------------
     @override
-    def _steering_changed(self) -> None:
+    def check_carries(self, edit: Edit, coming: bool) -> None:
+        if not isinstance(self._parts, held.Pipeline):
+            return
+        outer = self._parts.outer(self.denoiser)
+        names = list(edit.replaced) if isinstance(edit, Weights) else []
+        for name in names:
+            module, key = self.parameter(name)
+            held.check_plain(name, module._parameters.get(key))
+        if isinstance(edit, Weights):
+            fused = [n for n in self._unread({n.rpartition(".")[0] for n in names}) if not self._writes_through(n)]
+        elif coming and isinstance(edit, Adapter):
+            fused = self._unread(set(edit.layers))
+        elif coming and isinstance(edit, Key):
+            fused = self._unread({p.removesuffix(".weight") for a in self.attentions().values() for p in (a.k, a.v)})
+            if held.compiled(outer):
+                raise ExpungeError(
+                    f"a key gives prompts to the layers of a compiled {self.denoiser}: expected one that is not"
+                )
+        else:
+            fused = []
+        if fused:
+            raise ExpungeError(
+                f"'{fused[0]}' is not read: the projections of {self.name} are fused (fuse_qkv_projections): expected "
+                "unfuse_qkv_projections() first"
+            )
+        if coming and steers(edit):
+            check_steers(self._parts.pipe, self.denoiser, edit)
+
+    def _unread(self, layers: set[str]) -> list[str]:
+        """Layers of attention that the denoiser does not call: what stands in their place was made from them before."""
+        asked = {n for n in layers if n.startswith(f"{self.denoiser}.") and "transformer_blocks." in n}
+        if not asked:
+            return []
+        model = self._parts.get(self.denoiser)
+        modules = {n: self.parameter(f"{n}.weight")[0] for n in sorted(asked)}
+        try:
+            with held.listening(modules) as heard, self._told(None, {}), held.eager(model), torch.no_grad():
+                question = self.smallest()
+                self._ask(question.x, torch.ones(1, device=self.device), question.cond)
+        except Exception:  # it wants more than that (an IP-Adapter's images): go by what stands in it
+            heard = set() if held.fused(model.modules()) else asked
+        return sorted(asked - heard)
+
+    def _writes_through(self, layer: str) -> bool:
+        """Whether a fused projection is what its parts make, so that it can be made again from them."""
+        attention, _, name = layer.rpartition(".")
+        fused = held.fusions(self._module(attention), name)
+        return bool(fused) and all(fusion.fresh() for fusion in fused)
+
+    def _module(self, name: str) -> torch.nn.Module:
+        """The module with a plain name."""
+        part, _, rest = name.partition(".")
+        return held.owner(self._parts.get(part), f"{rest}.")
+
+    @override
+    def written(self, names: Sequence[str]) -> None:
+        if isinstance(self._parts, held.Pipeline):
+            for layer in {n.rpartition(".")[0] for n in names if "transformer_blocks." in n}:
+                attention, _, name = layer.rpartition(".")
+                for fusion in held.fusions(self._module(attention), name):
+                    fusion.refresh()
+
+    @override
+    def steering_changed(self) -> None:
         for hook in self._hooks:
             hook.remove()
         if self._steering is not None:
             self._steering.release()
         self._hooks, self._steering = [], None
-        steered = any(isinstance(e, Guidance) or (isinstance(e, Adapter) and e.gates) for e in self.edits)
-        if isinstance(self._parts, Pipeline) and steered:
-            steering = self._steering = Steering(self, self._parts.pipe)
-            denoiser = self._parts.get(self.denoiser)
+        if not isinstance(self._parts, held.Pipeline):
+            return
+        denoiser = self._parts.outer(self.denoiser)
+        held.forget_compiled(denoiser)
+        if any(steers(e) for e in self.edits):
+            steering = self._steering = Steering(self, self._parts)
+            as_is = torch.compiler.disable  # they look at the call, which no tracing of a compiled module sees
             self._hooks = [
-                self._parts.get(self.towers[0]).register_forward_pre_hook(steering.read, with_kwargs=True),
-                denoiser.register_forward_pre_hook(steering.before, with_kwargs=True),
-                denoiser.register_forward_hook(steering.after, with_kwargs=True, always_call=True),
+                self._parts.outer(self.towers[0]).register_forward_pre_hook(as_is(steering.read), with_kwargs=True),
+                denoiser.register_forward_pre_hook(as_is(steering.before), with_kwargs=True),
+                denoiser.register_forward_hook(as_is(steering.after), with_kwargs=True, always_call=True),
             ]

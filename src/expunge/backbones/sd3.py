@@ -9,8 +9,9 @@ from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 from typing_extensions import override
 
+from expunge.backbones import held
 from expunge.backbones.parts import quiet
-from expunge.backbones.pipeline import TEXT_GROUPS, Asked, PipelineBackbone
+from expunge.backbones.pipeline import TEXT_GROUPS, Asked, PipelineBackbone, Smallest
 from expunge.core.backbone import Attention, Conditioning
 from expunge.core.errors import ExpungeError, unknown
 
@@ -31,6 +32,10 @@ _LAYERS: dict[str, Callable[[str], bool]] = {
     "transformer": lambda n: True,
     "attn": lambda n: re.search(r"\.attn2?\.to_(q|k|v|out\.0)$", n) is not None,
 }
+
+
+_ORDER = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
+"""What the transformer takes by place."""
 
 
 @final
@@ -77,7 +82,8 @@ class StableDiffusion3(PipelineBackbone):
     ) -> Conditioning:
         """Encode prompts or CLIP's ids; ``embeddings`` take the place of CLIP's token embeddings, while T5 reads the words."""
         ids, first, second = self._read_two(prompts, embeddings, at)
-        clip = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
+        layer = -2 - (self.clip_skip or 0)
+        clip = torch.cat([first.hidden_states[layer], second.hidden_states[layer]], -1)
         t5 = self._t5(prompts)
         clip = torch.nn.functional.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
         return Conditioning(
@@ -107,20 +113,32 @@ class StableDiffusion3(PipelineBackbone):
     # denoising --------------------------------------------------------------------------------------------------------
     @override
     def asked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Asked:
-        order = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
-        named = dict(zip(order, args, strict=False)) | kwargs
+        named = dict(zip(_ORDER, args, strict=False)) | kwargs
         cond = Conditioning(embeds=named["encoder_hidden_states"], pooled=named["pooled_projections"])
         return Asked(named["hidden_states"], named["timestep"], cond)
 
     @override
     def asking(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], cond: Conditioning
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        cond: Conditioning,
+        x: Float[Tensor, "b c h w"] | None = None,
+        t: Real[Tensor, "b"] | None = None,
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        told = {"encoder_hidden_states": cond.embeds, "pooled_projections": cond.pooled}
-        order = ("hidden_states", "encoder_hidden_states", "pooled_projections")
-        here = tuple(told.get(name, value) for name, value in zip(order, args, strict=False))
-        rest = {name: value for name, value in told.items() if name not in order[: len(args)]}
-        return (*here, *args[len(here) :]), {**kwargs, **rest}
+        changed = dict(zip(_ORDER, args[:4], strict=False)) | kwargs
+        changed |= {"encoder_hidden_states": cond.embeds, "pooled_projections": cond.pooled}
+        changed |= {name: value for name, value in (("hidden_states", x), ("timestep", t)) if value is not None}
+        first = tuple(changed.pop(name) for name in _ORDER[: len(args)])
+        return (*first, *args[4:]), changed
+
+    @override
+    def smallest(self) -> Smallest:
+        config = self._parts.get("transformer").config
+        side = 2 * config.patch_size
+        x = torch.zeros(1, config.in_channels, side, side, dtype=self.dtype, device=self.device)
+        embeds, pooled = x.new_zeros(1, 1, config.joint_attention_dim), x.new_zeros(1, config.pooled_projection_dim)
+        return Smallest(x, Conditioning(embeds=embeds, pooled=pooled))
 
     @override
     def _ask(self, x: Float[Tensor, "b c h w"], t: Real[Tensor, "b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
@@ -194,9 +212,8 @@ class StableDiffusion3(PipelineBackbone):
     def layers(self, name: str) -> list[str]:
         if name not in _LAYERS:
             raise unknown("layer group", name, _LAYERS)
-        modules = self._parts.get("transformer").named_modules()
-        kinds = (torch.nn.Linear, torch.nn.Conv2d)
-        blocks = [n for n, m in modules if isinstance(m, kinds) and n.startswith("transformer_blocks.")]
+        layers = held.own_layers(self._parts.get("transformer"))
+        blocks = [n for n in layers if n.startswith("transformer_blocks.")]
         return [f"transformer.{n}" for n in blocks if _LAYERS[name](n)]
 
     @override

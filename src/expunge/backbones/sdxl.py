@@ -1,7 +1,7 @@
 """Stable Diffusion XL: two text encoders, a pooled embedding, and the numbers that say how large an image is."""
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from jaxtyping import Bool, Float, Int, Real
@@ -45,10 +45,11 @@ class StableDiffusionXL(UNetBackbone):
         at: Bool[Tensor, "b n"] | None = None,
     ) -> Conditioning:
         ids, first, second = self._read_two(prompts, embeddings, at)
+        layer = -2 - (self.clip_skip or 0)
         height, width = self.image_size
         told = torch.tensor([[height, width, 0, 0, height, width]], device=ids.device)
         return Conditioning(
-            embeds=torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1),
+            embeds=torch.cat([first.hidden_states[layer], second.hidden_states[layer]], -1),
             pooled=second.text_embeds,
             tokens=self._known(ids, embeddings, at),
             extra={"time_ids": told.to(self.dtype).expand(len(ids), -1)},
@@ -72,3 +73,33 @@ class StableDiffusionXL(UNetBackbone):
         added = {"text_embeds": cond.pooled, "time_ids": cond.extra["time_ids"]}
         unet = self._parts.get("unet")
         return unet(x, t, encoder_hidden_states=cond.embeds, added_cond_kwargs=added, return_dict=False)[0]
+
+    # latents ----------------------------------------------------------------------------------------------------------
+    @override
+    def scaled(self, latents: Float[Tensor, "b c h w"], vae: Any) -> Float[Tensor, "b c h w"]:
+        statistics = _statistics(vae, latents)
+        if statistics is None:
+            return super().scaled(latents, vae)
+        return (latents - statistics.mean) * vae.config.scaling_factor / statistics.std
+
+    @override
+    def unscaled(self, latents: Float[Tensor, "b c h w"], vae: Any) -> Float[Tensor, "b c h w"]:
+        statistics = _statistics(vae, latents)
+        if statistics is None:
+            return super().unscaled(latents, vae)
+        return latents * statistics.std / vae.config.scaling_factor + statistics.mean
+
+
+class _Statistics(NamedTuple):
+    """What some autoencoders' latents are normed with, by channel."""
+
+    mean: Float[Tensor, "1 c 1 1"]
+    std: Float[Tensor, "1 c 1 1"]
+
+
+def _statistics(vae: Any, like: Tensor) -> _Statistics | None:
+    """The statistics in an autoencoder's configuration, if it has both (Playground 2.5's has)."""
+    mean, std = (getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
+    if mean is None or std is None:
+        return None
+    return _Statistics(*(torch.tensor(numbers).view(1, -1, 1, 1).to(like) for numbers in (mean, std)))

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 from typing_extensions import override
 
+from expunge.backbones import held
 from expunge.backbones.parts import Folder, Parts, read_json
 from expunge.backbones.unet import UNetBackbone
 from expunge.core.backbone import Conditioning
@@ -55,7 +56,11 @@ class StableDiffusion(UNetBackbone):
         at: Bool[Tensor, "b n"] | None = None,
     ) -> Conditioning:
         ids = prompts if isinstance(prompts, Tensor) else self.tokenize(prompts)
-        hidden = self._read("text_encoder", ids, embeddings, at).last_hidden_state
+        read = self._read("text_encoder", ids, embeddings, at)
+        hidden = read.last_hidden_state
+        if self.clip_skip is not None:  # the last layer's norm follows all the same
+            norm = held.owner(self._parts.get("text_encoder"), "final_layer_norm.weight")
+            hidden = norm(read.hidden_states[-(self.clip_skip + 1)])
         return Conditioning(embeds=hidden, tokens=self._known(ids, embeddings, at))
 
     @override

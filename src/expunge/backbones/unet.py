@@ -1,7 +1,7 @@
 """What Stable Diffusion 1.x, 2.x and XL share: a UNet whose cross-attention reads text, and a DDIM noise schedule."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,9 +9,11 @@ from jaxtyping import Float, Real
 from torch import Tensor
 from typing_extensions import override
 
+from expunge.backbones import held
 from expunge.backbones.parts import quiet
-from expunge.backbones.pipeline import TEXT_GROUPS, Asked, PipelineBackbone
+from expunge.backbones.pipeline import TEXT_GROUPS, Asked, PipelineBackbone, Smallest
 from expunge.core.backbone import Attention, Conditioning, InjectedPrompt
+from expunge.core.edit import plain
 from expunge.core.errors import ExpungeError, unknown
 
 _GROUPS: dict[str, Callable[[str], bool]] = {
@@ -31,6 +33,20 @@ _LAYERS: dict[str, Callable[[str], bool]] = {
 }
 
 
+_ORDER = ("sample", "timestep", "encoder_hidden_states")
+"""What a UNet takes by place."""
+
+
+def _strange(config: Mapping[str, Any], scheduler: str) -> str:
+    """What makes a scheduler's noise schedule another than betas over counted timesteps; empty if nothing does."""
+    if "beta_schedule" not in config or "EDM" in scheduler:
+        return scheduler
+    if config.get("use_flow_sigmas"):
+        return "use_flow_sigmas"
+    kind = config.get("timestep_type", "discrete")
+    return "" if kind == "discrete" else f"timestep_type {kind}"
+
+
 class UNetBackbone(PipelineBackbone):
     """A UNet with cross-attention."""
 
@@ -40,7 +56,7 @@ class UNetBackbone(PipelineBackbone):
 
     @override
     def asked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Asked:
-        named = dict(zip(("sample", "timestep", "encoder_hidden_states"), args, strict=False)) | kwargs
+        named = dict(zip(_ORDER, args, strict=False)) | kwargs
         added = named.get("added_cond_kwargs") or {}
         extra = {name: value for name, value in added.items() if name == "time_ids"}
         cond = Conditioning(embeds=named["encoder_hidden_states"], pooled=added.get("text_embeds"), extra=extra)
@@ -48,27 +64,36 @@ class UNetBackbone(PipelineBackbone):
 
     @override
     def asking(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], cond: Conditioning
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        cond: Conditioning,
+        x: Float[Tensor, "b c h w"] | None = None,
+        t: Real[Tensor, "b"] | None = None,
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        changed = dict(kwargs)
+        changed = dict(zip(_ORDER, args[:3], strict=False)) | kwargs
+        changed |= {"encoder_hidden_states": cond.embeds}
+        changed |= {name: value for name, value in (("sample", x), ("timestep", t)) if value is not None}
         if cond.pooled is not None:
-            changed["added_cond_kwargs"] = {**kwargs["added_cond_kwargs"], "text_embeds": cond.pooled, **cond.extra}
-        if len(args) > 2:
-            return (*args[:2], cond.embeds, *args[3:]), changed
-        return args, {**changed, "encoder_hidden_states": cond.embeds}
+            changed["added_cond_kwargs"] = {**kwargs["added_cond_kwargs"], "text_embeds": cond.pooled}
+        first = tuple(changed.pop(name) for name in _ORDER[: len(args)])
+        return (*first, *args[3:]), changed
 
     @override
-    def _inject(self, prompt: InjectedPrompt | None) -> list[Any]:
+    def injected(self, prompt: InjectedPrompt | None) -> list[Any]:
         """Hooks that let the layers of ``prompt.blocks`` read its tokens after the text's."""
         if prompt is None:
             return []
         everyone = bool(prompt.rows.all())
 
         def lengthen(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            text = kwargs["encoder_hidden_states"]
-            changed = {**kwargs, "encoder_hidden_states": torch.cat([text, prompt.tokens.to(text)], 1)}
+            given = kwargs["encoder_hidden_states"]
+            text, *images = given if isinstance(given, tuple) else (given,)  # an IP-Adapter's images follow
+            longer = torch.cat([text, prompt.tokens.to(text)], 1)
+            changed = {**kwargs, "encoder_hidden_states": (longer, *images) if images else longer}
             if not everyone:
-                own, extra = torch.zeros(len(text), text.shape[1]).to(text), prompt.tokens.shape[1]
+                own, extra = kwargs.get("attention_mask"), prompt.tokens.shape[1]
+                own = text.new_zeros(len(text), text.shape[1]) if own is None else own[:, 0]
                 closed = torch.where(prompt.rows, 0.0, torch.finfo(text.dtype).min).to(text)[:, None].expand(-1, extra)
                 changed["attention_mask"] = torch.cat([own, closed], 1)[:, None]
             return args, changed
@@ -78,8 +103,8 @@ class UNetBackbone(PipelineBackbone):
             return (torch.cat([args[0][:, : -values.shape[1]], values.to(args[0])], 1), *args[1:])
 
         unet = self._parts.get("unet")
-        layers = [
-            unet.get_submodule(n.removeprefix("unet."))
+        layers: list[Any] = [
+            held.owner(unet, f"{n.removeprefix('unet.')}.to_k")
             for n, a in self.attentions().items()
             if a.block in prompt.blocks
         ]
@@ -87,6 +112,18 @@ class UNetBackbone(PipelineBackbone):
         if prompt.values is not None:
             handles += [layer.to_v.register_forward_pre_hook(revalued) for layer in layers]
         return handles
+
+    @override
+    def smallest(self) -> Smallest:
+        config = self._parts.get("unet").config
+        side = 2 ** (len(config.block_out_channels) - 1)
+        x = torch.zeros(1, config.in_channels, side, side, dtype=self.dtype, device=self.device)
+        pooled, extra = None, {}
+        if config.addition_embed_type == "text_time":
+            pooled = x.new_zeros(1, config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim)
+            extra = {"time_ids": x.new_zeros(1, 6)}
+        embeds = x.new_zeros(1, 1, config.cross_attention_dim)
+        return Smallest(x, Conditioning(embeds=embeds, pooled=pooled, extra=extra))
 
     # trajectories -----------------------------------------------------------------------------------------------------
     @override
@@ -107,6 +144,12 @@ class UNetBackbone(PipelineBackbone):
             config = self._parts.get("scheduler").config
             if not 1 <= steps <= config.num_train_timesteps:
                 raise ExpungeError(f"{steps} denoising steps: expected 1 to {config.num_train_timesteps}")
+            strange = _strange(config, type(self._parts.get("scheduler")).__name__)
+            if strange:
+                raise ExpungeError(
+                    f"{self.name} is on another noise schedule than Stable Diffusion's ({strange}): expected betas, and "
+                    "timesteps that count them (images can be made, and closed forms attached)"
+                )
             ours = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading"}
             with quiet():
                 sampler: Any = DDIMScheduler.from_config(config, **ours)
@@ -144,10 +187,9 @@ class UNetBackbone(PipelineBackbone):
     def layers(self, name: str) -> list[str]:
         if name not in _LAYERS:
             raise unknown("layer group", name, _LAYERS)
-        modules = dict(self._parts.get("unet").named_modules())
-        blocks = tuple(f"{n}." for n, m in modules.items() if type(m).__name__ == "Transformer2DModel")
-        kinds = (torch.nn.Linear, torch.nn.Conv2d)
-        inside = [n for n, m in modules.items() if isinstance(m, kinds) and n.startswith(blocks)]
+        unet = self._parts.get("unet")
+        blocks = tuple(plain(f"{n}.") for n, m in unet.named_modules() if type(m).__name__ == "Transformer2DModel")
+        inside = [n for n in held.own_layers(unet) if n.startswith(blocks)]
         return [f"unet.{n}" for n in inside if _LAYERS[name](n)]
 
     @override
@@ -160,7 +202,8 @@ class UNetBackbone(PipelineBackbone):
             self._attentions is None
         ):  # a walk over all modules, which an injected prompt would repeat at every evaluation
             found: dict[str, Attention] = {}
-            for name, module in self._parts.get("unet").named_modules():
+            for given, module in self._parts.get("unet").named_modules():
+                name = plain(f"{given}.")[:-1]
                 if name.endswith(".attn2"):
                     q, k, v, out = (f"unet.{name}.{p}.weight" for p in ("to_q", "to_k", "to_v", "to_out.0"))
                     found[f"unet.{name}"] = Attention(module.heads, q, k, v, out, name.split("_")[0])

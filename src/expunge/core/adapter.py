@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import override
 
-from expunge.core.edit import Edit, Provenance
+from expunge.core.edit import Edit, Provenance, plain
 from expunge.core.errors import ExpungeError
 
 if TYPE_CHECKING:
@@ -26,8 +26,14 @@ class LowRank(NamedTuple):
 
 
 def low_rank(layer: torch.nn.Module, x: Tensor, part: LowRank, gate: Float[Tensor, "b r"] | None = None) -> Tensor:
-    """What ``part`` adds to the output of ``layer`` for the input ``x``; ``gate`` scales each row's r numbers."""
+    """What ``part`` adds to the output of ``layer`` for the input ``x``; ``gate`` scales each row's r numbers.
+
+    ``x`` may have several equal parts of as many rows as ``gate`` (a guided pair, or PAG's half of three), for which it counts
+    alike.
+    """
     down, up = part.down.to(x), part.up.to(x)
+    if gate is not None:
+        gate = gate.repeat(len(x) // len(gate), 1)
     if isinstance(layer, torch.nn.Conv2d):
         inner = functional.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)  # pyright: ignore[reportArgumentType]
         return functional.conv2d(inner if gate is None else inner * gate.to(x)[:, :, None, None], up)
@@ -87,7 +93,9 @@ class Adapter(Edit):
         Raises:
             ExpungeError: if tensors are missing, or do not fit each other or the gates.
         """
-        self.layers = as_layers({n: t.detach().clone() for n, t in factors.items()})
+        given = as_layers({n: t.detach().clone() for n, t in factors.items()})
+        self._stored = {plain(n): n for n in given}
+        self.layers = {plain(n): part for n, part in given.items()}
         for name, part in self.layers.items():
             rank = len(part.down)
             if part.up.ndim != part.down.ndim or part.up.shape[1] != rank or (gates and rank != len(gates)):
@@ -110,7 +118,11 @@ class Adapter(Edit):
 
     @override
     def tensors(self) -> dict[str, Tensor]:
-        return {f"{n}.{p}": t for n, part in self.layers.items() for p, t in part._asdict().items()}
+        return {f"{self._stored[n]}.{p}": t for n, part in self.layers.items() for p, t in part._asdict().items()}
+
+    def stored_name(self, name: str) -> str:
+        """What the edit's file calls the tensor ``name``, a layer's weight: fingerprints and ids are of these names."""
+        return f"{self._stored[name.removesuffix('.weight')]}.weight"
 
     def opened(self, backbone: "Backbone", cond: "Conditioning") -> Float[Tensor, "b r"]:
         """How far the prompts of ``cond`` open each component: SPM's facilitated transport.

@@ -2,21 +2,20 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, ClassVar, NamedTuple, final
 
 import torch
 from jaxtyping import Bool, Float, Int, Real, UInt8
 from torch import Tensor
 
-from expunge.core.adapter import Adapter, LowRank, as_layers, low_rank
+from expunge.core.adapter import Adapter, as_layers
 from expunge.core.cost import Cost
-from expunge.core.edit import Edit, Guidance, GuidedStep, Weights, fingerprint_as, fingerprints, strengths
+from expunge.core.edit import Edit, Guidance, GuidedStep, Weights, fingerprints, strengths
 from expunge.core.errors import ExpungeError
 from expunge.core.query import LearnedWord, Query
+from expunge.core.stack import Stack
 
 FILLER = "a"
 """A word that is one token in every vocabulary of the CLIP kind."""
@@ -114,7 +113,7 @@ class Guided(NamedTuple):
     combined: Float[Tensor, "b c h w"]
     cond: Float[Tensor, "b c h w"]
     null: Float[Tensor, "b c h w"] | None
-    """None at scale 1, where the unconditional prediction is not needed."""
+    """None without guidance, where the unconditional prediction is not needed."""
 
 
 class Images(NamedTuple):
@@ -155,12 +154,7 @@ class Backbone(ABC):
 
     def __init__(self) -> None:
         self.cost = Cost()
-        self._stack: list[tuple[Edit, float]] = []
-        self._base: dict[str, Tensor] = {}
-        self._beside: dict[str, list[Any]] = {}
-        """Handles of the layers that each attached adapter stands beside."""
-        self._gates: dict[str, Float[Tensor, "b r"]] = {}
-        """How far the rows of the evaluation that is going on open each adapter with gates."""
+        self.stack = Stack(self)
 
     # text -------------------------------------------------------------------------------------------------------------
     @abstractmethod
@@ -257,7 +251,7 @@ class Backbone(ABC):
     ) -> Float[Tensor, "b c h w"]:
         """The model's own prediction (noise, v, or velocity) for each row; counted in `cost`."""
         cond = cond.expand(len(x))
-        return self._predict(x, t, cond, self._opened(cond))
+        return self._predict(x, t, cond, self.opened(cond))
 
     def _predict(
         self,
@@ -272,13 +266,10 @@ class Backbone(ABC):
         else:
             self.cost = Cost(forward=self.cost.forward + rows, trained=self.cost.trained)
         steps = torch.full((rows,), t, device=x.device) if isinstance(t, int | float) else t
-        self._gates = gates
-        try:
+        with self.stack.opened(gates):
             return self.denoise(x, steps, cond)
-        finally:
-            self._gates = {}
 
-    def _opened(self, cond: Conditioning, state: dict[str, Any] | None = None) -> dict[str, Float[Tensor, "b r"]]:
+    def opened(self, cond: Conditioning, state: dict[str, Any] | None = None) -> dict[str, Float[Tensor, "b r"]]:
         """How far each row opens the attached adapters that have gates; read once a generation, where ``state`` is given."""
         found: dict[str, Tensor] = {}
         for edit in self.edits:
@@ -302,20 +293,20 @@ class Backbone(ABC):
     ) -> Guided:
         """Classifier-free guidance with every attached guidance edit: the only place where predictions are combined.
 
-        ``step`` counts denoising steps from 0; ``state`` belongs to one generation. At scale 1 with no guidance edit it is the
-        conditional prediction alone, at half the cost. Both halves of a pair open an adapter's gates as the prompt does.
+        ``step`` counts denoising steps from 0; ``state`` belongs to one generation. A scale of 1 or less is no guidance, as the
+        pipelines of diffusers have it: the conditional prediction alone, at half the cost, which guidance edits can only
+        condition. Both halves of a pair open an adapter's gates as the prompt does.
         """
         rows = len(x)
         cond, null = cond.expand(rows), null.expand(rows)
-        guidances = [e for e, _ in self._stack if isinstance(e, Guidance)]
+        guidances = [e for e in self.edits if isinstance(e, Guidance)]
         for guidance in guidances:
             cond, null = guidance.conditioning(self, cond, null, state)
-        gates = self._opened(cond, state)
-        if scale == 1 and not guidances:
+        gates = self.opened(cond, state)
+        if scale <= 1:
             alone = self._predict(x, t, cond, gates)
             return Guided(alone, alone, None)
-        pair = {name: torch.cat([gate, gate]) for name, gate in gates.items()}
-        both = self._predict(torch.cat([x, x]), t, null.expand(rows).join(cond.expand(rows)), pair)
+        both = self._predict(torch.cat([x, x]), t, null.expand(rows).join(cond.expand(rows)), gates)
         e_null, e_cond = both.chunk(2)
         out = e_null + scale * (e_cond - e_null)
         for guidance in guidances:
@@ -425,8 +416,8 @@ class Backbone(ABC):
     @final
     def tensors(self, names: Sequence[str]) -> dict[str, Tensor]:
         """Tensors as the attached edits leave them."""
-        base = self._originals(names)
-        return {n: self._composed(n, base[n]) for n in names}
+        base = self.stack.originals(list(names))
+        return {n: self.stack.composed(n, base[n]) for n in names}
 
     # training ---------------------------------------------------------------------------------------------------------
     @final
@@ -449,30 +440,18 @@ class Backbone(ABC):
         """Put low-rank changes (tensors named ``LAYER.down``, ``LAYER.up``) beside layers; forward AND backward inside."""
         handles: list[Any] = []
         try:
-            handles = self._put_beside(as_layers(factors), scale, None)
+            handles = self.stack.put_beside(as_layers(factors), scale, None)
             yield
         finally:
             for handle in handles:
                 handle.remove()
-
-    def _put_beside(self, layers: Mapping[str, LowRank], scale: float, gated_by: str | None) -> list[Any]:
-        """Hooks that add low-rank changes; ``gated_by`` is the id of the adapter whose gates they listen to."""
-
-        def added(layer: torch.nn.Module, args: tuple[Any, ...], output: Tensor, part: LowRank) -> Tensor:
-            gate = None if gated_by is None else self._gates.get(gated_by)
-            return output + scale * low_rank(layer, args[0], part, gate)
-
-        return [
-            self.parameter(f"{name}.weight")[0].register_forward_hook(partial(added, part=part))
-            for name, part in layers.items()
-        ]
 
     # edits ------------------------------------------------------------------------------------------------------------
     @property
     @final
     def edits(self) -> list[Edit]:
         """The attached edits, oldest first."""
-        return [edit for edit, _ in self._stack]
+        return self.stack.edits
 
     @final
     def attach(self, edit: Edit, strength: float = 1.0, any_base: bool = False) -> None:
@@ -487,36 +466,13 @@ class Backbone(ABC):
         Raises:
             ExpungeError: if it is attached already, needs others that are not, or was made for another base.
         """
-        attached = {e.id for e in self.edits}
-        if edit.id in attached:
-            raise ExpungeError(f"edit {edit.id} is attached already: expected each edit once")
-        missing = [r for r in edit.requires if r not in attached]
-        if missing and not (any_base and isinstance(edit, Guidance)):
-            raise ExpungeError(
-                f"edit {edit.id} was made on top of edit {missing[0]}: expected that one to be attached first"
-            )
-        if isinstance(edit, Weights):
-            self._check_base(edit, any_base)
-        elif isinstance(edit, Adapter):
-            self._check_layers(edit, any_base)
-        elif isinstance(edit, Guidance) and edit.alone and any(type(e) is type(edit) for e in self.edits):
-            raise ExpungeError(
-                f"a {edit.fields()['eraser']} edit is attached already: expected one that names all targets"
-            )
-        strengths([strength], [edit])  # which refuses one that scales nothing
-        self._stack.append((edit, strength))
-        try:
-            self._refresh(edit)
-        except BaseException:
-            self._stack.pop()
-            self._refresh(edit)
-            raise
+        self.stack.attach(edit, strength, any_base)
 
     @final
     @contextmanager
     def bare(self) -> Iterator[None]:
         """The model without its edits, which are attached again, as they were, on exit."""
-        stack = list(self._stack)
+        stack = list(self.stack.entries)
         try:
             for edit, _ in reversed(stack):
                 self.detach(edit)
@@ -551,22 +507,13 @@ class Backbone(ABC):
         Raises:
             ExpungeError: if it is not attached, or another attached edit needs it.
         """
-        index = next((i for i, e in enumerate(self.edits) if e.id == edit.id), None)
-        if index is None:
-            raise ExpungeError(
-                f"edit {edit.id} is not attached: expected one of {[e.id for e in self.edits] or 'none'}"
-            )
-        needing = [e.id for e in self.edits if edit.id in e.requires]
-        if needing:
-            raise ExpungeError(f"edit {edit.id} is needed by edit {needing[0]}: expected that one to be detached first")
-        del self._stack[index]
-        self._refresh(edit)
+        self.stack.detach(edit)
 
     @final
     def edit_of(self, changed: dict[str, Tensor]) -> Weights:
         """The edit that turns the model as it stands (with its stack) into one with the tensors ``changed``."""
-        base = self._originals(list(changed))
-        now = {n: self._composed(n, base[n]) for n in changed}
+        base = self.stack.originals(list(changed))
+        now = {n: self.stack.composed(n, base[n]) for n in changed}
         on_base = {
             n: changed[n].to(base[n])
             if now[n] is base[n]
@@ -580,102 +527,21 @@ class Backbone(ABC):
         self, factors: Mapping[str, Tensor], scale: float = 1.0, gates: Sequence[Sequence[str]] = ()
     ) -> Adapter:
         """The adapter of this base with ``factors``, on the edits that are attached; see `Adapter` for the arguments."""
-        base = self._originals([f"{layer}.weight" for layer in as_layers(factors)])
+        base = self.stack.originals([f"{layer}.weight" for layer in as_layers(factors)])
         requires = tuple(e.id for e in self.edits)
         return Adapter(factors, scale=scale, gates=gates, base_sha256=fingerprints(base), requires=requires)
 
-    def _originals(self, names: Sequence[str]) -> dict[str, Tensor]:
-        fresh = [n for n in names if n not in self._base]
-        return {**(self.stored(fresh) if fresh else {}), **{n: self._base[n] for n in names if n in self._base}}
+    def check_carries(self, edit: Edit, coming: bool) -> None:
+        """Refuse to write or hook what would have no effect, or could not be taken back: a user's pipeline is looked at.
 
-    def _composed(self, name: str, base: Tensor) -> Tensor:
-        touching = [(e.replaced[name], s) for e, s in self._stack if isinstance(e, Weights) and name in e.replaced]
-        if not touching:
-            return base
-        if len(touching) == 1 and touching[0][1] == 1.0:
-            return touching[0][0].to(base)
-        total = base.float()
-        for replaced, strength in touching:
-            total = total + strength * (replaced.to(base.device).float() - base.float())
-        return total.to(base.dtype)
+        ``coming`` tells an edit that is to be attached from one that is to be detached.
 
-    def _check_base(self, edit: Weights, any_base: bool) -> None:
-        names = list(edit.replaced)
-        known = set(self.group("full")) | set(self.group("text-encoder"))
-        foreign = [n for n in names if n not in known]
-        if foreign:
-            raise ExpungeError(
-                f"edit {edit.id} replaces '{foreign[0]}', which {self.name} does not have: expected an edit of its family"
-            )
-        base = self._originals(names)
-        for name in names:
-            if base[name].shape != edit.replaced[name].shape:
-                given, expected = tuple(edit.replaced[name].shape), tuple(base[name].shape)
-                raise ExpungeError(
-                    f"edit {edit.id} replaces '{name}' of shape {given}: expected {expected} for {self.name}"
-                )
-        if not any_base:
-            made = {str(t.dtype).removeprefix("torch.") for t in edit.replaced.values()}
-            self._check_fingerprints(edit, edit.base_sha256, base, made)
+        Raises:
+            ExpungeError: naming the tensor or layer, and its state.
+        """
 
-    def _check_fingerprints(
-        self, edit: Edit, wanted: Mapping[str, str], base: dict[str, Tensor], made: AbstractSet[str]
-    ) -> None:
-        """Refuse an edit that was made for other tensors than ``base``, as they are here or as they read in one of ``made``."""
-        here = {str(t.dtype).removeprefix("torch.") for t in base.values()}
-        dtypes = [*here, *sorted(made - here)]  # most edits are known at the first
-        if not any(fingerprint_as(base, dtype) == wanted.get(dtype) for dtype in dtypes):
-            raise ExpungeError(
-                f"edit {edit.id} was made for another base than {self.name}: expected its own (or --any-base)"
-            )
+    def written(self, names: Sequence[str]) -> None:
+        """Called when tensors were written: what was made from them before is made again."""
 
-    def _check_layers(self, edit: Adapter, any_base: bool) -> None:
-        known = set(self.group("full"))
-        for name, part in edit.layers.items():
-            if f"{name}.weight" not in known:
-                raise ExpungeError(
-                    f"edit {edit.id} adapts '{name}', which {self.name} does not have: expected an adapter of its family"
-                )
-            layer = self.parameter(f"{name}.weight")[0]
-            out, taken, *kernel = layer._parameters["weight"].shape  # pyright: ignore[reportOptionalMemberAccess]
-            rank = len(part.down)
-            fitting = ((rank, taken, *kernel), (out, rank, *(1 for _ in kernel)))
-            given = (tuple(part.down.shape), tuple(part.up.shape))
-            if given != fitting:
-                raise ExpungeError(
-                    f"edit {edit.id} adapts '{name}' with shapes {given[0]} and {given[1]}: expected {fitting[0]} and "
-                    f"{fitting[1]} for {self.name}"
-                )
-        if edit.base_sha256 is not None and not any_base:
-            base = self._originals([f"{name}.weight" for name in edit.layers])
-            self._check_fingerprints(edit, edit.base_sha256, base, edit.base_sha256.keys())
-
-    def _refresh(self, edit: Edit) -> None:
-        """Write what the stack now says into the tensors that ``edit`` touches, or beside its layers."""
-        if isinstance(edit, Adapter):
-            for handle in self._beside.pop(edit.id, []):
-                handle.remove()
-            strength = next((s for e, s in self._stack if e.id == edit.id), None)
-            if strength is not None:
-                gated_by = edit.id if edit.gates else None
-                self._beside[edit.id] = self._put_beside(edit.layers, edit.scale * strength, gated_by)
-        if not isinstance(edit, Weights):
-            self._steering_changed()
-            return
-        touched = list(edit.tensors())
-        base = self._originals(touched)
-        still = {n for e in self.edits if isinstance(e, Weights) for n in e.replaced}
-        for name in touched:
-            module, key = self.parameter(name)
-            target = module._parameters[key]
-            if target is None:
-                raise ExpungeError(f"parameter '{name}' of {self.name} is not loaded")
-            if name not in self._base:
-                self._base[name] = base[name].detach().clone()
-            with torch.no_grad():
-                target.copy_(self._composed(name, self._base[name]))
-            if name not in still:
-                del self._base[name]
-
-    def _steering_changed(self) -> None:
+    def steering_changed(self) -> None:
         """Called when an edit that is not in the weights comes or goes; a backbone around a user's pipeline moves its hooks."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -48,6 +49,16 @@ class Provenance:
     that chose them, if one did."""
     search: dict[str, Any] = field(default_factory=dict)
     """How its settings were searched for, if they were: goal, judge, and every try; ``cost`` is then that of all tries."""
+
+
+_LEVELS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|base_layer|text_model)\.")
+"""Levels that a name has while a module is compiled, carries a LoRA of peft's, or (a text encoder's) by the version of
+transformers: before 5.6 it has ``text_model``, later not."""
+
+
+def plain(name: str) -> str:
+    """A parameter's or layer's name without the levels that come and go, so that edits made with them fit without them."""
+    return _LEVELS.sub("", name)
 
 
 class Edit(ABC):
@@ -145,7 +156,11 @@ class Weights(Edit):
         """
         if not replaced:
             raise ExpungeError("a weights edit replaces no tensor: expected at least one")
-        self.replaced = {n: t.detach().clone() for n, t in replaced.items()}
+        self._stored = {plain(n): n for n in replaced}
+        if len(self._stored) < len(replaced):
+            twice = next(n for n in replaced if self._stored[plain(n)] != n)
+            raise ExpungeError(f"a weights edit replaces '{twice}' twice, under two names: expected each tensor once")
+        self.replaced = {plain(n): t.detach().clone() for n, t in replaced.items()}
         self.base_sha256 = base_sha256
         self.requires = requires
         self.provenance = provenance
@@ -156,7 +171,11 @@ class Weights(Edit):
 
     @override
     def tensors(self) -> dict[str, Tensor]:
-        return self.replaced
+        return {self._stored[n]: t for n, t in self.replaced.items()}
+
+    def stored_name(self, name: str) -> str:
+        """What the edit's file calls the tensor ``name``: fingerprints and ids are of these names."""
+        return self._stored[name]
 
 
 class Guidance(Edit):

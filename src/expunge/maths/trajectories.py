@@ -56,9 +56,10 @@ class Sampling:
 
     def __post_init__(self) -> None:
         check_counts("sampling", sampling_steps=self.sampling_steps, reuse=self.reuse, trajectories=self.trajectories)
-        if self.arm == "bank" and self.sampling_guidance == 1:
+        if self.arm == "bank" and self.sampling_guidance <= 1:
             raise ExpungeError(
-                "sampling_guidance is 1: expected another scale for a bank, which keeps both predictions"
+                f"sampling_guidance is {self.sampling_guidance:g}, which is none: expected more than 1 for a bank, which "
+                "keeps both predictions"
             )
 
     def source(
@@ -97,7 +98,7 @@ class Sampling:
 
         (The concept's and the empty prompt's, which a bank has already.)
         """
-        pair = 1 if self.sampling_guidance == 1 else 2
+        pair = 1 if self.sampling_guidance <= 1 else 2
         if self.arm != "bank":
             return Cost(forward=round(points * (pair * (self.sampling_steps - 1) / 2 + known)))
         return Cost(forward=sum(self.pools(points, rows)) * self.sampling_steps * pair)
@@ -193,7 +194,7 @@ class Bank(Source):
         for index, t in enumerate(times):
             guided = self.backbone.guided(x, t, index, cond, self.null, scale, {})
             if guided.null is None:
-                raise ExpungeError("a bank without guidance: expected sampling_guidance other than 1")
+                raise ExpungeError("a bank without guidance: expected sampling_guidance above 1")
             xs.append(x)
             conds.append(guided.cond)
             nulls.append(guided.null)

@@ -143,6 +143,12 @@ class KPOP(Eraser):
     @override
     def check(self, backbone: Backbone) -> None:
         trainable(backbone, self.group)
+        blocks = {layer.block for layer in backbone.attentions().values()}
+        if self.place in BLOCKS and not blocks & set(BLOCKS[self.place]):
+            raise ExpungeError(
+                f"kpop's place {self.place}, and {backbone.name} has cross-attention in {', '.join(sorted(blocks)) or 'no'} "
+                "blocks alone: expected a place that has some (place down-mid-up)"
+            )
 
     @override
     def stronger(self, times: float) -> "KPOP":
