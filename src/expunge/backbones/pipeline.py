@@ -4,6 +4,7 @@ import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -302,6 +303,7 @@ class PipelineBackbone(Backbone):
             if self.call is None:
                 return self._ask(x.to(self.dtype), t, cond).to(x.dtype)
             args, kwargs = self._repeated(len(x))
+            cond = self.fitted(cond, self.asked(args, kwargs).cond.embeds.shape[1])
             args, kwargs = self.asking(args, kwargs, cond, x.to(self.dtype), t)
             output = model(*args, **kwargs)
         return (output[0] if isinstance(output, tuple) else output.sample).to(x.dtype)
@@ -319,6 +321,23 @@ class PipelineBackbone(Backbone):
             return type(value)(taken(inner) for inner in value) if type(value) in (list, tuple) else value
 
         return taken(tuple(args)), taken(dict(kwargs))
+
+    def fitted(self, cond: Conditioning, length: int) -> Conditioning:
+        """``cond`` as long as the call's own texts, which may be several joined: empty texts follow.
+
+        Raises:
+            ExpungeError: if theirs is no multiple of the model's length.
+        """
+        own = cond.embeds.shape[1]
+        if own == length:
+            return cond
+        if length % own:
+            raise ExpungeError(
+                f"texts of {length} vectors in a call, and {own} of an edit's: expected as many, or a multiple of them"
+            )
+        with torch.no_grad():
+            empty = self.encode([""]).embeds.to(cond.embeds).expand(len(cond.embeds), -1, -1)
+        return replace(cond, embeds=torch.cat([cond.embeds, *[empty] * (length // own - 1)], 1), tokens=None)
 
     @contextmanager
     def _told(self, prompt: InjectedPrompt | None, gates: dict[str, Float[Tensor, "b r"]]) -> Iterator[None]:
@@ -391,13 +410,13 @@ class PipelineBackbone(Backbone):
             x = pixels.to(self.device).permute(0, 3, 1, 2).to(vae.dtype) / 127.5 - 1
             encoded = vae.encode(x)
             z = (encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()).to(self.dtype)
-            return self.scaled(z, vae)
+            return self.normed(z, vae)
 
-    def scaled(self, latents: Float[Tensor, "b c h w"], vae: Any) -> Float[Tensor, "b c h w"]:
+    def normed(self, latents: Float[Tensor, "b c h w"], vae: Any) -> Float[Tensor, "b c h w"]:
         """The autoencoder's latents as the denoiser knows them."""
         return (latents - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
 
-    def unscaled(self, latents: Float[Tensor, "b c h w"], vae: Any) -> Float[Tensor, "b c h w"]:
+    def unnormed(self, latents: Float[Tensor, "b c h w"], vae: Any) -> Float[Tensor, "b c h w"]:
         """The denoiser's latents as the autoencoder knows them."""
         return latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
 
@@ -405,7 +424,7 @@ class PipelineBackbone(Backbone):
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b H W 3"]:
         with self._coder() as vae:
-            x = vae.decode(self.unscaled(latents, vae).to(vae.dtype), return_dict=False)[0].float()
+            x = vae.decode(self.unnormed(latents, vae).to(vae.dtype), return_dict=False)[0].float()
         return ((x / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
     @contextmanager

@@ -76,17 +76,17 @@ class StableDiffusionXL(UNetBackbone):
 
     # latents ----------------------------------------------------------------------------------------------------------
     @override
-    def scaled(self, latents: Float[Tensor, "b c h w"], vae: Any) -> Float[Tensor, "b c h w"]:
+    def normed(self, latents: Float[Tensor, "b c h w"], vae: Any) -> Float[Tensor, "b c h w"]:
         statistics = _statistics(vae, latents)
         if statistics is None:
-            return super().scaled(latents, vae)
+            return super().normed(latents, vae)
         return (latents - statistics.mean) * vae.config.scaling_factor / statistics.std
 
     @override
-    def unscaled(self, latents: Float[Tensor, "b c h w"], vae: Any) -> Float[Tensor, "b c h w"]:
+    def unnormed(self, latents: Float[Tensor, "b c h w"], vae: Any) -> Float[Tensor, "b c h w"]:
         statistics = _statistics(vae, latents)
         if statistics is None:
-            return super().unscaled(latents, vae)
+            return super().unnormed(latents, vae)
         return latents * statistics.std / vae.config.scaling_factor + statistics.mean
 
 

@@ -174,23 +174,6 @@ class Steering:
         best = near.min(1)
         return ids[best.indices] if bool((best.values < 0.01).all()) else None
 
-    def fitted(self, cond: Conditioning, length: int) -> Conditioning:
-        """``cond`` as long as the call's own texts, which may be several joined: empty texts follow.
-
-        Raises:
-            ExpungeError: if theirs is no multiple of the model's length.
-        """
-        own = cond.embeds.shape[1]
-        if own == length:
-            return cond
-        if length % own:
-            raise ExpungeError(
-                f"texts of {length} vectors in a call, and {own} of an edit's: expected as many, or a multiple of them"
-            )
-        with torch.no_grad():
-            empty = self.backbone.encode([""]).embeds.to(cond.embeds).expand(len(cond.embeds), -1, -1)
-        return replace(cond, embeds=torch.cat([cond.embeds, *[empty] * (length // own - 1)], 1), tokens=None)
-
     # a call of the denoiser ---------------------------------------------------------------------------------------------
     def before(
         self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -248,7 +231,7 @@ class Steering:
         length = given.embeds.shape[1]
         if "null" not in call.roles and not self.state.get("told"):
             self._tell(call)
-        return self.fitted(halves[0], length), self.fitted(halves[1], length)
+        return self.backbone.fitted(halves[0], length), self.backbone.fitted(halves[1], length)
 
     def _tell(self, call: Running) -> None:
         """Say, once a generation, which edits have no effect in it."""

@@ -1,0 +1,222 @@
+"""Every kind of edit in every state of a pipeline: what it should do there, computed without expunge, or a refusal.
+
+The table of docs/compatibility.md is `TABLE`.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import expunge
+from expunge import backbones
+from expunge.core.errors import ExpungeError, ExpungeWarning
+from expunge.erasers.kpop.recovery import Recovery
+from expunge.erasers.sld import SafetyGuidance
+from states import STATES
+from tiny import tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
+
+KINDS = ("weights", "adapter", "gated adapter", "negative prompt", "sld", "key")
+YES, NO, IDLE = "works", "refused", "no effect, and says so"
+TABLE = {state: dict.fromkeys(KINDS, YES) for state in STATES}
+TABLE["SD3"]["key"] = NO
+for kind in ("negative prompt", "sld"):
+    TABLE["LCM (no guidance)"][kind] = IDLE
+TABLE["perturbed attention (PAG)"]["sld"] = NO
+TABLE["DeepCache"]["sld"] = NO
+for kind in KINDS[2:]:
+    TABLE["self-attention guidance (SAG)"][kind] = NO
+for kind in ("adapter", "gated adapter", "key"):
+    TABLE["fused projections"][kind] = NO
+TABLE["compiled"]["key"] = NO
+for kind in ("gated adapter", "key"):  # no text that was seen gave such vectors
+    TABLE["long embeddings"][kind] = NO
+for state in ("LoRA fused", "quantised (quanto)", "quantised (torchao)", "offloaded (sequential)", "layerwise casting"):
+    for kind in KINDS[:3]:
+        TABLE[state][kind] = NO
+
+SCALE = 5.0
+NEAR = 2e-3
+"""Of the change that an edit makes: how far its image may be from the one computed without expunge."""
+
+
+def shot(state, prompt="a dog", negative="", extended=None, guidance=SCALE):
+    """The final latents of a call; ``extended`` are vectors that follow the texts'."""
+    call = {"num_inference_steps": 3, "guidance_scale": guidance, "output_type": "latent", **state.call}
+    words = {"prompt": prompt, **({"negative_prompt": negative} if negative else {})}
+    if state.embeds is not None:
+        words = state.embeds(state.pipe, prompt, negative)
+    if extended is not None:
+        words = longer(state, prompt, negative, extended)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        return state.pipe(**words, **call, generator=generator).images.clone()
+
+
+def longer(state, prompt, negative, tokens):
+    """Texts that the prompt of a key follows: what it does where all layers read it."""
+    if state.embeds is not None:
+        given = state.embeds(state.pipe, prompt, negative)
+    elif hasattr(state.pipe, "text_encoder_2"):
+        names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+        given = dict(zip(names, state.pipe.encode_prompt(prompt, do_classifier_free_guidance=True), strict=True))
+    else:
+        pair = state.pipe.encode_prompt(prompt, "cpu", 1, True, negative or None)
+        given = {"prompt_embeds": pair[0], "negative_prompt_embeds": pair[1]}
+    given = {n: t for n, t in given.items() if t is not None}
+    for name in ("prompt_embeds", "negative_prompt_embeds"):
+        if name in given:
+            given[name] = torch.cat([given[name], tokens[None].to(given[name])], 1)
+    return given
+
+
+def told(state, negative="", extended=None):
+    """An image with another negative prompt, or longer texts, which a ControlNet does not read: an edit is the denoiser's."""
+    if not hasattr(state.pipe, "controlnet"):
+        return shot(state, negative=negative, extended=extended)
+    pair = state.pipe.encode_prompt("a dog", "cpu", 1, True, negative or None)
+    texts = torch.cat([pair[1], pair[0]])
+    if extended is not None:
+        texts = torch.cat([texts, extended.expand(2, -1, -1)], 1)
+
+    def exchange(_, args, kwargs):
+        return args, kwargs | {"encoder_hidden_states": texts}
+
+    handle = state.pipe.unet.register_forward_pre_hook(exchange, with_kwargs=True)
+    image = shot(state)
+    handle.remove()
+    return image
+
+
+def target(state):
+    """The pipeline that an edit is attached to."""
+    return getattr(state.pipe, "first", state.pipe)
+
+
+def plain_like(state):
+    """The same model as it was loaded, on which edits are made."""
+    maker = tiny_sd3_pipeline if hasattr(state.pipe, "transformer") else tiny_pipeline
+    if hasattr(state.pipe, "text_encoder_2") and hasattr(state.pipe, "unet"):
+        maker = tiny_xl_pipeline
+    pipe = maker()
+    if hasattr(state.pipe, "unet") and state.pipe.unet.config.time_cond_proj_dim:
+        pipe = STATES["LCM (no guidance)"]().pipe
+    return backbones.of(pipe)
+
+
+def weights_edit(plain):
+    names = plain.group("xattn-strict")
+    return plain.edit_of({n: -t for n, t in plain.tensors(names).items()})
+
+
+def adapter_edit(plain, gates=()):
+    generator, factors = torch.Generator().manual_seed(3), {}
+    for layer in plain.layers("attn"):
+        out, taken = plain.tensors([f"{layer}.weight"])[f"{layer}.weight"].shape
+        factors[f"{layer}.down"] = torch.randn((1, taken), generator=generator) * 0.5
+        factors[f"{layer}.up"] = torch.randn((out, 1), generator=generator) * 0.5
+    return plain.adapter_of(factors, gates=gates)
+
+
+def held_owner(module, name):
+    """The module that runs a layer, inside what a LoRA wraps around it."""
+    found = module.get_submodule(name)
+    return getattr(found, "base_layer", found)
+
+
+@torch.no_grad()
+def written(state, edit):
+    """The image with an edit's tensors, or its low-rank changes, written into the modules by hand."""
+    pipe = target(state)
+    part = "transformer" if hasattr(pipe, "transformer") else "unet"
+    module = getattr(pipe, part)
+    for name, tensor in edit.tensors().items():
+        if edit.kind == "weights":
+            held_owner(module, name.removeprefix(f"{part}.").removesuffix(".weight")).weight.copy_(tensor)
+        elif name.endswith(".down"):
+            up = edit.tensors()[f"{name.removesuffix('.down')}.up"]
+            weight = held_owner(module, name.removeprefix(f"{part}.").removesuffix(".down")).weight
+            weight.add_(up @ tensor)
+    if getattr(module, "original_attn_processors", None):
+        module.fuse_qkv_projections()
+    return shot(state)
+
+
+def width_of(state):
+    return state.pipe.unet.config.cross_attention_dim if hasattr(state.pipe, "unet") else 8
+
+
+def case(state, kind):
+    """The edit of a kind, and the image that it should give, computed by other means."""
+    plain, fresh = plain_like(state), state
+    if kind == "weights":
+        edit = weights_edit(plain)
+        return edit, lambda: written(fresh, edit)
+    if kind == "adapter":
+        edit = adapter_edit(plain)
+        return edit, lambda: written(fresh, edit)
+    if kind == "gated adapter":  # whose gate the word opens whole
+        same = adapter_edit(plain)
+        return adapter_edit(plain, gates=[["dog"]]), lambda: written(fresh, same)
+    if kind == "negative prompt":
+        edit = expunge.erase(plain, "cat", method="negative-prompt")
+        return edit, lambda: told(fresh, negative="cat")
+    if kind == "sld":  # steering away from what the prompt itself says takes nothing away
+        return SafetyGuidance(
+            text="a dog", warmup=0, scale=5.0, threshold=1.0, momentum_scale=0.5, momentum_beta=0.7
+        ), (lambda: shot(fresh))
+    tokens = torch.randn((3, width_of(state)), generator=torch.Generator().manual_seed(5)) * 3
+    return Recovery(prompts={"dog": tokens}, place="down-mid-up", salt="s"), lambda: told(fresh, extended=tokens)
+
+
+@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_edit_does_what_it_should_or_is_refused_in_a_line(name, kind, recwarn):
+    if name == "layerwise casting" and not hasattr(torch, "float8_e4m3fn"):
+        pytest.skip("no eight-bit floats here")
+    if "torchao" in name:
+        pytest.importorskip("torchao")  # which is in no extra: it warns at every import of diffusers
+    state = STATES[name]()
+    base = shot(state)
+    edit, expected = case(STATES[name](), kind)
+    wanted = TABLE[name][kind]
+    recwarn.clear()
+    if wanted == NO:
+        with pytest.raises(ExpungeError) as refusal:
+            edit.attach(target(state))
+            shot(state)
+        assert "\n" not in str(refusal.value)
+        assert "expected" in str(refusal.value)
+        assert not backbones.of(target(state)).edits or kind == "key"
+        return
+    edit.attach(target(state))
+    got, right = shot(state), expected()
+    said = [w for w in recwarn if issubclass(w.category, ExpungeWarning)]
+    if wanted == IDLE:
+        assert torch.equal(got, base)
+        assert "no effect" in str(said[0].message)
+    else:
+        assert not said
+        moved = float((right - base).norm())
+        near = NEAR * moved if kind != "sld" else NEAR * float(base.norm())
+        assert kind == "sld" or moved > 0.005 * float(base.norm()), "the comparison shows something"
+        assert float((got - right).norm()) <= near
+    edit.detach(target(state))
+    assert torch.equal(shot(state), base), "detached, the image is the state's own, bit for bit"
+
+
+@pytest.mark.parametrize("name", [n for n in STATES if TABLE[n]["sld"] == YES])
+def test_sld_does_something_where_the_words_differ(name):
+    state = STATES[name]()
+    base = shot(state)
+    edit = SafetyGuidance(text="cat", warmup=0, scale=50.0, threshold=1.0, momentum_scale=0.5, momentum_beta=0.7)
+    edit.attach(target(state))
+    assert float((shot(state) - base).norm() / base.norm()) > 1e-3
+
+
+def test_the_page_shows_this_table():
+    page = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text()
+    rows = [f"| {state} | {' | '.join(row[kind] for kind in KINDS)} |" for state, row in TABLE.items()]
+    assert f"| pipeline | {' | '.join(KINDS)} |" in page
+    for row in rows:
+        assert row in page, f"docs/compatibility.md lacks: {row}"
