@@ -70,9 +70,10 @@ def _adapter(backbone: Backbone, path: Path, published: Published, gate: Sequenc
     try:
         found = lora.read(published.tensors, published.metadata, gate)
         with backbone.attached([found]):  # which checks that it fits
-            return backbone.adapter_of(found.tensors(), gates=found.gates)
+            pass
     except ExpungeError as error:
         raise ExpungeError(f"'{path}': {error}") from error
+    return backbone.adapter_of(found.tensors(), gates=found.gates)
 
 
 def _weights(backbone: Backbone, path: Path, published: Published, component: str | None) -> Weights:

@@ -91,7 +91,7 @@ def _files(folder: Path) -> tuple[list[Path], str]:
     kinds = {"UNet2DConditionModel": "unet", "SD3Transformer2DModel": "transformer", "clip_text_model": "text_encoder"}
     given = str(config.get("_class_name") or config.get("model_type"))
     if given not in kinds:
-        raise ExpungeError(f"'{folder}' holds a {given}: expected one of {', '.join(kinds)}")
+        raise ExpungeError(f"'{folder}' holds the component '{given}': expected one of {', '.join(kinds)}")
     for kind in (".safetensors", ".bin"):
         index = [read_json(file)["weight_map"] for file in sorted(folder.glob(f"*{kind}.index.json"))]
         files = [folder / name for name in sorted(set(index[0].values()))] if index else sorted(folder.glob(f"*{kind}"))
@@ -125,4 +125,6 @@ def _flat(path: Path, held: Mapping[str, Any], front: str = "") -> Iterator[tupl
         elif isinstance(value, Tensor):
             yield f"{front}{name}", value.detach()
         else:
-            raise ExpungeError(f"'{path}' holds '{front}{name}', a {type(value).__name__}: expected tensors by name")
+            raise ExpungeError(
+                f"'{path}' holds '{front}{name}' of type {type(value).__name__}: expected tensors by name"
+            )
