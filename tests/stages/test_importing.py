@@ -46,8 +46,8 @@ def nested(path):
 
 FORMS = {
     "bare.safetensors": lambda path: save_file(turned(tiny_pipeline().unet, ".attn2."), path),
-    "named.safetensors": lambda path: save_file(
-        {f"unet.{n}": t for n, t in turned(tiny_pipeline().unet, ".attn2.").items()}, path
+    "compiled.safetensors": lambda path: save_file(
+        {f"unet._orig_mod.{n}": t for n, t in turned(tiny_pipeline().unet, ".attn2.").items()}, path
     ),
     "esd.pt": nested,
     "whole.pt": lambda path: torch.save(

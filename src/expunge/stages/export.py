@@ -200,7 +200,11 @@ def _joined(edits: Sequence[Edit], strength: Sequence[float]) -> dict[str, LowRa
                 f"edit {edit.id} has gates that read each prompt, which a LoRA has not: expected an adapter without"
             )
         for name, part in edit.layers.items():
-            parts.setdefault(name, []).append(LowRank(part.down, one * edit.scale * part.up))
+            scale = (
+                one * edit.scale
+            )  # a half-precision matrix that is scaled is written in float32: small numbers would vanish
+            up = part.up if scale == 1 else scale * part.up.float()
+            parts.setdefault(name, []).append(LowRank(part.down, up))
     return {
         name: LowRank(torch.cat([p.down for p in several]), torch.cat([p.up for p in several], 1))
         for name, several in parts.items()

@@ -131,4 +131,5 @@ def _known(backbone: Backbone) -> dict[str, str]:
 
 
 def _plain(name: str) -> str:
-    return name.replace(".text_model.", ".", 1)
+    """A name without what transformers (a level) and compiling (a word) put into it."""
+    return name.replace("_orig_mod.", "").replace(".text_model.", ".", 1)
