@@ -114,6 +114,21 @@ def test_kohya_s_names_of_stable_diffusion_1(tmp_path):
     same_as_diffusers(tiny_pipeline, tmp_path / "kohya.safetensors")
 
 
+def test_every_layer_has_its_own_alpha_and_rank(tmp_path):
+    """By the format; diffusers 0.42 takes the most frequent alpha for all layers of kohya's names, so it is no judge here."""
+    block = "mid_block.attentions.0.transformer_blocks.0.attn1"
+    layers = {"to_q": (4, 4.0), "to_v": (1, 1.0), "to_out.0": (4, 2.0)}
+    drawn = {n: (torch.randn(r, 64), torch.randn(64, r)) for n, (r, _) in layers.items()}
+    tensors = {}
+    for name, (down, up) in drawn.items():
+        tensors |= flat({f"{block}.{name}.lora_A.weight": down, f"{block}.{name}.lora_B.weight": up}, layers[name][1])
+    save_file(tensors, tmp_path / FILE)
+    read = load_edit(tmp_path / FILE).layers
+    for name, (down, up) in drawn.items():
+        part, scale = read[f"unet.{block}.{name}"], 0.5 if name == "to_out.0" else 1.0
+        assert torch.allclose(part.up @ part.down, scale * up @ down, atol=1e-5), name
+
+
 def wide_xl_pipeline():
     """A tiny SDXL with two layers a block, as it was released; names in the LDM layout count on that."""
     pipe = tiny_xl_pipeline()
