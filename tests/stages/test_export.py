@@ -3,33 +3,44 @@
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import expunge
 from expunge import backbones
-from expunge.core.adapter import Adapter
+from expunge.core.adapter import Adapter, LowRank
 from expunge.core.errors import ExpungeError
+from expunge.core.lora import written
 from expunge.maths.training import thin
 from expunge.stages import export
 from expunge.store import load_edit
-from tiny import tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
+from tiny import still, tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
 
 MAKERS = {"sd": tiny_pipeline, "sdxl": tiny_xl_pipeline, "sd3": tiny_sd3_pipeline}
 CALL = {"num_inference_steps": 3, "height": 16, "width": 16, "guidance_scale": 5.0, "output_type": "latent"}
 
 
-def adapter(backbone, rank, scale, seed, gates=()):
+def adapter(backbone, rank, scale, seed, gates=(), layers="transformer"):
     generator = torch.Generator().manual_seed(seed)
-    factors = thin(backbone, backbone.layers("transformer"), rank, generator)
+    factors = thin(backbone, backbone.layers(layers), rank, generator)
     drawn = {n: 0.2 * torch.randn(t.shape, generator=generator) if n.endswith(".up") else t for n, t in factors.items()}
     return Adapter(drawn, scale=scale, gates=gates)
 
 
+def two_layers():
+    """SDXL with two layers a block, as it was released: kohya's names for it are the LDM layout's, which count on that."""
+    pipe = tiny_xl_pipeline()
+    torch.manual_seed(1)
+    pipe.register_modules(unet=type(pipe.unet).from_config({**pipe.unet.config, "layers_per_block": 2}))
+    return still(pipe)
+
+
 @pytest.mark.parametrize(
-    ("family", "layout"), [("sd", "diffusers"), ("sd", "kohya"), ("sdxl", "diffusers"), ("sd3", "diffusers")]
+    ("family", "layout"),
+    [("sd", "diffusers"), ("sd", "kohya"), ("sdxl", "diffusers"), ("sdxl", "kohya"), ("sd3", "diffusers")],
 )
 def test_a_lora_is_loaded_by_diffusers_itself(tmp_path, family, layout):
-    held = MAKERS[family]()
+    make = two_layers if (family, layout) == ("sdxl", "kohya") else MAKERS[family]
+    held = make()
     backbone = backbones.of(held)
     edits = [adapter(backbone, 2, 0.5, 0), adapter(backbone, 1, 2.0, 1)]
     noise = backbone.noise(5)
@@ -40,7 +51,7 @@ def test_a_lora_is_loaded_by_diffusers_itself(tmp_path, family, layout):
     for edit in edits:
         edit.detach(held)
     export.lora_to_folder(backbone, edits, tmp_path / "lora", layout, strength=(1.0, 0.25))
-    fresh = MAKERS[family]()
+    fresh = make()
     fresh.load_lora_weights(tmp_path / "lora")
     theirs = fresh("dog", latents=noise, **CALL).images
     assert torch.allclose(theirs, expected, atol=1e-3)
@@ -111,28 +122,78 @@ def test_what_is_no_lora_is_refused_in_a_line(tmp_path):
     for edits, words in (([weights], "is a weights edit"), ([gated], "gates"), ([], "no edit")):
         with pytest.raises(ExpungeError, match=words):
             export.lora_to_folder(backbone, edits, tmp_path / "lora", "diffusers")
-    with pytest.raises(ExpungeError, match="kohya layout of a sdxl model"):
-        xl = backbones.of(tiny_xl_pipeline())
-        export.lora_to_folder(xl, [adapter(xl, 1, 1.0, 0)], tmp_path / "lora", "kohya")
+    with pytest.raises(ExpungeError, match="kohya layout of a sd3 model"):
+        third = backbones.of(tiny_sd3_pipeline())
+        export.lora_to_folder(third, [adapter(third, 1, 1.0, 0)], tmp_path / "lora", "kohya")
     assert not (tmp_path / "lora").exists()
 
 
-def test_a_lora_s_alpha_and_older_names_are_read(tmp_path):
-    layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"
-    down, up = torch.randn(4, 64), torch.randn(64, 4)
-    flat = "lora_" + layer.replace(".", "_")
-    files = {
-        "kohya": {f"{flat}.lora_down.weight": down, f"{flat}.lora_up.weight": up, f"{flat}.alpha": torch.tensor(2.0)},
-        "older": {f"{layer}.lora.down.weight": down, f"{layer}.lora.up.weight": up / 2},
+def test_every_layer_of_sdxl_has_the_name_that_kohya_gives_it(tmp_path):
+    """All Linear and convolution layers, as kohya's scripts name those of SDXL, read back by diffusers and by expunge."""
+    held = two_layers()
+    backbone = backbones.of(held)
+    kinds = (torch.nn.Linear, torch.nn.Conv2d)
+    layers = [f"unet.{n}" for n, m in held.unet.named_modules() if isinstance(m, kinds)]
+    generator = torch.Generator().manual_seed(0)
+    drawn = {
+        n: 0.05 * torch.randn(t.shape, generator=generator) for n, t in thin(backbone, layers, 1, generator).items()
     }
-    for name, tensors in files.items():
-        save_file(tensors, tmp_path / f"{name}.safetensors")
-        part = load_edit(tmp_path / f"{name}.safetensors").layers[layer]
-        assert torch.allclose(part.up @ part.down, up @ down / 2, atol=1e-5), name
-    for bad in ("lora_unet_input_blocks_4_1_proj_in.lora_down.weight", "unet.x.lora_magnitude_vector"):
-        save_file({bad: down}, tmp_path / "bad.safetensors")
-        with pytest.raises(ExpungeError, match=f"LoRA of unknown layout, with '{bad}"[:60]):
-            load_edit(tmp_path / "bad.safetensors")
+    export.lora_to_folder(backbone, [Adapter(drawn)], tmp_path / "lora", "kohya")
+    keys = load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+    for name in ("input_blocks_0_0", "input_blocks_4_1_transformer_blocks_0_attn1_to_q", "middle_block_2_in_layers_2"):
+        assert f"lora_unet_{name}.lora_down.weight" in keys
+    noise = backbone.noise(5)
+    with backbone.attached([Adapter(drawn)]):
+        expected = held("dog", latents=noise, **CALL).images
+    plain, fresh = held("dog", latents=noise, **CALL).images, two_layers()
+    fresh.load_lora_weights(tmp_path / "lora")
+    assert torch.allclose(fresh("dog", latents=noise, **CALL).images, expected, atol=1e-3)
+    assert not torch.allclose(plain, expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "kohya"])
+def test_ranks_that_differ_between_layers_are_scaled_alike_by_diffusers(tmp_path, layout):
+    held = tiny_pipeline()
+    backbone = backbones.of(held)
+    edits = [adapter(backbone, 2, 1.0, 0), adapter(backbone, 4, 1.0, 1, layers="selfattn")]
+    noise = backbone.noise(5)
+    with backbone.attached(edits):
+        expected = held("dog", latents=noise, **CALL).images
+    export.lora_to_folder(backbone, edits, tmp_path / "lora", layout)
+    written = load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+    assert {len(t) for n, t in written.items() if n.endswith(("lora_A.weight", "lora_down.weight"))} == {6}
+    assert {float(t) for n, t in written.items() if n.endswith(".alpha")} == ({6.0} if layout == "kohya" else set())
+    fresh = tiny_pipeline()
+    fresh.load_lora_weights(tmp_path / "lora")
+    assert torch.allclose(fresh("dog", latents=noise, **CALL).images, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"), [("sd", "diffusers"), ("sd", "kohya"), ("sdxl", "diffusers"), ("sdxl", "kohya")]
+)
+def test_text_encoders_names_in_a_written_lora_are_those_diffusers_reads(tmp_path, family, layout):
+    """Written from an adapter's layers alone: the text encoder's weights in diffusers change by the adapter's product."""
+    fresh = MAKERS[family]()
+    towers = [name for name in ("text_encoder", "text_encoder_2") if hasattr(fresh, name)]
+    layers = {f"{tower}.encoder.layers.1.{n}": LowRank(torch.randn(2, w), torch.randn(o, 2))
+              for tower, width in zip(towers, (32, 48), strict=False)
+              for n, w, o in (("self_attn.out_proj", width, width), ("mlp.fc2", 2 * width, width))}  # fmt: skip
+    layers["unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"] = LowRank(
+        torch.randn(1, 64), torch.randn(64, 1)
+    )
+    names = export._kohya_names(backbones.of(fresh), layers) if layout == "kohya" else {}
+    save_file(written(layers, layout, names), tmp_path / "lora.safetensors")
+    fresh.load_lora_weights(tmp_path, weight_name="lora.safetensors")
+    found = 0
+    for tower in towers:
+        for name, module in getattr(fresh, tower).named_modules():
+            for one, scale in (getattr(module, "scaling", None) or {}).items():
+                down, up = layers[f"{tower}.{name.removeprefix('text_model.')}"]
+                assert torch.allclose(
+                    scale * module.lora_B[one].weight @ module.lora_A[one].weight, up @ down, atol=1e-5
+                )
+                found += 1
+    assert found == 2 * len(towers)
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "ldm", "lora"])

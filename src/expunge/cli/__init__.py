@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from expunge.cli.attacking import attack
 from expunge.cli.erasing import erase, pairs
+from expunge.cli.importing import import_
 from expunge.cli.look import list_, show
 from expunge.cli.options import say
 from expunge.cli.plans import bench, clean
@@ -30,6 +31,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "label": ("have people label images blind, and compare them with a judge", label),
     "figure": ("draw a figure's JSON as SVG: FILE", figure),
     "export": ("write the edited model as a diffusers folder, one file or a LoRA", export),
+    "import": ("make an edit of what others publish: FILE --out FOLDER", import_),
     "show": ("show what an edit file holds and how it was made", show),
     "list": ("list erasers, attacks, metrics, judges, analyses and concept sets", list_),
 }

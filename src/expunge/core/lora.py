@@ -1,98 +1,236 @@
-"""Names of LoRA files: diffusers' own, and kohya's (A1111, ComfyUI) for Stable Diffusion 1.x and 2.x."""
+"""LoRA files: what their tensors and their settings say, as an adapter; and an adapter's tensors as such a file."""
 
+import json
+import math
 import re
-from collections.abc import Mapping
-from typing import Literal
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from expunge.core.adapter import LowRank
-from expunge.core.errors import ExpungeError
+from expunge.core.adapter import Adapter, LowRank
+from expunge.core.errors import ExpungeError, ExpungeWarning
+from expunge.core.lora_names import levelled, place, unknown
 
 Layout = Literal["diffusers", "kohya"]
-WORDS = (
-    *("unet", "transformer", "down_blocks", "mid_block", "up_blocks", "attentions", "resnets", "transformer_blocks"),
-    *("attn", "attn1", "attn2", "to_q", "to_k", "to_v", "to_out", "proj_in", "proj_out", "ff", "net", "proj"),
+SETTINGS = "lora_adapter_metadata"
+"""Where diffusers puts peft's settings into a file's metadata, each with its component in front."""
+_HEEDED = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
+_OF_TRAINING = (
     *(
-        "add_q_proj",
-        "add_k_proj",
-        "add_v_proj",
-        "to_add_out",
-        "ff_context",
-        "conv",
-        "conv1",
-        "conv2",
-        "conv_in",
-        "conv_out",
+        "peft_type",
+        "peft_version",
+        "task_type",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "revision",
+        "runtime_config",
     ),
-    *("conv_shortcut", "time_emb_proj", "time_embedding", "linear_1", "linear_2", "downsamplers", "upsamplers"),
+    *("inference_mode", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout"),
+    *("eva_config", "qalora_group_size", "megatron_core", "ensure_weight_tying"),
 )
-"""Words of module names, which kohya's names join by the underscore that some of them hold."""
-_PART = re.compile("(" + "|".join(sorted(WORDS, key=len, reverse=True)) + r"|\d+)(?:_|$)")
-_ENDS = {
-    "lora_A.weight": "down",
-    "lora_B.weight": "up",
-    "lora.down.weight": "down",
-    "lora.up.weight": "up",
-    "lora_down.weight": "down",
-    "lora_up.weight": "up",
-    "alpha": "alpha",
+"""Settings of peft that say how a LoRA was trained or where it goes: what it does is in its tensors."""
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Initialisations that leave the base's own weights as they are."""
+_FOREIGN = {
+    r"dora_scale|lora_magnitude_vector": "the magnitudes of DoRA",
+    r"\.hada_": "a part of a LoHa",
+    r"\.lokr_": "a part of a LoKr",
+    r"\.oft_": "a part of an OFT",
+    r"lora_mid": "a third matrix, of a LoCon in parts",
+    r"lora_bias|lora_B\.bias|lora_up\.bias": "a bias",
+    r"bundle_emb|emb_params": "a learned word",
+    r"\.diff(_b)?$": "a whole change of a tensor",
+    r"\.set_weight$": "a whole tensor",
 }
+"""What a tensor is that low-rank changes do not cover, by a pattern of its name."""
 
 
-def named(layers: Mapping[str, LowRank], layout: Layout) -> dict[str, Tensor]:
-    """The tensors of a LoRA file, from low-rank changes by layer, whose scale is in their matrices."""
-    found: dict[str, Tensor] = {}
-    for name, part in layers.items():
-        down, up = part.down.contiguous(), part.up.contiguous()
-        if layout == "diffusers":
-            found[f"{name}.lora_A.weight"], found[f"{name}.lora_B.weight"] = down, up
-            continue
-        flat = "lora_" + name.replace(".", "_")
-        found[f"{flat}.lora_down.weight"], found[f"{flat}.lora_up.weight"] = down, up
-        found[f"{flat}.alpha"] = torch.tensor(float(len(down)))  # so that alpha / r is 1
-    return found
+def is_lora(names: Iterable[str]) -> bool:
+    """Whether tensors of these names are somebody's LoRA, or something of its kind."""
+    return any("lora" in name or re.search(pattern, name) for name in names for pattern in _FOREIGN)
 
 
-def factors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Low-rank changes (``LAYER.down``, ``LAYER.up``) from a LoRA file's tensors; alpha / r goes into each up.
+def read(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, gate: Sequence[str] = ()) -> Adapter:
+    """The adapter in a LoRA file, for any base that it fits; a membrane of SPM's authors keeps its gate.
+
+    Args:
+        tensors: all tensors of the file.
+        metadata: the file's own.
+        gate: words that open it, if the file does not say them.
 
     Raises:
-        ExpungeError: if a name is of neither layout.
+        ExpungeError: as `factors`; also for a gate of a file that has its own.
     """
-    found: dict[str, Tensor] = {}
-    alphas: dict[str, float] = {}
-    for name, tensor in tensors.items():
-        end = next((e for e in _ENDS if name.endswith(f".{e}")), None)
-        if end is None:
-            raise _unknown(name)
-        layer = _layer(name.removesuffix(f".{end}"))
-        if _ENDS[end] == "alpha":
-            alphas[layer] = float(tensor)
+    told = metadata or {}
+    found = factors(tensors, settings(told))
+    ranks = {len(t) for name, t in found.items() if name.endswith(".down")}
+    # SPM's own files say which words they were trained on, and rank and alpha; LECO's and kohya's say other things
+    words = told.get("prompts", "") if {"rank", "alpha"} <= set(told) else ""
+    texts = [word.strip() for word in words.split(",") if word.strip()]
+    if texts and gate:
+        raise ExpungeError(f"a membrane that '{texts[0]}' opens, with the gate '{gate[0]}': expected its own")
+    if texts or gate:
+        return Adapter(found, gates=[texts or list(gate)] * max(ranks))
+    if ranks == {1} and all(name.startswith("lora_unet_") for name in tensors):
+        warnings.warn(
+            "every layer of this LoRA has rank 1 and nothing in the file says for which words: if it is a membrane of SPM, its "
+            "gate is lost, and it acts on every prompt alike (`expunge import --gate WORDS` puts one in)",
+            ExpungeWarning,
+            stacklevel=4,
+        )
+    return Adapter(found)
+
+
+def settings(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """What peft's settings in a file's metadata say, by component.
+
+    Raises:
+        ExpungeError: if they cannot be read, or one is set that changes what the tensors mean in a way that is not known here.
+    """
+    if SETTINGS not in metadata:
+        return {}
+    try:
+        told = dict(json.loads(metadata[SETTINGS]))
+    except (TypeError, ValueError) as error:
+        raise ExpungeError(
+            f"a LoRA whose settings ({SETTINGS}) are damaged: expected a JSON object ({error})"
+        ) from error
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in told.items():
+        part, _, setting = str(name).rpartition(".")
+        if setting == "init_lora_weights":
+            known = value in _PLAIN_STARTS
         else:
-            found[f"{layer}.{_ENDS[end]}"] = tensor
-    for layer, alpha in alphas.items():
-        if f"{layer}.down" in found and f"{layer}.up" in found:
-            found[f"{layer}.up"] = found[f"{layer}.up"] * (alpha / len(found[f"{layer}.down"]))
+            known = setting in (*_HEEDED, *_OF_TRAINING) or value in (None, False, 0, "none", {}, [])
+        if not known:
+            raise ExpungeError(
+                f"a LoRA with the setting {name} = {json.dumps(value)}: expected only settings that expunge knows "
+                f"({', '.join(_HEEDED)}, and those of training)"
+            )
+        found.setdefault(part, {})[setting] = value
     return found
 
 
-def _layer(name: str) -> str:
-    """A layer's dotted name."""
-    if not name.startswith("lora_"):
-        return name
-    rest, parts = name.removeprefix("lora_"), []
-    while rest:
-        match = _PART.match(rest)
-        if match is None:
-            raise _unknown(name)
-        parts.append(match[1])
-        rest = rest[match.end() :]
-    return ".".join(parts)
+def factors(tensors: Mapping[str, Tensor], told: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Tensor]:
+    """Low-rank changes (``LAYER.down``, ``LAYER.up``) from a LoRA file's tensors; their scale goes into each up.
+
+    Layers of CLIP text encoders are named without the level ``text_model``: ``text_encoder.encoder.layers.0…``.
+
+    Args:
+        tensors: all tensors of the file.
+        told: peft's settings by component, as `settings` reads them.
+
+    Raises:
+        ExpungeError: if a tensor is no part of a low-rank change, one is missing, or tensors and settings disagree.
+    """
+    found: dict[str, Tensor] = {}
+    named: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        where = place(name)
+        if where is None:
+            raise _foreign(name)
+        key = f"{where.layer}.{where.part}"
+        if key in found:
+            raise ExpungeError(
+                f"a LoRA with '{named[key]}' and '{name}', which are one and the same: expected one of them"
+            )
+        found[key], named[key] = tensor, name
+    alphas = {key.removesuffix(".alpha"): found.pop(key) for key in [k for k in found if k.endswith(".alpha")]}
+    layers = dict.fromkeys([*(key.rpartition(".")[0] for key in found), *alphas])
+    for layer in layers:
+        for part, other in (("down", "up"), ("up", "down")):
+            if f"{layer}.{part}" not in found:
+                given = named.get(f"{layer}.{other}") or named[f"{layer}.alpha"]
+                raise ExpungeError(f"a LoRA with '{given}' but no matrix {part} of that layer: expected down and up")
+        scale = _scale(layer, len(found[f"{layer}.down"]), alphas.get(layer), told or {})
+        if scale != 1:
+            found[f"{layer}.up"] = found[f"{layer}.up"].float() * scale
+    return found
 
 
-def _unknown(name: str) -> ExpungeError:
+def _scale(layer: str, rank: int, alpha: Tensor | None, told: Mapping[str, Mapping[str, Any]]) -> float:
+    """What a layer's change is multiplied by: alpha / r (rslora: alpha / sqrt r), as tensors or settings say, else 1."""
+    part, _, module = layer.partition(".")
+    if alpha is not None and alpha.numel() != 1:
+        raise ExpungeError(f"a LoRA whose alpha of '{layer}' has shape {tuple(alpha.shape)}: expected one number")
+    own = None if alpha is None else float(alpha)
+    given = told.get(part, told.get(""))
+    root = False
+    if given is not None:
+        rank_told = _patterned(given.get("rank_pattern"), module, given.get("r", rank))
+        if rank_told != rank:
+            raise ExpungeError(
+                f"a LoRA whose settings say rank {rank_told:g} for '{layer}': expected {rank}, its matrices'"
+            )
+        root = bool(given.get("use_rslora"))
+        alpha_told = _patterned(given.get("alpha_pattern"), module, given.get("lora_alpha", rank))
+        if own is not None and own != alpha_told:
+            raise ExpungeError(
+                f"a LoRA with alpha {own:g} for '{layer}' and {alpha_told:g} in its settings: expected one"
+            )
+        own = alpha_told
+    if own is None:
+        return 1.0
+    if not math.isfinite(own) or own == 0:
+        raise ExpungeError(f"a LoRA with alpha {own:g} for '{layer}': expected a number other than 0")
+    return own / (math.sqrt(rank) if root else rank)
+
+
+def _patterned(patterns: Mapping[str, Any] | None, module: str, default: Any) -> float:
+    """The number that a module has by the first of peft's patterns (regular expressions of the end of its name) that fits."""
+    value = default
+    for pattern, number in (patterns or {}).items():
+        try:
+            fits = any(re.fullmatch(rf"(.*\.)?({pattern})", name) for name in (module, levelled(module)))
+        except re.error as error:
+            raise ExpungeError(
+                f"a LoRA with the pattern '{pattern}': expected a regular expression ({error})"
+            ) from error
+        if fits:
+            value = number
+            break
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ExpungeError(f"a LoRA whose settings say {value!r} for '{module}': expected a number")
+    return float(value)
+
+
+def _foreign(name: str) -> ExpungeError:
+    """The error for a tensor that is no part of a low-rank change."""
+    what = next((what for pattern, what in _FOREIGN.items() if re.search(pattern, name)), None)
+    if what is None and "lora" not in name:
+        what = {"weight": "a whole tensor", "bias": "a whole bias"}.get(name.rpartition(".")[2])
+    if what is None:
+        return unknown(name)
     return ExpungeError(
-        f"a LoRA of unknown layout, with '{name}': expected diffusers' names, or kohya's of Stable Diffusion 1.x or 2.x"
+        f"a LoRA with '{name}', {what}: expected two matrices for each layer (lora_A and lora_B, or lora_down and lora_up), "
+        "and alpha"
     )
+
+
+def written(layers: Mapping[str, LowRank], layout: Layout, flat: Mapping[str, str]) -> dict[str, Tensor]:
+    """The tensors of a LoRA file, from low-rank changes by layer, whose scale is in their matrices.
+
+    All layers get the largest rank, by zeros, since some readers (diffusers) take one alpha for all layers.
+
+    Args:
+        layers: the changes, by layer.
+        layout: diffusers' names, or kohya's.
+        flat: kohya's names of the layers.
+    """
+    found: dict[str, Tensor] = {}
+    rank = max((len(part.down) for part in layers.values()), default=0)
+    for name, part in layers.items():
+        more = rank - len(part.down)
+        down = torch.cat([part.down, part.down.new_zeros((more, *part.down.shape[1:]))])
+        up = torch.cat([part.up, part.up.new_zeros((part.up.shape[0], more, *part.up.shape[2:]))], 1)
+        if layout == "diffusers":
+            front, _, rest = name.partition(".")
+            whole = f"{front}.{levelled(rest) if front.startswith('text_') else rest}"
+            found[f"{whole}.lora_A.weight"], found[f"{whole}.lora_B.weight"] = down, up
+            continue
+        found[f"{flat[name]}.lora_down.weight"], found[f"{flat[name]}.lora_up.weight"] = down, up
+        found[f"{flat[name]}.alpha"] = torch.tensor(float(rank))  # so that alpha / r is 1
+    return found

@@ -1,6 +1,6 @@
 """Export: a model with its edits fused, or adapters as a LoRA, in forms that need no expunge."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from expunge.core.adapter import Adapter, LowRank
 from expunge.core.backbone import Backbone
 from expunge.core.edit import Edit, strengths
 from expunge.core.errors import ExpungeError
-from expunge.core.lora import Layout, named
+from expunge.core.lora import Layout, written
+from expunge.core.lora_names import kohya
 from expunge.store import FORMAT, MODEL, new_folder, write_json
 
 WHOLE = "model.safetensors"
@@ -155,18 +156,35 @@ def lora_to_folder(
     The kohya layout is what A1111 and ComfyUI read.
 
     Raises:
-        ExpungeError: if an edit is no adapter, has gates, or does not fit the model; for kohya's names of a family but sd.
+        ExpungeError: if an edit is no adapter, has gates, or does not fit the model; for kohya's names of a family but sd and
+            sdxl.
     """
-    if layout == "kohya" and backbone.family != "sd":
-        raise ExpungeError(f"the kohya layout of a {backbone.family} model: expected Stable Diffusion 1.x or 2.x")
+    if layout == "kohya" and not isinstance(backbone, UNetBackbone):
+        raise ExpungeError(f"the kohya layout of a {backbone.family} model: expected Stable Diffusion 1.x, 2.x or XL")
     each = strengths(strength, edits)
     layers = _joined(edits, each)
     with backbone.attached(edits, any_base=any_base):  # which checks that they fit
         pass
     loading = f'`pipe.load_lora_weights("this folder")` on a pipeline of `{backbone.name}`'
     with _made(out, overwrite, backbone, edits, card(backbone, edits, loading, records, each)) as folder:
-        save_file(named(layers, layout), folder / LORA, metadata={"format": "pt"})
+        flat = _kohya_names(backbone, layers) if layout == "kohya" else {}
+        save_file(written(layers, layout, flat), folder / LORA, metadata={"format": "pt"})
     return out
+
+
+def _kohya_names(backbone: Backbone, layers: Iterable[str]) -> dict[str, str]:
+    """Kohya's names of layers: diffusers' with underscores, but the LDM layout's for the UNet of SDXL, as kohya trains it."""
+    if backbone.family != "sdxl":
+        return {layer: kohya(layer, several_towers=False) for layer in layers}
+    ours = [name.removeprefix("unet.") for name in backbone.group("full")]
+    keys = {f"unet.{name}": place.key for name, place in ldm.places("unet", ours, "sdxl").items()}
+    front = {layer: keys.get(f"{layer}.weight", "").removesuffix(".weight") for layer in layers}
+    return {
+        layer: key.replace("model.diffusion_model", "lora_unet").replace(".", "_")
+        if key
+        else kohya(layer, several_towers=True)
+        for layer, key in front.items()
+    }
 
 
 def _joined(edits: Sequence[Edit], strength: Sequence[float]) -> dict[str, LowRank]:
@@ -182,7 +200,11 @@ def _joined(edits: Sequence[Edit], strength: Sequence[float]) -> dict[str, LowRa
                 f"edit {edit.id} has gates that read each prompt, which a LoRA has not: expected an adapter without"
             )
         for name, part in edit.layers.items():
-            parts.setdefault(name, []).append(LowRank(part.down, one * edit.scale * part.up))
+            scale = (
+                one * edit.scale
+            )  # a half-precision matrix that is scaled is written in float32: small numbers would vanish
+            up = part.up if scale == 1 else scale * part.up.float()
+            parts.setdefault(name, []).append(LowRank(part.down, up))
     return {
         name: LowRank(torch.cat([p.down for p in several]), torch.cat([p.up for p in several], 1))
         for name, several in parts.items()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         roles_in,
         write_images,
     )
+    from expunge.store.peers import Published, read_published
     from expunge.store.prompts import GUIDANCES, LABELS, SEEDS, read_prompts
     from expunge.store.queries import QUERIES, WORDS, StoredQueries, read_queries, write_queries
     from expunge.store.records import write_records
@@ -62,6 +63,8 @@ _HOMES = {
     "read_run": "images",
     "roles_in": "images",
     "write_images": "images",
+    "Published": "peers",
+    "read_published": "peers",
     "GUIDANCES": "prompts",
     "LABELS": "prompts",
     "SEEDS": "prompts",
@@ -86,6 +89,7 @@ __all__ = [
     "RUN",
     "SEEDS",
     "WORDS",
+    "Published",
     "StoredQueries",
     "check_new",
     "copy_images",
@@ -102,6 +106,7 @@ __all__ = [
     "read_pairs",
     "read_pixels",
     "read_prompts",
+    "read_published",
     "read_queries",
     "read_run",
     "read_set",

@@ -16,9 +16,12 @@ from expunge.core.cost import Cost
 from expunge.core.edit import Edit, Guidance, Provenance, Weights
 from expunge.core.errors import ExpungeError
 from expunge.store.atomic import FORMAT, new_file
+from expunge.store.peers import PICKLES, read_safetensors
 
 EDIT, KEY = "edit.safetensors", "key.safetensors"
 """What an erasure writes: the edit and, where the method makes one, the private key to it."""
+IMPORT = "`expunge import` makes an edit of what others publish"
+"""What to do with weights that are no edit."""
 
 
 def save_edit(edit: Edit, path: str | Path, overwrite: bool = False) -> None:
@@ -70,12 +73,16 @@ def read_header(path: str | Path) -> dict[str, Any]:
 
 
 def load_edit(path: str | Path) -> Edit:
-    """Read an edit, or somebody's LoRA as an adapter without gates.
+    """Read an edit, or somebody's LoRA as an adapter (with the gates of a membrane that SPM's authors published).
 
     Raises:
-        ExpungeError: as `read_header`; also if the contents do not match the id in the header, or a LoRA's names are unknown.
+        ExpungeError: as `read_header`; also if the contents do not match the id in the header, or if it is somebody's file
+            that holds more than low-rank changes.
     """
-    foreign = _lora(Path(path))
+    path = Path(path)
+    if path.is_dir() or (path.is_file() and path.suffix in PICKLES):
+        raise ExpungeError(f"'{path}' is not an edit: expected a safetensors file; {IMPORT}")
+    foreign = _lora(path)
     if foreign is not None:
         return foreign
     header = read_header(path)
@@ -94,15 +101,22 @@ def load_edit(path: str | Path) -> Edit:
 
 
 def _lora(path: Path) -> Adapter | None:
-    """The LoRA in a file that is no edit of expunge's; None if there is none."""
+    """The LoRA in a file that is no edit of expunge's; None if it is one, or no safetensors file at all."""
     try:
         with safe_open(path, "pt") as opened:
             if "expunge" in (opened.metadata() or {}):
                 return None
-            tensors = {name: opened.get_tensor(name) for name in opened.keys() if "lora" in name}  # noqa: SIM118
+            names = list(opened.keys())
     except (SafetensorError, OSError):
         return None
-    return Adapter(lora.factors(tensors)) if tensors else None
+    if not lora.is_lora(names):
+        shown = f" such as '{names[0]}'" if names else ""
+        raise ExpungeError(f"'{path}' is not an edit, but {len(names)} tensors{shown} of an unknown base; {IMPORT}")
+    stored = read_safetensors(path)
+    try:
+        return lora.read(stored.tensors, stored.metadata)
+    except ExpungeError as error:
+        raise ExpungeError(f"'{path}': {error}") from error
 
 
 def _parse(header: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:

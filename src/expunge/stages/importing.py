@@ -1,0 +1,135 @@
+"""Import: what peers publish, as an edit that can be measured, attacked and exported like ours."""
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from expunge.core import lora
+from expunge.core.adapter import Adapter
+from expunge.core.backbone import Backbone
+from expunge.core.edit import Edit, Provenance, Weights
+from expunge.core.errors import ExpungeError, unknown
+from expunge.store import Published, read_published, with_provenance
+
+METHOD = "imported"
+"""What an edit's provenance calls a method that nobody named."""
+
+
+def run(
+    backbone: Backbone,
+    path: Path,
+    *,
+    method: str = METHOD,
+    targets: Sequence[str] = (),
+    gate: Sequence[str] = (),
+    component: str | None = None,
+) -> Edit:
+    """An edit of this model from a LoRA, a membrane of SPM's authors, or bare weights: a file, or a folder of one component.
+
+    Args:
+        backbone: the base that the file was made for, which bare weights do not say.
+        path: the file or folder.
+        method: what removed the concepts.
+        targets: what was removed, in words; those that open a membrane if not given.
+        gate: words that open an adapter, where its file does not say them.
+        component: which component bare names are of, where several have them.
+
+    Raises:
+        ExpungeError: if the file cannot be read, holds what the model does not have, or changes nothing.
+    """
+    published = read_published(path)
+    if "expunge" in published.metadata:
+        raise ExpungeError(f"'{path}' is an edit of expunge: expected what others publish; attach it as it is")
+    removed = list(targets)
+    if lora.is_lora(published.tensors):
+        edit: Edit = _adapter(backbone, path, published, gate)
+        removed = removed or list(dict.fromkeys(text for texts in edit.fields()["gates"] for text in texts))
+    elif gate:
+        raise ExpungeError(f"'{path}' holds whole weights, which no gate can open: expected no --gate")
+    else:
+        edit = _weights(backbone, path, published, component)
+    provenance = Provenance(
+        eraser=method,
+        settings={"imported": path.name, "sha256": published.sha256},
+        targets=removed,
+        anchors=[None] * len(removed),
+        retain=[],
+        model=backbone.name,
+        family=backbone.family,
+        seed=0,
+        expunge=version("expunge"),
+    )
+    return with_provenance(edit, provenance)
+
+
+def _adapter(backbone: Backbone, path: Path, published: Published, gate: Sequence[str]) -> Adapter:
+    """A LoRA as an adapter of this base."""
+    try:
+        found = lora.read(published.tensors, published.metadata, gate)
+        with backbone.attached([found]):  # which checks that it fits
+            pass
+    except ExpungeError as error:
+        raise ExpungeError(f"'{path}': {error}") from error
+    return backbone.adapter_of(found.tensors(), gates=found.gates)
+
+
+def _weights(backbone: Backbone, path: Path, published: Published, component: str | None) -> Weights:
+    """Bare weights as an edit of those that differ from the base's own."""
+    whole = published.component is not None
+    named = _named(backbone, path, published.tensors, component or published.component)
+    part = next(iter(named)).partition(".")[0]
+    absent = [n for n in _known(backbone).values() if n.startswith(f"{part}.") and n not in named] if whole else []
+    if absent:
+        raise ExpungeError(f"'{path}' has no '{absent[0]}': expected the whole {part} of {backbone.name}")
+    base = backbone.tensors(list(named))
+    for name, tensor in named.items():
+        if tensor.shape != base[name].shape:
+            given, wanted = tuple(tensor.shape), tuple(base[name].shape)
+            raise ExpungeError(f"'{path}' has '{name}' of shape {given}: expected {wanted} for {backbone.name}")
+        if not (tensor.is_floating_point() and tensor.float().isfinite().all()):
+            raise ExpungeError(f"'{path}' has '{name}' in {tensor.dtype}, or not finite: expected finite, real numbers")
+    # compared in the file's precision: what was only rounded on the way to it is the base's own
+    changed = {n: t for n, t in named.items() if not torch.equal(base[n].to(t).float(), t.float())}
+    if not changed:
+        raise ExpungeError(f"'{path}' changes nothing in {backbone.name}: expected weights that are not the base's own")
+    return backbone.edit_of(changed)
+
+
+def _named(backbone: Backbone, path: Path, tensors: Mapping[str, Tensor], component: str | None) -> dict[str, Tensor]:
+    """Tensors under the model's own names; a file may name the component, or leave it out."""
+    known = _known(backbone)
+    components = list(dict.fromkeys(name.partition(".")[0] for name in known))
+    if component is not None and component not in components:
+        raise unknown("component", component, components)
+    names = [name for name in tensors if not name.endswith(".position_ids")]  # which count from 0, and are not learned
+    fronts = [f"{component}."] if component else ["", *(f"{one}." for one in components)]
+    found = {front: [known.get(_plain(front + name)) for name in names] for front in fronts}
+    fitting = [front for front in fronts if names and None not in found[front]]
+    if len(fitting) > 1:
+        shown = ", ".join(front.removesuffix(".") for front in fitting)
+        raise ExpungeError(f"'{path}' may be of {shown}: expected --component with one of them")
+    if fitting:
+        return {own: tensors[name] for own, name in zip(found[fitting[0]], names, strict=True) if own is not None}
+    if any(name.startswith("model.diffusion_model.") for name in names):
+        raise ExpungeError(
+            f"'{path}' is a checkpoint in the LDM layout: expected diffusers' names, or --model '{path}'"
+        )
+    nearest = min(fronts, key=lambda front: found[front].count(None))
+    strange = [name for name, own in zip(names, found[nearest], strict=True) if own is None]
+    raise ExpungeError(
+        f"'{path}' has {len(strange)} of {len(names)} tensors that {backbone.name} does not have"
+        f"{f', such as {strange[0]!r}' if strange else ''}: expected weights of a {backbone.family} model"
+    )
+
+
+def _known(backbone: Backbone) -> dict[str, str]:
+    """The model's own names of its parameters, by those without the level ``text_model``, which not every file has."""
+    return {_plain(name): name for name in [*backbone.group("full"), *backbone.group("text-encoder")]}
+
+
+def _plain(name: str) -> str:
+    """A name without what transformers (a level) and compiling (a word) put into it."""
+    return name.replace("_orig_mod.", "").replace(".text_model.", ".", 1)
