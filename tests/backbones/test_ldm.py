@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 import expunge
 from expunge import backbones
 from expunge.backbones import ldm, single_file
+from expunge.backbones.layout import configurations, layout_of
+from expunge.backbones.layout import tokenizer as clip_tokenizer
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.query import Query
 from expunge.stages import export
@@ -70,7 +72,7 @@ def exported(request, tmp_path_factory):
 
 def test_a_single_file_gives_the_images_of_the_folder_it_was_made_of(exported):
     folder, file, layout = exported
-    assert single_file.layout_of(file) == layout
+    assert layout_of(file) == layout
     expected = backbones.load(str(folder)).generate(ASKED).latents
     opened = backbones.load(str(file), layout=str(folder))
     assert opened.family == ("sdxl" if layout == "sdxl" else "sd")
@@ -141,18 +143,18 @@ def test_openclip_s_attention_is_one_matrix_and_its_projection_is_turned(project
 
 def test_the_shipped_tokenizer_is_clip_s():
     """Ids as every published CLIP has them."""
-    words = single_file.tokenizer("<|endoftext|>")
+    words = clip_tokenizer("<|endoftext|>")
     assert len(words) == 49408
     ids = words("a photo of a cat", padding="max_length").input_ids
     assert ids[:8] == [49406, 320, 1125, 539, 320, 2368, 49407, 49407]
     assert len(ids) == 77
-    assert single_file.tokenizer("!")("a dog", padding="max_length").input_ids[:5] == [49406, 320, 1929, 49407, 0]
+    assert clip_tokenizer("!")("a dog", padding="max_length").input_ids[:5] == [49406, 320, 1929, 49407, 0]
     assert words("Ünïcödé 👍 it's").input_ids[-1] == 49407
 
 
 def bare(layout, part):
     single = object.__new__(single_file.SingleFile)
-    single.given, single.prediction, single.zero_snr = single_file.configurations(layout), None, False
+    single.given, single.prediction, single.zero_snr = configurations(layout), None, False
     return single._bare(part)
 
 
@@ -177,7 +179,7 @@ def test_shipped_layouts_are_of_the_published_sizes_and_every_tensor_has_a_place
 
 def test_shipped_numbers_that_no_tensor_shows():
     """As published with each model."""
-    known = {name: single_file.configurations(name).parts for name in ("sd1", "sd2", "sd2-base", "sdxl")}
+    known = {name: configurations(name).parts for name in ("sd1", "sd2", "sd2-base", "sdxl")}
     heads = {name: parts["unet"]["attention_head_dim"] for name, parts in known.items()}
     assert heads == {"sd1": 8, "sd2": [5, 10, 20, 20], "sd2-base": [5, 10, 20, 20], "sdxl": [5, 10, 20]}
     assert {name: parts["unet"]["sample_size"] for name, parts in known.items()} == {
@@ -204,12 +206,14 @@ def test_what_a_file_predicts_is_read_from_it_or_said_to_be_a_guess(tmp_path, ex
     _, file, layout = exported
     assert backbones.load(str(file))._parts.prediction == ("v_prediction" if layout == "sd2" else "epsilon")
     whole, elsewhere = load_file(file), str(tmp_path / "bare.safetensors")
+    assert ("v_pred" in whole) == (layout == "sd2"), "which other programs heed"
+    whole.pop("v_pred", None)
     save_file(whole, elsewhere)
     if layout == "sd2":
         with pytest.warns(ExpungeWarning, match="taken for a model that predicts v.*sd2-base"):
             backbones.load(elsewhere)
         save_file(whole, elsewhere, metadata={"prediction_type": "epsilon"})
-        assert single_file.layout_of(tmp_path / "bare.safetensors") == "sd2-base"
+        assert layout_of(tmp_path / "bare.safetensors") == "sd2-base"
         return
     assert backbones.load(elsewhere)._parts.prediction is None
     save_file({**whole, "v_pred": torch.zeros(0)}, elsewhere)

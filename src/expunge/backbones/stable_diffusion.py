@@ -7,7 +7,8 @@ from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 from typing_extensions import override
 
-from expunge.backbones.parts import Folder, Parts, read_json
+from expunge.backbones.folder import Folder
+from expunge.backbones.parts import Parts, read_json
 from expunge.backbones.unet import UNetBackbone
 from expunge.core.backbone import Conditioning
 from expunge.core.errors import ExpungeError
