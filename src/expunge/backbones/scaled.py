@@ -51,7 +51,7 @@ def weight(opened: Any, key: str, keys: Collection[str]) -> Tensor:
     scales = [name for name in around if name.endswith(_SCALES)]
     note = next((name for name in around if name.endswith(_NOTE)), None)
     if note is not None:
-        _check_note(key, _parsed(note, bytes(opened.get_tensor(note).tolist())))
+        _check_note(key, _parsed(note, bytes(opened.get_tensor(note).to(torch.uint8).flatten().tolist())))
     if len(scales) > 1 or (note is not None and not scales):
         raise ScaleError(f"'{key}' is 8-bit and has {len(scales)} scales beside it: expected one")
     if not scales:
