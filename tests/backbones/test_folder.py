@@ -12,7 +12,7 @@ import expunge
 from expunge import backbones, testbed
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.query import Query
-from tiny import still, tiny_pipeline, tiny_sd3_pipeline
+from tiny import still, tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
 
 ASKED = [Query(prompt="a dog", seed=5, guidance=3.0, steps=2)]
 FILES = {
@@ -38,6 +38,11 @@ def change(file, changed):
 
 def latents(place, **options):
     return backbones.load(str(place), **options).generate(ASKED).latents
+
+
+def like(one, other):
+    """Equal but for rounding: tensors of another file lie at other addresses, where a product may differ in its last bit."""
+    return torch.allclose(one, other, atol=1e-3)
 
 
 # names and shapes -----------------------------------------------------------------------------------------------------
@@ -85,9 +90,22 @@ def test_text_encoders_of_older_and_newer_transformers_open_alike(place):
     file, expected = place / FILES["text_encoder"], latents(place)
     bare = {n.removeprefix("text_model."): t for n, t in load_file(file).items()}
     save_file(bare, file, metadata={"format": "pt"})
-    assert torch.equal(latents(place), expected)
+    assert like(latents(place), expected)
     save_file({f"text_model.{n}": t for n, t in bare.items()}, file, metadata={"format": "pt"})
-    assert torch.equal(latents(place), expected)
+    assert like(latents(place), expected)
+
+
+def test_a_class_that_keeps_the_level_reads_files_without_it(tmp_path):
+    """As CLIPTextModel does in transformers before 5.6."""
+    tiny_xl_pipeline().save_pretrained(tmp_path / "xl")
+    expected = latents(tmp_path / "xl")
+    file = tmp_path / "xl" / "text_encoder_2" / "model.safetensors"
+    bare = {n.removeprefix("text_model."): t for n, t in load_file(file).items()}
+    save_file(bare, file, metadata={"format": "pt"})
+    assert like(latents(tmp_path / "xl"), expected)
+    change(file, {"final_layer_norm.bias": None})
+    with pytest.raises(ExpungeError, match=r"lacks .*text_model"):
+        latents(tmp_path / "xl")
 
 
 def test_what_a_text_encoder_has_no_use_for_is_no_fault(place):
@@ -95,7 +113,7 @@ def test_what_a_text_encoder_has_no_use_for_is_no_fault(place):
     rest = {"logit_scale": torch.ones(()), "text_projection.weight": torch.zeros(32, 32)}
     rest |= {"text_model.embeddings.position_ids": torch.arange(16)[None], "vision_model.post.bias": torch.zeros(2)}
     change(place / FILES["text_encoder"], rest)
-    assert torch.equal(latents(place), expected)
+    assert like(latents(place), expected)
 
 
 def test_tied_tensors_and_names_of_older_autoencoders_are_no_fault(place, tmp_path):
@@ -107,12 +125,12 @@ def test_tied_tensors_and_names_of_older_autoencoders_are_no_fault(place, tmp_pa
         old[name] = tensor
     assert any("proj_attn" in name for name in old)
     save_file(old, place / FILES["vae"], metadata={"format": "pt"})
-    assert torch.equal(latents(place), expected)
+    assert like(latents(place), expected)
     tiny_sd3_pipeline().save_pretrained(tmp_path / "sd3")
     t5 = tmp_path / "sd3" / "text_encoder_3" / "model.safetensors"
     expected = latents(tmp_path / "sd3")
     change(t5, {"encoder.embed_tokens.weight": load_file(t5)["shared.weight"]})
-    assert torch.equal(latents(tmp_path / "sd3"), expected)
+    assert like(latents(tmp_path / "sd3"), expected)
 
 
 def test_a_group_holds_parameters_and_no_buffers_built_or_not(tmp_path):
@@ -134,7 +152,7 @@ def renamed(place, variant):
 def test_a_folder_of_one_variant_opens_in_any_precision(place, variant):
     expected = latents(place)
     renamed(place, variant)
-    assert torch.equal(latents(place), expected)
+    assert like(latents(place), expected)
     assert backbones.load(str(place), dtype="bfloat16").tensors([f"unet.{MOVED['unet']}"])
     expunge.erase(backbones.load(str(place)), "dog", settings={"anchor": "cat"})
 
@@ -143,7 +161,7 @@ def test_weights_that_are_no_average_are_opened_with_a_word(place):
     expected = latents(place)
     renamed(place, "non_ema")
     with pytest.warns(ExpungeWarning, match=r"no weights but '.*\.non_ema\.safetensors'"):
-        assert torch.equal(latents(place), expected)
+        assert like(latents(place), expected)
 
 
 @pytest.mark.parametrize("shard", ["10GB", "200KB"])
@@ -161,7 +179,7 @@ def test_a_folder_of_pickles_opens_by_the_restricted_reader(tmp_path, shard):
     assert opened.identity() != plain.identity()
     ours, theirs = (expunge.erase(b, "dog", settings={"anchor": "cat"}) for b in (opened, plain))
     assert ours.tensors().keys() == theirs.tensors().keys()
-    assert torch.equal(opened.generate(ASKED).latents, plain.generate(ASKED).latents)
+    assert like(opened.generate(ASKED).latents, plain.generate(ASKED).latents)
 
 
 class Harm:

@@ -418,7 +418,7 @@ def test_tensors_of_no_use_are_left_and_unknown_ones_are_told_or_refused(tmp_pat
     with warnings.catch_warnings():
         warnings.simplefilter("error", ExpungeWarning)
         opened = backbones.load(str(bare), layout=str(folder))
-        assert torch.equal(opened.generate(ASKED).latents, expected)
+        assert torch.allclose(opened.generate(ASKED).latents, expected, atol=1e-4)
     save_file({**whole, "control_model.x": torch.zeros(1), "lora_y": torch.zeros(1)}, bare)
     with pytest.warns(
         ExpungeWarning, match=r"holds 2 tensors of no component, which are not read \('control_model\.x'\)"
@@ -449,4 +449,4 @@ def test_clip_as_it_was_named_before_text_model_is_read(tmp_path, exported):
     save_file(old, tmp_path / "old.safetensors", metadata={"prediction_type": "epsilon"})
     assert layout_of(tmp_path / "old.safetensors").partition("-")[0] == layout
     ours, new = (backbones.load(str(p), layout=str(folder)) for p in (tmp_path / "old.safetensors", file))
-    assert torch.equal(ours.encode(["a dog"]).embeds, new.encode(["a dog"]).embeds)
+    assert torch.allclose(ours.encode(["a dog"]).embeds, new.encode(["a dog"]).embeds, atol=1e-5)

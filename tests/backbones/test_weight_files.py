@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from expunge import backbones
+from expunge.backbones.hub import download
 from expunge.backbones.weight_files import Weights, chosen, wanted
 from expunge.core.errors import ExpungeError
 
@@ -108,6 +109,13 @@ def test_a_repository_of_a_single_file_says_how_it_is_opened():
         wanted(["README.md", "model.safetensors"], "float32")
     with pytest.raises(ExpungeError, match=r"expected a diffusers folder$"):
         wanted(["README.md"], "float32")
+
+
+def test_what_was_fetched_before_opens_without_a_network(hub):
+    hub("models", "model_index.json", "{}")
+    assert (download("owner/name", None, "float32") / "model_index.json").read_text() == "{}"
+    with pytest.raises(ExpungeError, match="'owner/other' is neither a folder here nor could it be fetched"):
+        download("owner/other", None, "float32")
 
 
 def checkpoint():

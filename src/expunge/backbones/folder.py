@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -18,6 +18,8 @@ from expunge.testbed import MENDED
 
 _UNREAD = ("logit_scale", "vision_model.", "visual_projection.", "text_projection.weight")
 """Tensors of a whole CLIP, which a text encoder saved with them does not have."""
+_WITH_LEVEL = {f"^{name}": f"text_model.{name}" for name in ("embeddings", "encoder", "final_layer_norm")}
+"""Names of CLIP's tensors as transformers before 5.6 knows them, from those that later ones write; these read both."""
 
 
 @final
@@ -247,6 +249,8 @@ class Folder(Files):
         else:
             options["torch_dtype"] = self.dtype
         model, told = self._loaded(cls, part, options)
+        if told["unexpected_keys"] and set(told["unexpected_keys"]) == _without_level(told["missing_keys"]):
+            model, told = self._loaded(cls, part, {**options, "key_mapping": _WITH_LEVEL})
         for name, given, expected in told["mismatched_keys"]:
             self._refuse_shape(part, name, given, expected)
         self._check_names(part, sorted(told["missing_keys"]), sorted(told["unexpected_keys"]))
@@ -259,3 +263,8 @@ class Folder(Files):
                 return cls.from_pretrained(folder, local_files_only=True, **options)
         except Exception as error:
             raise ExpungeError(f"'{folder}' cannot be loaded as {cls.__name__}: {reason(error)}") from error
+
+
+def _without_level(names: Iterable[str]) -> set[str]:
+    """Names without the level ``text_model`` that some versions of transformers put before them."""
+    return {name.removeprefix("text_model.") for name in names}
