@@ -1,6 +1,5 @@
 """Models in the LDM layout: diffusers' own reader is the reference, at tiny configurations and at the published sizes."""
 
-import json
 import shutil
 
 import diffusers
@@ -18,63 +17,21 @@ from safetensors.torch import load_file, save_file
 import expunge
 from expunge import backbones
 from expunge.backbones import ldm, single_file
+from expunge.backbones.layout import configurations, layout_of
+from expunge.backbones.layout import tokenizer as clip_tokenizer
 from expunge.core.errors import ExpungeError, ExpungeWarning
-from expunge.core.query import Query
 from expunge.stages import export
-from tiny import still, tiny_clip, tiny_pipeline, tiny_xl_pipeline, tokenizer
-
-ASKED = [Query(prompt="a dog", seed=5, guidance=5.0, steps=2)]
-
-
-def tiny_sd2():
-    """Stable Diffusion 2's particulars: linear projections, v-prediction, a text encoder that OpenCLIP trained."""
-    torch.manual_seed(3)
-    parts = tiny_pipeline(prediction="v_prediction").components
-    parts["unet"] = diffusers.UNet2DConditionModel(**{**parts["unet"].config, "use_linear_projection": True})
-    settings = {**parts["text_encoder"].config.to_dict(), "hidden_act": "gelu"}
-    parts["text_encoder"] = transformers.CLIPTextModel(transformers.CLIPTextConfig(**settings))
-    return still(diffusers.StableDiffusionPipeline(**parts, requires_safety_checker=False))
-
-
-def tiny_xl():
-    """SDXL with an option of its own, and an autoencoder whose widths differ, as the real one's do."""
-    pipe = tiny_xl_pipeline(zeros=False)
-    pipe.vae = diffusers.AutoencoderKL(**{**pipe.vae.config, "block_out_channels": (32, 64)})
-    return still(pipe)
-
-
-def unlike(pipe):
-    """No two tensors alike: norms begin as ones and zeros, and would hide that two of them changed places."""
-    generator = torch.Generator().manual_seed(0)
-    for part in pipe.components.values():
-        for tensor in part.parameters() if isinstance(part, torch.nn.Module) else ():
-            tensor.data += 0.02 * torch.randn(tensor.shape, generator=generator)
-    return pipe
-
-
-MAKERS = {"sd1": tiny_pipeline, "sd2": tiny_sd2, "sdxl": tiny_xl}
-
-
-@pytest.fixture(scope="module", params=MAKERS)
-def exported(request, tmp_path_factory):
-    """A diffusers folder, the single file made of it, and the layout's name."""
-    place = tmp_path_factory.mktemp(request.param)
-    unlike(MAKERS[request.param]()).save_pretrained(place / "folder")
-    file = (
-        place / "folder" / "scheduler" / "scheduler_config.json"
-    )  # published ones name settings of other samplers, too
-    file.write_text(json.dumps({**json.loads(file.read_text()), "skip_prk_steps": True, "clip_sample": False}))
-    export.to_file(backbones.load(str(place / "folder")), [], place / "out")
-    return place / "folder", place / "out" / "model.safetensors", request.param
+from ldm_models import ASKED, tiny_xl
+from tiny import tiny_clip, tiny_pipeline, tokenizer
 
 
 def test_a_single_file_gives_the_images_of_the_folder_it_was_made_of(exported):
     folder, file, layout = exported
-    assert single_file.layout_of(file) == layout
+    assert layout_of(file) == layout
     expected = backbones.load(str(folder)).generate(ASKED).latents
     opened = backbones.load(str(file), layout=str(folder))
     assert opened.family == ("sdxl" if layout == "sdxl" else "sd")
-    assert torch.allclose(opened.generate(ASKED).latents, expected, atol=1e-5)
+    assert torch.allclose(opened.generate(ASKED).latents, expected, atol=1e-4)
     assert opened.pipeline_options() == backbones.load(str(folder)).pipeline_options()
 
 
@@ -141,18 +98,18 @@ def test_openclip_s_attention_is_one_matrix_and_its_projection_is_turned(project
 
 def test_the_shipped_tokenizer_is_clip_s():
     """Ids as every published CLIP has them."""
-    words = single_file.tokenizer("<|endoftext|>")
+    words = clip_tokenizer("<|endoftext|>")
     assert len(words) == 49408
     ids = words("a photo of a cat", padding="max_length").input_ids
     assert ids[:8] == [49406, 320, 1125, 539, 320, 2368, 49407, 49407]
     assert len(ids) == 77
-    assert single_file.tokenizer("!")("a dog", padding="max_length").input_ids[:5] == [49406, 320, 1929, 49407, 0]
+    assert clip_tokenizer("!")("a dog", padding="max_length").input_ids[:5] == [49406, 320, 1929, 49407, 0]
     assert words("Ünïcödé 👍 it's").input_ids[-1] == 49407
 
 
 def bare(layout, part):
     single = object.__new__(single_file.SingleFile)
-    single.given, single.prediction, single.zero_snr = single_file.configurations(layout), None, False
+    single.given, single.prediction, single.zero_snr = configurations(layout), None, False
     return single._bare(part)
 
 
@@ -177,7 +134,7 @@ def test_shipped_layouts_are_of_the_published_sizes_and_every_tensor_has_a_place
 
 def test_shipped_numbers_that_no_tensor_shows():
     """As published with each model."""
-    known = {name: single_file.configurations(name).parts for name in ("sd1", "sd2", "sd2-base", "sdxl")}
+    known = {name: configurations(name).parts for name in ("sd1", "sd2", "sd2-base", "sdxl")}
     heads = {name: parts["unet"]["attention_head_dim"] for name, parts in known.items()}
     assert heads == {"sd1": 8, "sd2": [5, 10, 20, 20], "sd2-base": [5, 10, 20, 20], "sdxl": [5, 10, 20]}
     assert {name: parts["unet"]["sample_size"] for name, parts in known.items()} == {
@@ -204,12 +161,14 @@ def test_what_a_file_predicts_is_read_from_it_or_said_to_be_a_guess(tmp_path, ex
     _, file, layout = exported
     assert backbones.load(str(file))._parts.prediction == ("v_prediction" if layout == "sd2" else "epsilon")
     whole, elsewhere = load_file(file), str(tmp_path / "bare.safetensors")
+    assert ("v_pred" in whole) == (layout == "sd2"), "which other programs heed"
+    whole.pop("v_pred", None)
     save_file(whole, elsewhere)
     if layout == "sd2":
         with pytest.warns(ExpungeWarning, match="taken for a model that predicts v.*sd2-base"):
             backbones.load(elsewhere)
         save_file(whole, elsewhere, metadata={"prediction_type": "epsilon"})
-        assert single_file.layout_of(tmp_path / "bare.safetensors") == "sd2-base"
+        assert layout_of(tmp_path / "bare.safetensors") == "sd2-base"
         return
     assert backbones.load(elsewhere)._parts.prediction is None
     save_file({**whole, "v_pred": torch.zeros(0)}, elsewhere)
@@ -260,11 +219,11 @@ def test_an_edit_of_the_folder_fits_the_file_and_comes_back_from_an_export(expor
         expected = opened.generate(ASKED).latents
     export.to_file(backbone, [edit], tmp_path / "out")
     again = backbones.load(str(tmp_path / "out" / "model.safetensors"), layout=str(folder))
-    assert torch.allclose(again.generate(ASKED).latents, expected, atol=1e-5)
+    assert torch.allclose(again.generate(ASKED).latents, expected, atol=1e-4)
     assert not torch.allclose(opened.generate(ASKED).latents, expected, atol=1e-3)
     export.to_folder(opened, [edit], tmp_path / "folder")
-    whole = backbones.load(str(tmp_path / "folder"))
-    assert torch.allclose(whole.generate(ASKED).latents, expected, atol=1e-5)
+    whole = backbones.load(str(tmp_path / "folder"))  # whose tensors lie elsewhere in memory: see the last bit
+    assert torch.allclose(whole.generate(ASKED).latents, expected, atol=1e-4)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "removed: dog" in card
     assert 'from_single_file("model.safetensors")`' in card

@@ -1,20 +1,20 @@
 """Model families: the only folder that imports diffusers and transformers."""
 
 import contextlib
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from expunge.backbones.parts import read_json
+from expunge.backbones.hub import download, index_of, is_hub_id
+from expunge.backbones.layout import configurations, layout_of
+from expunge.backbones.parts import DTYPES, read_json
 from expunge.backbones.pipeline import PipelineBackbone
 from expunge.backbones.sd3 import StableDiffusion3
 from expunge.backbones.sdxl import StableDiffusionXL
-from expunge.backbones.single_file import configurations, layout_of
 from expunge.backbones.stable_diffusion import StableDiffusion
 from expunge.core.backbone import Backbone
-from expunge.core.errors import ExpungeError, reason
+from expunge.core.errors import ExpungeError, unknown
 
 FAMILIES: dict[str, type[PipelineBackbone]] = {
     cls.pipeline: cls for cls in (StableDiffusion, StableDiffusionXL, StableDiffusion3)
@@ -48,9 +48,9 @@ def kind_of(model: str, revision: str | None = None) -> str:
     if model == "testbed" or (marked.is_file() and '"testbed"' in marked.read_text()):
         return "testbed"
     index = Path(model) / "model_index.json"
-    if _is_hub_id(model):
+    if is_hub_id(model):
         with contextlib.suppress(Exception):  # whoever opens the model says what is wrong
-            index = _index_of(model, revision)
+            index = index_of(model, revision)
     family = FAMILIES.get(str(read_json(index).get("_class_name"))) if index.is_file() else None
     return "sd" if family is None else family.family
 
@@ -75,8 +75,8 @@ def fast_dtype() -> str:
 def load(
     model: str = "testbed",
     *,
-    device: str = "cpu",
-    dtype: str = "float32",
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
     revision: str | None = None,
     layout: str | None = None,
 ) -> Backbone:
@@ -84,8 +84,8 @@ def load(
 
     Args:
         model: which.
-        device: where it should run.
-        dtype: precision of its weights while it runs.
+        device: where it should run, by name or torch's own.
+        dtype: precision of its weights while it runs, by name (``float16``) or torch's own (``torch.float16``).
         revision: branch, tag or commit of a hub model.
         layout: how a single file in the LDM layout is read: ``sd1``, ``sd2`` (v-prediction), ``sd2-base``, ``sdxl``, or a
             diffusers folder whose configurations and tokenizers are used. By the names in the file if not given.
@@ -93,48 +93,19 @@ def load(
     Raises:
         ExpungeError: if there is no such model, or it is of a family that is not supported.
     """
+    place, precision = str(device), str(dtype).removeprefix("torch.")
+    if precision not in DTYPES:
+        raise unknown("dtype", precision, DTYPES)
     if Path(model).is_file():
         family = FAMILIES[configurations(layout_of(Path(model))).pipeline]
-        return family.from_file(Path(model), layout, name=model, device=device, dtype=dtype)
+        return family.from_file(Path(model), layout, name=model, device=place, dtype=precision)
     if layout is not None:
         raise ExpungeError(f"layout '{layout}' for '{model}': expected a single .safetensors file")
     if model == "testbed":
         from expunge.testbed import FOLDER
 
-        return StableDiffusion.from_folder(FOLDER, name="testbed", device=device, dtype=dtype)
+        return StableDiffusion.from_folder(FOLDER, name="testbed", device=place, dtype=precision)
     folder = Path(model)
     if not folder.is_dir():
-        folder = _download(model, revision, dtype)
-    return _open(folder, model, device, dtype)
-
-
-@cache
-def _index_of(model: str, revision: str | None) -> Path:
-    """The index of a hub model."""
-    from huggingface_hub import hf_hub_download
-
-    return Path(hf_hub_download(model, "model_index.json", revision=revision))
-
-
-def _is_hub_id(model: str) -> bool:
-    """Whether ``model``, if it is nothing on this disk, can be ``owner/name`` on the hub."""
-    looks_like_a_path = model.startswith((".", "/", "~")) or model.count("/") != 1 or model.endswith("/")
-    return not looks_like_a_path and not Path(model).exists()
-
-
-def _download(model: str, revision: str | None, dtype: str) -> Path:
-    """Snapshot of a hub repository: configurations, tokenizers and safetensors only."""
-    if not _is_hub_id(model):
-        raise ExpungeError(
-            f"no model '{model}': expected 'testbed', a diffusers folder, a .safetensors file or a hub id such as 'owner/name'"
-        )
-    from huggingface_hub import snapshot_download
-
-    patterns = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"]
-    unwanted = ["safety_checker/*", "*non_ema*", *([] if dtype == "float16" else ["*.fp16.safetensors"])]
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=unwanted))
-    except Exception as error:
-        raise ExpungeError(
-            f"model '{model}' is neither a folder here nor could it be fetched from the hub: {reason(error)}"
-        ) from error
+        folder = download(model, revision, precision)
+    return _open(folder, model, place, precision)

@@ -1,7 +1,7 @@
 """The LDM layout: names and shapes in the one file that Stable Diffusion was first released as, and A1111 and ComfyUI read."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +18,17 @@ TEXT = {
     },
 }
 """Where the text encoders' names begin, by layout; one that ends in ``model.`` is laid out as OpenCLIP's, others as CLIP's."""
+
+_BESIDE = re.compile(
+    r"model_ema\.|safety_checker\.|denoiser\.|(v_pred|ztsnr|scaled_fp8|global_step|logvar|lvlb_weights|scale_factor)$|"
+    r"(betas|alphas_cumprod|sqrt_|log_one_minus_|posterior_)"
+)
+"""What files hold beside the components and a model is whole without: averaged copies, noise schedules, counters."""
+_INSIDE = re.compile(
+    r".*(\.position_ids|\.logit_scale|\.attn_mask|\.text_projection(\.weight)?|[._]scaled_fp8)$|"
+    r"first_stage_model\.(loss|model_ema)\."
+)
+"""What files hold among a component's tensors that its class computes itself, or has no use for."""
 
 
 class Place(NamedTuple):
@@ -169,6 +180,31 @@ def _open_clip_place(name: str, prefix: str) -> Place:
     if third is not None:
         return Place(f"{layer}.attn.in_proj_{leaf}", third=third)
     return Place(f"{layer}.{_OPEN_CLIP[inner]}.{leaf}")
+
+
+def prefix(part: str, layout: str) -> str:
+    """How the names of a component's tensors begin."""
+    return {"unet": "model.diffusion_model.", "vae": "first_stage_model."}.get(part) or TEXT[layout].get(part, part)
+
+
+def before_text_model(key: str) -> str:
+    """A CLIP tensor's name in files that were written before transformers put ``text_model`` into it."""
+    return key.replace(".transformer.text_model.", ".transformer.", 1)
+
+
+def strange_in(part: str, layout: str, keys: Iterable[str], read: Collection[str]) -> list[str]:
+    """Names among a component's tensors that are not ``read`` and that its class should have known."""
+    start = prefix(part, layout)
+    layers = [int(k.split(".resblocks.")[1].split(".")[0]) for k in read if ".resblocks." in k]
+    unread = f"{start}transformer.resblocks.{max(layers, default=-1) + 1}."  # the layer that SD 2 has and does not use
+    inside = [k for k in keys if k.startswith(start) and k not in read and not _INSIDE.match(k)]
+    return sorted(k for k in inside if not (layout == "sd2" and k.startswith(unread)))
+
+
+def strange_beside(layout: str, keys: Iterable[str]) -> list[str]:
+    """Names of tensors that belong to no component and are not known to be of no use."""
+    starts = tuple(prefix(part, layout) for part in ("unet", "vae", *TEXT[layout]))
+    return sorted(k for k in keys if not k.startswith(starts) and not _BESIDE.match(k) and not _INSIDE.match(k))
 
 
 def taken(place: Place, stored: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
 from expunge.backbones import held
-from expunge.backbones.parts import DTYPES, Files, Folder, Parts, read_json
+from expunge.backbones.folder import Folder
+from expunge.backbones.parts import DTYPES, Files, Parts, read_json
 from expunge.backbones.single_file import SingleFile
 from expunge.backbones.steering import Steering, check_steers, steers
 from expunge.core.adapter import Adapter
@@ -564,6 +565,11 @@ class PipelineBackbone(Backbone):
     def pipeline_options(self) -> dict[str, Any]:
         """What the class of the pipeline takes beside its components."""
         return {}
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the model's files hold 8-bit numbers with scales, which were multiplied out."""
+        return isinstance(self._parts, Files) and self._parts.scaled
 
     def _tower_group(self, name: str) -> list[str]:
         """Names of the parameters in a group of the text encoders."""

@@ -8,7 +8,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from expunge.backbones import held
-from expunge.backbones.parts import Folder, Parts, read_json
+from expunge.backbones.folder import Folder
+from expunge.backbones.parts import Parts, read_json
 from expunge.backbones.unet import UNetBackbone
 from expunge.core.backbone import Conditioning
 from expunge.core.errors import ExpungeError

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from expunge.backbones import ldm
+from expunge.backbones.layout import PREDICTION, PREDICTS_V, ZERO_SNR
 from expunge.backbones.parts import quiet
 from expunge.backbones.pipeline import PipelineBackbone
-from expunge.backbones.single_file import PREDICTION
 from expunge.backbones.unet import UNetBackbone
 from expunge.core.adapter import Adapter, LowRank
 from expunge.core.backbone import Backbone
@@ -79,7 +79,8 @@ def to_folder(
     if not isinstance(backbone, PipelineBackbone):
         raise ExpungeError(f"a {backbone.family} model cannot be exported: expected a family of diffusers")
     fused = _fused(backbone, edits, any_base)
-    loading = f'`{backbone.pipeline}.from_pretrained("this folder")`'
+    how = "" if backbone.dtype == torch.float32 else f", torch_dtype={backbone.dtype}"
+    loading = f'`{backbone.pipeline}.from_pretrained("this folder"{how})`{_multiplied(backbone)}'
     page = card(backbone, edits, loading, records, strength)
     with _made(out, overwrite, backbone, edits, page) as folder, backbone.attached(fused, strength, any_base), quiet():
         import diffusers
@@ -117,7 +118,9 @@ def to_file(
     if not isinstance(backbone, UNetBackbone):
         raise ExpungeError(f"the LDM layout of a {backbone.family} model: expected Stable Diffusion 1.x, 2.x or XL")
     fused = _fused(backbone, edits, any_base)
-    loading = f'a checkpoint of A1111 and ComfyUI; `{backbone.pipeline}.from_single_file("{WHOLE}")`'
+    loading = (
+        f'a checkpoint of A1111 and ComfyUI; `{backbone.pipeline}.from_single_file("{WHOLE}")`{_multiplied(backbone)}'
+    )
     page = card(backbone, edits, loading, records, strength)
     with _made(out, overwrite, backbone, edits, page) as folder, backbone.attached(fused, strength, any_base):
         parts = backbone.components()
@@ -126,11 +129,21 @@ def to_file(
             raise ExpungeError(f"the LDM layout of {backbone.name}, which has an {coder}: expected an AutoencoderKL")
         learned = {p: dict(parts[p].state_dict()) for p in ("unet", "vae", *backbone.towers)}
         written = {key: t.cpu() for key, t in ldm.written(_ldm_layout(backbone, parts), learned).items()}
-        told = {"format": "pt", PREDICTION: str(parts["scheduler"].config.prediction_type)}
-        if backbone.family == "sdxl" and told[PREDICTION] == "v_prediction":
-            written["v_pred"] = torch.zeros(0)  # by which other readers know it
+        sampler = parts["scheduler"].config
+        told = {"format": "pt", PREDICTION: str(sampler.prediction_type)}
+        marked = {
+            PREDICTS_V: sampler.prediction_type == "v_prediction",
+            ZERO_SNR: sampler.get("rescale_betas_zero_snr"),
+        }
+        written.update({mark: torch.zeros(0) for mark, holds in marked.items() if holds})  # which other programs heed
         save_file(written, folder / WHOLE, metadata=told)
     return out
+
+
+def _multiplied(backbone: PipelineBackbone) -> str:
+    """What a card says of weights that were stored as 8-bit numbers with scales."""
+    kind = str(backbone.dtype).removeprefix("torch.")
+    return f". The base's 8-bit weights are times their scales here, in {kind}" if backbone.scaled else ""
 
 
 def _ldm_layout(backbone: UNetBackbone, parts: Mapping[str, Any]) -> str:

@@ -35,6 +35,11 @@ def scheduler() -> DPMSolverMultistepScheduler:
     return DPMSolverMultistepScheduler(**config, steps_offset=1)
 
 
+def _open_in_float32(config: Path) -> None:
+    """Let transformers open a component in float32, as diffusers opens its own, in whatever precision it is stored."""
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
+
+
 def assemble(recipe: Any, out: Path, overwrite: bool = False) -> None:
     """Write the testbed's weights."""
     with new_folder(out, overwrite) as folder:
@@ -42,6 +47,7 @@ def assemble(recipe: Any, out: Path, overwrite: bool = False) -> None:
         for name, module in parts.items():
             half = module.to(torch.float16).to(memory_format=torch.contiguous_format)
             half.save_pretrained(folder / name, safe_serialization=True)
+        _open_in_float32(folder / "text_encoder" / "config.json")
         recipe.tokenizer.save_pretrained(folder / "tokenizer")
         scheduler().save_pretrained(folder / "scheduler")
         index = {

@@ -1,0 +1,136 @@
+"""Which of a repository's files hold a component's weights, and what a file is that holds none."""
+
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from expunge.core.errors import ExpungeError
+
+NON_EMA = "non_ema"
+"""The variant that holds a model's last step instead of the average over its steps, which is what was published."""
+_VARIANTS = {
+    "float32": (None, "fp16", "bf16"),
+    "float16": ("fp16", None, "bf16"),
+    "bfloat16": (None, "bf16", "fp16"),
+}
+"""Variants of a component's weights by the precision that it is opened in, the preferred one first."""
+_KINDS = (
+    (b"GGUF", "a GGUF file, whose weights are quantised: expected the .safetensors file that it was made of"),
+    (
+        b"version https://git-lfs",
+        "a Git LFS pointer in place of the weights: expected the weights (run `git lfs pull` where it was cloned)",
+    ),
+    (
+        b"PK\x03\x04",
+        "a PyTorch checkpoint (pickle, which can run code): expected .safetensors (diffusers converts it: "
+        '`StableDiffusionPipeline.from_single_file(FILE).save_pretrained("folder")`)',
+    ),
+    (b"\x89HDF", "an HDF5 file: expected .safetensors"),
+    (b"<!doctype", "a web page: expected the .safetensors file (download it again)"),
+    (b"<html", "a web page: expected the .safetensors file (download it again)"),
+)
+"""Files of other kinds, by how they begin, and what to do about them."""
+_PICKLE = b"\x80"
+"""How a pickle begins that is in no archive; the first byte of a safetensors file's length is often the same."""
+
+
+class Weights(NamedTuple):
+    """The file of a component's weights."""
+
+    name: str
+    """Its name; of a component in several files, the name of their index."""
+    variant: str | None
+    """Which variant of the weights it holds."""
+
+    @property
+    def safe(self) -> bool:
+        """Whether it is in safetensors, and not a pickle."""
+        return ".safetensors" in self.name
+
+
+# of a folder or a repository ------------------------------------------------------------------------------------------
+def chosen(part: str, names: Collection[str], dtype: str) -> Weights | None:
+    """The weights of a component, of all the file names in its folder; None if none are there that can be read.
+
+    Safetensors come before pickles, and weights that are no average over training (``non_ema``) last of all.
+    """
+    text = part.startswith("text_encoder")
+    stems = {"safetensors": "model", "bin": "pytorch_model"} if text else {}
+    for variants in (_VARIANTS[dtype], (NON_EMA,)):
+        for ending in ("safetensors", "bin"):
+            stem = stems.get(ending, "diffusion_pytorch_model")
+            for variant in variants:
+                dotted = f".{variant}" if variant else ""
+                for name in (f"{stem}{dotted}.{ending}", f"{stem}.{ending}.index{dotted}.json"):
+                    if name in names:
+                        return Weights(name, variant)
+    return None
+
+
+def wanted(files: Sequence[str], dtype: str) -> list[str]:
+    """The files of a hub repository that a model is opened from: settings, tokenizers, and one variant of each weights.
+
+    Raises:
+        ExpungeError: if the repository is no diffusers folder.
+    """
+    if "model_index.json" not in files:
+        single = next((f for f in files if f.endswith((".safetensors", ".ckpt")) and "/" not in f), None)
+        hint = f" (or download '{single}' and give its path)" if single else ""
+        raise ExpungeError(f"no model_index.json in it: expected a diffusers folder{hint}")
+    inside: dict[str, set[str]] = {}
+    for file in files:
+        part, _, name = file.rpartition("/")
+        if part and "/" not in part and part != "safety_checker":
+            inside.setdefault(part, set()).add(name)
+    found = ["model_index.json"]
+    for part, names in inside.items():
+        found += [f"{part}/{n}" for n in names if n.endswith((".json", ".txt", ".model"))]
+        weights = chosen(part, names, dtype)
+        if weights is not None:
+            found += [f"{part}/{n}" for n in names if n == weights.name or _is_shard(n, weights)]
+    return sorted(set(found))
+
+
+def _is_shard(name: str, weights: Weights) -> bool:
+    """Whether a file is one of several that hold the weights; the variant stands before or after their numbers."""
+    if not weights.name.endswith(".json"):
+        return False
+    stem, _, ending = weights.name.split(".index")[0].rpartition(".")
+    dotted = re.escape(f".{weights.variant}") if weights.variant else ""
+    numbers = r"-\d+-of-\d+"
+    return re.fullmatch(f"{stem}({dotted}{numbers}|{numbers}{dotted})\\.{ending}", name) is not None
+
+
+# of a file ------------------------------------------------------------------------------------------------------------
+def check_kind(path: Path, pickle: bool = False) -> None:
+    """Refuse a file that is no safetensors file as what it is; ``pickle`` if it should be one.
+
+    Raises:
+        ExpungeError: naming what it is and what to do about it.
+    """
+    what = _kind(path)
+    if what is not None and not (pickle and "pickle" in what):
+        raise ExpungeError(f"'{path}' is {what}")
+
+
+def _kind(path: Path) -> str | None:
+    """What a file is, if it is of a kind that is known and not safetensors'."""
+    try:
+        with path.open("rb") as opened:
+            head = opened.read(256)
+    except OSError as error:
+        return f"not to be read ({error.strerror}): expected a .safetensors file"
+    if not head:
+        return "empty: expected a .safetensors file"
+    start = head.lstrip().lower()
+    for beginning, what in _KINDS:
+        if head.startswith(beginning) or start.startswith(beginning):
+            return what
+    if path.suffix == ".onnx":
+        return "an ONNX graph: expected the .safetensors file of the model that it was made of"
+    if head.startswith(_PICKLE) and head[8:9] != b"{":
+        return dict(_KINDS)[b"PK\x03\x04"]
+    if all(32 <= byte < 127 or byte in b"\r\n\t" for byte in head):
+        return f"a text that begins '{head[:40].decode().strip()}': expected a .safetensors file"
+    return None
