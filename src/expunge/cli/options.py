@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
+from expunge.cli.progress import Work, regularly
 from expunge.core.errors import ExpungeError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Talk:
     json: bool = False
     """Print one JSON object instead of text."""
     quiet: bool = False
-    """Print nothing but errors."""
+    """Print nothing but errors and warnings."""
 
     def result(self, content: dict[str, Any], text: str) -> None:
         """Print a result in the form asked for."""
@@ -88,16 +89,24 @@ class Talk:
             sys.stderr.write(f"{line}\n")
 
     @contextlib.contextmanager
-    def progress(self, title: str, total: int) -> Iterator[Callable[[int], None] | None]:
-        """A progress bar on standard error, unless it would disturb."""
-        if self.quiet or self.json or not sys.stderr.isatty():
+    def progress(self, title: str, total: int, unit: str) -> Iterator[Callable[[int], None] | None]:
+        """Progress on standard error, unless it would disturb: a bar on a terminal, a line every half minute elsewhere.
+
+        ``total`` units are still to be done (0: nobody knows how many); the function given is told how many more are.
+        """
+        if self.quiet or self.json:
             yield None
+            return
+        if not sys.stderr.isatty():
+            work = Work(title, total, unit)
+            with regularly(work.line):
+                yield work.advance
             return
         from rich.console import Console
         from rich.progress import Progress
 
         with Progress(console=Console(stderr=True)) as bar:
-            task = bar.add_task(title, total=total)
+            task = bar.add_task(title, total=total or None)
             yield lambda n: bar.advance(task, n)
 
 
@@ -173,7 +182,7 @@ class Images:
         """Generate into the folder, with a progress bar; ``how`` goes to the stage."""
         from expunge.stages import generate as stage
 
-        with self.talk.progress(title, len(queries)) as advance:
+        with self.talk.progress(title, len(queries), "images") as advance:
             made = {"batch": self.batch, "overwrite": self.overwrite, "on_batch": advance}
             stage.to_folder(backbone, edits, queries, self.out, **made, **how)
         self.talk.result({"folder": str(self.out), "images": len(queries)}, f"{self.out}: {len(queries)} images")
