@@ -66,7 +66,7 @@ def test_erase_generate_measure_export_on_the_testbed(tmp_path, capsys):
     plain = read_pixels(tmp_path / "before" / rows[0]["file_name"]).float()
     assert (ours - plain).abs().max() > 10, "the edit changes the image"
     card = (tmp_path / "model" / "README.md").read_text()
-    assert "removed: church" in card
+    assert "asked to remove: church" in card
     assert "What this does not show" in card
 
 

@@ -67,7 +67,19 @@ def _sha256(secret: Any) -> str:
 def _told(header: Mapping[str, Any], stored: "Sequence[Stored]", verdict: str) -> list[Line]:
     """What a file says, in the order in which somebody who holds it asks."""
     made, fields = dict(header["provenance"] or {}), dict(header["fields"])
-    known = ("eraser", "expunge", "targets", "anchors", "retain", "model", "family", "seed", "cost", "seconds", "settings")
+    known = (
+        "eraser",
+        "expunge",
+        "targets",
+        "anchors",
+        "retain",
+        "model",
+        "family",
+        "seed",
+        "cost",
+        "seconds",
+        "settings",
+    )
     of = {name: made.pop(name, None) for name in known}
     lines = [
         Line("id", header["id"]),
@@ -131,7 +143,9 @@ def _words(value: Any) -> str:
 def _alike(stored: "Sequence[Stored]") -> list[Line]:
     """Tensors of one form in a line, whichever block they are of."""
     forms = Counter((*map(str, t.shape), t.dtype, re.sub(r"(?<=\.)\d+(?=\.)", "*", t.name)) for t in stored)
-    return [Line(f"  {n} of {'x'.join(shape) or 'a number'} {dtype}", name) for (*shape, dtype, name), n in forms.items()]
+    return [
+        Line(f"  {n} of {'x'.join(shape) or 'a number'} {dtype}", name) for (*shape, dtype, name), n in forms.items()
+    ]
 
 
 def _aligned(lines: Sequence[Line]) -> str:

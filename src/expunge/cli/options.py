@@ -7,14 +7,14 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
-from expunge.cli.progress import Work, regularly
+from expunge.cli.progress import bar, told
 from expunge.core.errors import ExpungeError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from expunge.core.concept import Part
     from expunge.core.edit import Edit
     from expunge.core.query import Query
+    from expunge.core.record import Record
     from expunge.stages.filters import Filter
 
 Words = UseAppendAction[tuple[str, ...]]
@@ -37,6 +38,17 @@ def strength_of(given: Sequence[float]) -> float | Sequence[float]:
 def say(text: str) -> None:
     """A line of result on standard output."""
     sys.stdout.write(text + "\n")
+
+
+def told_settings(settings: Mapping[str, Any]) -> str:
+    """Settings in a line."""
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
+def told_record(record: "Record") -> str:
+    """A record in a line."""
+    limits = f"[{record.low:.1f}, {record.high:.1f}]"
+    return f"{record.metric:28} {record.value:6.1f} {record.unit} {limits}  n = {record.n}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,26 +100,17 @@ class Talk:
         if not (self.quiet or self.json):
             sys.stderr.write(f"{line}\n")
 
-    @contextlib.contextmanager
-    def progress(self, title: str, total: int, unit: str) -> Iterator[Callable[[int], None] | None]:
+    def progress(
+        self, title: str, total: int, unit: str, counted: Callable[[], int] | None = None
+    ) -> contextlib.AbstractContextManager[Callable[[int], None] | None]:
         """Progress on standard error, unless it would disturb: a bar on a terminal, a line every half minute elsewhere.
 
-        ``total`` units are still to be done (0: nobody knows how many); the function given is told how many more are.
+        ``total`` units are still to be done (0: nobody knows how many). The function given is told how many more are, unless
+        ``counted`` says how many are in all.
         """
         if self.quiet or self.json:
-            yield None
-            return
-        if not sys.stderr.isatty():
-            work = Work(title, total, unit)
-            with regularly(work.line):
-                yield work.advance
-            return
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True)) as bar:
-            task = bar.add_task(title, total=total or None)
-            yield lambda n: bar.advance(task, n)
+            return contextlib.nullcontext()
+        return bar(title, total, counted) if sys.stderr.isatty() else told(title, total, unit, counted)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

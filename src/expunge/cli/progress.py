@@ -24,7 +24,7 @@ class Work:
     """How far some work is, and what its rest should take at the pace of what is done."""
 
     def __init__(self, title: str, total: int, unit: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """``total`` units are to be done: what an earlier run left finished is not among them. 0: nobody knows how many."""
+        """``total`` units are to be done (0: nobody knows how many); what an earlier run finished is not among them."""
         self.title, self.total, self.unit = title, total, unit
         self.done = 0
         self._clock = clock
@@ -37,6 +37,10 @@ class Work:
             self.done += units
             self._last = self._clock()
             self._first = self._first or (self._last, self.done)
+
+    def reach(self, units: int) -> None:
+        """So many are done in all."""
+        self.advance(units - self.done)
 
     def left(self) -> float | None:
         """Seconds until the end; None while there is nothing to tell them from.
@@ -58,20 +62,58 @@ class Work:
 
 
 @contextlib.contextmanager
-def regularly(line: Callable[[], str]) -> Iterator[None]:
-    """Write what ``line`` gives to standard error every `EVERY` seconds, however long one piece of work takes."""
+def regularly(act: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Do ``act`` every so many seconds beside the work of the block, however long one piece of it takes."""
     over = threading.Event()
 
-    def tell() -> None:
-        while not over.wait(EVERY):
-            with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
-                sys.stderr.write(f"{line()}\n")
-                sys.stderr.flush()
+    def keep_on() -> None:
+        while not over.wait(seconds):
+            act()
 
-    teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
+    beside = threading.Thread(target=keep_on, daemon=True)
+    beside.start()
     try:
         yield
     finally:
         over.set()
-        teller.join()
+        beside.join()
+
+
+def lines(line: Callable[[], str]) -> contextlib.AbstractContextManager[None]:
+    """Write what ``line`` gives to standard error every `EVERY` seconds."""
+
+    def tell() -> None:
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            sys.stderr.write(f"{line()}\n")
+            sys.stderr.flush()
+
+    return regularly(tell, EVERY)
+
+
+@contextlib.contextmanager
+def bar(title: str, total: int, counted: Callable[[], int] | None) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal; what ``counted`` gives is looked up twice a second."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as drawn:
+        task = drawn.add_task(title, total=total or None)
+        if counted is None:
+            yield lambda n: drawn.advance(task, n)
+            return
+        with regularly(lambda: drawn.update(task, completed=counted()), 0.5):
+            yield lambda _: None
+
+
+@contextlib.contextmanager
+def told(title: str, total: int, unit: str, counted: Callable[[], int] | None) -> Iterator[Callable[[int], None]]:
+    """Lines where there is no terminal."""
+    work = Work(title, total, unit)
+
+    def line() -> str:
+        if counted is not None:
+            work.reach(counted())
+        return work.line()
+
+    with lines(line):
+        yield work.advance
