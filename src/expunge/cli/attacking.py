@@ -13,6 +13,7 @@ from expunge.cli.options import (
     Paths,
     Talk,
     Words,
+    in_effect,
     kind_asked,
     parse_with,
     say,
@@ -92,6 +93,7 @@ def attack(argv: list[str]) -> None:
     folders = image_folders(options.concept_images, parsed.settings.needs(targets))
     edits, backbone = [load_edit(path) for path in options.edit], options.model.open()
     asked = _asked(options, backbone)
+    use = in_effect(use, parsed.settings)
     note = f" (preset for {kind}: {told_settings(use)})" if use else ""
     options.talk.tell(f"attacking with {name}{note}: {len(asked)} queries")
     foreseen = spending(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tyro.conf import OmitArgPrefixes
 
-from expunge.cli.options import Model, Paths, Talk, Words, kind_asked, parse, parse_with, say, told_settings
+from expunge.cli.options import Model, Paths, Talk, Words, in_effect, kind_asked, parse, parse_with, say, told_settings
 from expunge.cli.progress import duration
 from expunge.core.errors import ExpungeError, ExpungeWarning, reason
 
@@ -77,7 +77,9 @@ def erase(argv: list[str]) -> None:
     start = stage.build(method, use, None)
     parsed = parse_with(start, method, Erase, rest, f"expunge erase {method}")
     options: Erase = parsed.options
-    _tell(options, method, {} if not use else {"kind": kind, **use}, _made(options, method, parsed.settings))
+    use = in_effect(use, parsed.settings)
+    note = f"; preset for {kind}: {told_settings(use)}" if use else ""
+    _tell(options.talk, f"an edit by {method}", note, use, _made(options, method, parsed.settings))
 
 
 class _Look(NamedTuple):
@@ -96,31 +98,29 @@ class _Made(NamedTuple):
     found: "Found | None"
 
 
-def _tell(options: Erase, method: str, preset: dict[str, Any], made: _Made) -> None:
+def _tell(talk: Talk, what: str, note: str, preset: Mapping[str, Any], made: _Made) -> None:
     """Where the edit is, what it took, and what a look at it says: never that anything is gone without one."""
     done, look, found = made
     cost = done.edit.provenance.cost.equivalents if done.edit.provenance else 0
-    use = {name: value for name, value in preset.items() if name != "kind"}
-    note = f"; preset for {preset['kind']}: {told_settings(use)}" if use else ""
     content = {
         "edit": str(done.path),
         "key": None if done.key is None else str(done.key),
         "id": done.edit.id,
         "seconds": done.seconds,
         "forward_equivalents": cost,
-        "preset": use,
+        "preset": dict(preset),
         "verdict": look.verdict,
         "outcome": look.outcome,
         "check": None if look.found is None else look.found.as_json(),
         "search": None if found is None else _as_json(found),
     }
     lines = [
-        f"{done.path}: an edit by {method} ({duration(done.seconds)}, {cost:,} forward-equivalents{note})",
+        f"{done.path}: {what} ({duration(done.seconds)}, {cost:,} forward-equivalents{note})",
         "" if done.key is None else f"{done.key}: the private key to it (keep it to yourself)",
         "" if found is None else found.table(),
         look.verdict,
     ]
-    options.talk.result(content, "\n".join(line for line in lines if line))
+    talk.result(content, "\n".join(line for line in lines if line))
 
 
 def _made(options: Erase, method: str, eraser: "Eraser") -> _Made:

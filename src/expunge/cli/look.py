@@ -98,7 +98,7 @@ def _told(header: Mapping[str, Any], stored: "Sequence[Stored]", verdict: str) -
             Line("asked to keep", _words(of["retain"])),
             Line("model", f"{of['model']} ({of['family']})"),
             Line("seed", _words(of["seed"])),
-            Line("took", f"{duration(of['seconds'] or 0)}, {spent:,} forward-equivalents"),
+            Line("took", f"{duration(float(of['seconds'] or 0))}, {spent:,} forward-equivalents"),
         ]
     lines.append(Line("made on top of", _words(header["requires"])))
     lines += _section("base", {f"sha256 as {k}": v for k, v in (fields.pop("base_sha256", None) or {}).items()})

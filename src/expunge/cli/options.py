@@ -40,6 +40,13 @@ def say(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
+def in_effect(preset: Mapping[str, Any], settings: Any) -> dict[str, Any]:
+    """What of a preset stands in a plug-in's settings: options go over it."""
+    now = json.loads(json.dumps(dataclasses.asdict(settings)))
+    whole = {name: {**now[name], **v} if isinstance(v, Mapping) else v for name, v in preset.items()}
+    return {name: preset[name] for name, value in whole.items() if now[name] == value}
+
+
 def told_settings(settings: Mapping[str, Any]) -> str:
     """Settings in a line."""
     return ", ".join(f"{name} {value}" for name, value in settings.items())

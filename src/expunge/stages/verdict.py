@@ -144,10 +144,11 @@ class Check:
                 f"neighbours suffer: {loss.words} shown in {loss.after:.0f} % of images, before in {loss.before:.0f} % "
                 f"(expected at most {LOST:.0f} points less)"
             ]
-        if others and mean([k.moved for k in others]) > MOVED:
+        far = mean([k.moved for k in others])
+        if far > MOVED:
             return [
-                f"neighbours suffer: images of {', '.join(k.word for k in others)} moved by "
-                f"{100 * mean([k.moved for k in others]):.0f} % of the difference between two seeds (expected {100 * MOVED:.0f} % or less)"
+                f"neighbours suffer: images of {', '.join(k.word for k in others)} moved by {100 * far:.0f} % of the "
+                f"difference between two seeds (expected {100 * MOVED:.0f} % or less)"
             ]
         return []
 
