@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -306,14 +307,11 @@ def test_edits_of_another_base_need_any_base(folder, other_folder, tmp_path, cap
         run(*export, "--any-base", "--out", tmp_path / f"yes-{layout}", "--quiet")
 
 
-def test_help_takes_less_than_a_second_and_imports_no_torch():
-    code = "import sys; from expunge.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
-    seconds: list[float] = []
-    for _ in range(3):  # the best of three: other work on the machine is not the command's
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 1.0
+def test_help_takes_less_than_a_second():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert without_torch("--help").returncode == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)  # of its own: other work on the machine is not the command's
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
 
 
 def test_every_command_has_help_that_imports_no_torch():
@@ -325,10 +323,16 @@ def test_every_command_has_help_that_imports_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-WITHOUT_TORCH = (
-    "import sys\nfor name in ('torch', 'diffusers', 'transformers'): sys.modules[name] = None  # an import of it fails\n"
-    "from expunge.cli import main\nsys.exit(main(sys.argv[1:]))"
-)
+WITHOUT_TORCH = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "diffusers", "transformers"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+from expunge.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def without_torch(*words):
@@ -347,7 +351,9 @@ def test_show_and_list_need_no_torch_and_can_be_read(folder, tmp_path):
     assert told["id"] == load_edit(edit).id
     assert (told["targets"], told["asked to keep"], told["lamb"], told["anchor"]) == ("church", "dog", "0.5", "cat")
     assert told["method"].startswith("uce, by expunge ")
-    assert told["verdict"].startswith("church: "), "what the look said"
+    looked = json.loads((tmp_path / "check.json").read_text())
+    assert told["verdict"]
+    assert looked["verdict"].startswith(told["verdict"]), "what the look said"
     size = sum(t.numel() * t.element_size() for t in load_edit(edit).tensors().values())
     assert f"tensors: {len(load_edit(edit).tensors())}, {size / 1e6:.1f} MB" in lines
     whole = json.loads(without_torch("show", edit, "--json").stdout)

@@ -147,7 +147,7 @@ def verdict(targets, kept=(), judge="testbed", pictures=100.0, before=100.0, mor
         (
             verdict([seen("church", 100, 0)], [seen("house", 100, 100)], pictures=60.0),
             "ruined",
-            "images are ruined: 60 % are pictures; church: shown in 100 -> 0 %; house kept 100 -> 100 % "
+            "images are ruined: 60 % are pictures, before 100 %; church: shown in 100 -> 0 %; house kept 100 -> 100 % "
             "(judge testbed, n = 4 a word)",
         ),
         (

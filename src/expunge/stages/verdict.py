@@ -154,8 +154,10 @@ class Check:
 
     def line(self) -> str:
         """The verdict: what became of the targets and of their neighbours, who told, and on how many images."""
-        parts = [f"images are ruined: {self.pictures:.0f} % are pictures"] if self.ruined else []
-        if self.pictures_before < WHOLE:
+        parts: list[str] = []
+        if self.ruined:
+            parts.append(f"images are ruined: {self.pictures:.0f} % are pictures, before {self.pictures_before:.0f} %")
+        elif self.pictures_before < WHOLE:
             parts.append(f"{self.pictures_before:.0f} % of the model's own images are pictures: no measure")
         parts += [target.line() for target in self.targets]
         parts += [f"{self.more} more targets not looked at"] if self.more else []
