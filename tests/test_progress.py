@@ -6,7 +6,10 @@ import pytest
 
 from expunge.cli import main, progress
 from expunge.cli.options import Talk
+from expunge.cli.plans import _live
 from expunge.cli.progress import Work, duration
+from expunge.stages import bench
+from expunge.stages.planner import Planned
 
 
 @pytest.mark.parametrize(
@@ -87,3 +90,22 @@ def test_commands_tell_how_far_they_are(monkeypatch, capsys, folder, tmp_path):
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("erasing with leco: ")]
     done, total = told[-1].removeprefix("erasing with leco: ").split(" forward-")[0].split(" of ")
     assert 0 < int(done) <= 1.5 * int(total), told[-1]
+
+
+def test_a_plan_s_time_left_passes_while_a_job_runs(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "EVERY", 0.05)
+    job = Planned(job={"room": "measure", "metric": "fid"}, method="uce", split="v1")
+    with _live(Talk()) as show:
+        time.sleep(0.12)
+        show(bench.Progress(done=1, total=3, job=job, job_seconds=0.3, seconds_left=100.3))
+        time.sleep(0.7)
+        show(bench.Progress(done=3, total=3, job=None, job_seconds=0.0, seconds_left=0.0))
+        time.sleep(0.12)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("0 jobs, 0.")
+    assert lines[0].endswith("so far, nobody knows how long: planning")
+    running = [line for line in lines if line.startswith("1/3 jobs, ")]
+    assert running[-1].endswith("about 1 min 40 s left: uce v1 fid"), (
+        "longer than it should take: the others' time is left"
+    )
+    assert lines[-1].endswith("about 0.0 s left: finished")
