@@ -1,7 +1,10 @@
 """The command line end to end, on the testbed and on a random-weight checkpoint."""
 
+import hashlib
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -13,7 +16,7 @@ import pytest
 import torch
 
 from expunge.cli import main
-from expunge.store import read_images, read_pixels
+from expunge.store import load_edit, read_images, read_pixels
 
 FAST = ["--steps", "3", "--count", "2"]
 
@@ -66,7 +69,7 @@ def test_erase_generate_measure_export_on_the_testbed(tmp_path, capsys):
     plain = read_pixels(tmp_path / "before" / rows[0]["file_name"]).float()
     assert (ours - plain).abs().max() > 10, "the edit changes the image"
     card = (tmp_path / "model" / "README.md").read_text()
-    assert "removed: church" in card
+    assert "asked to remove: church" in card
     assert "What this does not show" in card
 
 
@@ -304,14 +307,11 @@ def test_edits_of_another_base_need_any_base(folder, other_folder, tmp_path, cap
         run(*export, "--any-base", "--out", tmp_path / f"yes-{layout}", "--quiet")
 
 
-def test_help_takes_less_than_a_second_and_imports_no_torch():
-    code = "import sys; from expunge.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
-    seconds: list[float] = []
-    for _ in range(3):  # the best of three: other work on the machine is not the command's
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 1.0
+def test_help_takes_less_than_a_second():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert without_torch("--help").returncode == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)  # of its own: other work on the machine is not the command's
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
 
 
 def test_every_command_has_help_that_imports_no_torch():
@@ -321,6 +321,51 @@ def test_every_command_has_help_that_imports_no_torch():
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+WITHOUT_TORCH = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "diffusers", "transformers"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+from expunge.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def without_torch(*words):
+    return subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *map(str, words)], capture_output=True, text=True)
+
+
+def test_show_and_list_need_no_torch_and_can_be_read(folder, tmp_path):
+    run("erase", "uce", "--model", folder, "--target", "church", "--retain", "dog", "--anchor", "cat",
+        "--check-images", 2, "--out", tmp_path, "--quiet")  # fmt: skip
+    edit = tmp_path / "edit.safetensors"
+    shown = without_torch("show", edit)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    lines = shown.stdout.splitlines()
+    assert max(map(len, lines)) <= 120
+    told = dict(re.split(r"  +", line.strip(), maxsplit=1) for line in lines if "  " in line.strip())
+    assert told["id"] == load_edit(edit).id
+    assert (told["targets"], told["asked to keep"], told["lamb"], told["anchor"]) == ("church", "dog", "0.5", "cat")
+    assert told["method"].startswith("uce, by expunge ")
+    looked = json.loads((tmp_path / "check.json").read_text())
+    assert told["verdict"]
+    assert looked["verdict"].startswith(told["verdict"]), "what the look said"
+    size = sum(t.numel() * t.element_size() for t in load_edit(edit).tensors().values())
+    assert f"tensors: {len(load_edit(edit).tensors())}, {size / 1e6:.1f} MB" in lines
+    whole = json.loads(without_torch("show", edit, "--json").stdout)
+    held = {t["name"]: t["shape"] for t in whole["tensors"]}
+    assert held == {name: list(t.shape) for name, t in load_edit(edit).tensors().items()}
+    assert whole["check"]["edit"] == whole["id"]
+    (tmp_path / "check.json").write_text((tmp_path / "check.json").read_text().replace(whole["id"], "another"))
+    assert json.loads(without_torch("show", edit, "--json").stdout)["check"] is None, "it is of another edit"
+    for words in (["list"], ["list", "--json"], ["--help"], ["show", "--help"]):
+        assert without_torch(*words).returncode == 0
+    wrong = without_torch("show", tmp_path / "check.json")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
 
 
 def test_list_names_what_exists(capsys):
@@ -371,9 +416,13 @@ def test_erase_with_a_key_and_recover_on_a_checkpoint_in_sd_s_layout(folder, tmp
     capsys.readouterr()
     run("show", edit, "--json")
     shown = capsys.readouterr().out
+    salt = load_edit(key).salt
     run("show", key, "--json")
-    salt = json.loads(capsys.readouterr().out)["fields"]["salt"]
-    assert salt not in shown
+    told = capsys.readouterr().out
+    run("show", key)
+    assert all(salt not in text for text in (shown, told, capsys.readouterr().out))
+    hidden = json.loads(told)["fields"]["salt_sha256"]
+    assert hidden == json.loads(shown)["provenance"]["salt_sha256"] == hashlib.sha256(salt.encode()).hexdigest()
 
     sampled = ["--count", 1, "--steps", 2, *model, "--quiet"]
     run("generate", "--concept", "church", "--concept", "dog", "--edit", edit, *sampled, "--out", tmp_path / "erased")

@@ -1,6 +1,8 @@
 import subprocess
 import sys
+from importlib.metadata import version
 
+import pytest
 import torch
 
 import expunge
@@ -10,6 +12,24 @@ def test_every_public_name_is_there():
     for name in expunge.__all__:
         assert getattr(expunge, name) is not None
     assert set(expunge.__all__) == set(expunge._HOMES)
+
+
+def test_dir_and_version_are_told_before_anything_is_imported():
+    code = (
+        "import sys, expunge; print(*dir(expunge)); print(expunge.__version__); "
+        "sys.exit(any(name in sys.modules for name in ('torch', 'expunge.core')))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.splitlines()
+    assert told == [" ".join(sorted([*expunge.__all__, "__version__"])), version("expunge")]
+    with pytest.raises(AttributeError, match="has no attribute 'ersae'"):
+        _ = expunge.ersae
+
+
+def test_python_m_expunge_is_the_command():
+    asked = [sys.executable, "-m", "expunge", "--version"]
+    assert subprocess.run(asked, check=True, capture_output=True, text=True).stdout == f"expunge {version('expunge')}\n"
+    wrong = subprocess.run([*asked[:3], "lst"], capture_output=True, text=True)
+    assert (wrong.returncode, wrong.stderr) == (2, "expunge: unknown command 'lst': did you mean 'list'?\n")
 
 
 def test_importing_expunge_imports_no_torch():

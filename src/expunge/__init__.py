@@ -56,8 +56,15 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    """The public names, whether they have been imported or not."""
+    return sorted([*__all__, "__version__"])
+
+
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that ``expunge --help`` does not wait for torch."""
+    if name == "__version__":
+        return import_module("importlib.metadata").version("expunge")
     if name not in _HOMES:
         raise AttributeError(f"module 'expunge' has no attribute '{name}'")
     return getattr(import_module(f"expunge.{_HOMES[name]}"), name)

@@ -959,21 +959,35 @@ def test_what_targets_became_is_a_share_of_all_their_images():
     assert row["shares"] == {"key": 30.0, "cat": 5.0}
 
 
-def test_speed_is_the_store_s_own_and_of_this_model(plan, tmp_path):
+def test_what_jobs_take_is_told_by_the_store_s_own_of_this_model(plan, tmp_path):
     planner = Planner(read_plan(plan))
     sha = planner.identity("float32")
-    other = "another model"
-    for room, model, seconds in (("generate", sha, 4.0), ("erase", other, 1.0), ("memory", sha, 9.0)):
-        place = tmp_path / "store" / f"{room}-one"
+    finished = [
+        ({"room": "generate", "model_sha256": sha}, 40, 20, 4.0),
+        ({"room": "erase", "eraser": "kpop", "model_sha256": "another model"}, 40, 20, 1.0),
+        ({"room": "memory", "eraser": "kpop", "model_sha256": sha}, 40, 20, 9.0),
+        ({"room": "measure", "metric": "fid"}, 0, 0, 30.0),
+        ({"room": "measure", "metric": "esr-psr"}, 0, 0, 1.0),
+        ({"room": "measure", "metric": "esr-psr"}, 0, 0, 3.0),
+    ]
+    for number, (job, forward, trained, seconds) in enumerate(finished):
+        place = tmp_path / "store" / f"{job['room']}-{number}"
         place.mkdir(parents=True)
-        done = {
-            "job": {"model_sha256": model, "room": room},
-            "cost": {"forward": 40, "trained": 20},
-            "seconds": seconds,
-        }
+        done = {"job": job, "cost": {"forward": forward, "trained": trained}, "seconds": seconds}
         (place / jobs.RESULT).write_text(json.dumps(done))
-    assert bench.speed(planner, tmp_path / "store") == pytest.approx((40 + 3 * 20) / 4)
-    assert bench.speed(planner, tmp_path / "none") > 0
+    pace = bench.pace(planner, tmp_path / "store")
+    assert pace.seconds({"room": "generate"}, 200) == pytest.approx(200 * 4 / (40 + 3 * 20))
+    assert pace.seconds({"room": "erase", "eraser": "kpop"}, 50) == pytest.approx(50 * 4 / 100), "of all that evaluates"
+    assert pace.seconds({"room": "memory", "eraser": "kpop"}, 100) == pytest.approx(9), "counted slowly"
+    assert pace.seconds({"room": "measure", "metric": "esr-psr"}, 0) == pytest.approx(2)
+    assert pace.seconds({"room": "measure", "metric": "dsr"}, 0) == pytest.approx(34 / 3), "as measurements take"
+    assert pace.seconds({"room": "erase", "eraser": "uce"}, 0) == pytest.approx(34 / 3)
+    pace.add({"room": "erase", "eraser": "kpop"}, 100, 60.0)
+    assert pace.seconds({"room": "erase", "eraser": "kpop"}, 50) == pytest.approx(30), "this run's own come first"
+    assert pace.seconds({"room": "measure", "metric": "fid"}, 0) == pytest.approx(30)
+    fresh = bench.pace(planner, tmp_path / "none")
+    assert fresh.seconds({"room": "generate"}, 200) > 0
+    assert fresh.seconds({"room": "measure", "metric": "fid"}, 0) == 0
 
 
 def test_every_room_can_be_cleaned(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,10 @@ from expunge.core.edit import Weights
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.record import Interval
 from expunge.stages import check
+from expunge.stages.verdict import Check, Seen
+from expunge.testbed import WELL_DRAWN, vocabulary
+
+SCORES = Path(__file__).parents[2] / "benchmarks" / "testbed.json"
 
 
 @pytest.fixture(scope="module")
@@ -28,19 +33,18 @@ def shaken(backbone, size, group="xattn-strict"):
     return backbone.edit_of(changed)
 
 
-def test_a_good_edit_has_no_problems(testbed):
+def test_a_good_edit_is_told_in_one_line_with_judge_and_number(testbed):
     edit = expunge.erase(
-        testbed, "church", settings={"tokens": "tail", "anchor": "a picture"}, retain=["pizza", "banana"]
+        testbed, "church", settings={"tokens": "tail", "anchor": "a picture"}, retain=["castle", "house"]
     )
-    found = check.check(testbed, edit, ["church"], ["pizza", "banana"], images=3)
+    found = check.check(testbed, edit, ["church"], ["castle", "house"], images=3)
     assert found.problems == []
-    assert found.shown.value <= 34
-    assert found.kept_shown.value >= 60
-    assert found.pictures == 100
-    assert found.shown_before.value >= 60
-    assert found.target_moved > 0.2 > 0.5 * found.kept_moved
-    assert "church moved" in found.line()
-    assert "pizza, banana moved" in found.line()
+    assert found.outcome == "gone"
+    assert found.pictures == found.pictures_before == 100
+    (church,) = found.targets
+    assert church.moved > 0.2
+    assert found.line() == "church: shown in 100 -> 0 %; castle, house kept 100 -> 100 % (judge testbed, n = 3 a word)"
+    assert json.loads(json.dumps(found.as_json()))["targets"][0]["after"] == church.after._asdict()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check.warn(found)
@@ -48,25 +52,38 @@ def test_a_good_edit_has_no_problems(testbed):
 
 def test_an_edit_that_does_nothing_is_told(testbed):
     edit = expunge.erase(testbed, "church", settings={"erase_scale": 1e-6})
-    found = check.check(testbed, edit, ["church"], ["pizza"], images=2)
-    assert found.target_moved < 0.01
-    with pytest.warns(ExpungeWarning, match=r"changes next to nothing: images of church moved by 0\.\d%"):
+    found = check.check(testbed, edit, ["church"], ["castle"], images=2)
+    assert found.targets[0].moved < 0.01
+    assert found.outcome == "unchanged"
+    assert found.line().startswith("church: shown in 100 -> 100 %, still there, unchanged; castle kept")
+    with pytest.warns(ExpungeWarning, match=r"changes next to nothing: images of church moved by 0\.\d %"):
         check.warn(found)
+    unjudged = check.check(testbed, edit, ["a thing that no judge knows"], ["castle"], images=2)
+    assert unjudged.outcome == "unchanged"
+    assert "a thing that no judge knows: unchanged, images moved by 0 %" in unjudged.line()
 
 
-def test_noise_and_harmed_neighbours_are_told_with_and_without_a_judge(testbed, monkeypatch):
+def test_noise_and_harmed_neighbours_are_told_with_and_without_a_judge(testbed):
     broken = shaken(testbed, 3.0, "full")
-    found = check.check(testbed, broken, ["church"], ["pizza"], images=2)
+    found = check.check(testbed, broken, ["church"], ["castle"], images=2)
     assert found.pictures < 90
-    assert found.kept_shown.value <= found.kept_shown_before.value - 50
+    assert found.loss.after <= found.loss.before - 50
+    assert found.outcome == "ruined"
+    assert found.line().startswith("images are ruined: ")
+    assert "; neighbours suffer (judge testbed" in found.line()
     assert [w for p in found.problems for w in ("pictures", "neighbours suffer") if w in p] == [
         "pictures",
         "neighbours suffer",
     ]
-    blind = check.check(testbed, broken, ["a thing that no judge knows"], ["pizza"], images=2)
-    assert blind.shown is None
-    assert blind.kept_shown is None
-    assert any("neighbours suffer: images of pizza moved by" in p for p in blind.problems)
+    blind = check.check(testbed, broken, ["a thing that no judge knows"], ["nor this"], images=2)
+    assert blind.judge is None
+    assert blind.loss is None
+    assert "(no judge told, n = 2 a word)" in blind.line()
+    assert any("neighbours suffer: images of nor this moved by" in p for p in blind.problems)
+    some = check.check(testbed, broken, ["a thing that no judge knows"], ["castle"], images=2)
+    assert some.targets[0].before is None
+    assert "castle kept 100 -> " in some.line()
+    assert "judge testbed, which does not know a thing that no judge knows, n = 2" in some.line()
 
 
 @pytest.mark.parametrize("kind", ["noise", "decoded noise", "blank"])
@@ -83,15 +100,74 @@ def test_what_is_no_picture_is_rough_or_blank(testbed, kind):
     assert check._pictures(None, other) == [False] * 8
 
 
-def test_a_target_that_moved_and_is_still_there_is_told(testbed):
-    edit = shaken(testbed, 0.3)
-    found = check.check(testbed, edit, ["pizza"], ["banana"], images=2)
-    assert found.target_moved > check.STILL
-    assert any("pizza is still shown in" in p for p in found.problems) == (found.shown.value > 50)
-    none = {"shown_before": None, "kept_shown": None, "kept_shown_before": None}
-    moved = {"target_moved": 0.5, "kept_moved": 0.1, "pictures": 100.0}
-    told = check.Check(images=2, targets=["x"], kept=["y"], shown=Interval(75.0, 20.0, 99.0), **moved, **none)
-    assert told.problems == ["x is still shown in 75 % of images (expected 50 % or less)"]
+def percent(value):
+    return Interval(float(value), 0.0, 100.0)
+
+
+def seen(word, before, after, moved=0.5):
+    return Seen(
+        word=word,
+        moved=moved,
+        before=None if before is None else percent(before),
+        after=None if after is None else percent(after),
+    )
+
+
+def verdict(targets, kept=(), judge="testbed", pictures=100.0, before=100.0, more=0):
+    looked = {"targets": targets, "kept": kept, "judge": judge}
+    return Check(images=4, pictures=pictures, pictures_before=before, more=more, **looked)
+
+
+@pytest.mark.parametrize(
+    ("found", "outcome", "line"),
+    [
+        (
+            verdict([seen("church", 100, 25)], [seen("castle", 100, 100), seen("house", 100, 96)]),
+            "gone",
+            "church: shown in 100 -> 25 %; castle, house kept 100 -> 98 % (judge testbed, n = 4 a word)",
+        ),
+        (
+            verdict([seen("church", 100, 0), seen("tent", 100, 75)], [seen("apple", 50, 50)], more=2),
+            "still shown",
+            "church: shown in 100 -> 0 %; tent: shown in 100 -> 75 %, still there; 2 more targets not looked at; "
+            "apple is drawn in 50 % before: no measure (judge testbed, n = 4 a word)",
+        ),
+        (
+            verdict([seen("dog", 50, 0)], [seen("house", 100, 50)]),
+            "no measure",
+            "dog is drawn in 50 % before, 0 % after: no measure (images moved by 50 % of the difference between two seeds); "
+            "house kept 100 -> 50 %; neighbours suffer (judge testbed, n = 4 a word)",
+        ),
+        (
+            verdict([seen("joy", None, None)], [seen("a day", None, None, 0.1)], judge=None),
+            "no judge",
+            "joy: images moved by 50 % of the difference between two seeds; a day: images moved by 10 % of the difference "
+            "between two seeds (no judge told, n = 4 a word)",
+        ),
+        (
+            verdict([seen("church", 100, 0)], [seen("house", 100, 100)], pictures=60.0),
+            "ruined",
+            "images are ruined: 60 % are pictures, before 100 %; church: shown in 100 -> 0 %; house kept 100 -> 100 % "
+            "(judge testbed, n = 4 a word)",
+        ),
+        (
+            verdict([seen("church", None, None)], judge=None, pictures=20.0, before=20.0),
+            "no judge",
+            "20 % of the model's own images are pictures: no measure; church: images moved by 50 % of the difference "
+            "between two seeds (no judge told, n = 4 a word)",
+        ),
+    ],
+)
+def test_the_verdict_says_what_was_seen_and_no_more(found, outcome, line):
+    assert found.line() == line
+    assert found.outcome == outcome
+    assert found.as_json()["verdict"] == line
+    assert "removed" not in line
+
+
+def test_what_is_wrong_is_said_of_each_target():
+    told = verdict([seen("x", 100, 0), seen("y", 100, 75)])
+    assert told.problems == ["y is still shown in 75 % of images (expected 50 % or less)"]
 
 
 def test_neighbours_are_the_words_to_keep_or_everyday_ones():
@@ -101,18 +177,44 @@ def test_neighbours_are_the_words_to_keep_or_everyday_ones():
     assert check.neighbours(["art"], ["cart"]) == ["cart"]
 
 
+def test_the_testbed_s_neighbours_are_near_in_kind_drawn_well_and_no_target(testbed):
+    assert check.neighbours(["church"], [], "testbed") == ["house", "castle", "fountain"]
+    objects = vocabulary()["objects"]
+    for target in [*objects, "weapon", "animal", "kitten", "van gogh style"]:
+        found = check.neighbours([target], [], "testbed")
+        assert len(found) == 3, target
+        for word in found:
+            assert word in WELL_DRAWN
+            assert target not in (word, objects[word]["category"], *objects[word]["keywords"])
+    drawn = json.loads(SCORES.read_text())["detail"]["object_top1_by_object"]
+    assert all(drawn[word] == 100 for word in WELL_DRAWN)
+    looked = check.look(testbed, [], check.neighbours(["church"], [], "testbed"), 4)
+    judge = check.judge_of("testbed", list(looked))
+    assert all(all(check.shown(judge, word, images)) for word, images in looked.items())
+
+
 def test_the_command_checks_itself(folder, tmp_path, capsys):
     asked = ["erase", "uce", "--target", "dog", "--model", str(folder), "--json"]
     assert main([*asked, "--out", str(tmp_path / "a")]) == 0
-    assert json.loads(capsys.readouterr().out)["check"] is None, "not on a CPU, unless told how many images"
+    told = json.loads(capsys.readouterr().out)
+    assert told["check"] is None, "not on a CPU, unless told how many images"
+    assert (told["verdict"], told["outcome"]) == (
+        "edit written; not looked at: --check-images 2 looks",
+        "not looked at",
+    )
     assert main([*asked, "--out", str(tmp_path / "b"), "--check-images", "2"]) == 0
-    seen = capsys.readouterr()
-    told = json.loads(seen.out)["check"]
+    said = capsys.readouterr()
+    result = json.loads(said.out)
+    told = result["check"]
     assert told["images"] == 2
-    assert told["targets"] == ["dog"]
-    assert told["kept"] == ["house", "car", "apple"]
-    assert all(line.startswith("expunge: warning: ") for line in seen.err.splitlines())
-    assert len(told["problems"]) == len(seen.err.splitlines())
+    assert [word["word"] for word in told["targets"]] == ["dog"]
+    assert [word["word"] for word in told["kept"]] == ["house", "car", "apple"]
+    assert told["judge"] is None
+    assert (result["verdict"], result["outcome"]) == (told["verdict"], told["outcome"])
+    assert all(line.startswith("expunge: warning: ") for line in said.err.splitlines())
+    assert len(told["problems"]) == len(said.err.splitlines())
+    beside = json.loads((tmp_path / "b" / "check.json").read_text())
+    assert beside == {"format": 1, "edit": result["id"], **told}
     for words, change in (
         ("with --no-check: expected one of the two", ["--check-images", "2", "--no-check"]),
         ("expected 2 or more", ["--check-images", "1"]),
@@ -122,7 +224,7 @@ def test_the_command_checks_itself(folder, tmp_path, capsys):
         assert words in capsys.readouterr().err
         assert not (tmp_path / "d").exists()
     assert main([*asked, "--out", str(tmp_path / "e"), "--check-images", "2", "--judge", "nobody"]) == 0
-    assert "the edit is written, and could not be looked at: unknown judge" in capsys.readouterr().err
+    assert "edit written; could not be looked at: unknown judge" in capsys.readouterr().err
     assert (tmp_path / "e" / "edit.safetensors").is_file()
     assert isinstance(expunge.load_edit(tmp_path / "b" / "edit.safetensors"), Weights)
 
@@ -130,3 +232,27 @@ def test_the_command_checks_itself(folder, tmp_path, capsys):
 def test_a_check_of_one_image_is_refused(testbed):
     with pytest.raises(ExpungeError, match="expected 2 or more"):
         check.check(testbed, shaken(testbed, 0.1), ["church"], images=1)
+
+
+def test_what_the_command_prints_is_never_that_something_was_removed(tmp_path, capsys):
+    """A good edit, one that does nothing, and one that nobody looked at: exit code 0, with the verdict as the last line."""
+    asked = ["erase", "uce", "--target", "church", "--retain", "castle"]
+    assert main([*asked, "--check-images", "2", "--out", str(tmp_path / "good")]) == 0
+    good = capsys.readouterr().out
+    assert (
+        good.splitlines()[-1] == "church: shown in 100 -> 0 %; castle kept 100 -> 100 % (judge testbed, n = 2 a word)"
+    )
+    weak = ["--erase-scale", "1e-6", "--check-images", "2"]
+    assert main([*asked, *weak, "--out", str(tmp_path / "weak")]) == 0
+    said = capsys.readouterr()
+    assert "church: shown in 100 -> 100 %, still there, unchanged" in said.out.splitlines()[-1]
+    assert "expunge: warning: the edit changes next to nothing" in said.err
+    assert main([*asked, "--no-check", "--out", str(tmp_path / "blind")]) == 0
+    blind = capsys.readouterr().out
+    assert blind.splitlines()[-1] == "edit written; not looked at (--no-check)"
+    assert not (tmp_path / "blind" / "check.json").exists()
+    for text in (good, said.out, blind):
+        assert "removed" not in text
+        assert text.count("\n") == 2
+    assert main(["show", str(tmp_path / "weak" / "edit.safetensors")]) == 0
+    assert "verdict" in capsys.readouterr().out

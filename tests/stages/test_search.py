@@ -126,6 +126,16 @@ def test_a_strength_is_tried_once_and_the_cost_is_that_of_all_tries():
         found = search(backbone, "sld", eraser, [Concept(name="church")], ["pizza"],
                Goal(erased=99.9, lost=-0.5, images=2, budget=8), on_tried=seen.append)  # fmt: skip
     pair, triple = 2 * 8 * 2, 3 * 8 * 2  # evaluations of two images of 8 steps, guided, and with SLD's third
-    assert found.edit.provenance.cost.equivalents == pair + len(seen) * 2 * triple, "the images of all tries"
+    assert found.edit.provenance.cost.equivalents == 2 * pair + len(seen) * 2 * triple, "the images of all tries"
+    assert set(found.edit.provenance.search["shown_before"]) == {"church", "pizza"}
     levels = [t.settings["level"] for t in seen]
     assert levels == ["max", "strong"]
+
+
+def test_a_search_says_what_the_model_draws_too_seldom_to_tell():
+    """The dog is drawn in few of these images: that an edited model does not show it tells little."""
+    backbone = backbones.load("testbed")
+    eraser = UCE(tokens="tail", anchor="a picture")
+    with pytest.warns(ExpungeWarning, match=r"dog is drawn in \d+ % of the model's own images: no measure"):
+        search(backbone, "uce", eraser, [Concept(name="dog")], ["castle"],
+               Goal(erased=0.0, lost=100.0, images=2, budget=1))  # fmt: skip

@@ -6,7 +6,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import OmitArgPrefixes
 
-from expunge.cli.options import Images, Model, Numbers, Paths, Talk, Words, kind_asked, parse_with, say, strength_of
+from expunge.cli.options import (
+    Images,
+    Model,
+    Numbers,
+    Paths,
+    Talk,
+    Words,
+    in_effect,
+    kind_asked,
+    parse_with,
+    say,
+    strength_of,
+    told_settings,
+)
+from expunge.cli.progress import duration
 from expunge.core.errors import ExpungeError
 
 if TYPE_CHECKING:
@@ -70,7 +84,7 @@ def attack(argv: list[str]) -> None:
     use = {} if "--no-preset" in rest else presets.attack(name, kind)
     parsed = parse_with(stage.build(name, use), name, Attack, rest, f"expunge attack {name}")
     options: Attack = parsed.options
-    from expunge.cli.erasing import image_folders
+    from expunge.cli.erasing import image_folders, spending
     from expunge.stages.erase import concepts
     from expunge.store import check_new, load_edit
 
@@ -79,15 +93,19 @@ def attack(argv: list[str]) -> None:
     folders = image_folders(options.concept_images, parsed.settings.needs(targets))
     edits, backbone = [load_edit(path) for path in options.edit], options.model.open()
     asked = _asked(options, backbone)
-    note = f" (preset {use} for {kind})" if use else ""
+    use = in_effect(use, parsed.settings)
+    note = f" (preset for {kind}: {told_settings(use)})" if use else ""
     options.talk.tell(f"attacking with {name}{note}: {len(asked)} queries")
-    found = stage.run(
-        backbone, name, parsed.settings, edits, targets, asked, options.seed, folders, strength_of(options.strength)
+    foreseen = spending(
+        backbone, parsed.settings.cost(len(targets), len(asked)), parsed.settings.needs(targets), folders
     )
+    with options.talk.progress(f"attacking with {name}", *foreseen):
+        strength = strength_of(options.strength)
+        found = stage.run(backbone, name, parsed.settings, edits, targets, asked, options.seed, folders, strength)
     stage.to_folder(found, options.out, options.overwrite)
     cost: Any = found.about["cost"]
-    spent = f"{cost['forward'] + 3 * cost['trained']} forwards, {found.about['access']}"
-    told = f"{options.out}: {len(found.queries)} queries ({spent})"
+    spent = f"{cost['forward'] + 3 * cost['trained']:,} forward-equivalents"
+    told = f"{options.out}: {len(found.queries)} queries ({duration(found.about['seconds'])}, {spent}, {found.about['access']})"
     content = {"folder": str(options.out), "queries": len(found.queries), "about": dict(found.about)}
     options.talk.result(content, told)
 

@@ -2,23 +2,25 @@
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tyro.conf import OmitArgPrefixes
 
-from expunge.cli.options import Model, Paths, Talk, Words, kind_asked, parse, parse_with, say
-from expunge.core.errors import ExpungeError, ExpungeWarning
+from expunge.cli.options import Model, Paths, Talk, Words, in_effect, kind_asked, parse, parse_with, say, told_settings
+from expunge.cli.progress import duration
+from expunge.core.errors import ExpungeError, ExpungeWarning, reason
 
 if TYPE_CHECKING:
     from expunge.core.backbone import Backbone
+    from expunge.core.cost import Cost
     from expunge.core.edit import Edit
-    from expunge.core.eraser import Eraser
-    from expunge.stages.check import Check
+    from expunge.core.eraser import Eraser, Redrawn
     from expunge.stages.erase import EraseResult
     from expunge.stages.search import Found, Tried
+    from expunge.stages.verdict import Check, Outcome
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,35 +77,50 @@ def erase(argv: list[str]) -> None:
     start = stage.build(method, use, None)
     parsed = parse_with(start, method, Erase, rest, f"expunge erase {method}")
     options: Erase = parsed.options
-    made = _made(options, method, parsed.settings)
-    done, looks, found = made.done, made.looks, made.found
-    cost = done.edit.provenance.cost.equivalents if done.edit.provenance else 0
-    note = f"preset {use} for {kind}; " if use else ""
-    content = {
-        "edit": str(done.path),
-        "key": None if done.key is None else str(done.key),
-        "id": done.edit.id,
-        "seconds": done.seconds,
-        "forward_equivalents": cost,
-        "preset": use,
-        "check": None if looks is None else {**dataclasses.asdict(looks), "problems": looks.problems},
-        "search": None if found is None else _as_json(found),
-    }
-    lines = [
-        f"{done.path}: {', '.join(options.target)} removed by {method} ({note}{done.seconds:.1f} s, cost {cost} forwards)",
-        "" if done.key is None else f"{done.key}: the private key, which brings it back (keep it to yourself)",
-        "" if found is None else found.table(),
-        "" if looks is None else looks.line(),
-    ]
-    options.talk.result(content, "\n".join(line for line in lines if line))
+    use = in_effect(use, parsed.settings)
+    note = f"; preset for {kind}: {told_settings(use)}" if use else ""
+    _tell(options.talk, f"an edit by {method}", note, use, _made(options, method, parsed.settings))
+
+
+class _Look(NamedTuple):
+    """What a look at an edit gave, or why there was none."""
+
+    verdict: str
+    outcome: "Outcome"
+    found: "Check | None" = None
 
 
 class _Made(NamedTuple):
     """What an erasure gave, and what was seen of it."""
 
     done: "EraseResult"
-    looks: "Check | None"
+    look: _Look
     found: "Found | None"
+
+
+def _tell(talk: Talk, what: str, note: str, preset: Mapping[str, Any], made: _Made) -> None:
+    """Where the edit is, what it took, and what a look at it says: never that anything is gone without one."""
+    done, look, found = made
+    cost = done.edit.provenance.cost.equivalents if done.edit.provenance else 0
+    content = {
+        "edit": str(done.path),
+        "key": None if done.key is None else str(done.key),
+        "id": done.edit.id,
+        "seconds": done.seconds,
+        "forward_equivalents": cost,
+        "preset": dict(preset),
+        "verdict": look.verdict,
+        "outcome": look.outcome,
+        "check": None if look.found is None else look.found.as_json(),
+        "search": None if found is None else _as_json(found),
+    }
+    lines = [
+        f"{done.path}: {what} ({duration(done.seconds)}, {cost:,} forward-equivalents{note})",
+        "" if done.key is None else f"{done.key}: the private key to it (keep it to yourself)",
+        "" if found is None else found.table(),
+        look.verdict,
+    ]
+    talk.result(content, "\n".join(line for line in lines if line))
 
 
 def _made(options: Erase, method: str, eraser: "Eraser") -> _Made:
@@ -124,35 +141,66 @@ def _made(options: Erase, method: str, eraser: "Eraser") -> _Made:
     backbone, found = options.model.open(), None
     with backbone.attached([load_edit(path) for path in options.on]):
         if goal is None:
-            with options.talk.progress(f"erasing with {method}", getattr(eraser, "iterations", 1)) as advance:
-                on_step = None if advance is None else lambda _: advance(1)
-                edit = stage.run(backbone, method, eraser, aims, retain, **how, on_step=on_step)
+            foreseen = spending(backbone, eraser.cost(len(aims), len(retain)), eraser.needs(aims), how["images"])
+            with options.talk.progress(f"erasing with {method}", *foreseen):
+                edit = stage.run(backbone, method, eraser, aims, retain, **how)
         else:
-            found = search(backbone, method, eraser, aims, retain, goal, **how, on_tried=partial(_tell, options.talk))
+            with options.talk.progress(f"searching with {method}", *spending(backbone)):
+                on_tried = partial(_tried, options.talk)
+                found = search(backbone, method, eraser, aims, retain, goal, **how, on_tried=on_tried)
             edit = found.edit
         done = stage.to_folder(edit, options.out, options.overwrite)
         return _Made(done, _looked(options, backbone, edit), found)
 
 
-def _looked(options: Erase, backbone: "Backbone", edit: "Edit") -> "Check | None":
-    """A few images before and after, where that is asked for, or cheap; what goes wrong here is said, and costs no edit."""
-    from expunge.stages import check
+class Spending(NamedTuple):
+    """What work is measured by that evaluates a model: as `Talk.progress` takes it."""
 
+    total: int
+    unit: str
+    counted: Callable[[], int]
+
+
+def spending(
+    backbone: "Backbone",
+    foreseen: "Cost | None" = None,
+    needs: "Mapping[str, Sequence[str | Redrawn]] | None" = None,
+    given: Mapping[str, Path] | None = None,
+) -> Spending:
+    """Evaluations from now on, of those ``foreseen`` and of the images that are not ``given`` and will be made."""
+    from expunge.stages import presets
+
+    before, (_, steps) = backbone.cost.equivalents, presets.generation(backbone)
+    made = sum(2 * steps * len(wanted) for role, wanted in (needs or {}).items() if role not in (given or {}))
+    total = 0 if foreseen is None else foreseen.equivalents + made
+    return Spending(total, "forward-equivalents", lambda: backbone.cost.equivalents - before)
+
+
+def _looked(options: Erase, backbone: "Backbone", edit: "Edit") -> _Look:
+    """A few images before and after, where that is asked for, or cheap; what goes wrong here is said, and costs no edit."""
+    from expunge.stages import check, presets
+    from expunge.store import CHECK, FORMAT, write_json
+
+    if not options.check:
+        return _Look("edit written; not looked at (--no-check)", "not looked at")
     cheap = backbone.kind == "testbed" or options.model.device != "cpu"
-    if not options.check or not (cheap or options.check_images):
-        return None
+    if not (cheap or options.check_images):
+        count = presets.check_images(backbone)
+        return _Look(f"edit written; not looked at: --check-images {count} looks", "not looked at")
     options.talk.tell("looking at a few images before and after (--no-check skips this)")
     try:
         how = {"images": options.check_images, "judge": options.judge}
         found = check.check(backbone, edit, options.target, options.retain, **how)
     except (ExpungeError, RuntimeError) as error:
-        warnings.warn(f"the edit is written, and could not be looked at: {error}", ExpungeWarning, stacklevel=2)
-        return None
+        told = f"edit written; could not be looked at: {reason(error)}"
+        warnings.warn(told, ExpungeWarning, stacklevel=2)
+        return _Look(told, "not looked at")
     check.warn(found)
-    return found
+    write_json(options.out / CHECK, {"format": FORMAT, "edit": edit.id, **found.as_json()}, overwrite=True)
+    return _Look(found.line(), found.outcome, found)
 
 
-def _tell(talk: Talk, row: "Tried") -> None:
+def _tried(talk: Talk, row: "Tried") -> None:
     talk.tell(f"strength {row.times:.3g}: ESR-1 {row.esr.value:.0f}, PSR-1 lost {row.lost:.1f} points")
 
 
@@ -244,7 +292,8 @@ def pairs(argv: list[str]) -> None:
         if options.phrase:
             wanted |= stage.crossed(options.phrase, options.unsafe, options.safe)._asdict()
         wish = stage.Wish(**wanted)
-        with options.talk.progress("drawing pairs", 2 * wish.count * len(wish.unsafe)) as advance:
+        total = 2 * wish.count * len(wish.unsafe)
+        with options.talk.progress("drawing pairs", total, "images accepted") as advance:
             how = {"guidance": options.guidance, "steps": options.steps, "batch": options.batch}
             done = stage.make(
                 options.model.open(), wish, options.out, **how, overwrite=options.overwrite, on_accepted=advance

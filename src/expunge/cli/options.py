@@ -7,13 +7,14 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
+from expunge.cli.progress import bar, told
 from expunge.core.errors import ExpungeError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from expunge.core.concept import Part
     from expunge.core.edit import Edit
     from expunge.core.query import Query
+    from expunge.core.record import Record
     from expunge.stages.filters import Filter
 
 Words = UseAppendAction[tuple[str, ...]]
@@ -36,6 +38,24 @@ def strength_of(given: Sequence[float]) -> float | Sequence[float]:
 def say(text: str) -> None:
     """A line of result on standard output."""
     sys.stdout.write(text + "\n")
+
+
+def in_effect(preset: Mapping[str, Any], settings: Any) -> dict[str, Any]:
+    """What of a preset stands in a plug-in's settings: options go over it."""
+    now = json.loads(json.dumps(dataclasses.asdict(settings)))
+    whole = {name: {**now[name], **v} if isinstance(v, Mapping) else v for name, v in preset.items()}
+    return {name: preset[name] for name, value in whole.items() if now[name] == value}
+
+
+def told_settings(settings: Mapping[str, Any]) -> str:
+    """Settings in a line."""
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
+def told_record(record: "Record") -> str:
+    """A record in a line."""
+    limits = f"[{record.low:.1f}, {record.high:.1f}]"
+    return f"{record.metric:28} {record.value:6.1f} {record.unit} {limits}  n = {record.n}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +93,7 @@ class Talk:
     json: bool = False
     """Print one JSON object instead of text."""
     quiet: bool = False
-    """Print nothing but errors."""
+    """Print nothing but errors and warnings."""
 
     def result(self, content: dict[str, Any], text: str) -> None:
         """Print a result in the form asked for."""
@@ -87,18 +107,17 @@ class Talk:
         if not (self.quiet or self.json):
             sys.stderr.write(f"{line}\n")
 
-    @contextlib.contextmanager
-    def progress(self, title: str, total: int) -> Iterator[Callable[[int], None] | None]:
-        """A progress bar on standard error, unless it would disturb."""
-        if self.quiet or self.json or not sys.stderr.isatty():
-            yield None
-            return
-        from rich.console import Console
-        from rich.progress import Progress
+    def progress(
+        self, title: str, total: int, unit: str, counted: Callable[[], int] | None = None
+    ) -> contextlib.AbstractContextManager[Callable[[int], None] | None]:
+        """Progress on standard error, unless it would disturb: a bar on a terminal, a line every half minute elsewhere.
 
-        with Progress(console=Console(stderr=True)) as bar:
-            task = bar.add_task(title, total=total)
-            yield lambda n: bar.advance(task, n)
+        ``total`` units are still to be done (0: nobody knows how many). The function given is told how many more are, unless
+        ``counted`` says how many are in all.
+        """
+        if self.quiet or self.json:
+            return contextlib.nullcontext()
+        return bar(title, total, counted) if sys.stderr.isatty() else told(title, total, unit, counted)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,7 +192,7 @@ class Images:
         """Generate into the folder, with a progress bar; ``how`` goes to the stage."""
         from expunge.stages import generate as stage
 
-        with self.talk.progress(title, len(queries)) as advance:
+        with self.talk.progress(title, len(queries), "images") as advance:
             made = {"batch": self.batch, "overwrite": self.overwrite, "on_batch": advance}
             stage.to_folder(backbone, edits, queries, self.out, **made, **how)
         self.talk.result({"folder": str(self.out), "images": len(queries)}, f"{self.out}: {len(queries)} images")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
 from expunge.cli.options import Talk, parse
+from expunge.cli.progress import duration, lines
 from expunge.core.errors import ExpungeError
 
 
@@ -24,7 +25,7 @@ class Bench:
     """Another model than the plan's: hub id, folder or .safetensors file. For one of another kind the plan must have a table
     for it, `[on.sd]`, with a set and a judge that fit."""
     dry_run: bool = False
-    """List the jobs, alike ones together, with the evaluations and minutes they should take, and run none."""
+    """List the jobs, alike ones together, with the evaluations and the time they should take, and run none."""
     changed: bool = False
     """Accept that the plan's text has changed since its results were begun."""
     results: Path | None = None
@@ -71,7 +72,7 @@ def _dry_run(plan: Any, options: Bench) -> None:
     planner = Planner(plan)
     measurements = planner.planned()
     todo = {p.key for p in stage.waiting(measurements, options.store)}
-    rate = stage.speed(planner, options.store)
+    pace = stage.pace(planner, options.store)
     rows = [
         {
             "key": p.key[:12],
@@ -80,7 +81,7 @@ def _dry_run(plan: Any, options: Bench) -> None:
             "done": jobs.result(p.job, options.store) is not None,
             "waiting": p.key in todo,
             "equivalents": p.cost.equivalents,
-            "minutes": round(p.cost.equivalents / rate / 60, 2),
+            "minutes": round(pace.seconds(p.job, p.cost.equivalents) / 60, 3),
         }
         for p in flattened(measurements)
     ]
@@ -96,13 +97,13 @@ def _dry_run(plan: Any, options: Bench) -> None:
         state = "done" if r["done"] else "to do" if r["waiting"] else "not needed"
         alike.setdefault((r["room"], state, r["what"]), []).append(r)
     lines = [
-        f"{len(found):>4} x {room:9} {state:10} {sum(r['equivalents'] for r in found):>10,} forwards "
-        f"{sum(r['minutes'] for r in found):>7.1f} min  {what}"
+        f"{len(found):>4} x {room:9} {state:10} {sum(r['equivalents'] for r in found):>10,} forward-equivalents "
+        f"{duration(60 * sum(r['minutes'] for r in found)):>11}  {what}"
         for (room, state, what), found in alike.items()
     ]
     lines.append(
         f"{total['waiting']} of {total['jobs']} jobs to do: {total['equivalents']:,} forward-equivalents, "
-        f"about {total['minutes']:.0f} minutes"
+        f"about {duration(60 * total['minutes'])}"
     )
     options.talk.result({"rows": rows, "total": total}, "\n".join(lines))
 
@@ -128,36 +129,48 @@ def _what(job: Any) -> str:
 
 @contextlib.contextmanager
 def _live(talk: Talk) -> Iterator[Callable[[Any], None] | None]:
-    """A live table of where a plan stands on a terminal, a line a job elsewhere, nothing if it would disturb."""
+    """Where a plan stands: a live table on a terminal, a line every half minute elsewhere, nothing if it would disturb."""
     if talk.quiet or talk.json:
         yield None
         return
-    start = time.monotonic()
-
-    def row(now: Any) -> list[str]:
-        job = "finished" if now.job is None else f"{now.job.method} {now.job.split} {_what(now.job.job)}".strip()
-        minutes = (time.monotonic() - start) / 60
-        return [f"{now.done}/{now.total}", job, f"{now.equivalents_left:,}", f"{minutes:.1f}"]
-
+    stand = _Stand()
     if not sys.stderr.isatty():
-
-        def tell(now: Any) -> None:
-            sys.stderr.write("{0} jobs, {2} forwards left, {3} min: {1}\n".format(*row(now)))
-
-        yield tell
+        with lines(lambda: "{0} jobs, {2} so far, {3}: {1}".format(*stand.row())):
+            yield stand.at
         return
     from rich.console import Console
     from rich.live import Live
     from rich.table import Table
 
-    with Live(console=Console(stderr=True)) as live:
+    def drawn() -> Table:
+        table = Table("jobs", "now", "so far", "left")
+        table.add_row(*stand.row())
+        return table
 
-        def show(now: Any) -> None:
-            drawn = Table("jobs", "now", "forwards left", "minutes")
-            drawn.add_row(*row(now))
-            live.update(drawn)
+    with Live(console=Console(stderr=True), get_renderable=drawn, refresh_per_second=1):
+        yield stand.at
 
-        yield show
+
+class _Stand:
+    """Where a plan stands, told at any moment of a job."""
+
+    def __init__(self) -> None:
+        self._start = self._begun = time.monotonic()
+        self._now: Any = None
+
+    def at(self, now: Any) -> None:
+        """A job begins."""
+        self._now, self._begun = now, time.monotonic()
+
+    def row(self) -> list[str]:
+        """Jobs done of how many, the one that runs, the time spent and what is left of it."""
+        now, time_now = self._now, time.monotonic()
+        spent = duration(time_now - self._start)
+        if now is None:
+            return ["0", "planning", spent, "nobody knows how long"]
+        job = "finished" if now.job is None else f"{now.job.method} {now.job.split} {_what(now.job.job)}".strip()
+        left = now.seconds_left - min(time_now - self._begun, now.job_seconds)
+        return [f"{now.done}/{now.total}", job, spent, f"about {duration(left)} left"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

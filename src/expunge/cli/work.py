@@ -19,6 +19,7 @@ from expunge.cli.options import (
     parse_with,
     say,
     strength_of,
+    told_record,
 )
 from expunge.core.errors import ExpungeError
 
@@ -203,8 +204,7 @@ def measure(argv: list[str]) -> None:
     records = stage.measure(parsed.settings, name, options.images, aims, kept, options.reference)
     if options.out is not None:
         write_records(options.out, records, append=True)
-    lines = [f"{r.metric:24} {r.value:6.1f} {r.unit} [{r.low:.1f}, {r.high:.1f}]  n = {r.n}" for r in records]
-    options.talk.result({"records": [r.as_json() for r in records]}, "\n".join(lines))
+    options.talk.result({"records": [r.as_json() for r in records]}, "\n".join(map(told_record, records)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -256,8 +256,7 @@ def analyse(argv: list[str]) -> None:
         found = stage.run(backbone, name, parsed.settings, what, stage.provenances(edits), out)
         records = [m.record for m in found]
         write_records(out / stage.RECORDS, records)
-    lines = [f"{r.metric:28} {r.value:6.1f} {r.unit} [{r.low:.1f}, {r.high:.1f}]  n = {r.n}" for r in records]
-    lines.append(f"{options.out}: records.jsonl, {stage.FIGURES}/")
+    lines = [*map(told_record, records), f"{options.out}: records.jsonl, {stage.FIGURES}/"]
     options.talk.result({"folder": str(options.out), "records": [r.as_json() for r in records]}, "\n".join(lines))
 
 

@@ -6,11 +6,13 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
 import torch
 
+from expunge.core.backbone import Backbone
 from expunge.core.cost import Cost
 from expunge.core.errors import ExpungeError
 from expunge.stages import analyse, curves, jobs, summary
@@ -31,7 +33,10 @@ class Progress:
     total: int
     job: Planned | None
     """The job that begins, or None at the end."""
-    equivalents_left: int
+    job_seconds: float
+    """What that job should take."""
+    seconds_left: float
+    """What it and all after it should take; what was finished before the run is in none of these."""
 
 
 def waiting(measurements: Sequence[Planned], store: Path) -> list[Planned]:
@@ -58,14 +63,16 @@ def run(
     measurements = planner.planned()
     _claim(plan, out, changed)
     todo = waiting(measurements, store)
-    left = sum(p.cost.equivalents for p in todo)
+    times = None if on_progress is None else pace(planner, store)
     for done, planned in enumerate(todo):
-        if on_progress is not None:
-            on_progress(Progress(done=done, total=len(todo), job=planned, equivalents_left=left))
-        jobs.run_job(planned.job, store)
-        left -= planned.cost.equivalents
+        if on_progress is not None and times is not None:
+            left = [times.seconds(p.job, p.cost.equivalents) for p in todo[done:]]
+            on_progress(Progress(done=done, total=len(todo), job=planned, job_seconds=left[0], seconds_left=sum(left)))
+        finished = jobs.run_job(planned.job, store)
+        if times is not None:
+            times.add(planned.job, planned.cost.equivalents, finished["seconds"])
     if on_progress is not None:
-        on_progress(Progress(done=len(todo), total=len(todo), job=None, equivalents_left=0))
+        on_progress(Progress(done=len(todo), total=len(todo), job=None, job_seconds=0.0, seconds_left=0.0))
     return summary.write(planner, measurements, store, out)
 
 
@@ -103,20 +110,68 @@ def _claim(plan: Plan, out: Path, changed: bool) -> None:
 
 
 # what it will take, and what it takes ---------------------------------------------------------------------------------
-def speed(planner: Planner, store: Path) -> float:
-    """Forward-equivalents a second: of the store's finished jobs, or of a short trial if there are none."""
-    spent = seconds = 0.0
-    wanted = {planner.identity(planner.plan.dtype), planner.identity(planner.image_dtype)}
+class Tally(NamedTuple):
+    """Finished jobs of a kind, added up."""
+
+    jobs: int
+    equivalents: int
+    seconds: float
+
+
+@final
+class Pace:
+    """How long jobs take, by what finished ones took: those alike, or else those of their room, or else all.
+
+    What evaluates the denoiser takes time by its evaluations; what does not, such as a measurement, as long as others did.
+    """
+
+    def __init__(self, trial: Callable[[], float]) -> None:
+        """``trial`` gives evaluations a second; it is asked once, if no job that evaluates has finished."""
+        self._trial = cache(trial)
+        self._now: dict[tuple[Any, ...], Tally] = {}
+        self._earlier: dict[tuple[Any, ...], Tally] = {}
+
+    def add(self, job: jobs.Job, equivalents: int, seconds: float, earlier: bool = False) -> None:
+        """A job took so long; those of earlier runs count where this one has had none alike."""
+        tallies = self._earlier if earlier else self._now
+        for kind in _kinds(job, equivalents):
+            before = tallies.get(kind, Tally(0, 0, 0.0))
+            tallies[kind] = Tally(before.jobs + 1, before.equivalents + equivalents, before.seconds + seconds)
+
+    def seconds(self, job: jobs.Job, equivalents: int) -> float:
+        """What a job should take."""
+        for kind in _kinds(job, equivalents):
+            tally = self._now.get(kind) or self._earlier.get(kind)
+            if tally is not None:
+                return tally.seconds * (equivalents / tally.equivalents if equivalents else 1 / tally.jobs)
+        return equivalents / self._trial() if equivalents else 0.0
+
+
+def _kinds(job: jobs.Job, equivalents: int) -> list[tuple[Any, ...]]:
+    """What a job is alike to, the nearest first; those that evaluate are apart from those that do not."""
+    what = next((job[name] for name in ("eraser", "attack", "analysis", "metric") if name in job), None)
+    alone = job["room"] == "memory"  # counting slows it down
+    paced = bool(equivalents)
+    return [(paced, job["room"], what), (paced, job["room"]), *([] if alone else [(paced,)])]
+
+
+def pace(planner: Planner, store: Path) -> Pace:
+    """How long a plan's jobs take: by the store's finished jobs of this model, or by a short trial."""
+    found = Pace(lambda: _trial(planner.backbone))
+    wanted = {
+        None,
+        planner.identity(planner.plan.dtype),
+        planner.identity(planner.image_dtype),
+    }  # None: of images alone
     for file in store.glob(f"[!.]*/{jobs.RESULT}") if store.is_dir() else ():
         done = read_json(file)
-        if done["job"].get("model_sha256") not in wanted or done["job"]["room"] == "memory":
-            continue
-        equivalents = Cost(**done["cost"]).equivalents
-        if equivalents:
-            spent, seconds = spent + equivalents, seconds + done["seconds"]
-    if seconds:
-        return spent / seconds
-    backbone = planner.backbone
+        if done["job"].get("model_sha256") in wanted:
+            found.add(done["job"], Cost(**done["cost"]).equivalents, done["seconds"], earlier=True)
+    return found
+
+
+def _trial(backbone: Backbone) -> float:
+    """Evaluations a second, of a few."""
     with torch.no_grad():
         cond, x = backbone.encode([""]), torch.cat([backbone.noise(i) for i in range(8)])
         backbone.predict(x, 1, cond)

@@ -31,7 +31,7 @@ pipeline_tag: text-to-image
 tags: [concept-erasure, expunge]
 ---
 
-# {model} with concepts removed
+# {model} with edits for concept erasure
 
 Made by [expunge](https://pypi.org/project/expunge). Loads without it: {loading}.
 
@@ -52,7 +52,7 @@ UNMEASURED = """This card states what was done, not how well it worked: measure 
 """
 EDIT = """## Edit {id}
 
-- removed: {targets}
+- asked to remove: {targets}
 - asked to keep: {retain}
 - method: {eraser} ({settings})
 - seed {seed}, {seconds} s, {equivalents} forward-equivalents, expunge {version}
@@ -253,7 +253,7 @@ def card(
     records: Sequence[Mapping[str, Any]] = (),
     strength: float | Sequence[float] = 1.0,
 ) -> str:
-    """The model card: what was removed from what, by what, how to load it, and what ``records`` measured of it.
+    """The model card: what was asked to be removed from what, by what, how to load it, and what ``records`` measured of it.
 
     Raises:
         ExpungeError: if a record is of images that other edits, or other strengths, made.

@@ -17,6 +17,7 @@ from expunge.core.errors import ExpungeError, ExpungeWarning, check_counts
 from expunge.core.judge import Judge
 from expunge.core.record import Interval
 from expunge.stages import check, erase
+from expunge.stages.verdict import DRAWN, mean
 from expunge.store import with_provenance
 
 SEED = 50_000
@@ -101,11 +102,11 @@ class Found:
 
     def table(self) -> str:
         """The frontier as text."""
-        rows = [f"{'strength':>9} {'ESR-1':>18} {'PSR-1':>18} {'lost':>6} {'forwards':>9}"]
+        rows = [f"{'strength':>9} {'ESR-1':>18} {'PSR-1':>18} {'lost':>6} {'forward-equivalents':>20}"]
         for t in self.tried:
             mark = "*" if t is self.best else " "
             rows.append(
-                f"{t.times:>8.3g}{mark} {_cell(t.esr):>18} {_cell(t.psr):>18} {t.lost:>6.1f} {t.equivalents:>9}"
+                f"{t.times:>8.3g}{mark} {_cell(t.esr):>18} {_cell(t.psr):>18} {t.lost:>6.1f} {t.equivalents:>20,}"
             )
         return "\n".join([*rows, "* chosen" if self.reached else "* nearest: the goal was not reached"])
 
@@ -168,6 +169,7 @@ def search(
         )
     if edit.provenance is not None:
         told = {"goal": asdict(goal), "judge": looked.name, "neighbours": looked.kept, "first_seed": SEED}
+        told["shown_before"] = looked.drawn
         told["tried"] = [t._asdict() for t in tried]
         spent, seconds = backbone.cost - begun, round(time.perf_counter() - start, 3)
         with_provenance(edit, replace(edit.provenance, search=told, cost=spent, seconds=seconds))
@@ -213,24 +215,30 @@ class _Looked:
                 f"no judge is named for {backbone.name}: expected one that tells what its images show (--judge)"
             )
         self.name = name
-        self.kept = check.neighbours(targets, retain)
-        judge = check.judge_of(name, [*self.targets, *self.kept])
-        if judge is None:
-            missed = next(word for word in [*self.targets, *self.kept] if check.judge_of(name, [word]) is None)
-            raise ExpungeError(f"judge {name} does not know '{missed}': expected one that knows targets and neighbours")
+        self.kept = check.neighbours(targets, retain, backbone.kind)
         if not self.kept:
             raise ExpungeError("no neighbour is left to look at: expected words to keep (--retain)")
-        self.judge: Judge = judge
-        self.before = self._rate([], self.kept)
+        self.judge: Judge = check.judge_of(name, [*self.targets, *self.kept])
+        seen = check.look(backbone, [], [*self.targets, *self.kept], goal.images, SEED)
+        self.drawn = {word: self._shown({word: images}).value for word, images in seen.items()}
+        poor = [f"{word} is drawn in {value:.0f} %" for word, value in self.drawn.items() if value < DRAWN]
+        if poor:
+            warnings.warn(
+                f"{', '.join(poor)} of the model's own images: no measure (expected {DRAWN:.0f} % or more)",
+                ExpungeWarning,
+                stacklevel=3,
+            )
+        self.before = mean([self.drawn[word] for word in self.kept])
 
-    def _rate(self, edits: Sequence[Edit], words: Sequence[str]) -> Interval:
-        seen = check.look(self.backbone, edits, words, self.goal.images, SEED)
+    def _shown(self, seen: Mapping[str, check.Images]) -> Interval:
+        """Percent of all these images that show their word."""
         found = check.rate([check.shown(self.judge, word, images) for word, images in seen.items()])
         return Interval(0.0, 0.0, 100.0) if found is None else found
 
     def at(self, times: float, settings: Mapping[str, Any], edit: Edit) -> Tried:
         """What ``edit`` gives."""
-        shown, kept = (self._rate([edit], words) for words in (self.targets, self.kept))
+        looks = (check.look(self.backbone, [edit], w, self.goal.images, SEED) for w in (self.targets, self.kept))
+        shown, kept = map(self._shown, looks)
         erased = Interval(100 - shown.value, 100 - shown.high, 100 - shown.low)
         spent = 0 if edit.provenance is None else edit.provenance.cost.equivalents
-        return Tried(times, settings, erased, kept, self.before.value - kept.value, spent)
+        return Tried(times, settings, erased, kept, self.before - kept.value, spent)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
         write_json,
         write_lines,
     )
-    from expunge.store.edits import EDIT, KEY, guidance_class, load_edit, read_header, save_edit, with_provenance
+    from expunge.store.edits import EDIT, KEY, guidance_class, load_edit, save_edit, with_provenance
+    from expunge.store.headers import CHECK, Stored, read_header, read_stored
     from expunge.store.images import (
         ROLES,
         copy_images,
@@ -50,9 +51,12 @@ _HOMES = {
     "KEY": "edits",
     "guidance_class": "edits",
     "load_edit": "edits",
-    "read_header": "edits",
     "save_edit": "edits",
     "with_provenance": "edits",
+    "CHECK": "headers",
+    "Stored": "headers",
+    "read_header": "headers",
+    "read_stored": "headers",
     "ROLES": "images",
     "copy_images": "images",
     "image_name": "images",
@@ -78,6 +82,7 @@ _HOMES = {
     "read_set": "sets",
 }
 __all__ = [
+    "CHECK",
     "EDIT",
     "FORMAT",
     "GUIDANCES",
@@ -90,6 +95,7 @@ __all__ = [
     "SEEDS",
     "WORDS",
     "Published",
+    "Stored",
     "StoredQueries",
     "check_new",
     "copy_images",
@@ -110,6 +116,7 @@ __all__ = [
     "read_queries",
     "read_run",
     "read_set",
+    "read_stored",
     "roles_in",
     "save_edit",
     "with_provenance",

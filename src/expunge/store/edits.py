@@ -16,6 +16,7 @@ from expunge.core.cost import Cost
 from expunge.core.edit import Edit, Guidance, Provenance, Weights
 from expunge.core.errors import ExpungeError
 from expunge.store.atomic import FORMAT, new_file
+from expunge.store.headers import read_header
 from expunge.store.peers import PICKLES, read_safetensors
 
 EDIT, KEY = "edit.safetensors", "key.safetensors"
@@ -41,35 +42,6 @@ def save_edit(edit: Edit, path: str | Path, overwrite: bool = False) -> None:
     tensors = {n: t.detach().cpu().contiguous() for n, t in edit.tensors().items()}
     with new_file(Path(path), overwrite, mode=0o600 if edit.private else 0o644) as temporary:
         save_file(tensors, temporary, metadata={"expunge": json.dumps(header, sort_keys=True)})
-
-
-def read_header(path: str | Path) -> dict[str, Any]:
-    """The JSON header of an edit file.
-
-    Raises:
-        ExpungeError: if there is no such file, it is damaged, not an edit, or of a newer format.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ExpungeError(f"no edit file '{path}': expected an edit.safetensors written by expunge")
-    try:
-        with safe_open(path, "pt") as opened:
-            metadata = opened.metadata() or {}
-        header = dict(json.loads(metadata["expunge"]))
-        version = header["format"]
-    except (SafetensorError, OSError) as error:
-        raise ExpungeError(f"'{path}' is damaged or no safetensors file: {error}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise ExpungeError(f"'{path}' is not an edit: expected an expunge header in its metadata") from error
-    if version != FORMAT:
-        newer = isinstance(version, int) and version > FORMAT
-        raise ExpungeError(
-            f"'{path}' has format {version}: expected {FORMAT}" + (", so update expunge" if newer else "")
-        )
-    absent = {"id", "kind", "fields", "requires", "provenance"} - set(header)
-    if absent:
-        raise ExpungeError(f"'{path}' has a header without '{absent.pop()}': expected one that expunge wrote")
-    return header
 
 
 def load_edit(path: str | Path) -> Edit:

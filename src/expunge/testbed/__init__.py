@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,3 +46,21 @@ def network(name: str) -> Any:
     net = Recognizer(name, heads)
     net.load_state_dict({k: v.to(net.state_dict()[k].dtype) for k, v in tensors.items()})
     return net.eval().requires_grad_(False)
+
+
+WELL_DRAWN = (
+    "house", "bus", "apple", "turtle", "guitar", "television", "umbrella", "balloon",
+    "castle", "fountain", "ferris wheel", "church", "tractor", "airplane", "sailboat",
+    "pineapple", "lemon", "strawberry", "grapes", "octopus", "butterfly", "snail", "crab", "drum",
+    "telephone", "camera", "laptop", "key", "trophy", "book", "crown", "dress", "hammer", "scissors", "pencil", "microscope",
+)  # fmt: skip
+"""Objects that it draws in every image of its scores, and of the looks that erasures and searches take at themselves."""
+
+
+def near(targets: Sequence[str]) -> list[str]:
+    """Objects that it draws well, those of the targets' kinds first; none that a target names, by a keyword or a kind."""
+    objects, said = vocabulary()["objects"], {target.lower() for target in targets}
+    names = {word: {word, row["category"], *row["keywords"]} for word, row in objects.items()}
+    kinds = {objects[word]["category"] for word in objects if said & names[word]}
+    free = [word for word in WELL_DRAWN if word in objects and not said & names[word]]
+    return sorted(free, key=lambda word: objects[word]["category"] not in kinds)

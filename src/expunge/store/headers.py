@@ -1,0 +1,73 @@
+"""What an edit file says of itself, read without torch."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+
+from expunge.core.errors import ExpungeError
+from expunge.store.atomic import FORMAT
+
+CHECK = "check.json"
+"""What a look at an edit gave, beside it."""
+BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "BF16": 2, "F16": 2, "I16": 2, "F32": 4, "I32": 4}
+"""Bytes of a number, by the name that safetensors gives its type; 8 for those that are not here."""
+
+
+class Stored(NamedTuple):
+    """A tensor of a file, as its header tells."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    """As safetensors names it: F32, BF16."""
+
+    @property
+    def bytes(self) -> int:
+        """What it takes in the file."""
+        return math.prod(self.shape) * BYTES.get(self.dtype, 8)
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """The JSON header of an edit file.
+
+    Raises:
+        ExpungeError: if there is no such file, it is damaged, not an edit, or of a newer format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ExpungeError(f"no edit file '{path}': expected an edit.safetensors written by expunge")
+    try:
+        with safe_open(path, "np") as opened:
+            metadata = opened.metadata() or {}
+        header = dict(json.loads(metadata["expunge"]))
+        version = header["format"]
+    except (SafetensorError, OSError) as error:
+        raise ExpungeError(f"'{path}' is damaged or no safetensors file: {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExpungeError(f"'{path}' is not an edit: expected an expunge header in its metadata") from error
+    if version != FORMAT:
+        newer = isinstance(version, int) and version > FORMAT
+        raise ExpungeError(
+            f"'{path}' has format {version}: expected {FORMAT}" + (", so update expunge" if newer else "")
+        )
+    absent = {"id", "kind", "fields", "requires", "provenance"} - set(header)
+    if absent:
+        raise ExpungeError(f"'{path}' has a header without '{absent.pop()}': expected one that expunge wrote")
+    return header
+
+
+def read_stored(path: str | Path) -> list[Stored]:
+    """The tensors of a safetensors file, without their numbers.
+
+    Raises:
+        ExpungeError: if it is damaged.
+    """
+    try:
+        with safe_open(path, "np") as opened:
+            slices = [(name, opened.get_slice(name)) for name in opened.keys()]  # noqa: SIM118  (not a dict)
+            return [Stored(name, tuple(s.get_shape()), s.get_dtype()) for name, s in slices]
+    except (SafetensorError, OSError) as error:
+        raise ExpungeError(f"'{path}' is damaged or no safetensors file: {error}") from error
