@@ -55,7 +55,7 @@ def rewrite(path, change):
         (lambda p: p.write_bytes(p.read_bytes()[:20]), "damaged"),
         (lambda p: p.write_bytes(b"not a tensor"), "damaged"),
         (lambda p: save_file({"a": torch.zeros(1)}, p), "not an edit"),
-        (lambda p: rewrite(p, lambda h, t: h.update(format=2)), "format 2: expected 1, so update"),
+        (lambda p: rewrite(p, lambda h, t: h.update(format=3)), "format 3: expected 1 or 2, so update"),
         (lambda p: rewrite(p, lambda h, t: h.update(kind="pickle")), "kind 'pickle'"),
         (lambda p: rewrite(p, lambda h, t: h.pop("provenance")), "without 'provenance'"),
         (lambda p: save_file({"a": torch.zeros(1)}, p, metadata={"expunge": "[1]"}), "not an edit"),

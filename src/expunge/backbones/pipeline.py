@@ -319,6 +319,8 @@ class PipelineBackbone(Backbone):
         with self._coder() as vae:
             z = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
             x = vae.decode(z.to(vae.dtype), return_dict=False)[0].float()
+        if latents.isfinite().all() and not x.isfinite().all():  # which would be black
+            raise ExpungeError(f"the autoencoder of {self.name} gives NaN or infinity in {vae.dtype}: expected float32")
         return ((x / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
     @contextmanager

@@ -72,7 +72,7 @@ def attack(argv: list[str]) -> None:
     options: Attack = parsed.options
     from expunge.cli.erasing import image_folders
     from expunge.stages.erase import concepts
-    from expunge.store import check_new, load_edit
+    from expunge.store import check_new, load_edit, reserved
 
     check_new(options.out, options.overwrite)
     targets = concepts(options.target)
@@ -81,10 +81,11 @@ def attack(argv: list[str]) -> None:
     asked = _asked(options, backbone)
     note = f" (preset {use} for {kind})" if use else ""
     options.talk.tell(f"attacking with {name}{note}: {len(asked)} queries")
-    found = stage.run(
-        backbone, name, parsed.settings, edits, targets, asked, options.seed, folders, strength_of(options.strength)
-    )
-    stage.to_folder(found, options.out, options.overwrite)
+    with reserved(options.out, options.overwrite):
+        found = stage.run(
+            backbone, name, parsed.settings, edits, targets, asked, options.seed, folders, strength_of(options.strength)
+        )
+        stage.to_folder(found, options.out, options.overwrite)
     cost: Any = found.about["cost"]
     spent = f"{cost['forward'] + 3 * cost['trained']} forwards, {found.about['access']}"
     told = f"{options.out}: {len(found.queries)} queries ({spent})"

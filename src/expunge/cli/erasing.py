@@ -53,6 +53,8 @@ class Erase:
     """Seed of whatever the method draws."""
     overwrite: bool = False
     """Replace an existing edit."""
+    resume: bool = False
+    """Go on from the checkpoint that a killed or interrupted run of the same command left, if there is one."""
     model: OmitArgPrefixes[Model] = dataclasses.field(default_factory=Model)
     talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
 
@@ -75,7 +77,8 @@ def erase(argv: list[str]) -> None:
     start = stage.build(method, use, None)
     parsed = parse_with(start, method, Erase, rest, f"expunge erase {method}")
     options: Erase = parsed.options
-    made = _made(options, method, parsed.settings)
+    with stage.place(options.out, parsed.settings, options.overwrite):
+        made = _made(options, method, parsed.settings)
     done, looks, found = made.done, made.looks, made.found
     cost = done.edit.provenance.cost.equivalents if done.edit.provenance else 0
     note = f"preset {use} for {kind}; " if use else ""
@@ -118,7 +121,8 @@ def _made(options: Erase, method: str, eraser: "Eraser") -> _Made:
         if not options.check:
             raise ExpungeError(f"--check-images {options.check_images} with --no-check: expected one of the two")
     goal = goal_of(options.until, options.budget, options.judge) if options.until else None
-    stage.check_folder(options.out, eraser, options.overwrite)
+    if goal is not None and options.resume:
+        raise ExpungeError("--resume with --until: expected one of the two, as a search is not written down")
     aims, retain = stage.concepts(options.target), list(options.retain)
     how = {"images": image_folders(options.images, eraser.needs(aims)), "seed": options.seed}
     backbone, found = options.model.open(), None
@@ -126,7 +130,8 @@ def _made(options: Erase, method: str, eraser: "Eraser") -> _Made:
         if goal is None:
             with options.talk.progress(f"erasing with {method}", getattr(eraser, "iterations", 1)) as advance:
                 on_step = None if advance is None else lambda _: advance(1)
-                edit = stage.run(backbone, method, eraser, aims, retain, **how, on_step=on_step)
+                points = stage.checkpoints(options.out, options.resume)
+                edit = stage.run(backbone, method, eraser, aims, retain, **how, on_step=on_step, checkpoints=points)
         else:
             found = search(backbone, method, eraser, aims, retain, goal, **how, on_tried=partial(_tell, options.talk))
             edit = found.edit

@@ -22,9 +22,9 @@ class Show:
 def show(argv: list[str]) -> None:
     """``expunge show FILE``."""
     options = parse(Show, argv, "expunge show")
-    from expunge.store import read_header
+    from expunge.store import public_header
 
-    header = read_header(options.file)
+    header = public_header(options.file)
     made = header["provenance"] or {}
     rows = {"id": header["id"], "kind": header["kind"], **header["fields"], **made}
     Talk(json=options.json).result(header, "\n".join(f"{k:12} {v}" for k, v in rows.items()))

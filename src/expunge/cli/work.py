@@ -322,6 +322,8 @@ class Demo:
     """Images for each of the ten objects."""
     overwrite: bool = True
     """Replace what an earlier demo left."""
+    resume: bool = False
+    """Go on with what a killed or interrupted demo left, if it was the same."""
     talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
 
 
@@ -330,7 +332,8 @@ def demo(argv: list[str]) -> None:
     options = parse(Demo, argv, "expunge demo")
     from expunge.stages import demo as stage
 
-    done = stage.run(options.target, options.out, options.count, options.overwrite, options.talk.tell)
+    how = {"overwrite": options.overwrite, "tell": options.talk.tell, "resume": options.resume}
+    done = stage.run(options.target, options.out, options.count, **how)
     options.talk.result(
         {"folder": str(options.out), "records": [r.as_json() for r in done]}, stage.table(options.out, done)
     )

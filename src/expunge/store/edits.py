@@ -1,6 +1,6 @@
 """Edit files: safetensors with a JSON header; and LoRAs of somebody else's, read as adapters."""
 
-import json
+import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,29 @@ from expunge.core import lora
 from expunge.core.adapter import Adapter
 from expunge.core.catalog import Catalog
 from expunge.core.cost import Cost
-from expunge.core.edit import Edit, Guidance, Provenance, Weights
+from expunge.core.edit import Edit, Guidance, Provenance, Weights, not_finite
 from expunge.core.errors import ExpungeError
-from expunge.store.atomic import FORMAT, new_file
+from expunge.store.atomic import dumped, new_file, parsed
 
 EDIT, KEY = "edit.safetensors", "key.safetensors"
 """What an erasure writes: the edit and, where the method makes one, the private key to it."""
+BARE, FORMAT = 1, 2
+"""Formats of edit files: in the first, which is still read, the id covers what an edit does, and not what it says of itself."""
+HEADER = {"id": str, "kind": str, "fields": dict, "requires": list, "provenance": dict | None}
+"""What a header has."""
+MADE = {"eraser": str, "settings": dict, "targets": list, "anchors": list, "retain": list, "model": str, "cost": dict}
+"""What a provenance has, for those who read no more than the header."""
 
 
 def save_edit(edit: Edit, path: str | Path, overwrite: bool = False) -> None:
     """Write an edit as one safetensors file with a JSON header.
 
     Raises:
-        ExpungeError: if the file exists (unless ``overwrite``) or cannot be written.
+        ExpungeError: if a tensor holds NaN or an infinity, or the file exists (unless ``overwrite``) or cannot be written.
     """
+    _check_finite(edit, f"edit of {edit.provenance.eraser}" if edit.provenance else "edit")
     header = {
-        "format": FORMAT,
+        "format": FORMAT if edit.covers_provenance else BARE,
         "kind": edit.kind,
         "id": edit.id,
         "fields": edit.fields(),
@@ -36,12 +43,33 @@ def save_edit(edit: Edit, path: str | Path, overwrite: bool = False) -> None:
         "provenance": None if edit.provenance is None else asdict(edit.provenance),
     }
     tensors = {n: t.detach().cpu().contiguous() for n, t in edit.tensors().items()}
+    told = dumped(Path(path), header)
     with new_file(Path(path), overwrite, mode=0o600 if edit.private else 0o644) as temporary:
-        save_file(tensors, temporary, metadata={"expunge": json.dumps(header, sort_keys=True)})
+        save_file(tensors, temporary, metadata={"expunge": told})
+
+
+def _check_finite(edit: Edit, what: str) -> None:
+    """Refuse an edit that would make a model draw nothing, which would look like an erasure."""
+    name = not_finite(edit.tensors())
+    if name is not None:
+        raise ExpungeError(f"{what} holds NaN or infinity in '{name}': expected finite numbers")
+
+
+def public_header(path: str | Path) -> dict[str, Any]:
+    """The JSON header of an edit file as it may be shown: a secret stands as its sha256.
+
+    Raises:
+        ExpungeError: as `read_header`.
+    """
+    header = read_header(path)
+    salt = header["fields"].get("salt")
+    if salt is not None:
+        header["fields"] = {**header["fields"], "salt": f"sha256 {hashlib.sha256(str(salt).encode()).hexdigest()}"}
+    return header
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
-    """The JSON header of an edit file.
+    """The JSON header of an edit file, with a key's secret.
 
     Raises:
         ExpungeError: if there is no such file, it is damaged, not an edit, or of a newer format.
@@ -52,20 +80,30 @@ def read_header(path: str | Path) -> dict[str, Any]:
     try:
         with safe_open(path, "pt") as opened:
             metadata = opened.metadata() or {}
-        header = dict(json.loads(metadata["expunge"]))
+        header = dict(parsed(metadata["expunge"]))
         version = header["format"]
     except (SafetensorError, OSError) as error:
         raise ExpungeError(f"'{path}' is damaged or no safetensors file: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise ExpungeError(f"'{path}' is not an edit: expected an expunge header in its metadata") from error
-    if version != FORMAT:
+    if version not in (BARE, FORMAT):
         newer = isinstance(version, int) and version > FORMAT
         raise ExpungeError(
-            f"'{path}' has format {version}: expected {FORMAT}" + (", so update expunge" if newer else "")
+            f"'{path}' has format {version}: expected {BARE} or {FORMAT}" + (", so update expunge" if newer else "")
         )
-    absent = {"id", "kind", "fields", "requires", "provenance"} - set(header)
-    if absent:
-        raise ExpungeError(f"'{path}' has a header without '{absent.pop()}': expected one that expunge wrote")
+    for name, kinds in HEADER.items():
+        if name not in header:
+            raise ExpungeError(f"'{path}' has a header without '{name}': expected one that expunge wrote")
+        if not isinstance(header[name], kinds):
+            raise ExpungeError(
+                f"'{path}' has a header with {name} {str(header[name])[:60]!r}: expected what expunge writes"
+            )
+    made = header["provenance"] or {}
+    for name, kind in MADE.items() if made else ():
+        if not isinstance(made.get(name), kind):
+            raise ExpungeError(
+                f"'{path}' says of itself {name} {str(made.get(name))[:60]!r}: expected what expunge writes"
+            )
     return header
 
 
@@ -88,8 +126,12 @@ def load_edit(path: str | Path) -> Edit:
         edit = _parse(header, tensors)
     except (KeyError, TypeError, ValueError) as error:
         raise ExpungeError(f"'{path}' has a header that expunge does not understand: {error}") from error
-    if edit.id != header.get("id"):
-        raise ExpungeError(f"'{path}' is damaged: its contents do not match its id {header.get('id')}")
+    edit.__dict__["covers_provenance"] = header["format"] != BARE
+    if edit.id != header["id"]:
+        raise ExpungeError(
+            f"'{path}' is damaged: its contents, or what it says of itself, do not match its id {header['id']}"
+        )
+    _check_finite(edit, f"'{path}'")
     return edit
 
 
@@ -140,6 +182,7 @@ def guidance_class(eraser: type) -> type[Guidance]:
 def with_provenance(edit: Edit, provenance: Provenance | None, requires: tuple[str, ...] | None = None) -> Edit:
     """``edit`` with its provenance set."""
     object.__setattr__(edit, "provenance", provenance)
+    edit.__dict__.pop("id", None)  # which covers it
     if requires is not None:
         object.__setattr__(edit, "requires", requires)
     return edit

@@ -34,19 +34,27 @@ def write_images(
     queries: Sequence[Query],
     batches: Iterable[UInt8[Tensor, "b H W 3"]],
     notes: Callable[[int], dict[str, Any]] = lambda row: {},
+    first: int = 0,
+    on_written: Callable[[int], None] = lambda rows: None,
 ) -> None:
     """Write images and their ``metadata.jsonl`` (the Hugging Face *imagefolder* layout) into an existing folder.
 
-    ``notes`` gives what else to write in the line of an image that has just come.
+    ``notes`` gives what else to write in the line of an image that has just come. Rows before ``first`` are there already;
+    after each batch ``on_written`` is told how many are.
     """
-    waiting = enumerate(queries)
-    with (folder / "metadata.jsonl").open("w") as lines:
+    row, file = first, folder / "metadata.jsonl"
+    there = file.read_text().split("\n")[:first] if first else []
+    with file.open("w") as lines:
+        lines.writelines(f"{line}\n" for line in there)  # without that of an image that came after them
         for batch in batches:
             for pixels in batch.numpy():
-                row, query = next(waiting)
-                name = image_name(row, query)
+                name = image_name(row, queries[row])
                 Image.fromarray(pixels).save(folder / name)
-                lines.write(json.dumps({"file_name": name, **query.as_json(), **notes(row)}) + "\n")
+                told = {"file_name": name, **queries[row].as_json(), **notes(row)}
+                lines.write(json.dumps(told, allow_nan=False) + "\n")
+                row += 1
+            lines.flush()
+            on_written(row)
 
 
 def copy_images(folder: Path, names: Sequence[str], place: Path) -> None:
