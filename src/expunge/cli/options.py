@@ -78,7 +78,10 @@ class Talk:
     def result(self, content: dict[str, Any], text: str) -> None:
         """Print a result in the form asked for."""
         if self.json:
-            say(json.dumps(content, sort_keys=True))
+            try:
+                say(json.dumps(content, sort_keys=True, allow_nan=False))
+            except ValueError as error:
+                raise ExpungeError("a number of the result is NaN or infinite, which JSON has not") from error
         elif not self.quiet:
             say(text)
 

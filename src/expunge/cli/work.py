@@ -202,7 +202,7 @@ def measure(argv: list[str]) -> None:
     aims, kept = options.target or None, options.retain or None
     records = stage.measure(parsed.settings, name, options.images, aims, kept, options.reference)
     if options.out is not None:
-        write_records(options.out, records, append=True)
+        write_records(options.out, records, append=True, measured=stage.mark(options.images, options.out))
     lines = [f"{r.metric:24} {r.value:6.1f} {r.unit} [{r.low:.1f}, {r.high:.1f}]  n = {r.n}" for r in records]
     options.talk.result({"records": [r.as_json() for r in records]}, "\n".join(lines))
 

@@ -71,3 +71,17 @@ def check_finite(what: str, value: Any) -> None:
     elif isinstance(value, list | tuple):
         for inner in value:
             check_finite(what, inner)
+
+
+def each_once(what: str, values: Iterable[Any]) -> tuple[Any, ...]:
+    """``values``, none of which may be named twice, since it would count twice.
+
+    Raises:
+        ExpungeError: naming the one that is.
+    """
+    seen: list[Any] = []
+    for value in values:
+        if value in seen:
+            raise ExpungeError(f"{what} names {value!r} twice: expected each once")
+        seen.append(value)
+    return tuple(seen)

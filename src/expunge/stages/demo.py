@@ -114,8 +114,8 @@ def _shown(backbone: Backbone, edit: Edit, concepts: list[str], count: int, how:
         shown = wanted[:count] if control else wanted  # a key acts where a text names the target
         if not (how.resume and _is_there(how.out / name, edits, control, shown)):
             how.tell(f"{len(shown)} images: {SIDES[name]}")
-            flags = {"overwrite": how.overwrite, "resume": how.resume}
-            generate.to_folder(backbone, edits, shown, how.out / name, control=control, **flags)
+            place, again = how.out / name, how.overwrite
+            generate.to_folder(backbone, edits, shown, place, control=control, overwrite=again, resume=how.resume)
         records += measure.measure(metric, "esr-psr", how.out / name, concepts[:1], concepts[1:])
     return records
 

@@ -1,6 +1,7 @@
 """Edit files: safetensors with a JSON header; and LoRAs of somebody else's, read as adapters."""
 
 import hashlib
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def load_edit(path: str | Path) -> Edit:
         edit = _parse(header, tensors)
     except (KeyError, TypeError, ValueError) as error:
         raise ExpungeError(f"'{path}' has a header that expunge does not understand: {error}") from error
-    edit.__dict__["covers_provenance"] = header["format"] != BARE
+    object.__setattr__(edit, "covers_provenance", header["format"] != BARE)
     if edit.id != header["id"]:
         raise ExpungeError(
             f"'{path}' is damaged: its contents, or what it says of itself, do not match its id {header['id']}"
@@ -182,7 +183,8 @@ def guidance_class(eraser: type) -> type[Guidance]:
 def with_provenance(edit: Edit, provenance: Provenance | None, requires: tuple[str, ...] | None = None) -> Edit:
     """``edit`` with its provenance set."""
     object.__setattr__(edit, "provenance", provenance)
-    edit.__dict__.pop("id", None)  # which covers it
+    with suppress(AttributeError):
+        object.__delattr__(edit, "id")  # which covers it
     if requires is not None:
         object.__setattr__(edit, "requires", requires)
     return edit

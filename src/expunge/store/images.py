@@ -17,7 +17,7 @@ from torch import Tensor
 
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query, Shot
-from expunge.store.atomic import FORMAT, RUN, read_lines, write_lines
+from expunge.store.atomic import FORMAT, RUN, parsed, read_lines, write_lines
 
 ROLES = ("unsafe", "safe")
 """The two sides of a pair of images."""
@@ -73,10 +73,10 @@ def read_run(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        made = dict(json.loads(file.read_text()))
+        made = dict(parsed(file.read_text(encoding="utf-8")))
         if made["format"] != FORMAT or not {"model", "edits", "split", "strength", "cost"} <= set(made):
             raise ValueError("not of this format")
-    except (KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise ExpungeError(f"'{file}' is damaged: expected what `expunge generate` writes ({error})") from error
     return made
 

@@ -23,7 +23,7 @@ def read_set(name: str, folder: Path, label: str | None = None) -> ConceptSet:
     if not file.is_file():
         raise unknown("concept set", name, [p.stem for p in folder.glob("*.toml")])
     try:
-        content = tomllib.loads(file.read_text())
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
         parts = {
             part: Part(
                 seed=int(content[part]["seed"]),
@@ -35,7 +35,7 @@ def read_set(name: str, folder: Path, label: str | None = None) -> ConceptSet:
         return ConceptSet(
             name=file.stem, about=content["about"], concepts=tuple(content["concepts"]), splits=splits, **parts
         )
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ExpungeError(f"'{file}' is not a concept set: {type(error).__name__} {error}") from error
 
 
