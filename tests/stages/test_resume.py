@@ -125,17 +125,22 @@ def test_images_killed_in_the_middle_go_on_to_the_same_folder(backbone, tmp_path
 
 
 def test_images_of_something_else_are_not_gone_on_with(backbone, tmp_path):
-    def stop(n):
-        raise Killed
+    made = []
 
+    def stop(n):
+        made.append(n)
+        if len(made) == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        generate.to_folder(backbone, [], asked(backbone), tmp_path / "o", batch=2, on_batch=stop)
+    same = {"queries": asked(backbone), "batch": 2, "split": "test"}
     for changed in ({"batch": 3}, {"queries": asked(backbone, 4)}, {"split": "dev"}):
-        with pytest.raises(Killed):
-            generate.to_folder(
-                backbone, [], asked(backbone), tmp_path / "o", batch=2, on_batch=lambda n: None if n != 2 else stop(n)
-            )
-        break
-    with pytest.raises(ExpungeError, match="of another model, edit, prompt or setting"):
-        generate.to_folder(backbone, [], asked(backbone, 4), tmp_path / "o", batch=2, resume=True)
+        how = {**same, **changed}
+        with pytest.raises(ExpungeError, match="of another model, edit, prompt or setting"):
+            generate.to_folder(backbone, [], out=tmp_path / "o", resume=True, **how)
+        assert not (tmp_path / "o").exists()
+    generate.to_folder(backbone, [], out=tmp_path / "o", resume=True, **same)  # which a wrong one has not cost
 
 
 def test_a_demo_goes_on_with_what_is_there(tmp_path, monkeypatch):

@@ -97,7 +97,7 @@ def test_a_file_that_came_into_being_meanwhile_is_kept_and_so_is_the_work(tmp_pa
     if not links:
         monkeypatch.setattr(os, "link", linkless)
     path = tmp_path / "edit.safetensors"
-    with pytest.raises(ExpungeError, match="edit-2.safetensors"), new_file(path, mode=0o600) as temporary:
+    with pytest.raises(ExpungeError, match=r"edit-2\.safetensors"), new_file(path, mode=0o600) as temporary:
         temporary.write_text("ours")
         path.write_text("theirs")
     assert path.read_text() == "theirs"
@@ -245,7 +245,7 @@ def test_json_that_is_none_is_refused(tmp_path, text):
     file = tmp_path / "a.json"
     file.write_bytes(text.encode("latin-1"))
     for read in (read_json, read_lines):
-        with pytest.raises(ExpungeError, match="a.json"):
+        with pytest.raises(ExpungeError, match=r"a\.json"):
             read(file)
 
 

@@ -180,7 +180,7 @@ def _numbers(what: str, name: str, values: Any) -> list[float]:
     for value in values:
         gap = value is None and name != "x"
         if not gap and (isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > MOST):
-            raise ExpungeError(f"{what} has {str(value)[:60]} among its {name}: expected numbers up to {MOST:g}")
+            raise ExpungeError(f"{what} has {repr(value)[:60]} among its {name}: expected numbers up to {MOST:g}")
     return [math.nan if value is None else float(value) for value in values]
 
 

@@ -100,14 +100,18 @@ def new_folder(path: Path, overwrite: bool = False, marker: str = RUN, resume: b
         _check_ours(path, marker)
         with _writing(path):
             temporary = _unfinished(path)
-            if not (resume and (temporary / RESUME).is_file()):
+            resumed = resume and (temporary / RESUME).is_file()
+            if not resumed:
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(mode=0o700)
         try:
             with _writing(path, full_only=True):
                 yield temporary
         except BaseException as error:
-            if isinstance(error, ExpungeError) or not (temporary / RESUME).is_file():
+            bad = (
+                isinstance(error, ExpungeError) and not resumed
+            )  # what was asked, or the disk; not what another run left
+            if bad or not (temporary / RESUME).is_file():
                 shutil.rmtree(temporary, ignore_errors=True)
             else:
                 error.add_note(f"what is finished of '{path}' is kept, and --resume goes on with it")
