@@ -70,6 +70,6 @@ def test_records_that_do_not_say_when_are_all_kept(run):
 def test_what_is_no_record_is_refused_in_one_line(run, change):
     rows = read_lines(run / "r.jsonl")
     (run / "r.jsonl").write_text(json.dumps({**rows[0], **change}) + "\n")
-    with pytest.raises(ExpungeError, match=r"r\.jsonl' has a record with") as caught:
+    with pytest.raises(ExpungeError, match=r"a record in '.*r\.jsonl'") as caught:
         read(run, run)
     assert "\n" not in str(caught.value)

@@ -11,6 +11,7 @@ from expunge.core.errors import ExpungeError
 from expunge.stages import bench, measure
 from expunge.stages import summary as summaries
 from expunge.store import EDIT, read_header, read_json, read_lines, read_run
+from expunge.store.shapes import RECORD, check_shape
 
 ORIGINAL = "original"
 """The model without edits, as plans call it."""
@@ -145,7 +146,7 @@ def _folder(folder: Path) -> Run:
     rows = [(f, row) for f in files for row in read_lines(f) if {"metric", "value", "subject"} <= row.keys()]
     found = list({str(row): (f, row) for f, row in rows}.values())  # a file may hold what another holds too
     for file, row in found:
-        _check_record(file, row)
+        check_shape(f"a record in '{file}'", row, RECORD)
     records = _newest(found)
     edits = [read_header(f) for f in _below(folder, f"*{EDIT}") if f.name == EDIT]
     figures = _figures(folder)
@@ -178,31 +179,12 @@ def _newest(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[Mapping[str
             kept.append(row)  # of an analysis, or of an expunge that did not say
             continue
         place = (file.parent / str(told["images"])).resolve()
-        if place.is_dir() and measure.digest(place) != told["images_sha256"]:
+        if (place / "metadata.jsonl").is_file() and measure.digest(place) != told["images_sha256"]:
             continue
         what = [made.get(name) for name in ("metric", "settings", "reference", "retain_measured")]
         same = json.dumps([str(place), row.get("concepts"), *what], sort_keys=True)
         runs.setdefault(same, {}).setdefault(str(told["at"]), []).append(row)
     return [*kept, *(row for times in runs.values() for row in times[max(times)])]
-
-
-NAMED = {"metric": str, "value": int | float, "subject": str, "provenance": dict, "knowledge": dict, "concepts": list}
-"""What a report reads of a record."""
-ENDS = ("low", "high")
-
-
-def _check_record(file: Path, row: Mapping[str, Any]) -> None:
-    """Refuse what calls itself a record and is none.
-
-    Raises:
-        ExpungeError: naming the file.
-    """
-    for name, kind in {**NAMED, **dict.fromkeys(ENDS, int | float), "n": int}.items():
-        if not isinstance(row.get(name), kind):
-            raise ExpungeError(f"'{file}' has a record with {name} {str(row.get(name))[:60]!r}: expected expunge's own")
-    for name in ("edits", "made_by"):
-        if not isinstance(row["provenance"].get(name), list):
-            raise ExpungeError(f"'{file}' has a record without its {name}: expected expunge's own")
 
 
 def _below(folder: Path, pattern: str) -> list[Path]:

@@ -17,15 +17,12 @@ from expunge.core.cost import Cost
 from expunge.core.edit import Edit, Guidance, Provenance, Weights, not_finite
 from expunge.core.errors import ExpungeError
 from expunge.store.atomic import dumped, new_file, parsed
+from expunge.store.shapes import HEADER, PROVENANCE, check_shape
 
 EDIT, KEY = "edit.safetensors", "key.safetensors"
 """What an erasure writes: the edit and, where the method makes one, the private key to it."""
 BARE, FORMAT = 1, 2
 """Formats of edit files: in the first, which is still read, the id covers what an edit does, and not what it says of itself."""
-HEADER = {"id": str, "kind": str, "fields": dict, "requires": list, "provenance": dict | None}
-"""What a header has."""
-MADE = {"eraser": str, "settings": dict, "targets": list, "anchors": list, "retain": list, "model": str, "cost": dict}
-"""What a provenance has, for those who read no more than the header."""
 
 
 def save_edit(edit: Edit, path: str | Path, overwrite: bool = False) -> None:
@@ -92,19 +89,9 @@ def read_header(path: str | Path) -> dict[str, Any]:
         raise ExpungeError(
             f"'{path}' has format {version}: expected {BARE} or {FORMAT}" + (", so update expunge" if newer else "")
         )
-    for name, kinds in HEADER.items():
-        if name not in header:
-            raise ExpungeError(f"'{path}' has a header without '{name}': expected one that expunge wrote")
-        if not isinstance(header[name], kinds):
-            raise ExpungeError(
-                f"'{path}' has a header with {name} {str(header[name])[:60]!r}: expected what expunge writes"
-            )
-    made = header["provenance"] or {}
-    for name, kind in MADE.items() if made else ():
-        if not isinstance(made.get(name), kind):
-            raise ExpungeError(
-                f"'{path}' says of itself {name} {str(made.get(name))[:60]!r}: expected what expunge writes"
-            )
+    check_shape(f"the header of '{path}'", header, HEADER)
+    if header["provenance"] is not None:
+        check_shape(f"what '{path}' says of itself", header["provenance"], PROVENANCE)
     return header
 
 
