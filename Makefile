@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup demo test lint type check testbed bench-uce bench-update bench-uce-stacked bench-filter-roc
+.PHONY: setup demo test fuzz lint type check testbed bench-uce bench-update bench-uce-stacked bench-filter-roc
 .DEFAULT_GOAL := check
 
 setup: .venv/installed
@@ -16,6 +16,9 @@ demo: setup  ## erase "church" from the model in the box, recover it with the ke
 
 test: setup
 	$(BIN)/pytest
+
+fuzz: setup  ## ten minutes of what users may mistype or hand over: exit 0, or 2 with one line
+	$(BIN)/python tests/fuzz/fuzz_cli.py --seconds 600 --seed $$(date +%s)
 
 lint: setup
 	$(BIN)/ruff format --check .

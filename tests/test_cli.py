@@ -377,7 +377,7 @@ def test_list_names_what_exists(capsys):
     assert "negative-prompt" in capsys.readouterr().out
 
 
-def test_ctrl_c_exits_130_and_leaves_nothing(folder, tmp_path):
+def test_ctrl_c_exits_130_and_leaves_nothing_but_what_resumes(folder, tmp_path):
     words = [
         "generate",
         "--model",
@@ -401,8 +401,8 @@ def test_ctrl_c_exits_130_and_leaves_nothing(folder, tmp_path):
     os.kill(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=30)
     assert process.returncode == 130, error.decode()
-    assert error.decode().strip().endswith("expunge: interrupted")
-    assert list(tmp_path.iterdir()) == []
+    assert error.decode().strip().splitlines()[-1].startswith("expunge: interrupted")
+    assert [p.name for p in tmp_path.iterdir()] in ([], [".o.partial"])
 
 
 KPOP = ["--iterations", 2, "--sampling-steps", 2, "--lr", 1e-3, "--prompt-lr", 0.1, "--no-preset", "--quiet"]

@@ -1,5 +1,8 @@
+import hashlib
 import json
+import math
 import os
+import re
 
 import pytest
 import torch
@@ -7,9 +10,22 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import expunge
+from expunge.core.edit import fingerprint
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query
-from expunge.store import load_edit, new_file, new_folder, read_images, read_prompts, read_set, save_edit, write_images
+from expunge.core.record import Record
+from expunge.store import (
+    load_edit,
+    new_file,
+    new_folder,
+    read_images,
+    read_lines,
+    read_prompts,
+    read_set,
+    save_edit,
+    write_images,
+    write_records,
+)
 
 
 @pytest.fixture
@@ -55,7 +71,7 @@ def rewrite(path, change):
         (lambda p: p.write_bytes(p.read_bytes()[:20]), "damaged"),
         (lambda p: p.write_bytes(b"not a tensor"), "damaged"),
         (lambda p: save_file({"a": torch.zeros(1)}, p), "not an edit"),
-        (lambda p: rewrite(p, lambda h, t: h.update(format=2)), "format 2: expected 1, so update"),
+        (lambda p: rewrite(p, lambda h, t: h.update(format=3)), "format 3: expected 1 or 2, so update"),
         (lambda p: rewrite(p, lambda h, t: h.update(kind="pickle")), "kind 'pickle'"),
         (lambda p: rewrite(p, lambda h, t: h.pop("provenance")), "without 'provenance'"),
         (lambda p: save_file({"a": torch.zeros(1)}, p, metadata={"expunge": "[1]"}), "not an edit"),
@@ -69,6 +85,82 @@ def test_damaged_edits_are_refused_in_one_line(saved, damage, words):
     with pytest.raises(ExpungeError, match=words) as caught:
         load_edit(saved)
     assert "\n" not in str(caught.value)
+
+
+SAID = {"eraser": "kpop", "targets": ["castle"], "retain": ["dog"], "anchors": ["x"], "model": "other", "seed": 7}
+
+
+@pytest.mark.parametrize("name", list(SAID))
+def test_what_an_edit_says_of_itself_is_covered_by_its_id(saved, name):
+    rewrite(saved, lambda h, t: h["provenance"].update({name: SAID[name]}))
+    with pytest.raises(ExpungeError, match="or what it says of itself, do not match its id"):
+        load_edit(saved)
+
+
+def test_an_edit_made_twice_has_one_id_and_another_erasure_s_another(backbone, edit):
+    again = expunge.erase(backbone, "church", settings={"anchor": "cat"})
+    assert again.id == edit.id, "neither seconds nor cost count"
+    assert expunge.erase(backbone, "church", settings={"anchor": "cat"}, seed=1).id != edit.id
+
+
+def test_a_file_of_format_1_is_read_and_saved_again_with_its_own_id(edit, saved, tmp_path):
+    """Its id, as it was computed then, is what keys and other edits made on it require."""
+    said = hashlib.sha256(json.dumps(["weights", edit.fields(), []], sort_keys=True).encode())
+    said.update(fingerprint(edit.tensors()).encode())
+    old = said.hexdigest()[:16]
+    assert old != edit.id
+    rewrite(saved, lambda h, t: h.update(format=1, id=old))
+    loaded = load_edit(saved)
+    assert loaded.id == old
+    assert loaded.provenance.targets == ["church"]
+    loaded.save(tmp_path / "again.safetensors")
+    assert load_edit(tmp_path / "again.safetensors").id == old
+    rewrite(saved, lambda h, t: h.update(format=2))
+    with pytest.raises(ExpungeError, match="do not match its id"):
+        load_edit(saved)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_none_are_neither_saved_nor_loaded(edit, saved, tmp_path, bad):
+    name = sorted(edit.replaced)[1]
+    edit.replaced[name][0, 0] = bad
+    with pytest.raises(ExpungeError, match=f"edit of uce holds NaN or infinity in '{re.escape(name)}'"):
+        edit.save(tmp_path / "bad.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["edit.safetensors"]
+    del edit.__dict__["id"]
+    rewrite(
+        saved,
+        lambda h, t: (h.update(id=edit.id), t[name].index_put_((torch.tensor(0), torch.tensor(0)), torch.tensor(bad))),
+    )
+    with pytest.raises(ExpungeError, match=f"holds NaN or infinity in '{re.escape(name)}'"):
+        load_edit(saved)
+
+
+def test_strengths_and_guidance_are_finite(edit, backbone):
+    with pytest.raises(ExpungeError, match="strength nan of an edit"):
+        edit.attach(backbone, strength=math.nan)
+    assert not backbone.edits
+    for guidance in (math.nan, math.inf):
+        with pytest.raises(ExpungeError, match=f"guidance {guidance}"):
+            Query(prompt="p", seed=0, guidance=guidance, steps=1)
+    for seed in (2**64, -(2**63) - 1):
+        with pytest.raises(ExpungeError, match="64 bits"):
+            Query(prompt="p", seed=seed, guidance=1.0, steps=1)
+
+
+def test_records_are_added_to_records_and_to_nothing_else(tmp_path):
+    file = tmp_path / "r.jsonl"
+    record = Record(metric="m", value=1.0, low=0.0, high=2.0, n=1, n_seeds=1, unit="%", subject="edited", eraser=None,
+                    concepts=[], model="m", split="test", seed=0)  # fmt: skip
+    write_records(file, [record], append=True, measured={"at": "now"})
+    file.write_text(file.read_text().rstrip("\n"))  # as an editor may leave it
+    write_records(file, [record], append=True)
+    assert [row.get("measured") for row in read_lines(file)] == [{"at": "now"}, None]
+    for other in (b"\x89PNG\r\n", b"# notes\n"):
+        file.write_bytes(other)
+        with pytest.raises(ExpungeError, match=r"r\.jsonl"):
+            write_records(file, [record], append=True)
+        assert file.read_bytes() == other
 
 
 def test_nothing_is_left_behind_by_a_failure(tmp_path):

@@ -665,6 +665,13 @@ def test_a_full_disk_is_one_line_and_leaves_earlier_results(plan, tmp_path):
     [
         ('method = ["original"', 'method = ["orignal"', "did you mean 'original'"),
         ('eraser = "kpop"', 'eraser = "kpopp"', "did you mean 'kpop'"),
+        ('["original", "uce", "kpop"]', '["original", "uce", "uce"]', "grid's method names 'uce' twice"),
+        ("seed = [0, 1]", "seed = [0, 0]", "grid's seed names 0 twice"),
+        ('split = ["a"]', 'split = ["a", "a"]', "grid's split names 'a' twice"),
+        ("count = 1\n", 'count = 1\nmetrics = ["esr-psr", {name = "esr-psr", ks = [1, 5]}]\n', "metrics names"),
+        ("lr = 1e-3", "lr = nan", "lr is nan: expected a finite number"),
+        ("count = 1\n", f"count = 0x{'f' * 5000}\n", "bits: expected one of 64"),
+        ("count = 1\n", "count = " + "[" * 5000 + "\n", "cannot be read as TOML"),
         ("count = 1\n", 'metrics = ["esr"]\n', "unknown metric 'esr'"),
         ("count = 1\n", "count = 0\n", "count is 0"),
         ("count = 1\n", "cuont = 1\n", "did you mean 'count'"),

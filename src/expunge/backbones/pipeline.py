@@ -426,6 +426,8 @@ class PipelineBackbone(Backbone):
     def decode(self, latents: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b H W 3"]:
         with self._coder() as vae:
             x = vae.decode(self.unnormed(latents, vae).to(vae.dtype), return_dict=False)[0].float()
+        if latents.isfinite().all() and not x.isfinite().all():  # which would be black
+            raise ExpungeError(f"the autoencoder of {self.name} gives NaN or infinity in {vae.dtype}: expected float32")
         return ((x / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
     @contextmanager

@@ -1,9 +1,13 @@
 """The command line. Each command is a dataclass of options; what is heavy is imported by the command that needs it."""
 
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from expunge.cli.attacking import attack
 from expunge.cli.erasing import erase, pairs
@@ -46,10 +50,43 @@ def usage() -> str:
     )
 
 
+SIGNALS = {"SIGTERM": "terminated", "SIGHUP": "hung up"}
+"""What ends a command as Ctrl-C does, by the systems that have it, and what is said of it."""
+
+
+class _Ended(KeyboardInterrupt):
+    """A signal that asks a command to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let a signal end a command as Ctrl-C does: what is unfinished is cleaned up or kept to be resumed.
+
+    A signal that is ignored (`nohup`) stays so.
+    """
+
+    def end(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)  # once is enough
+        raise _Ended(number)
+
+    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    ours = threading.current_thread() is threading.main_thread()
+    before = {n: signal.signal(n, end) for n in numbers if ours and signal.getsignal(n) == signal.SIG_DFL}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for bad input, 130 for Ctrl-C."""
+    """Run one command; returns the exit code: 0, 2 for bad input, 130 for Ctrl-C, 143 or 129 for SIGTERM or SIGHUP."""
     argv = sys.argv[1:] if argv is None else argv
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _ended_by_signals():
         shown = warnings.showwarning
         warnings.showwarning = lambda message, category, *more, **named: (
             sys.stderr.write(f"expunge: warning: {message}\n")
@@ -76,9 +113,11 @@ def _run(argv: list[str]) -> int:
     except ExpungeError as error:
         sys.stderr.write("expunge: " + " ".join(str(error).split()) + "\n")
         return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("expunge: interrupted\n")
-        return 130
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, _Ended) else signal.SIGINT
+        notes = "".join(f": {note}" for note in getattr(error, "__notes__", ()))
+        sys.stderr.write(f"expunge: {SIGNALS.get(signal.Signals(number).name, 'interrupted')}{notes}\n")
+        return 128 + number
     return 0
 
 
@@ -90,7 +129,7 @@ def entry() -> None:
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    if code == 130:
+    if code > 128:
         # An interrupt that passed through an extension module's own exec() makes CPython end by the signal even when it
         # was handled; everything is written and closed by now, so leave at once with the code that was promised.
         sys.stdout.flush()

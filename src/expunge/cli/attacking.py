@@ -86,7 +86,7 @@ def attack(argv: list[str]) -> None:
     options: Attack = parsed.options
     from expunge.cli.erasing import image_folders, spending
     from expunge.stages.erase import concepts
-    from expunge.store import check_new, load_edit
+    from expunge.store import check_new, load_edit, reserved
 
     check_new(options.out, options.overwrite)
     targets = concepts(options.target)
@@ -99,10 +99,11 @@ def attack(argv: list[str]) -> None:
     foreseen = spending(
         backbone, parsed.settings.cost(len(targets), len(asked)), parsed.settings.needs(targets), folders
     )
-    with options.talk.progress(f"attacking with {name}", *foreseen):
-        strength = strength_of(options.strength)
-        found = stage.run(backbone, name, parsed.settings, edits, targets, asked, options.seed, folders, strength)
-    stage.to_folder(found, options.out, options.overwrite)
+    with reserved(options.out, options.overwrite):
+        with options.talk.progress(f"attacking with {name}", *foreseen):
+            strength = strength_of(options.strength)
+            found = stage.run(backbone, name, parsed.settings, edits, targets, asked, options.seed, folders, strength)
+        stage.to_folder(found, options.out, options.overwrite)
     cost: Any = found.about["cost"]
     spent = f"{cost['forward'] + 3 * cost['trained']:,} forward-equivalents"
     told = f"{options.out}: {len(found.queries)} queries ({duration(found.about['seconds'])}, {spent}, {found.about['access']})"

@@ -55,6 +55,8 @@ class Erase:
     """Seed of whatever the method draws."""
     overwrite: bool = False
     """Replace an existing edit."""
+    resume: bool = False
+    """Go on from the checkpoint that a killed or interrupted run of the same command left, if there is one."""
     model: OmitArgPrefixes[Model] = dataclasses.field(default_factory=Model)
     talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
 
@@ -79,7 +81,9 @@ def erase(argv: list[str]) -> None:
     options: Erase = parsed.options
     use = in_effect(use, parsed.settings)
     note = f"; preset for {kind}: {told_settings(use)}" if use else ""
-    _tell(options.talk, f"an edit by {method}", note, use, _made(options, method, parsed.settings))
+    with stage.place(options.out, parsed.settings, options.overwrite):
+        made = _made(options, method, parsed.settings)
+    _tell(options.talk, f"an edit by {method}", note, use, made)
 
 
 class _Look(NamedTuple):
@@ -135,7 +139,8 @@ def _made(options: Erase, method: str, eraser: "Eraser") -> _Made:
         if not options.check:
             raise ExpungeError(f"--check-images {options.check_images} with --no-check: expected one of the two")
     goal = goal_of(options.until, options.budget, options.judge) if options.until else None
-    stage.check_folder(options.out, eraser, options.overwrite)
+    if goal is not None and options.resume:
+        raise ExpungeError("--resume with --until: expected one of the two, as a search is not written down")
     aims, retain = stage.concepts(options.target), list(options.retain)
     how = {"images": image_folders(options.images, eraser.needs(aims)), "seed": options.seed}
     backbone, found = options.model.open(), None
@@ -143,7 +148,8 @@ def _made(options: Erase, method: str, eraser: "Eraser") -> _Made:
         if goal is None:
             foreseen = spending(backbone, eraser.cost(len(aims), len(retain)), eraser.needs(aims), how["images"])
             with options.talk.progress(f"erasing with {method}", *foreseen):
-                edit = stage.run(backbone, method, eraser, aims, retain, **how)
+                points = stage.checkpoints(options.out, options.resume)
+                edit = stage.run(backbone, method, eraser, aims, retain, **how, checkpoints=points)
         else:
             with options.talk.progress(f"searching with {method}", *spending(backbone)):
                 on_tried = partial(_tried, options.talk)

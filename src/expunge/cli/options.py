@@ -15,7 +15,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
 from expunge.cli.progress import bar, told
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, check_finite
 
 if TYPE_CHECKING:
     from expunge.core.backbone import Backbone
@@ -98,7 +98,10 @@ class Talk:
     def result(self, content: dict[str, Any], text: str) -> None:
         """Print a result in the form asked for."""
         if self.json:
-            say(json.dumps(content, sort_keys=True))
+            try:
+                say(json.dumps(content, sort_keys=True, allow_nan=False))
+            except ValueError as error:
+                raise ExpungeError("a number of the result is NaN or infinite, which JSON has not") from error
         elif not self.quiet:
             say(text)
 
@@ -160,6 +163,8 @@ class Images:
     """Folder for the images."""
     overwrite: bool = False
     """Replace an existing folder."""
+    resume: bool = False
+    """Go on with the batches of images that a killed or interrupted run of the same command left, if there are any."""
     model: OmitArgPrefixes[Model] = dataclasses.field(default_factory=Model)
     talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
 
@@ -193,7 +198,7 @@ class Images:
         from expunge.stages import generate as stage
 
         with self.talk.progress(title, len(queries), "images") as advance:
-            made = {"batch": self.batch, "overwrite": self.overwrite, "on_batch": advance}
+            made = {"batch": self.batch, "overwrite": self.overwrite, "resume": self.resume, "on_batch": advance}
             stage.to_folder(backbone, edits, queries, self.out, **made, **how)
         self.talk.result({"folder": str(self.out), "images": len(queries)}, f"{self.out}: {len(queries)} images")
 
@@ -250,7 +255,18 @@ def parse(cls: Any, argv: list[str], prog: str) -> Any:
         near = difflib.get_close_matches(extra[0], known, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"see {prog} --help"
         raise ExpungeError(f"{prog}: unknown option '{extra[0]}': {hint}")
+    _check_numbers(prog, parsed)
     return parsed
+
+
+def _check_numbers(prog: str, options: Any) -> None:
+    """Refuse NaN, infinity and whole numbers of more than 64 bits, in a plug-in's settings too."""
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if dataclasses.is_dataclass(value):
+            _check_numbers(prog, value)
+        else:
+            check_finite(f"{prog}: --{field.name.replace('_', '-')}", value)
 
 
 def parse_with(settings: Any, name: str, options: type, argv: list[str], prog: str) -> Any:

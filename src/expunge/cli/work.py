@@ -203,7 +203,7 @@ def measure(argv: list[str]) -> None:
     aims, kept = options.target or None, options.retain or None
     records = stage.measure(parsed.settings, name, options.images, aims, kept, options.reference)
     if options.out is not None:
-        write_records(options.out, records, append=True)
+        write_records(options.out, records, append=True, measured=stage.mark(options.images, options.out))
     options.talk.result({"records": [r.as_json() for r in records]}, "\n".join(map(told_record, records)))
 
 
@@ -321,6 +321,8 @@ class Demo:
     """Images for each of the ten objects."""
     overwrite: bool = True
     """Replace what an earlier demo left."""
+    resume: bool = False
+    """Go on with what a killed or interrupted demo left, if it was the same."""
     talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
 
 
@@ -329,7 +331,8 @@ def demo(argv: list[str]) -> None:
     options = parse(Demo, argv, "expunge demo")
     from expunge.stages import demo as stage
 
-    done = stage.run(options.target, options.out, options.count, options.overwrite, options.talk.tell)
+    how = {"overwrite": options.overwrite, "tell": options.talk.tell, "resume": options.resume}
+    done = stage.run(options.target, options.out, options.count, **how)
     options.talk.result(
         {"folder": str(options.out), "records": [r.as_json() for r in done]}, stage.table(options.out, done)
     )

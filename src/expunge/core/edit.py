@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, final
@@ -61,6 +62,10 @@ def plain(name: str) -> str:
     return _LEVELS.sub("", name)
 
 
+COVERED = ("eraser", "settings", "targets", "anchors", "retain", "model", "family", "seed", "salt_sha256", "images")
+"""What an edit's id covers of its provenance: all that tells one erasure from another, and nothing that two runs differ in."""
+
+
 class Edit(ABC):
     """A change to a model that can be attached, detached, saved and loaded."""
 
@@ -69,6 +74,8 @@ class Edit(ABC):
     requires: tuple[str, ...]
     private: ClassVar[bool] = False
     """Whether its file is for its owner's eyes only."""
+    covers_provenance: bool = True
+    """Whether its id covers what it says of itself; not that of a file of format 1."""
     key: "Edit | None" = None
     """The private key that was made with it, until it is saved: never a part of the edit's own file."""
 
@@ -82,8 +89,11 @@ class Edit(ABC):
 
     @cached_property
     def id(self) -> str:
-        """Sixteen hexadecimal digits of the sha256 of its contents."""
-        digest = hashlib.sha256(json.dumps([self.kind, self.fields(), self.requires], sort_keys=True).encode())
+        """Sixteen hexadecimal digits of the sha256 of its contents and of what it says of itself."""
+        said: list[Any] = [self.kind, self.fields(), self.requires]
+        if self.covers_provenance and self.provenance is not None:
+            said.append({name: getattr(self.provenance, name) for name in COVERED})
+        digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
         digest.update(fingerprint(self.tensors()).encode())
         return digest.hexdigest()[:16]
 
@@ -104,9 +114,12 @@ def strengths(strength: float | Sequence[float], edits: Sequence[Edit]) -> list[
     """The strength of each edit: one for all that have weights, or one for each; guidance has none, and is as it is.
 
     Raises:
-        ExpungeError: if there are more or fewer than edits, or one that is not 1 is for guidance alone.
+        ExpungeError: if there are more or fewer than edits, one is NaN or infinite, or one that is not 1 is for guidance alone.
     """
     given = [strength] * len(edits) if isinstance(strength, int | float) else list(strength)
+    for one in given:
+        if not math.isfinite(one):
+            raise ExpungeError(f"strength {one} of an edit: expected a finite number")
     if len(given) != len(edits):
         raise ExpungeError(f"{len(given)} strengths for {len(edits)} edits: expected one, or one for each")
     aimed = [(edit, one) for edit, one in zip(edits, given, strict=True) if isinstance(edit, Guidance) and one != 1.0]
@@ -115,6 +128,16 @@ def strengths(strength: float | Sequence[float], edits: Sequence[Edit]) -> list[
             f"strength {aimed[0][1]} for a {aimed[0][0].kind} edit: expected 1, since it has no weights to scale"
         )
     return [1.0 if isinstance(edit, Guidance) else float(one) for one, edit in zip(given, edits, strict=True)]
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN or an infinity; None if none does."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel():
+            values = tensor.detach() if tensor.element_size() > 1 else tensor.detach().float()  # float8 has no aminmax
+            if not all(math.isfinite(end) for end in torch.aminmax(values)):
+                return name
+    return None
 
 
 def fingerprints(tensors: dict[str, Tensor]) -> dict[str, str]:

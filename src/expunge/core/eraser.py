@@ -30,7 +30,7 @@ class Task:
     images: Mapping[str, Sequence[Shot]] = field(default_factory=dict)
     """Images of the model's size, for each role that the eraser named in `Eraser.needs`."""
     seed: int = 0
-    salt: str = ""
+    salt: str = field(default="", repr=False)
     """A secret that a method with a key mixes into whatever it draws, so that the seed alone does not give the key away."""
 
     def generator(self, *purpose: str | int) -> torch.Generator:

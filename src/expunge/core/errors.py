@@ -1,7 +1,10 @@
 """What a user is told: one line, naming what was given and what was expected."""
 
+import dataclasses
 import difflib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class ExpungeError(Exception):
@@ -47,3 +50,38 @@ def check_positive(method: str, **numbers: float) -> None:
     for name, number in numbers.items():
         if not 0 < number < float("inf"):
             raise ExpungeError(f"{method}'s {name} is {number}: expected a positive number")
+
+
+def check_finite(what: str, value: Any) -> None:
+    """Refuse numbers that are NaN or infinite, and whole ones of more than 64 bits, in a value or in what it holds.
+
+    Raises:
+        ExpungeError: naming what it is of.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ExpungeError(f"{what} is {value}: expected a finite number")
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise ExpungeError(f"{what} is a whole number of {value.bit_length()} bits: expected one of 64")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            check_finite(f"{what}'s {field.name}", getattr(value, field.name))
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            check_finite(f"{what}'s {name}", inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            check_finite(what, inner)
+
+
+def each_once(what: str, values: Iterable[Any]) -> tuple[Any, ...]:
+    """``values``, none of which may be named twice, since it would count twice.
+
+    Raises:
+        ExpungeError: naming the one that is.
+    """
+    seen: list[Any] = []
+    for value in values:
+        if value in seen:
+            raise ExpungeError(f"{what} names {value!r} twice: expected each once")
+        seen.append(value)
+    return tuple(seen)

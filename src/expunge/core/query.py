@@ -1,5 +1,6 @@
 """A request for one image, and an image that was made for one."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,6 +73,12 @@ class Query:
     """An image to start from; pure noise if there is none."""
     learned: LearnedWord | None = None
     """A word in the prompt that the vocabulary lacks."""
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.guidance):
+            raise ExpungeError(f"guidance {self.guidance}: expected a finite number")
+        if not -(2**63) <= self.seed < 2**64:
+            raise ExpungeError(f"seed {self.seed}: expected a whole number of 64 bits")
 
     def alike(self, other: "Query") -> bool:
         """Whether both can be sampled in one batch."""

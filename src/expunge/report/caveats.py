@@ -113,6 +113,11 @@ def _rest(run: Run, rows: Sequence[Mapping[str, Any]]) -> Iterator[Caveat]:
             "Undecided is not equal",
             f"{undecided} of the differences are undecided: neither a difference nor its absence is shown.",
         )
+    if run.outdated:
+        yield Caveat(
+            "Some records were left out",
+            f"{run.outdated} records are of images that have been replaced, or were measured again later: the newest count.",
+        )
     if run.gone:
         yield Caveat(
             "Some images are not here",

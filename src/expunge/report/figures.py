@@ -32,6 +32,8 @@ COLOURS = ("#3a86c8", "#e07b39", "#2a9d74", "#c8507e", "#8a6fd1", "#b08d1e", "#4
 """Told apart on light and on dark, and by most colour-blind readers; markers and dashes differ too."""
 MARKERS, DASHES = "os^DvPX*", ("-", "--", "-.", ":")
 PANELS_A_ROW, TICKS = 4, 10
+MOST = 1e100
+"""What numbers may reach: beyond, scales overflow."""
 
 
 @final
@@ -97,7 +99,7 @@ def parsed(content: Mapping[str, Any]) -> Figure:
     rows = content.get(part)
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise ExpungeError(f"figure '{title}' of kind {kind} has no list of {part}: expected one or more")
-    return Figure(
+    figure = Figure(
         title=title,
         note=str(content.get("note") or ""),
         kind=kind,
@@ -106,6 +108,20 @@ def parsed(content: Mapping[str, Any]) -> Figure:
         series=[] if part == "panels" else [_series(title, kind, row) for row in rows],
         panels=[_panel(title, row) for row in rows] if part == "panels" else [],
     )
+    _check_logs(figure)
+    return figure
+
+
+def _check_logs(figure: Figure) -> None:
+    """Refuse what a logarithmic axis has no place for; limits of intervals may reach zero, and are cut there."""
+    for name, axis in (("x", figure.x), ("y", figure.y)):
+        for series in figure.series if axis.log else ():
+            bad = next((v for v in getattr(series, name) if isinstance(v, str) or v <= 0), None)
+            if bad is not None:
+                raise ExpungeError(
+                    f"series '{series.name}' of figure '{figure.title}' has {bad!r} on the logarithmic {name} axis: expected "
+                    "numbers above 0"
+                )
 
 
 def _axis(title: str, name: str, given: Any) -> Axis:
@@ -163,8 +179,8 @@ def _numbers(what: str, name: str, values: Any) -> list[float]:
         raise ExpungeError(f"{what} has {name} {str(values)[:60]!r}: expected a list of numbers")
     for value in values:
         gap = value is None and name != "x"
-        if not gap and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ExpungeError(f"{what} has {value!r} among its {name}: expected numbers")
+        if not gap and (isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > MOST):
+            raise ExpungeError(f"{what} has {repr(value)[:60]} among its {name}: expected numbers up to {MOST:g}")
     return [math.nan if value is None else float(value) for value in values]
 
 

@@ -1,5 +1,6 @@
 """What a run left on disk, read for its report: records, image folders, erasures, figures."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,9 +8,10 @@ from typing import Any, final
 
 from expunge.core.cost import Cost
 from expunge.core.errors import ExpungeError
-from expunge.stages import bench
+from expunge.stages import bench, measure
 from expunge.stages import summary as summaries
 from expunge.store import EDIT, read_header, read_json, read_lines, read_run
+from expunge.store.shapes import RECORD, check_shape
 
 ORIGINAL = "original"
 """The model without edits, as plans call it."""
@@ -66,6 +68,8 @@ class Run:
     """Image folders that were measured and are there no more."""
     erasures: Sequence[Erasure]
     figures: Sequence[Mapping[str, Any]]
+    outdated: int = 0
+    """Records left out: the same was measured again later, or their images have been replaced."""
     plan: Mapping[str, Any] = field(default_factory=dict)
     """The plan, if there is one."""
 
@@ -139,8 +143,11 @@ def _within(store: Path, name: str) -> Path:
 def _folder(folder: Path) -> Run:
     sides = list(_image_folders(folder))
     files = [f for f in _below(folder, "*.jsonl") if f.name != "metadata.jsonl"]
-    rows = [row for f in files for row in read_lines(f) if {"metric", "value", "subject", "provenance"} <= row.keys()]
-    records = list({str(row): row for row in rows}.values())  # a file may hold what another holds too
+    rows = [(f, row) for f in files for row in read_lines(f) if {"metric", "value", "subject"} <= row.keys()]
+    found = list({str(row): (f, row) for f, row in rows}.values())  # a file may hold what another holds too
+    for file, row in found:
+        check_shape(f"a record in '{file}'", row, RECORD)
+    records = _newest(found)
     edits = [read_header(f) for f in _below(folder, f"*{EDIT}") if f.name == EDIT]
     figures = _figures(folder)
     if not (sides or records or edits or figures):
@@ -158,7 +165,26 @@ def _folder(folder: Path) -> Run:
         gone=len({r["provenance"].get("images") for r in records} - {None, *(s.folder.name for s in sides)}),
         erasures=_erasures([*rows, *alone]),
         figures=figures,
+        outdated=len(found) - len(records),
     )
+
+
+def _newest(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
+    """Of what was measured more than once the newest, and nothing of images that have been replaced since."""
+    runs: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    kept: list[Mapping[str, Any]] = []
+    for file, row in found:
+        told, made = row.get("measured"), row["provenance"]
+        if not isinstance(told, dict) or not {"at", "images", "images_sha256"} <= told.keys():
+            kept.append(row)  # of an analysis, or of an expunge that did not say
+            continue
+        place = (file.parent / str(told["images"])).resolve()
+        if (place / "metadata.jsonl").is_file() and measure.digest(place) != told["images_sha256"]:
+            continue
+        what = [made.get(name) for name in ("metric", "settings", "reference", "retain_measured")]
+        same = json.dumps([str(place), row.get("concepts"), *what], sort_keys=True)
+        runs.setdefault(same, {}).setdefault(str(told["at"]), []).append(row)
+    return [*kept, *(row for times in runs.values() for row in times[max(times)])]
 
 
 def _below(folder: Path, pattern: str) -> list[Path]:

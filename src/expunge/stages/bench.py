@@ -18,7 +18,7 @@ from expunge.core.errors import ExpungeError
 from expunge.stages import analyse, curves, jobs, summary
 from expunge.stages.plan import Plan
 from expunge.stages.planner import Planned, Planner, flattened
-from expunge.store import FORMAT, read_json, read_lines, write_json, write_lines
+from expunge.store import FORMAT, claimed, read_json, read_lines, write_json, write_lines
 
 PLAN = "plan.json"
 """The plan that a folder of results belongs to, as it was read."""
@@ -209,7 +209,7 @@ def clean(store: Path, rooms: Sequence[str]) -> int:
         name = path.name
         if room == "leftovers":
             name = name.removeprefix(".").removesuffix(".old").rpartition(".")[0]
-        with jobs.claimed(path.with_name(name), wait=False) as ours:
+        with claimed(path.with_name(name), wait=False) as ours:
             if ours:  # a running job's files stay
                 freed += _size(path)
                 shutil.rmtree(path, ignore_errors=True)

@@ -3,21 +3,23 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw
 
 from expunge import backbones
+from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept
 from expunge.core.edit import Edit, Key
+from expunge.core.eraser import Eraser, settings_of
 from expunge.core.errors import ExpungeError, check_counts, unknown
-from expunge.core.query import queries
+from expunge.core.query import Query, queries
 from expunge.core.record import Record
 from expunge.stages import erase, generate, measure, presets
-from expunge.store import new_file, read_images, read_set, write_records
+from expunge.store import EDIT, KEY, load_edit, new_file, read_images, read_run, read_set, write_records
 from expunge.testbed import CONCEPTS, vocabulary
 
-METHOD = "kpop"
+METHOD, SET = "kpop", "objects10"
 SIDES = {
     "original": "original",
     "erased": "erased",
@@ -36,32 +38,70 @@ def run(
     overwrite: bool,
     tell: Callable[[str], None] = lambda _: None,
     settings: Mapping[str, Any] = MappingProxyType({}),
+    resume: bool = False,
 ) -> list[Record]:
     """Erase ``target`` keeping the other objects of ``objects10``, and recover it; returns the records of all four sides.
 
-    ``tell`` is told what begins; ``settings`` go over the preset's.
+    ``tell`` is told what begins; ``settings`` go over the preset's. With ``resume`` it goes on with what an earlier demo left,
+    finished or not.
 
     Raises:
-        ExpungeError: if the testbed does not know ``target``.
+        ExpungeError: if the testbed does not know ``target``, or ``out`` is taken.
     """
     if target not in vocabulary()["objects"]:
         raise unknown("object of the testbed", target, vocabulary()["objects"])
     check_counts("demo", count=count)
-    ten = read_set("objects10", CONCEPTS)
+    ten = read_set(SET, CONCEPTS)
     others = [c for c in ten.concepts if c != target][:9]
     backbone = backbones.load("testbed")
     eraser = erase.build(METHOD, dict(settings), "testbed")
-    tell(f"erasing {target} with {METHOD}")
-    erase.check_folder(out, eraser, overwrite)
-    edit = erase.run(backbone, METHOD, eraser, [Concept(name=target)], others)
-    erase.to_folder(edit, out, overwrite)
+    how = _How(out, overwrite, resume, tell)
+    with erase.place(out, eraser, overwrite or resume):
+        edit = _erased(backbone, eraser, target, others, how)
+        records = _shown(backbone, edit, [target, *others], count, how)
+        write_records(out / "records.jsonl", records)
+        compare(out, [target, *others], min(count, 4))
+    return records
+
+
+class _How(NamedTuple):
+    """Where a demo goes, and what may be there."""
+
+    out: Path
+    overwrite: bool
+    resume: bool
+    tell: Callable[[str], None]
+
+
+def _erased(backbone: Backbone, eraser: Eraser, target: str, others: list[str], how: _How) -> Edit:
+    """The edit with its key: of an earlier demo that was the same so far, or a new one, from its checkpoint if it left one."""
+    if how.resume and (how.out / EDIT).exists():
+        edit, key = (load_edit(how.out / name) for name in (EDIT, KEY))
+        made = edit.provenance
+        told = None if made is None else (made.eraser, made.settings, made.targets, made.retain, made.model)
+        if told == (METHOD, settings_of(eraser), [target], others, backbone.name) and edit.id in key.requires:
+            edit.key = key
+            return edit
+        if not how.overwrite:
+            raise ExpungeError(
+                f"'{how.out}' holds another demo: expected the same target, another --out, or --overwrite"
+            )
+    how.tell(f"erasing {target} with {METHOD}")
+    points = erase.checkpoints(how.out, how.resume)
+    edit = erase.run(backbone, METHOD, eraser, [Concept(name=target)], others, checkpoints=points)
+    erase.to_folder(edit, how.out, how.overwrite)
+    return edit
+
+
+def _shown(backbone: Backbone, edit: Edit, concepts: list[str], count: int, how: _How) -> list[Record]:
+    """The images of all four sides, those that are there already left as they are, and their records."""
     key = edit.key
     if not isinstance(key, Key):
         raise ExpungeError(f"{METHOD} made no key: expected a method that does")
     guidance, steps = presets.generation(backbone)
     template = presets.prompt(backbone)
-    asked = [(generate.fill(template, c), c) for c in (target, *others)]
-    wanted = queries(asked, count, ten.test.seed, guidance, steps)
+    asked = [(generate.fill(template, c), c) for c in concepts]
+    wanted = queries(asked, count, read_set(SET, CONCEPTS).test.seed, guidance, steps)
     sides: dict[str, tuple[list[Edit], str | None]] = {
         "original": ([], None),
         "erased": ([edit], None),
@@ -72,12 +112,23 @@ def run(
     records: list[Record] = []
     for name, (edits, control) in sides.items():
         shown = wanted[:count] if control else wanted  # a key acts where a text names the target
-        tell(f"{len(shown)} images: {SIDES[name]}")
-        generate.to_folder(backbone, edits, shown, out / name, control=control, overwrite=overwrite)
-        records += measure.measure(metric, "esr-psr", out / name, [target], others)
-    write_records(out / "records.jsonl", records)
-    compare(out, [target, *others], min(count, 4))
+        if not (how.resume and _is_there(how.out / name, edits, control, shown)):
+            how.tell(f"{len(shown)} images: {SIDES[name]}")
+            place, again = how.out / name, how.overwrite
+            generate.to_folder(backbone, edits, shown, place, control=control, overwrite=again, resume=how.resume)
+        records += measure.measure(metric, "esr-psr", how.out / name, concepts[:1], concepts[1:])
     return records
+
+
+def _is_there(folder: Path, edits: Sequence[Edit], control: str | None, shown: Sequence[Query]) -> bool:
+    """Whether a folder holds these very images."""
+    made = read_run(folder)
+    if not made or made.get("control") != control:
+        return False
+    ids = [*(e["id"] for e in made["edits"]), made.get("key")]
+    if ids != [*(e.id for e in edits if not e.private), next((e.id for e in edits if e.private), None)]:
+        return False
+    return [(s.prompt, s.seed) for s in read_images(folder)] == [(q.prompt, q.seed) for q in shown]
 
 
 def compare(out: Path, concepts: Sequence[str], columns: int) -> None:

@@ -5,8 +5,10 @@ import secrets
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any, final
 
@@ -18,17 +20,20 @@ from expunge.core.edit import Edit, Provenance
 from expunge.core.eraser import Eraser, Redrawn, Step, Task, settings_of
 from expunge.core.errors import ExpungeError, ExpungeWarning, unknown
 from expunge.core.query import Query, Shot, Start
-from expunge.stages import generate, presets
+from expunge.stages import finite, generate, presets, resume
 from expunge.store import (
     EDIT,
     KEY,
     RUN,
+    Checkpoint,
+    Checkpoints,
     check_new,
     image_name,
     read_any_images,
     read_header,
     read_pairs,
     read_run,
+    reserved,
     roles_in,
     save_edit,
     with_provenance,
@@ -238,20 +243,36 @@ def run(
     salt: str | None = None,
     images: Mapping[str, Path] | None = None,
     on_step: Callable[[Step], None] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Edit:
     """Drain an eraser's steps; the last edit gets its provenance and, where the method makes one, its key.
 
-    A method with a key draws its random numbers from ``seed`` and a secret ``salt``, fresh if not given.
+    A method with a key draws its random numbers from ``seed`` and a secret ``salt``, fresh if not given. With ``checkpoints``
+    it writes down where it is, and goes on from where an earlier run was; cost and seconds are then those of both.
+
+    Raises:
+        ExpungeError: if a loss, or what was learned, is NaN or infinite; or if the checkpoint is of another erasure.
     """
+    earlier = None
+    if checkpoints is not None:
+        earlier = checkpoints.begin(resume.of_erasure(backbone, method, eraser, targets, retain, seed, images))
     if salt is None:
         salt = secrets.token_hex(16) if eraser.has_key else ""
+    salt = salt if earlier is None else earlier.salt
     start, before = time.perf_counter(), backbone.cost
+    if earlier is not None:
+        start, before = start - earlier.seconds, before - earlier.cost
     task = prepared(backbone, eraser, targets, retain, seed, salt, images)
     last: Step | None = None
-    for step in eraser.steps(backbone, task):
+    for step in eraser.steps(backbone, task, None if earlier is None else earlier.state):
+        finite.check_losses(backbone, method, eraser, step)
         last = step
         if on_step is not None:
             on_step(step)
+        if checkpoints is not None:
+            spent = {"cost": backbone.cost - before, "seconds": time.perf_counter() - start}
+            due = checkpoints.due()
+            checkpoints.add(Checkpoint(salt=salt, **spent, state=step.state()) if due else None)
     if last is None:
         raise ExpungeError(f"{method} made no update: expected at least one step")
     provenance = Provenance(
@@ -271,8 +292,10 @@ def run(
         images={role: had(shots, (images or {}).get(role)) for role, shots in task.images.items()},
     )
     edit = with_provenance(last.edit(), provenance)
+    finite.check_edit(backbone, method, eraser, edit)
     if last.key is not None:
         edit.key = with_provenance(last.key(edit), provenance)
+        finite.check_edit(backbone, method, eraser, edit.key)
     for line in last.warnings:
         warnings.warn(line, ExpungeWarning, stacklevel=3)
     return edit
@@ -292,27 +315,51 @@ def had(shots: Sequence[Shot], folder: Path | None) -> dict[str, Any]:
     }
 
 
-def check_folder(out: Path, eraser: Eraser, overwrite: bool) -> None:
-    """Refuse a folder that holds an edit or a key already, before anything is trained.
+@contextmanager
+def place(out: Path, eraser: Eraser, overwrite: bool) -> Iterator[None]:
+    """Keep the folder ``out`` for an erasure, from before anything is trained until it is written.
 
     Raises:
-        ExpungeError: unless ``overwrite``.
+        ExpungeError: if it holds an edit or a key already (unless ``overwrite``), or another run works on one.
     """
-    for name in (EDIT, KEY) if eraser.has_key else (EDIT,):
-        check_new(out / name, overwrite)
+    with reserved(out / EDIT, overwrite):
+        if eraser.has_key:
+            check_new(out / KEY, overwrite)
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            if checkpoints(out).file.exists():
+                error.add_note(f"a checkpoint is in '{out}', and --resume goes on from it")
+            raise
+
+
+def checkpoints(out: Path, resume: bool = False) -> Checkpoints:
+    """Where an erasure into the folder ``out`` writes down how far it is."""
+    return Checkpoints(out / f".{EDIT}.resume", resume)
 
 
 def to_folder(edit: Edit, out: Path, overwrite: bool = False) -> EraseResult:
     """Write ``edit.safetensors`` and, where there is a key, ``key.safetensors``.
 
-    A key that was there before is never lost: it is renamed after the edit it belongs to.
+    A key that was there before is never lost: it is renamed after the edit it belongs to. The key is written first, so that no
+    edit lies there whose key is lost; a checkpoint that is left goes last.
     """
     file, key = out / EDIT, out / KEY
     if key.exists():  # an old edit's key, which nothing can make again
-        old = read_header(key)["requires"][-1:]
-        key.rename(key.with_name(f"key-{''.join(old)}.safetensors"))
+        try:
+            old = read_header(key)["requires"][-1:]
+        except ExpungeError:  # what is damaged is kept, too
+            old = ["damaged"]
+        key.rename(_free(key.with_name(f"key-{''.join(map(str, old))}.safetensors")))
     if edit.key is not None:
         save_edit(edit.key, key)
     save_edit(edit, file, overwrite)
+    checkpoints(out).end()
     seconds = 0.0 if edit.provenance is None else edit.provenance.seconds
     return EraseResult(edit=edit, path=file, key=None if edit.key is None else key, seconds=seconds)
+
+
+def _free(path: Path) -> Path:
+    """``path``, or a name like it that no file has."""
+    names = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(2))
+    return path if not path.exists() else next(name for name in names if not name.exists())

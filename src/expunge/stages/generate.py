@@ -2,20 +2,23 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
 from expunge.core.backbone import Backbone
+from expunge.core.cost import Cost
 from expunge.core.edit import Edit
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query
-from expunge.stages import presets
+from expunge.stages import finite, presets
 from expunge.stages.filters import Filter, Sight, described
-from expunge.store import FORMAT, RUN, new_folder, write_images, write_json
+from expunge.stages.resume import of_images
+from expunge.store import FORMAT, RESUME, RUN, new_folder, read_json, write_images, write_json
 
 VERSION = 1
 """Raised when the same model, edits and queries begin to give other images, so that stored ones are not taken for them."""
@@ -41,18 +44,25 @@ def render(
     on_batch: Callable[[int], None] | None = None,
 ) -> Iterator[UInt8[Tensor, "b H W 3"]]:
     """Images of ``queries`` in order, in batches (of the preset's size) of queries that are alike."""
+    for asked in _batches(backbone, queries, batch):
+        made = backbone.generate(asked)
+        finite.check_images(backbone, backbone.edits, asked, made)
+        yield made.pixels
+        if on_batch is not None:
+            on_batch(len(asked))
+
+
+def _batches(backbone: Backbone, queries: Sequence[Query], batch: int | None) -> Iterator[Sequence[Query]]:
+    """Queries in order, in batches of those that are alike."""
     batch = presets.batch(backbone) if batch is None else batch
     if batch < 1:
         raise ExpungeError(f"batch {batch}: expected 1 or more")
     start = 0
     while start < len(queries):
-        first = queries[start]
         end = start
-        while end < min(start + batch, len(queries)) and queries[end].alike(first):
+        while end < min(start + batch, len(queries)) and queries[end].alike(queries[start]):
             end += 1
-        yield backbone.generate(queries[start:end]).pixels
-        if on_batch is not None:
-            on_batch(end - start)
+        yield queries[start:end]
         start = end
 
 
@@ -84,6 +94,44 @@ def _filtered(
             yield image[None]
 
 
+@final
+class _Unfinished:
+    """How far a folder of images is, written down after each batch in `RESUME`, so that a later run goes on there.
+
+    Batches are the unit: images of one batch may differ in their last bits from those of another.
+    """
+
+    def __init__(
+        self, folder: Path, of: str, queries: Sequence[Query], sizes: Sequence[int], by: Filter | None
+    ) -> None:
+        """The state of ``folder``, whose images have the fingerprint ``of`` and are made in batches of ``sizes``.
+
+        Raises:
+            ExpungeError: if what is there is of other images.
+        """
+        self._file, self._of = folder / RESUME, of
+        refused = [by is not None and bool(by.named(q.prompt)) for q in queries]
+        made = list(accumulate(0 if no else 1 for no in refused))
+        ends = set(accumulate(sizes))
+        self._whole = {row for row, images in enumerate(made, 1) if images in ends}
+        self.rows, self.spent = 0, Cost()
+        if self._file.is_file():
+            told = read_json(self._file)
+            if told.get("of") != of:
+                raise ExpungeError(
+                    f"'{folder}' holds images of another model, edit, prompt or setting: expected the same, or no --resume"
+                )
+            try:
+                self.rows, self.spent = int(told["rows"]), Cost(**told["cost"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise ExpungeError(f"'{self._file}' is damaged: expected what a killed run wrote ({error})") from error
+
+    def note(self, rows: int, spent: Cost) -> None:
+        """Write down that so many rows are there, if a batch ends with them."""
+        if rows in self._whole:
+            write_json(self._file, {"of": self._of, "rows": rows, "cost": asdict(spent)}, overwrite=True)
+
+
 def to_folder(
     backbone: Backbone,
     edits: Sequence[Edit],
@@ -98,38 +146,54 @@ def to_folder(
     by: Filter | None = None,
     attack: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     on_batch: Callable[[int], None] | None = None,
 ) -> Path:
     """Generate with ``edits`` attached (and detached afterwards) into the folder ``out``.
 
     ``control`` names the kind of recovery that the images show, if they show one. A filter ``by`` holds prompts and images
     back; what is shown instead says so in its line of the metadata. ``attack`` says how queries were found, if by an attack.
-    Beside images and ``metadata.jsonl`` it writes ``run.json``: model, edits, settings, and the evaluations it took.
+    Beside images and ``metadata.jsonl`` it writes ``run.json``: model, edits, settings, and the evaluations it took. With
+    ``resume`` it goes on with the whole batches that a killed or interrupted run to ``out`` left, to the same images.
+
+    Raises:
+        ExpungeError: if there is nothing to generate, ``out`` is taken, or what is to be resumed is of other images.
     """
     if not queries:
         raise ExpungeError("nothing to generate: expected at least one prompt")
-    with new_folder(out, overwrite) as folder, backbone.attached(edits, strength, any_base):
-        before = backbone.cost
+    batch = presets.batch(backbone) if batch is None else batch
+    about = {"split": split, "strength": strength, "any_base": any_base, "control": control}
+    held = {"filter": None if by is None else described(by), **({} if attack is None else {"attack": dict(attack)})}
+    with new_folder(out, overwrite, resume=resume) as folder, backbone.attached(edits, strength, any_base):
+        of = of_images(backbone, edits, queries, batch, version=VERSION, **about, **held)
+        asked = [q for q in queries if by is None or not by.named(q.prompt)]
+        sizes = [len(alike) for alike in _batches(backbone, asked, batch)]
+        unfinished = _Unfinished(folder, of, queries, sizes, by)
+        first, before = unfinished.rows, backbone.cost - unfinished.spent
+        if on_batch is not None and first:
+            on_batch(first)
         sights: list[Sight] = []
-        batches = _filtered(backbone, queries, by, sights, batch, on_batch)
-        write_images(folder, queries, batches, lambda row: {"filtered": sights[row].reason} if by else {})
+        write_images(
+            folder,
+            queries,
+            _filtered(backbone, queries[first:], by, sights, batch, on_batch),
+            lambda row: {"filtered": sights[row - first].reason} if by else {},
+            first,
+            lambda rows: unfinished.note(rows, backbone.cost - before),
+        )
         made = {
             "format": FORMAT,
             "model": backbone.name,
             "family": backbone.family,
             "dtype": str(backbone.dtype).removeprefix("torch."),
-            "split": split,
-            "strength": strength,
-            "any_base": any_base,
-            "control": control,
+            **about,
             "sampling": {"guidance": queries[0].guidance, "steps": queries[0].steps},
             "edits": [
                 {"id": e.id, "kind": e.kind, "provenance": None if e.provenance is None else asdict(e.provenance)}
                 for e in edits
                 if not e.private
             ],
-            "filter": None if by is None else described(by),
-            **({} if attack is None else {"attack": dict(attack)}),
+            **held,
             "key": next((e.id for e in edits if e.private), None),
             "cost": asdict(backbone.cost - before),
         }

@@ -8,18 +8,12 @@ and a store, so that any executor can call it.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None
 
 import torch
 
@@ -36,6 +30,7 @@ from expunge.store import (
     FORMAT,
     KEY,
     check_new,
+    claimed,
     load_edit,
     new_folder,
     read_json,
@@ -86,6 +81,7 @@ def run_job(job: Job, store: Path) -> dict[str, Any]:
     if job["room"] not in ROOMS:
         raise unknown("room", str(job["room"]), ROOMS)
     place = folder(key(job), job["room"], store)
+    check_new(place, overwrite=True)
     with claimed(place):
         done = result(job, store)  # by another process, while this one waited
         if done is not None:
@@ -97,28 +93,6 @@ def run_job(job: Job, store: Path) -> dict[str, Any]:
             content = {"format": FORMAT, "job": dict(job), "seconds": seconds, **found}
             write_json(out / RESULT, content)
     return content
-
-
-@contextmanager
-def claimed(place: Path, wait: bool = True) -> Iterator[bool]:
-    """Keep other processes from a job's folder, where the system has file locks; gives whether it is ours.
-
-    A killed process gives its claims up. With ``wait`` it is always ours, sooner or later.
-    """
-    if fcntl is None:
-        yield True
-        return
-    check_new(place.parent, overwrite=True)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    lock = place.parent / f".{place.name}.lock"
-    with lock.open("w") as opened:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-        lock.unlink(missing_ok=True)
 
 
 @lru_cache(maxsize=2)

@@ -1,6 +1,9 @@
 """Measure: image folders in; records out."""
 
+import hashlib
+import os
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +14,7 @@ from expunge.core.metric import Measurement, Metric
 from expunge.core.query import Shot
 from expunge.core.record import Record
 from expunge.stages import presets
-from expunge.store import read_any_images, read_images, read_run
+from expunge.store import RUN, read_any_images, read_images, read_run
 
 
 class Measured(NamedTuple):
@@ -106,6 +109,21 @@ def measured(
         },
     }
     return [reported(m, common) for m in metric.measure(shots, targets, retain, others)]
+
+
+def mark(folder: Path, out: Path) -> dict[str, str]:
+    """When, and on which images, the records of ``folder`` were measured that go to the file ``out``.
+
+    A report leaves out what was measured again later, and what is of images that have been replaced.
+    """
+    now = datetime.now(UTC).isoformat(timespec="microseconds")
+    return {"at": now, "images": os.path.relpath(folder, out.parent), "images_sha256": digest(folder)}
+
+
+def digest(folder: Path) -> str:
+    """The sha256 of what an image folder says of itself: what made it, and what each image was asked for."""
+    files = [folder / RUN, folder / "metadata.jsonl"]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest()
 
 
 def reported(found: Measurement, common: Mapping[str, Any]) -> Measured:

@@ -9,7 +9,7 @@ from expunge import backbones
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept, ConceptSet, Part, check_targets
 from expunge.core.eraser import Eraser, settings_of
-from expunge.core.errors import ExpungeError, check_counts, check_positive, unknown
+from expunge.core.errors import ExpungeError, check_counts, check_positive, each_once, unknown
 from expunge.stages import erase, pairs, presets
 from expunge.stages.claims import Claim
 from expunge.stages.curves import Curve, Histogram, file_name
@@ -61,6 +61,8 @@ class Opened:
         self._open_attacks()
         self.metrics = [planned_metric(entry) for entry in plan.metrics]
         self.analyses = [planned_analysis(entry) for entry in plan.analyses]
+        each_once("plan's metrics", [(m.name, m.settings) for m in self.metrics])
+        each_once("plan's analyses", [(a.name, settings_of(a.analysis)) for a in self.analyses])
         self.pairs = {name: planned_pairs(name, table) for name, table in plan.pairs.items()}
         for wish in self.pairs.values():
             pairs.judge_of(wish, self._kind)
@@ -79,6 +81,8 @@ class Opened:
         if plan.guidance is not None:
             check_positive("plan", guidance=plan.guidance)
         self.grid: Grid = presets.filled(Grid, "plan's grid", {k: several(v) for k, v in plan.grid.items()})
+        for axis in ("method", "split", "seed"):
+            each_once(f"plan's grid's {axis}", getattr(self.grid, axis))
         if plan.attacks and max(self.grid.seed) - min(self.grid.seed) >= RUNS:
             raise ExpungeError(
                 f"attacks with training seeds {list(self.grid.seed)}: expected them within {RUNS} of each other"
@@ -99,6 +103,8 @@ class Opened:
         self.set: ConceptSet = read_set(plan.set, CONCEPTS)
         given = {name: words_of(f"split '{name}'", concepts) for name, concepts in plan.splits.items()}
         self.splits = given or self.set.splits or {"all": self.set.concepts}
+        for name, concepts in {**self.splits, plan.set: self.set.concepts}.items():
+            each_once(f"plan's split '{name}'" if name in self.splits else f"set '{name}'", concepts)
         self.words = {concept: words_of(f"words of '{concept}'", words) for concept, words in plan.words.items()}
         for concept in [*(c for targets in self.splits.values() for c in targets), *self.words]:
             if concept not in self.set.concepts:
@@ -112,7 +118,7 @@ class Opened:
         """What the table is compared with and drawn as: published rows, pairs of rows, claims, figures."""
         plan = self.plan
         self.published = [] if plan.paper is None else self._published(plan.paper)
-        for pair in plan.compare:
+        for pair in each_once("plan's compare", plan.compare):
             if len(pair) != 2:
                 raise ExpungeError(f"plan's compare names {list(pair)}: expected pairs of methods")
             for name in pair:
@@ -177,7 +183,7 @@ class Opened:
         base = erase.build(fresh.eraser, fresh.settings, kind)
         if not base.has_key:
             raise ExpungeError(f"plan's fresh with {fresh.eraser}, which makes no key: expected a method with keys")
-        if not fresh.updates:
+        if not each_once("plan's fresh updates", fresh.updates):
             return {int(settings_of(base)["iterations"]): base}
         given = [{**fresh.settings, "iterations": updates} for updates in fresh.updates]
         return {
@@ -210,6 +216,7 @@ class Opened:
         further: Also = presets.filled(Also, "plan's also", entry)
         check_counts("plan's also", count=further.count)
         metrics = self.metrics if further.metrics is None else [planned_metric(m) for m in further.metrics]
+        each_once("plan's metrics", [(m.name, m.settings) for m in metrics])
         if further.label is not None and not further.set.endswith(".csv"):
             raise ExpungeError(f"set '{further.set}' with label '{further.label}': expected one for a CSV only")
         read = read_set(further.set, CONCEPTS, further.label)
@@ -301,7 +308,7 @@ class Opened:
                     raise ExpungeError(f"method '{name}' with keys, erased apart: expected order joint or sequential")
                 for split in self.grid.split or self.splits:
                     check_targets([Concept(name=word) for word in self.told(self.splits[split])], [])
-            for control in method.controls or ():
+            for control in each_once(f"plan's controls of '{name}'", method.controls or ()):
                 if control not in (*CONTROLS, *ASKED, *self.methods):
                     raise unknown(f"control of method '{name}'", control, [*CONTROLS, *ASKED, *self.methods])
                 if control == "other":

@@ -12,7 +12,7 @@ from expunge.core.attack import Attack
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Part
 from expunge.core.eraser import settings_of
-from expunge.core.errors import ExpungeError, unknown
+from expunge.core.errors import ExpungeError, each_once, unknown
 from expunge.pretrained import clip
 from expunge.stages import analyse, attack, measure, pairs, presets
 
@@ -223,7 +223,7 @@ def read_plan(path: Path, model: str | None = None) -> Plan:
         content = tomllib.loads(path.read_text())
     except FileNotFoundError as error:
         raise ExpungeError(f"no plan '{path}': expected a TOML file") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ExpungeError(f"'{path}' cannot be read as TOML: {error}") from error
     missing = {"about", "set", "grid"} - set(content)
     if missing:
@@ -287,7 +287,7 @@ def words_of(what: str, value: Any) -> tuple[str, ...]:
     words = several(value)
     if not words or any(not isinstance(word, str) or not word.strip() for word in words):
         raise ExpungeError(f"plan's {what} is {value!r}: expected one word or a list of words")
-    return tuple(words)
+    return each_once(f"plan's {what}", words)
 
 
 class Further(NamedTuple):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.core.backbone import Backbone
-from expunge.core.errors import ExpungeError, unknown
+from expunge.core.errors import ExpungeError, check_finite, unknown
 
 
 @cache
@@ -91,7 +91,8 @@ def filled(cls: type, of: str, *layers: Any) -> Any:
 
 
 def _checked(what: str, value: Any, kind: Any) -> Any:
-    """``value`` if it is of ``kind``; a list becomes a tuple, a whole number a float where one is wanted."""
+    """``value`` if it is of ``kind`` and finite; a list becomes a tuple, a whole number a float where one is wanted."""
+    check_finite(what, value)
     if kind is Any:
         return value
     origin, inside = typing.get_origin(kind), typing.get_args(kind)

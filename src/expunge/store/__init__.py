@@ -7,15 +7,19 @@ if TYPE_CHECKING:
     from expunge.store.atomic import (
         FORMAT,
         MODEL,
+        RESUME,
         RUN,
         check_new,
         new_file,
         new_folder,
+        parsed,
         read_json,
         read_lines,
+        reserved,
         write_json,
         write_lines,
     )
+    from expunge.store.checkpoints import Checkpoint, Checkpoints
     from expunge.store.edits import EDIT, KEY, guidance_class, load_edit, save_edit, with_provenance
     from expunge.store.headers import CHECK, Stored, read_header, read_stored
     from expunge.store.images import (
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
         roles_in,
         write_images,
     )
+    from expunge.store.locks import claimed
     from expunge.store.peers import Published, read_published
     from expunge.store.prompts import GUIDANCES, LABELS, SEEDS, read_prompts
     from expunge.store.queries import QUERIES, WORDS, StoredQueries, read_queries, write_queries
@@ -39,14 +44,19 @@ if TYPE_CHECKING:
 _HOMES = {
     "FORMAT": "atomic",
     "MODEL": "atomic",
+    "RESUME": "atomic",
     "RUN": "atomic",
     "check_new": "atomic",
     "new_file": "atomic",
     "new_folder": "atomic",
+    "parsed": "atomic",
     "read_json": "atomic",
     "read_lines": "atomic",
+    "reserved": "atomic",
     "write_json": "atomic",
     "write_lines": "atomic",
+    "Checkpoint": "checkpoints",
+    "Checkpoints": "checkpoints",
     "EDIT": "edits",
     "KEY": "edits",
     "guidance_class": "edits",
@@ -67,6 +77,7 @@ _HOMES = {
     "read_run": "images",
     "roles_in": "images",
     "write_images": "images",
+    "claimed": "locks",
     "Published": "peers",
     "read_published": "peers",
     "GUIDANCES": "prompts",
@@ -90,20 +101,25 @@ __all__ = [
     "LABELS",
     "MODEL",
     "QUERIES",
+    "RESUME",
     "ROLES",
     "RUN",
     "SEEDS",
     "WORDS",
+    "Checkpoint",
+    "Checkpoints",
     "Published",
     "Stored",
     "StoredQueries",
     "check_new",
+    "claimed",
     "copy_images",
     "guidance_class",
     "image_name",
     "load_edit",
     "new_file",
     "new_folder",
+    "parsed",
     "read_any_images",
     "read_header",
     "read_images",
@@ -117,6 +133,7 @@ __all__ = [
     "read_run",
     "read_set",
     "read_stored",
+    "reserved",
     "roles_in",
     "save_edit",
     "with_provenance",

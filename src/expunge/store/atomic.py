@@ -2,17 +2,20 @@
 
 import errno
 import json
+import math
 import os
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from expunge.core.errors import ExpungeError
+from expunge.store.locks import claimed, held
 
 FORMAT = 1
 RUN = "run.json"
@@ -21,70 +24,200 @@ MODEL = "expunge.json"
 """The file in a model folder that says which kind of model it is, and which edits were fused."""
 
 
+RESUME = ".resume.json"
+"""The file in an unfinished folder that says how far it is, for a run that goes on with it."""
+
+
 def check_new(path: Path, overwrite: bool) -> None:
     """Refuse a path that exists (unless ``overwrite``) or cannot be written.
 
     Raises:
         ExpungeError: naming the path.
     """
-    if path.exists() and not overwrite:
-        raise ExpungeError(f"'{path}' exists already: expected a new path, or --overwrite")
-    parent = next(p for p in (path if path.is_dir() else path.parent, *path.parents) if p.exists())
+    with _writing(path):
+        if os.path.lexists(path) and not overwrite:
+            raise ExpungeError(f"'{path}' exists already: expected a new path, or --overwrite")
+        parent = next(p for p in (path if path.is_dir() else path.parent, *path.parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ExpungeError(f"'{path}' cannot be written: expected a place in a writable folder")
 
 
 @contextmanager
-def new_file(path: Path, overwrite: bool = False, mode: int = 0o644) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its name when the block ends well."""
-    check_new(path, overwrite)
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-    temporary = Path(name)
-    try:
+def reserved(path: Path, overwrite: bool = False) -> Iterator[None]:
+    """Keep ``path`` for this run as long as the block lasts.
+
+    Raises:
+        ExpungeError: if it exists (unless ``overwrite``), another run is writing it, or it cannot be written.
+    """
+    with ExitStack() as stack:
         with _writing(path):
-            yield temporary
-            temporary.chmod(mode)
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            ours = stack.enter_context(claimed(path, wait=False))
+        if not ours:
+            raise ExpungeError(f"'{path}' is being written by another run: expected another place, or to wait for it")
+        if held(path):
+            _mend(path)
+        check_new(path, overwrite)
+        yield
 
 
 @contextmanager
-def new_folder(path: Path, overwrite: bool = False, marker: str = RUN) -> Iterator[Path]:
-    """A temporary folder beside ``path`` that takes its name when the block ends well.
+def new_file(path: Path, overwrite: bool = False, mode: int = 0o644) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its name when the block ends well.
 
-    With ``overwrite`` it replaces an empty folder, or one that holds the file ``marker``, which says that expunge made it;
-    anything else is refused.
+    Raises:
+        ExpungeError: if it exists (unless ``overwrite``) or cannot be written. What was written whole, and finds that another
+            file has come into being, is kept under another name.
     """
     check_new(path, overwrite)
-    if path.exists():
+    with ExitStack() as stack:
+        with _writing(path):
+            stack.enter_context(claimed(path))  # a file is soon written, so others wait
+            temporary = _unfinished(path)
+            os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600))
+        stack.callback(_removed, temporary)
+        with _writing(path):
+            yield temporary
+            temporary.chmod(mode)
+            if overwrite:
+                temporary.replace(path)
+                return
+        _put(temporary, path, _put_file)
+
+
+@contextmanager
+def new_folder(path: Path, overwrite: bool = False, marker: str = RUN, resume: bool = False) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that takes its name when the block ends well; ``path`` is kept for it until then.
+
+    With ``overwrite`` it replaces an empty folder, or one that holds the file ``marker``, which says that expunge made it;
+    anything else is refused. What a killed run left is deleted; with ``resume`` it is given instead, if it says in `RESUME` how
+    far it is. An interrupted folder that says so stays for that.
+
+    Raises:
+        ExpungeError: as `reserved`. What was written whole, and finds that another folder has come into being, is kept under
+            another name.
+    """
+    with reserved(path, overwrite):
+        _check_ours(path, marker)
+        with _writing(path):
+            temporary = _unfinished(path)
+            resumed = resume and (temporary / RESUME).is_file()
+            if not resumed:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(mode=0o700)
+        try:
+            with _writing(path, full_only=True):
+                yield temporary
+        except BaseException as error:
+            bad = (
+                isinstance(error, ExpungeError) and not resumed
+            )  # what was asked, or the disk; not what another run left
+            if bad or not (temporary / RESUME).is_file():
+                shutil.rmtree(temporary, ignore_errors=True)
+            else:
+                error.add_note(f"what is finished of '{path}' is kept, and --resume goes on with it")
+            raise
+        temporary.chmod(0o755)
+        _put(temporary, path, partial(_put_folder, marker=marker) if overwrite else _put_new_folder)
+        _removed(path / RESUME)
+
+
+# taking a name --------------------------------------------------------------------------------------------------------
+def _unfinished(path: Path) -> Path:
+    """Where something is written before it takes the name ``path``: always the same place, if a lock says whose it is."""
+    name = f".{path.name}.partial"
+    return path.parent / (name if held(path) else f"{name}-{secrets.token_hex(4)}")
+
+
+def _removed(file: Path) -> None:
+    """Delete a file, if it is there and can be deleted."""
+    with suppress(OSError):
+        file.unlink()
+
+
+def _mend(path: Path) -> None:
+    """Put right what a run left that was killed while it took the name ``path``."""
+    temporary = _unfinished(path)
+    old = temporary.with_name(f"{temporary.name}.old")
+    with _writing(path):
+        if temporary.is_dir() and path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+        if old.is_dir() and not path.exists():
+            old.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_ours(path: Path, marker: str) -> None:
+    """Refuse to replace a folder that expunge did not make."""
+    if os.path.lexists(path):
         ours = path.is_dir() and ((path / marker).is_file() or not any(path.iterdir()))
         if not ours or Path.cwd().resolve().is_relative_to(path.resolve()):
             raise ExpungeError(
                 f"'{path}' was not made by this command: expected a new path, or one of its own to overwrite"
             )
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    old = temporary.with_name(f"{temporary.name}.old")
+
+
+def _put(temporary: Path, path: Path, put: Callable[[Path, Path], None]) -> None:
+    """Give what is finished its name by ``put``; where it cannot have it, another, so that nothing is lost.
+
+    Raises:
+        ExpungeError: naming where it is then.
+    """
     try:
-        with _writing(path, full_only=True):
-            yield temporary
-        with _writing(path):
-            temporary.chmod(0o755)
-            if path.exists():
-                path.rename(old)
-            temporary.rename(path)
+        put(temporary, path)
+    except (OSError, ExpungeError) as error:
+        why = "exists by now" if isinstance(error, FileExistsError) else "cannot be replaced"
+        kept = _aside(temporary, path)
+        raise ExpungeError(f"'{path}' {why}: what was made for it is whole, and in '{kept}'") from error
+
+
+def _aside(temporary: Path, path: Path) -> Path:
+    """A free name for what is finished."""
+    for number in range(2, 100):
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        try:
+            (_put_new_folder if temporary.is_dir() else _put_file)(temporary, free)
+        except FileExistsError:
+            continue
+        except OSError:
+            return temporary  # which cannot be moved, nor deleted
+        return free
+    raise ExpungeError(f"'{path}' and 98 more names like it exist: expected a free one")
+
+
+def _put_file(temporary: Path, path: Path) -> None:
+    """Move a file to a name that nothing has (a rename would replace what has it)."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        temporary.replace(path)
+
+
+def _put_new_folder(temporary: Path, path: Path) -> None:
+    """Move a folder to a name that nothing has: what is replaced is an empty folder made here."""
+    if os.name != "nt":  # where a rename replaces nothing
+        path.mkdir()
+    try:
+        temporary.rename(path)
+    except OSError as error:
+        raise FileExistsError(f"'{path}' was written to") from error
+
+
+def _put_folder(temporary: Path, path: Path, marker: str) -> None:
+    """Move a folder to a name that an older one of expunge's may have, which goes once the new one is there."""
+    _check_ours(path, marker)
+    old = temporary.with_name(f"{temporary.name}.old")
+    if path.exists():
+        path.rename(old)
+    try:
+        _put_new_folder(temporary, path)
     except BaseException:
         if old.exists() and not path.exists():
             old.rename(path)  # what was to be replaced is the only copy
         raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -101,6 +234,28 @@ def _writing(path: Path, full_only: bool = False) -> Iterator[None]:
 
 
 # JSON -----------------------------------------------------------------------------------------------------------------
+def parsed(text: str) -> Any:
+    """JSON without NaN and infinities, which are none.
+
+    Raises:
+        ValueError: if it is not JSON, is nested too deeply, or holds one of them.
+    """
+    try:
+        return json.loads(text, parse_constant=_no_number, parse_float=_finite)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _no_number(word: str) -> float:
+    raise ValueError(f"{word} is no number of JSON")
+
+
+def _finite(digits: str) -> float:
+    """A float, which ``1e999`` is not."""
+    number = float(digits)
+    return number if math.isfinite(number) else _no_number(digits)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """One JSON object.
 
@@ -108,15 +263,23 @@ def read_json(path: Path) -> dict[str, Any]:
         ExpungeError: if the file is damaged.
     """
     try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, TypeError, ValueError) as error:
+        content = parsed(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}")
+        return content
+    except (OSError, ValueError) as error:
         raise ExpungeError(f"'{path}' is damaged: expected one JSON object ({error})") from error
 
 
 def write_json(path: Path, content: dict[str, Any], overwrite: bool = False) -> None:
-    """Write one JSON file."""
+    """Write one JSON file.
+
+    Raises:
+        ExpungeError: if a number in it is NaN or infinite, or the file cannot be written.
+    """
+    text = dumped(path, content, indent=2)
     with new_file(path, overwrite) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        temporary.write_text(text + "\n")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -126,15 +289,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         ExpungeError: if there is none, or a line is damaged.
     """
     try:
-        lines = path.read_text(errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError as error:
         raise ExpungeError(f"no file '{path}': expected JSON Lines") from error
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ExpungeError(f"'{path}' cannot be read: {error}") from error
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, 1):
         try:
-            row = json.loads(line)
+            row = parsed(line)
         except ValueError as error:
             raise ExpungeError(f"'{path}' line {number} is damaged: expected a JSON object ({error})") from error
         if not isinstance(row, dict):
@@ -144,6 +307,23 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]], before: str = "") -> None:
-    """Write JSON objects, one a line, after the text ``before``; the file is replaced whole or not at all."""
+    """Write JSON objects, one a line, after the text ``before``; the file is replaced whole or not at all.
+
+    Raises:
+        ExpungeError: if a number in them is NaN or infinite, or the file cannot be written.
+    """
+    text = before + "".join(dumped(path, row) + "\n" for row in rows)
     with new_file(path, overwrite=True) as temporary:
-        temporary.write_text(before + "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+        temporary.write_text(text)
+
+
+def dumped(path: Path, content: dict[str, Any], indent: int | None = None) -> str:
+    """JSON for the file ``path``.
+
+    Raises:
+        ExpungeError: if a number in it is NaN or infinite.
+    """
+    try:
+        return json.dumps(content, indent=indent, sort_keys=True, allow_nan=False)
+    except ValueError as error:
+        raise ExpungeError(f"'{path}' would hold a number that is NaN or infinite: expected finite ones") from error

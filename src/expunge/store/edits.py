@@ -1,6 +1,6 @@
 """Edit files: safetensors with a JSON header; and LoRAs of somebody else's, read as adapters."""
 
-import json
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from expunge.core import lora
 from expunge.core.adapter import Adapter
 from expunge.core.catalog import Catalog
 from expunge.core.cost import Cost
-from expunge.core.edit import Edit, Guidance, Provenance, Weights
+from expunge.core.edit import Edit, Guidance, Provenance, Weights, not_finite
 from expunge.core.errors import ExpungeError
-from expunge.store.atomic import FORMAT, new_file
-from expunge.store.headers import read_header
+from expunge.store.atomic import dumped, new_file
+from expunge.store.headers import BARE, EDIT_FORMAT, read_header
 from expunge.store.peers import PICKLES, read_safetensors
 
 EDIT, KEY = "edit.safetensors", "key.safetensors"
@@ -29,10 +29,11 @@ def save_edit(edit: Edit, path: str | Path, overwrite: bool = False) -> None:
     """Write an edit as one safetensors file with a JSON header.
 
     Raises:
-        ExpungeError: if the file exists (unless ``overwrite``) or cannot be written.
+        ExpungeError: if a tensor holds NaN or an infinity, or the file exists (unless ``overwrite``) or cannot be written.
     """
+    _check_finite(edit, f"edit of {edit.provenance.eraser}" if edit.provenance else "edit")
     header = {
-        "format": FORMAT,
+        "format": EDIT_FORMAT if edit.covers_provenance else BARE,
         "kind": edit.kind,
         "id": edit.id,
         "fields": edit.fields(),
@@ -40,8 +41,16 @@ def save_edit(edit: Edit, path: str | Path, overwrite: bool = False) -> None:
         "provenance": None if edit.provenance is None else asdict(edit.provenance),
     }
     tensors = {n: t.detach().cpu().contiguous() for n, t in edit.tensors().items()}
+    told = dumped(Path(path), header)
     with new_file(Path(path), overwrite, mode=0o600 if edit.private else 0o644) as temporary:
-        save_file(tensors, temporary, metadata={"expunge": json.dumps(header, sort_keys=True)})
+        save_file(tensors, temporary, metadata={"expunge": told})
+
+
+def _check_finite(edit: Edit, what: str) -> None:
+    """Refuse an edit that would make a model draw nothing, which would look like an erasure."""
+    name = not_finite(edit.tensors())
+    if name is not None:
+        raise ExpungeError(f"{what} holds NaN or infinity in '{name}': expected finite numbers")
 
 
 def load_edit(path: str | Path) -> Edit:
@@ -60,15 +69,20 @@ def load_edit(path: str | Path) -> Edit:
     header = read_header(path)
     try:
         with safe_open(path, "pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (not a dict)
+            # in memory of their own: from an unaligned place in a file, a matrix product may differ in its last bit
+            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118  (not a dict)
     except SafetensorError as error:
         raise ExpungeError(f"'{path}' is damaged: {error}") from error
     try:
         edit = _parse(header, tensors)
     except (KeyError, TypeError, ValueError) as error:
         raise ExpungeError(f"'{path}' has a header that expunge does not understand: {error}") from error
-    if edit.id != header.get("id"):
-        raise ExpungeError(f"'{path}' is damaged: its contents do not match its id {header.get('id')}")
+    object.__setattr__(edit, "covers_provenance", header["format"] != BARE)
+    if edit.id != header["id"]:
+        raise ExpungeError(
+            f"'{path}' is damaged: its contents, or what it says of itself, do not match its id {header['id']}"
+        )
+    _check_finite(edit, f"'{path}'")
     return edit
 
 
@@ -126,6 +140,8 @@ def guidance_class(eraser: type) -> type[Guidance]:
 def with_provenance(edit: Edit, provenance: Provenance | None, requires: tuple[str, ...] | None = None) -> Edit:
     """``edit`` with its provenance set."""
     object.__setattr__(edit, "provenance", provenance)
+    with suppress(AttributeError):
+        object.__delattr__(edit, "id")  # which covers it
     if requires is not None:
         object.__setattr__(edit, "requires", requires)
     return edit

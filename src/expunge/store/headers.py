@@ -1,6 +1,5 @@
 """What an edit file says of itself, read without torch."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,8 +7,11 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from expunge.core.errors import ExpungeError
-from expunge.store.atomic import FORMAT
+from expunge.store.atomic import parsed
+from expunge.store.shapes import HEADER, PROVENANCE, check_shape
 
+BARE, EDIT_FORMAT = 1, 2
+"""Formats of edit files: in the first, which is still read, the id covers what an edit does, and not what it says of itself."""
 CHECK = "check.json"
 """What a look at an edit gave, beside it."""
 BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "BF16": 2, "F16": 2, "I16": 2, "F32": 4, "I32": 4}
@@ -31,7 +33,7 @@ class Stored(NamedTuple):
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
-    """The JSON header of an edit file.
+    """The JSON header of an edit file, with a key's secret.
 
     Raises:
         ExpungeError: if there is no such file, it is damaged, not an edit, or of a newer format.
@@ -42,20 +44,21 @@ def read_header(path: str | Path) -> dict[str, Any]:
     try:
         with safe_open(path, "np") as opened:
             metadata = opened.metadata() or {}
-        header = dict(json.loads(metadata["expunge"]))
+        header = dict(parsed(metadata["expunge"]))
         version = header["format"]
     except (SafetensorError, OSError) as error:
         raise ExpungeError(f"'{path}' is damaged or no safetensors file: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise ExpungeError(f"'{path}' is not an edit: expected an expunge header in its metadata") from error
-    if version != FORMAT:
-        newer = isinstance(version, int) and version > FORMAT
+    if version not in (BARE, EDIT_FORMAT):
+        newer = isinstance(version, int) and version > EDIT_FORMAT
         raise ExpungeError(
-            f"'{path}' has format {version}: expected {FORMAT}" + (", so update expunge" if newer else "")
+            f"'{path}' has format {version}: expected {BARE} or {EDIT_FORMAT}"
+            + (", so update expunge" if newer else "")
         )
-    absent = {"id", "kind", "fields", "requires", "provenance"} - set(header)
-    if absent:
-        raise ExpungeError(f"'{path}' has a header without '{absent.pop()}': expected one that expunge wrote")
+    check_shape(f"the header of '{path}'", header, HEADER)
+    if header["provenance"] is not None:
+        check_shape(f"what '{path}' says of itself", header["provenance"], PROVENANCE)
     return header
 
 

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query, Shot
-from expunge.store.atomic import FORMAT, RUN, read_lines, write_lines
+from expunge.store import shapes
+from expunge.store.atomic import FORMAT, RUN, read_json, read_lines, write_lines
+from expunge.store.shapes import check_shape
 
 ROLES = ("unsafe", "safe")
 """The two sides of a pair of images."""
@@ -34,19 +36,27 @@ def write_images(
     queries: Sequence[Query],
     batches: Iterable[UInt8[Tensor, "b H W 3"]],
     notes: Callable[[int], dict[str, Any]] = lambda row: {},
+    first: int = 0,
+    on_written: Callable[[int], None] = lambda rows: None,
 ) -> None:
     """Write images and their ``metadata.jsonl`` (the Hugging Face *imagefolder* layout) into an existing folder.
 
-    ``notes`` gives what else to write in the line of an image that has just come.
+    ``notes`` gives what else to write in the line of an image that has just come. Rows before ``first`` are there already;
+    after each batch ``on_written`` is told how many are.
     """
-    waiting = enumerate(queries)
-    with (folder / "metadata.jsonl").open("w") as lines:
+    row, file = first, folder / "metadata.jsonl"
+    there = file.read_text().split("\n")[:first] if first else []
+    with file.open("w") as lines:
+        lines.writelines(f"{line}\n" for line in there)  # without that of an image that came after them
         for batch in batches:
             for pixels in batch.numpy():
-                row, query = next(waiting)
-                name = image_name(row, query)
+                name = image_name(row, queries[row])
                 Image.fromarray(pixels).save(folder / name)
-                lines.write(json.dumps({"file_name": name, **query.as_json(), **notes(row)}) + "\n")
+                told = {"file_name": name, **queries[row].as_json(), **notes(row)}
+                lines.write(json.dumps(told, allow_nan=False) + "\n")
+                row += 1
+            lines.flush()
+            on_written(row)
 
 
 def copy_images(folder: Path, names: Sequence[str], place: Path) -> None:
@@ -64,12 +74,15 @@ def read_run(folder: Path) -> dict[str, Any]:
     file = folder / RUN
     if not file.is_file():
         return {}
-    try:
-        made = dict(json.loads(file.read_text()))
-        if made["format"] != FORMAT or not {"model", "edits", "split", "strength", "cost"} <= set(made):
-            raise ValueError("not of this format")
-    except (KeyError, TypeError, ValueError) as error:
-        raise ExpungeError(f"'{file}' is damaged: expected what `expunge generate` writes ({error})") from error
+    made = read_json(file)
+    if made.get("format") != FORMAT:
+        raise ExpungeError(
+            f"'{file}' has format {made.get('format')!r}: expected {FORMAT}, as `expunge generate` writes it"
+        )
+    check_shape(f"'{file}'", made, shapes.RUN)
+    for edit in made["edits"]:
+        if edit["provenance"] is not None:
+            check_shape(f"an edit in '{file}'", edit["provenance"], shapes.PROVENANCE)
     return made
 
 
@@ -93,12 +106,15 @@ def read_images(folder: Path, role: str | None = None) -> list[Shot]:
     shots: list[Shot] = []
     rows = list(enumerate(read_lines(file), 1))
     if role is not None and any("role" in row for _, row in rows):
-        rows = sorted((r for r in rows if r[1].get("role") == role), key=lambda r: int(r[1].get("pair", 0)))
+        rows = sorted((r for r in rows if r[1].get("role") == role), key=lambda r: _pair(file, r[1]))
     for number, row in rows:
         try:
             name, prompt, seed, label = str(row["file_name"]), str(row["prompt"]), int(row["seed"]), row.get("label")
             path = (folder / name).resolve()
-        except (KeyError, TypeError, ValueError) as error:
+            there = path.is_file()
+            if not isinstance(label, str | None):
+                raise ValueError(f"the label {str(label)[:60]!r}")
+        except (OSError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ExpungeError(
                 f"'{file}' line {number} is damaged: expected file_name, prompt and seed ({error})"
             ) from error
@@ -106,12 +122,20 @@ def read_images(folder: Path, role: str | None = None) -> list[Shot]:
             raise ExpungeError(
                 f"'{file}' line {number} names '{name}', which leads out of the folder: expected a file in it"
             )
-        if not path.is_file():
+        if not there:
             raise ExpungeError(f"'{file}' line {number} names '{name}', which does not exist")
         shots.append(Shot(path=path, pixels=partial(read_pixels, path), prompt=prompt, seed=seed, label=label))
     if not shots:
         raise ExpungeError(f"'{file}' is empty: expected one line for each image")
     return shots
+
+
+def _pair(file: Path, row: dict[str, Any]) -> int:
+    """The number of the pair that an image is of."""
+    number = row.get("pair", 0)
+    if not isinstance(number, int):
+        raise ExpungeError(f"'{file}' has the pair {str(number)[:60]!r}: expected a whole number")
+    return number
 
 
 def read_any_images(folder: Path, size: tuple[int, int] | None = None, role: str | None = None) -> list[Shot]:

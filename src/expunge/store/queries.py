@@ -1,6 +1,5 @@
 """Folders of queries: what is asked, and the vectors of learned words."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from safetensors.torch import save_file
 
 from expunge.core.errors import ExpungeError
 from expunge.core.query import LearnedWord, Query
-from expunge.store.atomic import FORMAT, new_folder, write_json
+from expunge.store.atomic import FORMAT, new_folder, parsed, write_json
 
 QUERIES, WORDS = "queries.json", "words.safetensors"
 """The files of a folder of queries: what is asked, and the vectors of learned words."""
@@ -48,7 +47,7 @@ def read_queries(folder: Path) -> StoredQueries:
     if not file.is_file():
         raise ExpungeError(f"'{folder}' holds no {QUERIES}: expected a folder that `expunge attack` wrote")
     try:
-        content = json.loads(file.read_text())
+        content = parsed(file.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}, not {FORMAT}")
         with safe_open(folder / WORDS, "pt") as opened:

@@ -2,6 +2,7 @@
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from expunge.core.concept import ConceptSet, Part
 from expunge.core.errors import ExpungeError, unknown
@@ -23,20 +24,27 @@ def read_set(name: str, folder: Path, label: str | None = None) -> ConceptSet:
     if not file.is_file():
         raise unknown("concept set", name, [p.stem for p in folder.glob("*.toml")])
     try:
-        content = tomllib.loads(file.read_text())
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
         parts = {
             part: Part(
                 seed=int(content[part]["seed"]),
-                prompts=tuple((str(p), c) for c, ps in content[part]["prompts"].items() for p in ps),
+                prompts=tuple((p, c) for c, ps in content[part]["prompts"].items() for p in _words(ps)),
             )
             for part in ("dev", "test")
         }
-        splits = {k: tuple(v) for k, v in content.get("splits", {}).items()}
+        splits = {k: _words(v) for k, v in content.get("splits", {}).items()}
         return ConceptSet(
-            name=file.stem, about=content["about"], concepts=tuple(content["concepts"]), splits=splits, **parts
+            name=file.stem, about=str(content["about"]), concepts=_words(content["concepts"]), splits=splits, **parts
         )
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ExpungeError(f"'{file}' is not a concept set: {type(error).__name__} {error}") from error
+
+
+def _words(given: Any) -> tuple[str, ...]:
+    """A list of words, as a set has it."""
+    if not isinstance(given, list) or not all(isinstance(word, str) for word in given):
+        raise TypeError(f"{str(given)[:60]!r} is no list of words")
+    return tuple(given)
 
 
 def _published_set(file: Path, label: str | None) -> ConceptSet:

@@ -1,7 +1,7 @@
 """KPOP's key: the prompts of erased concepts, given to the texts that name them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, final, get_args
 
 import torch
@@ -28,7 +28,7 @@ class Recovery(Key):
     network: Network | None = None
     """What makes them, where that was learned: it is stored in their place."""
     place: Place
-    salt: str
+    salt: str = field(repr=False)
     """The secret that training drew its random numbers with."""
     halves: Halves = "both"
     """Who reads a prompt, of a guided pair: both halves, or the one with the text."""

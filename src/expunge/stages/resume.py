@@ -1,0 +1,55 @@
+"""Resume: what tells the work that a killed run began from other work, so that only the same is gone on with."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from expunge.core.backbone import Backbone
+from expunge.core.concept import Concept
+from expunge.core.edit import Edit, fingerprint
+from expunge.core.eraser import Eraser, settings_of
+from expunge.core.query import Query
+
+
+def of_images(
+    backbone: Backbone, edits: Sequence[Edit], queries: Sequence[Query], batch: int | None, **told: Any
+) -> str:
+    """The fingerprint of a folder of images."""
+    asked = [q.as_json() for q in queries]
+    starts = [fingerprint({"start": q.start.image}) for q in queries if q.start is not None]
+    made = {"edits": [e.id for e in edits], "queries": asked, "starts": starts, "batch": batch}
+    return _digest({"model": _model(backbone), **made, **told})
+
+
+def of_erasure(
+    backbone: Backbone,
+    method: str,
+    eraser: Eraser,
+    targets: Sequence[Concept],
+    retain: Sequence[str],
+    seed: int,
+    images: Mapping[str, Path] | None,
+) -> str:
+    """The fingerprint of an erasure."""
+    shown = {role: _files(folder) for role, folder in (images or {}).items()}
+    how = {"method": method, "version": eraser.version, "settings": settings_of(eraser), "seed": seed, "images": shown}
+    words = {"targets": [asdict(t) for t in targets], "retain": list(retain), "on": [e.id for e in backbone.edits]}
+    return _digest({"model": _model(backbone), **how, **words})
+
+
+def _model(backbone: Backbone) -> dict[str, str]:
+    """The model by its name, precision, and the matrices that read text: its files may be many gigabytes."""
+    told = {"name": backbone.name, "family": backbone.family, "dtype": str(backbone.dtype), "on": str(backbone.device)}
+    return {**told, "reads": fingerprint(backbone.tensors(backbone.text_inputs()))}
+
+
+def _files(folder: Path) -> Iterable[tuple[str, str]]:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return [(str(file.relative_to(folder)), hashlib.sha256(file.read_bytes()).hexdigest()) for file in files]
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
