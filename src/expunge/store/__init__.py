@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         roles_in,
         write_images,
     )
-    from expunge.store.prompts import GUIDANCES, LABELS, SEEDS, read_prompts
+    from expunge.store.prompts import GUIDANCES, LABELS, PROMPTS, SEEDS, read_prompts
     from expunge.store.queries import QUERIES, WORDS, StoredQueries, read_queries, write_queries
     from expunge.store.records import write_records
     from expunge.store.sets import read_set
@@ -64,6 +64,7 @@ _HOMES = {
     "write_images": "images",
     "GUIDANCES": "prompts",
     "LABELS": "prompts",
+    "PROMPTS": "prompts",
     "SEEDS": "prompts",
     "read_prompts": "prompts",
     "QUERIES": "queries",
@@ -81,6 +82,7 @@ __all__ = [
     "KEY",
     "LABELS",
     "MODEL",
+    "PROMPTS",
     "QUERIES",
     "ROLES",
     "RUN",
