@@ -13,7 +13,7 @@ from expunge.core.backbone import Backbone
 from expunge.core.edit import Edit
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query
-from expunge.stages import presets
+from expunge.stages import presets, texts
 from expunge.stages.filters import Filter, Sight, described
 from expunge.store import FORMAT, RUN, new_folder, write_images, write_json
 
@@ -108,6 +108,7 @@ def to_folder(
     """
     if not queries:
         raise ExpungeError("nothing to generate: expected at least one prompt")
+    texts.tell_of(backbone, [text for query in queries for text in (query.prompt, query.negative)])
     with new_folder(out, overwrite) as folder, backbone.attached(edits, strength, any_base):
         before = backbone.cost
         sights: list[Sight] = []
