@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.store import PICTURES, read_any_images, read_pixels, read_views
 
 DRAW = np.random.default_rng(0)
@@ -133,3 +133,6 @@ def test_a_folder_leaves_no_kind_of_picture_out(tmp_path):
     assert [shot.path.suffix for shot in read_any_images(tmp_path)] == [".AVIF", ".GIF", ".JFIF", ".PNG", ".TIFF"]
     assert all(shot.pixels().shape == (9, 7, 3) for shot in read_any_images(tmp_path))
     assert {".heic", ".jxl"} <= PICTURES, "refused when they are read, and not passed over"
+    (tmp_path / "more").mkdir()
+    with pytest.warns(ExpungeWarning, match="folders in '.*' are not read: more"):
+        read_any_images(tmp_path)

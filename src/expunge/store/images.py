@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.query import Query, Shot
 from expunge.store.atomic import FORMAT, RUN, read_lines, write_lines
 from expunge.store.pixels import PICTURES, read_pixels
@@ -170,7 +171,7 @@ def read_images(folder: Path, role: str | None = None) -> list[Shot]:
 def read_any_images(folder: Path, size: tuple[int, int] | None = None, role: str | None = None) -> list[Shot]:
     """The images of a folder with or without ``metadata.jsonl``, cut and scaled to (height, width) if a ``size`` is given.
 
-    Of a folder that tells roles apart, those of ``role``.
+    Of a folder that tells roles apart, those of ``role``. A warning names folders in it, which are not read.
 
     Raises:
         ExpungeError: if there is none.
@@ -182,6 +183,9 @@ def read_any_images(folder: Path, size: tuple[int, int] | None = None, role: str
         raise ExpungeError(
             f"'{folder}' holds no image: expected a folder of .png, .jpg, .webp, .gif, .tiff or such files"
         )
+    below = sorted(p.name for p in folder.glob("[!.]*") if p.is_dir())
+    if below:
+        warnings.warn(f"folders in '{folder}' are not read: {', '.join(below)}", ExpungeWarning, stacklevel=2)
     return [Shot(path=p, pixels=partial(read_pixels, p, size), prompt="", seed=0, label=None) for p in paths]
 
 
