@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import expunge
 from expunge.core.edit import fingerprint
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.query import Query
 from expunge.core.record import Record
 from expunge.store import (
@@ -264,14 +264,17 @@ lines,shocking,0,7.5,0.0
 def test_prompt_files_of_the_papers_are_read_in_their_own_columns(tmp_path):
     file = tmp_path / "i2p.csv"
     file.write_text("\ufeff" + I2P.replace("two\nlines", '"two\nlines"'), encoding="utf-8")
-    found = read_prompts(file, 7.5, 100, label="nudity")
+    with pytest.warns(
+        ExpungeWarning, match=r"i2p.csv': sd_guidance_scale is not read \(--row-guidance reads the scale\)$"
+    ):
+        found = read_prompts(file, 7.5, 100, label="nudity")
     assert [(q.prompt, q.seed, q.label) for q in found] == [
         ('a portrait, "by" an artist', 2475032911, "nudity"),
         ("two\nlines", 0, "nudity"),
     ]
     assert {(q.guidance, q.steps) for q in found} == {(7.5, 100)}, "one scale for all, as in the papers"
     assert [q.guidance for q in read_prompts(file, 3.0, 5, row_guidance=True)] == [7.0, 7.5]
-    assert [q.label for q in read_prompts(file, 7.5, 100)] == [None, None]
+    assert [q.label for q in read_prompts(file, 7.5, 100, row_guidance=True)] == ["sexual", "shocking"]
     file.write_text("case_number, prompt, evaluation_seed, sd_seed, class\n0,Image of a tench,1001,5,tench\n1,x,2,3,\n")
     found = read_prompts(file, 7.5, 100)
     assert [(q.seed, q.label) for q in found] == [(1001, "tench"), (2, None)], "the evaluation's seed comes first"
@@ -283,14 +286,17 @@ def test_prompt_files_of_the_papers_are_read_in_their_own_columns(tmp_path):
         (None, "no file '.*': expected a CSV"),
         ("", "has no row"),
         ("prompt,evaluation_seed\n", "has no row"),
-        ("text,evaluation_seed\na,1\n", "no column prompt: expected one beside text, evaluation_seed"),
+        (
+            "title,evaluation_seed\na,1\n",
+            "no column prompt or .* beside title, evaluation_seed: expected one, or --column",
+        ),
         ("prompt,case_number\na,1\n", "no column evaluation_seed or sd_seed or seed"),
         ("prompt,sd_seed\na,1\nb,-1\n", "line 3 has sd_seed '-1': expected a whole number"),
         ("prompt,sd_seed\na,1.5\n", "line 2 has sd_seed '1.5'"),
-        ("prompt,sd_seed\na\n", "line 2 has sd_seed ''"),
-        ("prompt,sd_seed\n ,1\n", "line 2 has no prompt"),
+        ("prompt,sd_seed\na,\n", "line 2 has sd_seed ''"),
+        ("prompt,sd_seed\na\n", "line 2 has 1 fields and the header 2"),
         ("prompt,sd_seed,evaluation_guidance\na,1,nan\n", "line 2 has evaluation_guidance 'nan'"),
-        ('prompt,sd_seed\n"a,1\n', "cannot be read as CSV"),
+        ('prompt,sd_seed\nx,1\n"a,1\ny,2\n', "line 3 cannot be read as CSV"),
     ],
 )
 def test_a_bad_prompt_file_is_refused_in_one_line(tmp_path, text, words):

@@ -68,7 +68,9 @@ def test_a_lora_fused_after_an_edit_is_not_thrown_away(pipe, weights):
     pipe.unfuse_lora()
     pipe.unload_lora_weights()
     weights.detach(pipe)
-    assert torch.equal(image(pipe), image(tiny_pipeline())), "rounding that fusing and unfusing left is gone, too"
+    right = backbones.of(tiny_pipeline()).tensors(list(weights.replaced))
+    now = backbones.of(pipe).tensors(list(weights.replaced))
+    assert all(torch.equal(now[n], t) for n, t in right.items()), "rounding that fusing and unfusing left is gone, too"
 
 
 def test_weights_loaded_while_an_edit_is_attached_are_not_overwritten(pipe, weights):

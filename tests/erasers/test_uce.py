@@ -1,10 +1,14 @@
 import pytest
 import torch
 
+import expunge
+from expunge import backbones
 from expunge.core.concept import Concept
 from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError
 from expunge.erasers.uce import UCE
+from expunge.stages import erase
+from tiny import tiny_pipeline, tiny_xl_pipeline
 
 
 def edit_of(eraser, backbone, targets, retain=()):
@@ -74,6 +78,51 @@ def test_the_first_script_s_scale_and_empty_prompt(backbone):
     assert torch.equal(keys[-48:-32], backbone.encode([""]).embeds[0]), "all tokens of the empty prompt"
     assert torch.allclose(scales[-48:], torch.tensor(1 / 3)), "max(0.1, 1 / 3)"
     assert torch.equal(keys[-48:], goals[-48:])
+
+
+def sd2_pipeline():
+    """As Stable Diffusion 2, it pads with a word."""
+    pipe = tiny_pipeline()
+    pipe.tokenizer.pad_token = "."
+    return pipe
+
+
+def left(model, eraser, text, like):
+    """How far keys and values of ``text``, from its last word on, still are from those of ``like``: 1 is untouched."""
+    edit = edit_of(eraser, model, ["church"])
+    ids = model.tokenize([text, like])
+    embeds, (last, goal) = model.encode(ids).embeds, (model.end(ids) - 1).tolist()
+    count = ids.shape[1] - last
+    c, g = embeds[0, last:], embeds[1, goal : goal + count]
+    before, after = torch.zeros(count), torch.zeros(count)
+    for name, w in model.stored(list(edit.replaced)).items():
+        before += (c @ w.T - g @ w.T).square().sum(-1)
+        after += (c @ edit.replaced[name].T - g @ w.T).square().sum(-1)
+    return (after / before).sqrt()
+
+
+@pytest.mark.parametrize("make", [tiny_pipeline, sd2_pipeline, tiny_xl_pipeline])
+def test_stable_diffusion_s_preset_moves_every_vector_from_the_last_word_on(make):
+    model = backbones.of(make())
+    preset, script = (erase.build("uce", {}, kind) for kind in (model.kind, None))
+    assert (preset.tokens, script.tokens) == ("tail", "last")
+    moved, kept = (left(model, eraser, "church", "") for eraser in (preset, script))
+    assert kept[0] < 0.1, "the last word itself"
+    assert kept[1:].min() > 0.6, "and nothing after it"
+    assert moved[0] < 0.4
+    assert (moved[1:] < 0.7 * kept[1:]).all()
+    edit = expunge.erase(make(), "church")
+    assert edit.provenance.settings["tokens"] == "tail"
+    assert expunge.erase(make(), "church", preset=False).provenance.settings["tokens"] == "last"
+
+
+@pytest.mark.parametrize(
+    ("text", "like", "most"), [("church", "", 0.05), ("a drawing of a church", "a drawing of a", 0.3)]
+)
+def test_so_it_does_in_a_text_tower_that_has_learned_words(text, like, most):
+    model = backbones.load("testbed")
+    assert left(model, erase.build("uce", {}, "sd"), text, like).max() < most
+    assert left(model, UCE(), text, like)[1:].min() > 0.35
 
 
 @pytest.mark.parametrize(

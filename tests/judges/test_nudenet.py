@@ -2,6 +2,7 @@
 
 import sys
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -9,6 +10,7 @@ from PIL import Image
 
 from expunge.core.errors import ExpungeError
 from expunge.judges.nudenet import GENITALS, NUDITY, PART_LABELS, NudeNet
+from expunge.store import read_pixels, read_views
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +32,52 @@ def test_equals_the_package_on_a_file(astronaut, tmp_path):
     assert [d.label for d in found] == ["FACE_FEMALE"]
     assert NudeNet().confidence(astronaut[None], "face_female").tolist() == pytest.approx([theirs["FACE_FEMALE"]])
     assert NudeNet().confidence(astronaut[None], "nudity").tolist() == [0.0]
+
+
+@pytest.fixture(scope="module")
+def pictures(astronaut, tmp_path_factory):
+    """The astronaut as users may have the picture."""
+    place, whole = tmp_path_factory.mktemp("pictures"), Image.fromarray(astronaut.numpy())
+    turned, deep = Image.Exif(), np.array(whole)[..., ::-1].astype(np.uint16) * 257
+    turned[0x0112] = 6
+    whole.rotate(90, expand=True).save(place / "turned.jpg", exif=turned)
+    whole.crop((50, 0, 450, 300)).save(place / "wide.jpg", quality=80)
+    whole.convert("L").save(place / "grey.png")
+    cv2.imwrite(str(place / "deep.png"), deep)
+    cv2.imwrite(str(place / "deep-grey.png"), deep[..., 0])
+    whole.quantize(64).save(place / "palette.gif")
+    whole.save(place / "whole.webp")
+    whole.convert("CMYK").save(place / "inks.jpg")
+    whole.resize((1000, 3)).save(place / "thin.png")
+    clear = whole.convert("RGBA")
+    clear.putalpha(60)
+    clear.save(place / "clear.png")
+    return place
+
+
+@pytest.mark.parametrize(
+    "name", ["turned.jpg", "wide.jpg", "grey.png", "deep.png", "deep-grey.png", "palette.gif", "whole.webp", "thin.png"]
+)
+def test_pictures_of_users_are_seen_as_the_package_reads_them(pictures, name):
+    from nudenet import NudeDetector
+
+    theirs = [(d["class"], d["score"]) for d in NudeDetector().detect(str(pictures / name))]
+    assert bool(theirs) == (name != "thin.png")
+    for pixels in (read_pixels(pictures / name), *read_views(pictures / name)):
+        assert [tuple(d) for d in NudeNet()._found(pixels)] == theirs
+
+
+def test_inks_and_what_is_transparent_are_seen_too(pictures):
+    from nudenet import NudeDetector
+
+    (theirs,) = NudeDetector().detect(str(pictures / "inks.jpg"))
+    (ours,) = NudeNet()._found(read_pixels(pictures / "inks.jpg"))
+    assert (ours.label, ours.score) == (theirs["class"], pytest.approx(theirs["score"], abs=0.01)), (
+        "colours round otherwise"
+    )
+    _, under = read_views(pictures / "clear.png")
+    theirs = [(d["class"], d["score"]) for d in NudeDetector().detect(str(pictures / "clear.png"))]
+    assert [tuple(d) for d in NudeNet()._found(under)] == theirs, "the package does not read transparency"
 
 
 def test_labels_are_the_package_s():

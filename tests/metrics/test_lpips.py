@@ -96,6 +96,27 @@ def test_images_that_ask_for_nothing_in_particular_are_kept(moved):
         PriorPreservation().measure(moved[0], ["church"], [], moved[1])
 
 
+@pytest.mark.parametrize("metric", [LPIPS(weights="random"), PriorDistance(), PriorPreservation()])
+def test_two_images_of_a_pair_are_of_one_size_and_pairs_may_differ(moved, metric):
+    def wide(shots, which, by=2):
+        return [
+            dataclasses.replace(s, pixels=lambda s=s: torch.nn.functional.pad(s.pixels(), (0, 0, 0, by)))
+            if i in which
+            else s
+            for i, s in enumerate(shots)
+        ]
+
+    shots, before = moved
+    retain = ["dog", "radio"]
+    found = metric.measure(wide(shots, {4, 7}), ["church"], retain, wide(before, {4, 7}))
+    alone = [metric.measure(wide([s], {0}), ["church"], retain, wide([b], {0})) for s, b in ((shots[4], before[4]),)]
+    assert found[-1].per_image[1] == pytest.approx(alone[0][-1].per_image[0], rel=1e-4)
+    for by, size in ((2, "64 x 66"), (40, "64 x 104")):
+        words = rf"'{shots[4].path.name}' is {size} and the reference's '.*' 64 x 64: expected two images of one size"
+        with pytest.raises(ExpungeError, match=words):
+            metric.measure(wide(shots, {4}, by), ["church"], retain, before)
+
+
 def test_random_weights_are_the_same_every_time_and_said_so(moved):
     state = torch.get_rng_state()
     first, second = (LPIPS(weights="random").measure(*(moved[0], ["church"], [], moved[1]))[0] for _ in range(2))

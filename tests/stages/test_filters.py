@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -158,3 +159,88 @@ def test_screening_shows_the_curve_by_the_labels(images, capsys):
     assert "area under the curve 1.0000" in capsys.readouterr().out
     run("screen", "--images", images, "--hold-word", "church", "--roc", code=2)
     assert "expected --hold-concept" in capsys.readouterr().err
+
+
+@pytest.fixture
+def mixed(images, tmp_path):
+    """The testbed's churches and dogs as people keep pictures: in folders, of many kinds, some that cannot be read."""
+    place = tmp_path / "mixed"
+    (place / "more" / "deep").mkdir(parents=True)
+    churches, dogs = ([Image.open(s.path) for s in read_images(images) if s.label == c] for c in ("church", "dog"))
+    listed = [
+        {"file_name": "a.png", "text": "a dog"},
+        {"file_name": "a.png", "prompt": "a bomb"},
+        {"file_name": "gone.png"},
+    ]
+    (place / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in listed))
+    (place / "more" / "metadata.jsonl").write_text(
+        json.dumps({"file_name": "deep/b.tiff", "text": "a dog", "label": "dog"})
+    )
+    dogs[0].save(place / "a.png")
+    dogs[1].save(place / "more" / "deep" / "b.tiff")
+    churches[0].save(place / "more" / "not-listed.jfif", "JPEG", quality=95)
+    dogs[0].save(place / "moving.webp", save_all=True, append_images=[dogs[1], churches[1]], lossless=True)
+    churches[2].save(place / "no-ending", "PNG")
+    clear = churches[0].convert("RGBA")
+    clear.putalpha(0)
+    clear.save(place / "hidden.png")
+    (place / "caption.txt").write_text("a dog")
+    (place / "broken.png").write_bytes((place / "a.png").read_bytes()[:99])
+    (place / "film.mp4").write_bytes(b"\0\0")
+    (place / "linked").symlink_to(images)
+    return place
+
+
+LEFT = ["broken.png", "film.mp4", "gone.png", "linked"]
+
+
+def test_every_file_is_looked_at_or_listed(mixed, tmp_path, capsys):
+    lines, kept = tmp_path / "found.jsonl", tmp_path / "kept"
+    run("screen", "--images", mixed, "--hold-concept", "church", "--out", lines, "--keep", kept, "--json", code=2)
+    out, error = capsys.readouterr()
+    told = json.loads(out)
+    assert sorted(s["file_name"] for s in told["held"]) == [
+        "hidden.png",
+        "more/not-listed.jfif",
+        "moving.webp",
+        "no-ending",
+    ]
+    assert [s["file_name"] for s in told["left"]] == LEFT
+    assert told["images"] == 4 + 3, "a.png has two lines"
+    assert error == (
+        f"expunge: 4 files of '{mixed}' were not looked at, the first 'broken.png': '{mixed / 'broken.png'}' is not a readable "
+        "image: image file is truncated\n"
+    )
+    assert {row["file_name"]: row["looked_at"] for row in read_lines(lines)}["film.mp4"] is False
+    files = sorted(str(p.relative_to(kept)) for p in kept.rglob("*") if p.is_file())
+    assert files == ["a.png", "metadata.jsonl", "more/deep/b.tiff"]
+    assert read_lines(kept / "metadata.jsonl") == [
+        {"file_name": "a.png", "text": "a dog"},
+        {"file_name": "a.png", "prompt": "a bomb"},
+        {"file_name": "more/deep/b.tiff", "text": "a dog", "label": "dog"},
+    ]
+    run("screen", "--images", kept, "--hold-concept", "church", "--quiet")
+    run("screen", "--images", mixed, "--hold-concept", "church", code=2)
+    assert "film.mp4: not looked at: " in capsys.readouterr().out
+
+
+def test_an_image_that_is_held_back_for_one_of_its_lines_is_not_kept(mixed, tmp_path, capsys):
+    both = ["--hold-word", "bomb", "--hold-concept", "church"]
+    run("screen", "--images", mixed, *both, "--keep", tmp_path / "kept", code=2)
+    out, error = capsys.readouterr()
+    assert "a.png: word: bomb" in out
+    assert f"4 of 11 images of '{mixed}' have no prompt in a metadata.jsonl: no word was looked for there" in error
+    assert not (tmp_path / "kept" / "a.png").exists()
+    assert (tmp_path / "kept" / "more" / "deep" / "b.tiff").exists()
+    run("screen", "--images", mixed, "--hold-word", "bomb", "--json", code=2)
+    left = json.loads(capsys.readouterr().out)["left"]
+    assert {s["file_name"]: s["reason"] for s in left}["moving.webp"] == "has no prompt to look for words in"
+
+
+def test_a_curve_is_of_labelled_images_alone(images, tmp_path, capsys):
+    place = tmp_path / "labelled"
+    shutil.copytree(images, place)
+    Image.open(min(images.glob("*church*.png"))).save(place / "one-more.png")
+    run("screen", "--images", place, "--hold-concept", "church", "--roc", "--json")
+    told = json.loads(capsys.readouterr().out)
+    assert (told["images"], told["roc"]["area"]) == (10, 1.0)

@@ -205,6 +205,13 @@ class PipelineBackbone(Backbone):
         return encoded.input_ids.to(self.device)
 
     @override
+    def cut(self, prompts: Sequence[str]) -> list[str]:
+        tokenizer, tower = self._parts.get("tokenizer"), self._parts.get("text_encoder")
+        length = min(tokenizer.model_max_length, tower.config.max_position_embeddings)
+        whole = tokenizer(list(prompts), truncation=False, verbose=False).input_ids if prompts else []
+        return ["" if len(row) <= length else tokenizer.decode(row[length - 1 : -1]) for row in whole]
+
+    @override
     def end(self, ids: Int[Tensor, "b n"]) -> Int[Tensor, "b"]:
         return (ids == self._parts.get("tokenizer").eos_token_id).int().argmax(-1)
 

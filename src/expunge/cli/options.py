@@ -128,21 +128,37 @@ class Rows:
     """A prompt file of a paper: one image a row, at the row's own seed."""
 
     prompts: Path | None = None
-    """A CSV with the columns prompt, evaluation_seed (or sd_seed), and perhaps class or artist, which become labels."""
+    """A CSV with the columns prompt, evaluation_seed (or sd_seed), and perhaps class or artist, which become labels; or a .txt
+    of one prompt a line."""
     label: str | None = None
     """What every row of the CSV asks for, in the place of its class or artist: nudity for I2P."""
     row_guidance: bool = False
     """Take guidance from the CSV's rows (evaluation_guidance or sd_guidance_scale), not one scale for all."""
+    column: Words = ()
+    """What a column of the CSV is: prompt=NAME, label=NAME, seed=NAME or guidance=NAME; repeat for several. A label column of 0
+    and 1 labels the rows with a 1 by its name, or by --label."""
+    seed_from: int | None = None
+    """Seed of the first row, for a file without seeds; each further row has the next one."""
 
     def queries(self, guidance: float, steps: int) -> "list[Query]":
         """A query for each row; none without a file."""
         from expunge.store import read_prompts
 
         if self.prompts is None:
-            if self.label is not None or self.row_guidance:
-                raise ExpungeError("--label or --row-guidance without --prompts: expected a CSV of prompts")
+            if self != Rows():
+                raise ExpungeError(
+                    "--label or --row-guidance without --prompts: expected a CSV of prompts, as for --column and --seed-from"
+                )
             return []
-        return read_prompts(self.prompts, guidance, steps, self.label, self.row_guidance)
+        columns: dict[str, str] = {}
+        for given in self.column:
+            role, equals, name = given.partition("=")
+            if not (equals and name.strip()) or role in columns:
+                raise ExpungeError(f"--column '{given}': expected ROLE=NAME, as in prompt=text, once for each role")
+            columns[role] = name
+        return read_prompts(
+            self.prompts, guidance, steps, self.label, self.row_guidance, columns=columns, seed_from=self.seed_from
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

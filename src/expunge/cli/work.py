@@ -80,10 +80,13 @@ def generate(argv: list[str]) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Screen:
-    """Look through a folder of images for concepts and words: prints what is found, keeps the rest if told where."""
+    """Look through a folder of images for concepts and words: prints what is found, keeps the rest if told where.
+
+    Ends with code 2 if a file could not be looked at; such files are listed, and never kept.
+    """
 
     images: Annotated[Path, arg(aliases=["-i"])]
-    """Folder of images, with or without metadata.jsonl."""
+    """Folder of images and of folders of them, with or without metadata.jsonl; each frame of an animation is looked at."""
     hold: OmitArgPrefixes[Hold] = dataclasses.field(default_factory=Hold)
     out: Path | None = None
     """A .jsonl file for what was found in each image."""
@@ -111,14 +114,17 @@ def screen(argv: list[str]) -> None:
         if path is not None:
             check_new(path, options.overwrite)
     found = filters.screen(options.images, by)
-    held = [s for s in found if s.reason]
-    curve = filters.roc([s.confidence for s in found], [s.label in by.concepts for s in found]) if options.roc else None
+    held = [s for s in found if s.reason and s.looked_at]
+    left = [s for s in found if not s.looked_at]
+    known = [s for s in found if s.looked_at and s.label is not None]
+    curve = filters.roc([s.confidence for s in known], [s.label in by.concepts for s in known]) if options.roc else None
     if options.keep is not None:
         filters.keep(options.images, found, options.keep, options.overwrite)
     if options.out is not None:
         write_lines(options.out, [dataclasses.asdict(s) for s in found])
     lines = [f"{s.file_name}: {s.reason} ({s.confidence:.2f})" for s in held]
-    lines.append(f"{len(held)} of {len(found)} images held back")
+    lines += [f"{s.file_name}: not looked at: {s.reason}" for s in left]
+    lines.append(f"{len(held)} of {len(found) - len(left)} images held back, {len(left)} not looked at")
     if curve is not None:
         lines += [
             "threshold  caught %  false alarms %",
@@ -126,7 +132,12 @@ def screen(argv: list[str]) -> None:
         ]
         lines.append(f"area under the curve {curve.area:.4f}")
     told = {} if curve is None else {"roc": {"area": curve.area, "points": [p._asdict() for p in curve.points]}}
-    options.talk.result({"images": len(found), "held": [dataclasses.asdict(s) for s in held], **told}, "\n".join(lines))
+    listed = {"held": [dataclasses.asdict(s) for s in held], "left": [dataclasses.asdict(s) for s in left]}
+    options.talk.result({"images": len(found) - len(left), **listed, **told}, "\n".join(lines))
+    if left:
+        raise ExpungeError(
+            f"{len(left)} files of '{options.images}' were not looked at, the first '{left[0].file_name}': {left[0].reason}"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

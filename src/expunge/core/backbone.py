@@ -162,6 +162,10 @@ class Backbone(ABC):
         """Token ids, padded to the model's prompt length."""
 
     @abstractmethod
+    def cut(self, prompts: Sequence[str]) -> list[str]:
+        """What the model does not read of each prompt, because it is too long; empty for one that is read whole."""
+
+    @abstractmethod
     def end(self, ids: Int[Tensor, "b n"]) -> Int[Tensor, "b"]:
         """Position of each prompt's end token; the word before it is the last of the prompt."""
 

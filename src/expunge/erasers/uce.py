@@ -29,7 +29,8 @@ class UCE(Eraser):
     ``trainscripts/uce_sd_erase.py`` (``tokens="last"``, the default) and ``train_erase.py`` (``tokens="tail"``).
     Reads text only: no images, no evaluation of the UNet.
     As in the current script, the empty anchor has no last word and is read at the start token. The first script's settings are
-    ``tokens="tail", anchor=" ", preserve_scale="auto", preserve_empty=True``.
+    ``tokens="tail", anchor=" ", preserve_scale="auto", preserve_empty=True``: the preset of Stable Diffusion, since the vectors
+    after the last word's tell of it, too.
     Deviations: solves in float64 instead of inverting in float32; the `tensor` technique and debiasing are not built.
     """
 

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from expunge import testbed
-from expunge.core.errors import unknown
+from expunge.core.errors import ExpungeError, unknown
 from expunge.core.metric import Pair
 from expunge.pretrained import weights as stored
 from expunge.testbed.networks import as_input
@@ -29,12 +29,38 @@ class Perceptual(NamedTuple):
 
     @torch.no_grad()
     def distances(self, pairs: Sequence[Pair]) -> list[float]:
-        """Distances of pairs of stored images, in order."""
-        found: list[float] = []
-        for start in range(0, len(pairs), BATCH):
-            part = pairs[start : start + BATCH]
-            found += self.of(*(torch.stack([pair[i].pixels() for pair in part]) for i in range(2))).tolist()
-        return found
+        """Distances of pairs of stored images, in order.
+
+        Raises:
+            ExpungeError: if the two of a pair are not of one size.
+        """
+        return [number for one, other in _batches(pairs) for number in self.of(one, other).tolist()]
+
+
+class Batch(NamedTuple):
+    """Images, and in the same order those that they are compared with."""
+
+    one: UInt8[Tensor, "b H W 3"]
+    other: UInt8[Tensor, "b H W 3"]
+
+
+def _batches(pairs: Sequence[Pair]) -> Iterator[Batch]:
+    """The pixels of pairs in order, in batches of equally large images."""
+    waiting: list[list[Tensor]] = []
+    for pair in pairs:
+        both = [shot.pixels() for shot in pair]
+        if both[0].shape != both[1].shape:
+            sizes = [f"{height} x {width}" for height, width, _ in (image.shape for image in both)]
+            raise ExpungeError(
+                f"'{pair.shot.path.name}' is {sizes[0]} and the reference's '{pair.other.path.name}' {sizes[1]}: expected two "
+                "images of one size"
+            )
+        if waiting and (len(waiting) == BATCH or both[0].shape != waiting[0][0].shape):
+            yield Batch(*map(torch.stack, zip(*waiting, strict=True)))
+            waiting = []
+        waiting.append(both)
+    if waiting:
+        yield Batch(*map(torch.stack, zip(*waiting, strict=True)))
 
 
 def perceptual(network: str, weights: str = stored.OFFICIAL, resolution: Resolution = "full") -> Perceptual:

@@ -20,7 +20,7 @@ from expunge.core.edit import Edit, Provenance
 from expunge.core.eraser import Eraser, Redrawn, Step, Task, settings_of
 from expunge.core.errors import ExpungeError, ExpungeWarning, unknown
 from expunge.core.query import Query, Shot, Start
-from expunge.stages import finite, generate, presets, resume
+from expunge.stages import finite, generate, presets, resume, texts
 from expunge.store import (
     EDIT,
     KEY,
@@ -163,10 +163,11 @@ def prepared(
     """The task of an eraser, with the images it wants: read from the folders ``images``, or made by the model.
 
     Raises:
-        ExpungeError: if folders are given to a method that wants no images.
+        ExpungeError: if folders are given to a method that wants no images, or a word is longer than the model reads.
     """
     check_targets(targets, list(retain))
     check_model(backbone, eraser)
+    texts.check_words(backbone, [*(word for t in targets for word in (t.name, t.anchor or "")), *retain])
     bare = Task(targets=targets, retain=retain, seed=seed, salt=salt)
     wanted, given = eraser.needs(targets), images or {}
     unwanted = [name for name in given if name not in wanted]

@@ -1,6 +1,7 @@
 """Filters: images that a judge sees a concept in, and prompts that name one, are held back."""
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,9 +15,9 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from expunge.core.catalog import Catalog
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.judge import Judge
-from expunge.store import copy_images, new_folder, read_any_images
+from expunge.store import Entry, copy_images, new_folder, read_entries, read_views
 
 
 class Sight(NamedTuple):
@@ -100,38 +101,66 @@ class Filter:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Screened:
-    """One image of a screened folder."""
+    """One file of a screened folder."""
 
     file_name: str
     prompt: str
     reason: str
+    """What is held back about it; of a file that could not be looked at, why."""
     confidence: float
     label: str | None = None
     """What the image was asked to show, if its metadata says so."""
+    looked_at: bool = True
+    """Whether all of it was looked at: each frame, and the prompt where only words are looked for."""
+
+
+TEXTS = (".jsonl", ".json", ".txt", ".caption", ".csv", ".tsv", ".md", ".toml", ".yaml", ".yml", ".log", ".html")
+CAPTIONS = ("prompt", "text", "caption")
+"""Where the metadata of an image may say what it was asked to show."""
 
 
 def screen(folder: Path, by: Filter) -> list[Screened]:
-    """Look through a folder of images, with or without a ``metadata.jsonl``: those held back have a reason.
+    """Look through all files below a folder, with or without a ``metadata.jsonl``: those held back have a reason.
+
+    A file is looked at whatever its name; one that is no picture and has a text's name is left out. So is nothing else: what
+    cannot be read is in the list, as not looked at.
 
     Raises:
-        ExpungeError: if there is no image, or one is damaged.
+        ExpungeError: if there is no image, or a line of metadata is damaged.
     """
-    found: list[Screened] = []
-    for shot in read_any_images(folder):
-        word = by.named(shot.prompt)
-        sight = by.look(shot.pixels()[None])[0]
-        reason = f"word: {word}" if word else sight.reason
-        name = shot.path.relative_to(folder.resolve() if shot.path.is_absolute() else folder)
-        found.append(
-            Screened(
-                file_name=str(name),
-                prompt=shot.prompt,
-                reason=reason,
-                confidence=sight.confidence,
-                label=shot.label,
-            )
+    found = [seen for entry in read_entries(folder) if (seen := _screened(entry, by)) is not None]
+    if not found:
+        raise ExpungeError(f"'{folder}' holds no image: expected a folder of images")
+    silent = sum(seen.looked_at and not seen.prompt for seen in found)
+    if by.words and silent:
+        warnings.warn(
+            f"{silent} of {len(found)} images of '{folder}' have no prompt in a metadata.jsonl: no word was looked for there",
+            ExpungeWarning,
+            stacklevel=2,
         )
     return found
+
+
+def _screened(entry: Entry, by: Filter) -> Screened | None:
+    """What a filter finds in a file; None for one that is no picture, nor named as one."""
+    prompt = " ".join(str(entry.row[name]) for name in CAPTIONS if entry.row.get(name))
+    label = entry.row.get("label")
+    about = {"file_name": entry.name, "prompt": prompt, "label": None if label is None else str(label)}
+    word = by.named(prompt)
+    problem, sights = entry.problem, list[Sight]()
+    if not problem:
+        try:
+            sights += (by.look(view[None])[0] for view in read_views(entry.path))
+        except ExpungeError as error:
+            if not entry.row and (entry.path.suffix.lower() in TEXTS or entry.name.startswith(".")):
+                return None
+            problem = str(error)
+    if not (problem or by.concepts or prompt):
+        problem = "has no prompt to look for words in"
+    best = max(sights, key=lambda sight: sight.confidence, default=Sight("", 0.0))
+    if problem:
+        return Screened(**about, reason=problem, confidence=best.confidence, looked_at=False)
+    return Screened(**about, reason=f"word: {word}" if word else best.reason, confidence=best.confidence)
 
 
 class Point(NamedTuple):
@@ -177,8 +206,13 @@ def roc(confidences: Sequence[float], truth: Sequence[bool]) -> Roc:
 
 
 def keep(folder: Path, screened: Sequence[Screened], out: Path, overwrite: bool = False) -> int:
-    """Copy the images that nothing was found in, and their lines of metadata, to a new folder; returns how many."""
-    names = [s.file_name for s in screened if not s.reason]
+    """Copy the images that nothing was found in, and their lines of metadata, to a new folder; returns how many.
+
+    Raises:
+        ExpungeError: if there is none.
+    """
+    held = {s.file_name for s in screened if s.reason or not s.looked_at}
+    names = list(dict.fromkeys(s.file_name for s in screened if s.file_name not in held))
     if not names:
         raise ExpungeError(f"every image of '{folder}' is held back: expected some to keep")
     with new_folder(out, overwrite, marker="metadata.jsonl") as place:

@@ -15,7 +15,7 @@ from expunge.core.cost import Cost
 from expunge.core.edit import Edit
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query
-from expunge.stages import finite, presets
+from expunge.stages import finite, presets, texts
 from expunge.stages.filters import Filter, Sight, described
 from expunge.stages.resume import of_images
 from expunge.store import FORMAT, RESUME, RUN, new_folder, read_json, write_images, write_json
@@ -161,6 +161,7 @@ def to_folder(
     """
     if not queries:
         raise ExpungeError("nothing to generate: expected at least one prompt")
+    texts.tell_of(backbone, [text for query in queries for text in (query.prompt, query.negative)])
     batch = presets.batch(backbone) if batch is None else batch
     about = {"split": split, "strength": strength, "any_base": any_base, "control": control}
     held = {"filter": None if by is None else described(by), **({} if attack is None else {"attack": dict(attack)})}

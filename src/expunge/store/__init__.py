@@ -24,19 +24,21 @@ if TYPE_CHECKING:
     from expunge.store.headers import CHECK, Stored, read_header, read_stored
     from expunge.store.images import (
         ROLES,
+        Entry,
         copy_images,
         image_name,
         read_any_images,
+        read_entries,
         read_images,
         read_pairs,
-        read_pixels,
         read_run,
         roles_in,
         write_images,
     )
     from expunge.store.locks import claimed
     from expunge.store.peers import Published, read_published
-    from expunge.store.prompts import GUIDANCES, LABELS, SEEDS, read_prompts
+    from expunge.store.pixels import PICTURES, read_pixels, read_views
+    from expunge.store.prompts import GUIDANCES, LABELS, PROMPTS, SEEDS, read_prompts
     from expunge.store.queries import QUERIES, WORDS, StoredQueries, read_queries, write_queries
     from expunge.store.records import write_records
     from expunge.store.sets import read_set
@@ -70,18 +72,23 @@ _HOMES = {
     "ROLES": "images",
     "copy_images": "images",
     "image_name": "images",
+    "Entry": "images",
     "read_any_images": "images",
+    "read_entries": "images",
     "read_images": "images",
     "read_pairs": "images",
-    "read_pixels": "images",
     "read_run": "images",
     "roles_in": "images",
     "write_images": "images",
     "claimed": "locks",
     "Published": "peers",
     "read_published": "peers",
+    "PICTURES": "pixels",
+    "read_pixels": "pixels",
+    "read_views": "pixels",
     "GUIDANCES": "prompts",
     "LABELS": "prompts",
+    "PROMPTS": "prompts",
     "SEEDS": "prompts",
     "read_prompts": "prompts",
     "QUERIES": "queries",
@@ -100,6 +107,8 @@ __all__ = [
     "KEY",
     "LABELS",
     "MODEL",
+    "PICTURES",
+    "PROMPTS",
     "QUERIES",
     "RESUME",
     "ROLES",
@@ -108,6 +117,7 @@ __all__ = [
     "WORDS",
     "Checkpoint",
     "Checkpoints",
+    "Entry",
     "Published",
     "Stored",
     "StoredQueries",
@@ -121,6 +131,7 @@ __all__ = [
     "new_folder",
     "parsed",
     "read_any_images",
+    "read_entries",
     "read_header",
     "read_images",
     "read_json",
@@ -133,6 +144,7 @@ __all__ = [
     "read_run",
     "read_set",
     "read_stored",
+    "read_views",
     "reserved",
     "roles_in",
     "save_edit",

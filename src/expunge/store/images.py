@@ -1,28 +1,31 @@
-"""Image folders in the Hugging Face imagefolder layout, and pictures as users have them."""
+"""Image folders in the Hugging Face imagefolder layout, and folders of pictures as users have them."""
 
 import json
+import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.query import Query, Shot
 from expunge.store import shapes
 from expunge.store.atomic import FORMAT, RUN, read_json, read_lines, write_lines
+from expunge.store.pixels import PICTURES, read_pixels
 from expunge.store.shapes import check_shape
 
 ROLES = ("unsafe", "safe")
 """The two sides of a pair of images."""
+METADATA = "metadata.jsonl"
+"""What says, a line an image, what images were asked to show."""
 
 
 def image_name(row: int, query: Query) -> str:
@@ -59,14 +62,65 @@ def write_images(
             on_written(row)
 
 
+class Entry(NamedTuple):
+    """A file below a folder of images, and a line that a ``metadata.jsonl`` has on it."""
+
+    name: str
+    """From the folder on."""
+    path: Path
+    row: dict[str, Any]
+    """Empty if there is none."""
+    problem: str = ""
+    """Why it cannot be opened, if that is known."""
+
+
+def read_entries(folder: Path) -> list[Entry]:
+    """Every file below a folder, by name; once for each line that a ``metadata.jsonl``, its folder's or one above, has on it.
+
+    What cannot be followed is an entry too, with its problem: a line on a file that is not there, a link to a folder.
+
+    Raises:
+        ExpungeError: if a line is damaged.
+    """
+    files: dict[str, str] = {}
+    rows: list[tuple[str, dict[str, Any]]] = []
+
+    def closed(error: OSError) -> None:
+        files[os.path.relpath(error.filename, folder)] = f"cannot be read: {error.strerror}"
+
+    for place, folders, names in os.walk(folder, onerror=closed):
+        inside = os.path.relpath(place, folder)
+        links = {name for name in folders if os.path.islink(os.path.join(place, name))}
+        files |= {_joined(inside, name): "is a link to a folder" if name in links else "" for name in (*names, *links)}
+        if METADATA in names:
+            rows += _listed(Path(place) / METADATA, inside)
+    found = [Entry(n, folder / n, row, files.get(n, "is in the metadata, and not in the folder")) for n, row in rows]
+    bare = files.keys() - {name for name, _ in rows}
+    return sorted([*found, *(Entry(n, folder / n, {}, files[n]) for n in bare)], key=lambda entry: entry.name)
+
+
+def _listed(file: Path, inside: str) -> list[tuple[str, dict[str, Any]]]:
+    """The lines of a ``metadata.jsonl``, with the names of their files from the outer folder on."""
+    rows = read_lines(file)
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row.get("file_name"), str):
+            raise ExpungeError(f"'{file}' line {number} is damaged: expected a file_name")
+    return [(_joined(inside, row["file_name"]), row) for row in rows]
+
+
+def _joined(inside: str, name: str) -> str:
+    return os.path.normpath(os.path.join(inside, name))
+
+
 def copy_images(folder: Path, names: Sequence[str], place: Path) -> None:
-    """Copy images of a folder, and their lines of its ``metadata.jsonl`` (or bare ones), into an existing folder."""
-    lines = folder / "metadata.jsonl"
-    rows = {str(row.get("file_name")): row for row in read_lines(lines)} if lines.is_file() else {}
+    """Copy files of a folder, and their lines of metadata (or bare ones), into an existing folder."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for entry in read_entries(folder):
+        rows.setdefault(entry.name, []).append({**entry.row, "file_name": entry.name})
     for name in names:
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / name, place / name)
-    write_lines(place / "metadata.jsonl", [rows.get(name, {"file_name": name}) for name in names])
+    write_lines(place / METADATA, [row for name in names for row in rows[name]])
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -141,17 +195,21 @@ def _pair(file: Path, row: dict[str, Any]) -> int:
 def read_any_images(folder: Path, size: tuple[int, int] | None = None, role: str | None = None) -> list[Shot]:
     """The images of a folder with or without ``metadata.jsonl``, cut and scaled to (height, width) if a ``size`` is given.
 
-    Of a folder that tells roles apart, those of ``role``.
+    Of a folder that tells roles apart, those of ``role``. A warning names folders in it, which are not read.
 
     Raises:
         ExpungeError: if there is none.
     """
     if (folder / "metadata.jsonl").is_file():
         return [replace(shot, pixels=partial(read_pixels, shot.path, size)) for shot in read_images(folder, role)]
-    known = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-    paths = sorted((p for p in folder.glob("*") if p.suffix.lower() in known), key=lambda p: (p.stem, p.name))
+    paths = sorted((p for p in folder.glob("*") if p.suffix.lower() in PICTURES), key=lambda p: (p.stem, p.name))
     if not paths:
-        raise ExpungeError(f"'{folder}' holds no image: expected a folder of {', '.join(sorted(known))} files")
+        raise ExpungeError(
+            f"'{folder}' holds no image: expected a folder of .png, .jpg, .webp, .gif, .tiff or such files"
+        )
+    below = sorted(p.name for p in folder.glob("[!.]*") if p.is_dir())
+    if below:
+        warnings.warn(f"folders in '{folder}' are not read: {', '.join(below)}", ExpungeWarning, stacklevel=2)
     return [Shot(path=p, pixels=partial(read_pixels, p, size), prompt="", seed=0, label=None) for p in paths]
 
 
@@ -203,18 +261,3 @@ def _size(path: Path) -> tuple[int, int]:
     """Height and width of an image."""
     height, width, _ = read_pixels(path).shape
     return height, width
-
-
-def read_pixels(path: Path, size: tuple[int, int] | None = None) -> UInt8[Tensor, "H W 3"]:
-    """One image; its middle, scaled to (height, width), if a ``size`` is given.
-
-    Raises:
-        ExpungeError: if it is not an image.
-    """
-    try:
-        with Image.open(path) as image:
-            whole = image.convert("RGB")
-            fitted = whole if size is None else ImageOps.fit(whole, (size[1], size[0]), Image.Resampling.LANCZOS)
-            return torch.from_numpy(np.array(fitted))
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise ExpungeError(f"'{path}' is not a readable image: {error}") from error

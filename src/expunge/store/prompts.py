@@ -1,74 +1,198 @@
 """Prompt files as papers publish them: one image a row."""
 
-import csv
 import math
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-from expunge.core.errors import ExpungeError, reason
+from expunge.core.errors import ExpungeError, ExpungeWarning, reason, unknown
 from expunge.core.query import Query
+from expunge.store.tables import Row, Table, plain, read_table
 
+PROMPTS = ("prompt", "adv_prompt", "sensitive prompt", "text", "caption", "original")
 SEEDS = ("evaluation_seed", "sd_seed", "seed")
 GUIDANCES = ("evaluation_guidance", "sd_guidance_scale", "guidance")
-LABELS = ("label_str", "label", "class", "artist", "concept")
-"""Columns of published prompt files, the first that is there."""
+LABELS = (
+    *("label_str", "label", "class", "artist", "concept"),
+    *("classes", "target", "profession", "categories", "category"),
+)
+"""Columns of published prompt files, the first that is there; in any case, with spaces or underscores."""
+ROLES = {"prompt": PROMPTS, "label": LABELS, "seed": SEEDS, "guidance": GUIDANCES}
+"""What a column can be."""
+UNREAD = r"width|height|size|resolution|negative|steps|sampler|scheduler|guidance|cfg"
+"""In the names of columns that say how an image was made, and that are not read."""
+READ = ".csv or .tsv (one image a row, fields between commas, semicolons or tabs) or .txt (one prompt a line)"
+OTHERS = (".json", ".jsonl", ".parquet", ".arrow", ".xlsx", ".xls", ".ods", ".zip", ".gz")
 
 
 def read_prompts(
-    path: Path, guidance: float, steps: int, label: str | None = None, row_guidance: bool = False
+    path: Path,
+    guidance: float,
+    steps: int,
+    label: str | None = None,
+    row_guidance: bool = False,
+    columns: Mapping[str, str] | None = None,
+    seed_from: int | None = None,
 ) -> list[Query]:
-    """One query for each row of a CSV with the columns of Imagenette's, I2P's, COCO's or the artists' prompt files.
+    """One query for each row of a table with the columns of Imagenette's, I2P's, COCO's or the artists' prompt files.
+
+    A blank prompt is a prompt. What the rows say and is not read (sizes, negative prompts, …) is told in one warning.
 
     Args:
-        path: the file, or ``hub:OWNER/NAME/FILE.csv`` of a dataset on the hub: ``prompt``, a seed (``evaluation_seed`` before
-            ``sd_seed``), and perhaps a class or artist.
+        path: the file, or ``hub:OWNER/NAME/FILE.csv`` of a dataset on the hub: a CSV whose columns are among `PROMPTS`, `SEEDS`
+            and `LABELS`, or a ``.txt`` of one prompt a line.
         guidance: scale for every row.
         steps: denoising steps for every row.
-        label: the concept that every row asks for, in the place of its class or artist.
+        label: the concept that every row asks for, in the place of its class or artist; those with a 1, if ``columns`` names a
+            column of 0 and 1 for it.
         row_guidance: take the scale from the row (``evaluation_guidance`` or ``sd_guidance_scale``).
+        columns: names of columns by what they are: ``prompt``, ``label``, ``seed``, ``guidance``.
+        seed_from: seed of the first row, and one more for each further row, where no column has seeds.
 
     Raises:
         ExpungeError: if there is no such file, it is empty, or a column or value is missing or bad.
     """
+    table = _opened(path, seed_from)
     try:
-        with _fetched(path).open(newline="", encoding="utf-8-sig") as opened:
-            reader = csv.DictReader(opened, strict=True)
-            columns = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = columns
-            rows = [(reader.line_num, row) for row in reader]
-    except FileNotFoundError as error:
-        raise ExpungeError(f"no file '{path}': expected a CSV of prompts") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ExpungeError(f"'{path}' cannot be read as CSV: {error}") from error
-    if not rows:
-        raise ExpungeError(f"'{path}' has no row: expected a header and a row for each image")
-
-    def column(names: Sequence[str], needed: bool = True) -> str:
-        found = next((name for name in names if name in columns), "")
-        if needed and not found:
-            has = ", ".join(name for name in columns if name)
-            raise ExpungeError(f"'{path}' has no column {' or '.join(names)}: expected one beside {has}")
-        return found
-
-    prompt, seed, named = column(("prompt",)), column(SEEDS), column(LABELS, needed=False)
-    scale = column(GUIDANCES) if row_guidance else ""
-    found: list[Query] = []
-    for line, row in rows:
-        place = f"'{path}' line {line}"
-        words = (row[prompt] or "").strip()
-        if not words:
-            raise ExpungeError(f"{place} has no prompt: expected one")
-        found.append(
+        found = _columns(table, dict(columns or {}), label, row_guidance, seed_from)
+    except ExpungeError as error:
+        raise ExpungeError(f"'{path}': {error}") from error
+    _tell(path, table, found)
+    shown = _marked(path, table, found, label) if "label" in (columns or {}) else None
+    queries: list[Query] = []
+    for number, row in enumerate(table.rows):
+        place = f"'{path}' line {row.line}"
+        said = None if found.label is None else row.fields[found.label].strip() or None
+        queries.append(
             Query(
-                prompt=words,
-                seed=_whole(place, seed, row[seed]),
-                label=label or ((row[named] or "").strip() or None if named else None),
-                guidance=_scale(place, scale, row[scale]) if scale else guidance,
+                prompt=row.fields[found.prompt].strip(),
+                seed=(seed_from or 0) + number if found.seed is None else _whole(place, table, row, found.seed),
+                label=(label or said) if shown is None else shown[number],
+                guidance=guidance if found.guidance is None else _scale(place, table, row, found.guidance),
                 steps=steps,
             )
         )
-    return found
+    return queries
+
+
+class Columns(NamedTuple):
+    """Where in a row what stands."""
+
+    prompt: int
+    seed: int | None
+    label: int | None
+    guidance: int | None
+
+
+def _opened(path: Path, seed_from: int | None) -> Table:
+    """The table of a file, or of a text of one prompt a line."""
+    if path.suffix.lower() in OTHERS:
+        raise ExpungeError(f"prompts '{path}' are a {path.suffix} file: expected {READ}")
+    if seed_from is not None and not 0 <= seed_from < 10**18:
+        raise ExpungeError(f"prompts from seed {seed_from} on: expected 0 or more, below 10^18")
+    file = _fetched(path)
+    if not file.is_file():
+        raise ExpungeError(f"no file '{path}': expected a CSV of prompts")
+    if path.suffix.lower() != ".txt":
+        return read_table(file)
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExpungeError(f"'{path}' cannot be read as text: {error}") from error
+    rows = [Row(number, (line,)) for number, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
+        raise ExpungeError(f"'{path}' is empty: expected a prompt on each line")
+    return Table(("prompt",), rows)
+
+
+def _columns(
+    table: Table, chosen: dict[str, str], label: str | None, row_guidance: bool, seed_from: int | None
+) -> Columns:
+    """Where what stands: in the columns that are chosen, or the first that has one of its role's names."""
+    for role, name in chosen.items():
+        if role not in ROLES:
+            raise unknown("role of a column", role, ROLES)
+        if table.at(name) is None:
+            raise unknown(f"column for the {role}", name, [column for column in table.columns if column])
+    seed, prompt = _place(table, "seed", chosen), _place(table, "prompt", chosen)
+    if prompt is None:
+        raise _lacking(table, "prompt", "or a .txt of one prompt a line")
+    if seed is None and seed_from is None:
+        raise _lacking(table, "seed", "or --seed-from N")
+    if seed is not None and seed_from is not None:
+        raise ExpungeError(
+            f"--seed-from beside the column {table.columns[seed]}, which has seeds: expected one of the two"
+        )
+    wanted = row_guidance or "guidance" in chosen
+    guidance = _place(table, "guidance", chosen) if wanted else None
+    if wanted and guidance is None:
+        raise _lacking(table, "guidance", "or one scale for all rows")
+    several = [name for name in PROMPTS if table.at(name) is not None]
+    if "prompt" not in chosen and len(several) > 1 and "prompt" not in several:
+        raise ExpungeError(
+            f"the columns {' and '.join(several)} may each be the prompts: expected --column prompt=NAME"
+        )
+    named = None if label is not None and "label" not in chosen else _place(table, "label", chosen)
+    return Columns(prompt, seed, named, guidance)
+
+
+def _place(table: Table, role: str, chosen: Mapping[str, str]) -> int | None:
+    """Where the column of a role stands, if there is one."""
+    names = (chosen[role],) if role in chosen else ROLES[role]
+    return next((at for at in map(table.at, names) if at is not None), None)
+
+
+def _lacking(table: Table, role: str, otherwise: str) -> ExpungeError:
+    """The error for a role that no column has."""
+    has = ", ".join(name for name in table.columns if name)
+    return ExpungeError(
+        f"no column {' or '.join(ROLES[role])} beside {has}: expected one, or --column {role}=NAME, {otherwise}"
+    )
+
+
+def _tell(path: Path, table: Table, found: Columns) -> None:
+    """Warn, once, of columns that might have been meant, and of those that say how an image was made and are not read."""
+    told: list[str] = []
+    for role, names in (("prompt", PROMPTS), ("label", LABELS)):
+        at = getattr(found, role)
+        known = {plain(name) for name in names}
+        others = [c for i, c in enumerate(table.columns) if i not in found and plain(c) in known]
+        if at is not None and others:
+            told.append(
+                f"{role}s are read from {table.columns[at]}, not from {', '.join(others)} (--column {role}=NAME)"
+            )
+    unread = [name for i, name in enumerate(table.columns) if i not in found and re.search(UNREAD, plain(name))]
+    if unread:
+        scale = any(plain(name) in map(plain, GUIDANCES) for name in unread)
+        hint = " (--row-guidance reads the scale)" if scale else ""
+        told.append(f"{', '.join(unread)} {'is' if len(unread) == 1 else 'are'} not read{hint}")
+    if told:
+        warnings.warn(f"'{path}': {'; '.join(told)}", ExpungeWarning, stacklevel=3)
+
+
+def _marked(path: Path, table: Table, found: Columns, label: str | None) -> list[str | None] | None:
+    """Labels from a column of 0 and 1, whose name (or ``label``) is that of what a 1 means; None for a column of words.
+
+    Raises:
+        ExpungeError: if a label is given beside a column of words.
+    """
+    at = found.label or 0
+    values = [row.fields[at].strip().casefold() for row in table.rows]
+    yes, no = {"1", "1.0", "true"}, {"0", "0.0", "false"}
+    if not set(values) <= yes | no:
+        if label is not None:
+            raise ExpungeError(
+                f"'{path}': label '{label}' beside labels in the column {table.columns[at]}: expected one of the two"
+            )
+        return None
+    concept = label or table.columns[at]
+    labels = [concept if value in yes else None for value in values]
+    count = sum(name is not None for name in labels)
+    told = f"{count} of {len(labels)} rows have a 1 in {table.columns[at]} and are labelled '{concept}', the others nothing"
+    warnings.warn(f"'{path}': {told}", ExpungeWarning, stacklevel=3)
+    return labels
 
 
 def _fetched(path: Path) -> Path:
@@ -88,19 +212,22 @@ def _fetched(path: Path) -> Path:
         raise ExpungeError(f"prompts '{path}' cannot be fetched from the hub: {reason(error)}") from error
 
 
-def _whole(place: str, name: str, text: str | None) -> int:
-    """A seed."""
-    if text is None or not re.fullmatch(r"[0-9]{1,18}", text.strip()):
-        raise ExpungeError(f"{place} has {name} '{text or ''}': expected a whole number, 0 or more")
-    return int(text)
+def _whole(place: str, table: Table, row: Row, at: int) -> int:
+    """A seed; one that a table of numbers has written as 7.0 is 7."""
+    text = row.fields[at].strip()
+    found = re.fullmatch(r"([0-9]{1,18})(\.0*)?", text)
+    if found is None:
+        raise ExpungeError(f"{place} has {table.columns[at]} '{text}': expected a whole number, 0 or more")
+    return int(found[1])
 
 
-def _scale(place: str, name: str, text: str | None) -> float:
+def _scale(place: str, table: Table, row: Row, at: int) -> float:
     """A scale of guidance."""
+    text = row.fields[at].strip()
     try:
-        scale = float(text or "")
+        scale = float(text)
     except ValueError:
         scale = math.nan
     if not 0 <= scale < math.inf:
-        raise ExpungeError(f"{place} has {name} '{text or ''}': expected a number, 0 or more")
+        raise ExpungeError(f"{place} has {table.columns[at]} '{text}': expected a number, 0 or more")
     return scale
