@@ -74,10 +74,11 @@ def main() -> None:
             out = place / f"out{found['folders']}"
             while not out.exists():
                 found["resumed_with_images"] += (place / f".{out.name}.partial" / ".resume.json").exists()
-                run = start(out, "--resume")
+                run, begun = start(out, "--resume"), time.monotonic()
                 other = start(out, "--resume") if draw.random() < 0.5 else None
                 try:
                     run.wait(draw.uniform(0, 1.1) * lasted)
+                    lasted = min(lasted, time.monotonic() - begun)
                 except subprocess.TimeoutExpired:
                     run.send_signal(draw.choice([signal.SIGKILL, signal.SIGTERM]))
                     found["kills"] += 1

@@ -73,7 +73,7 @@ def rewrite(path, change):
         (lambda p: save_file({"a": torch.zeros(1)}, p), "not an edit"),
         (lambda p: rewrite(p, lambda h, t: h.update(format=3)), "format 3: expected 1 or 2, so update"),
         (lambda p: rewrite(p, lambda h, t: h.update(kind="pickle")), "kind 'pickle'"),
-        (lambda p: rewrite(p, lambda h, t: h.pop("provenance")), "without 'provenance'"),
+        (lambda p: rewrite(p, lambda h, t: h.pop("provenance")), "has no 'provenance'"),
         (lambda p: save_file({"a": torch.zeros(1)}, p, metadata={"expunge": "[1]"}), "not an edit"),
         (lambda p: rewrite(p, lambda h, t: h.update(fields={"surprise": 1})), "does not understand"),
         (lambda p: rewrite(p, lambda h, t: next(iter(t.values())).add_(1)), "do not match its id"),

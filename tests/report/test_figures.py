@@ -83,7 +83,7 @@ NAMES = (
 
 @pytest.mark.parametrize("names", [NAMES, NAMES[:2], ["KPOP", "ESD", "UCE", "CA"], ["x" * 60, "y" * 70]])
 def test_a_legend_stays_within_its_figure(names):
-    drawn = ET.fromstring(svg({**LINES, "series": [{"name": name, "x": [0, 1], "y": [0, 1]} for name in names]}))
+    drawn = ET.fromstring(svg({**LINES, "series": [{"name": name, "x": [1, 2], "y": [0, 1]} for name in names]}))
     width = float(drawn.get("viewBox").split()[2])
     at = {t.text: t.get("x") for t in drawn.iter("{http://www.w3.org/2000/svg}text")}
     starts = {name: float(at[name]) for name in names}
