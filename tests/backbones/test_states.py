@@ -113,8 +113,8 @@ def adapter_edit(plain, gates=()):
     generator, factors = torch.Generator().manual_seed(3), {}
     for layer in plain.layers("attn"):
         out, taken = plain.tensors([f"{layer}.weight"])[f"{layer}.weight"].shape
-        factors[f"{layer}.down"] = torch.randn((1, taken), generator=generator) * 0.5
-        factors[f"{layer}.up"] = torch.randn((out, 1), generator=generator) * 0.5
+        factors[f"{layer}.down"] = torch.randn((1, taken), generator=generator) * 0.3
+        factors[f"{layer}.up"] = torch.randn((out, 1), generator=generator) * 0.3
     return plain.adapter_of(factors, gates=gates)
 
 
@@ -187,7 +187,7 @@ def test_an_edit_does_what_it_should_or_is_refused_in_a_line(name, kind, recwarn
             shot(state)
         assert "\n" not in str(refusal.value)
         assert "expected" in str(refusal.value)
-        assert not backbones.of(target(state)).edits or kind == "key"
+        assert not backbones.of(target(state)).edits or name == "long embeddings", "only a call tells its vectors"
         return
     edit.attach(target(state))
     got, right = shot(state), expected()

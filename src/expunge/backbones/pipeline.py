@@ -14,14 +14,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
-from expunge.backbones import held
+from expunge.backbones import guard, held
 from expunge.backbones.folder import Folder
 from expunge.backbones.parts import DTYPES, Files, Parts, read_json
 from expunge.backbones.single_file import SingleFile
-from expunge.backbones.steering import Steering, check_steers, steers
-from expunge.core.adapter import Adapter
+from expunge.backbones.steering import Steering, steers
 from expunge.core.backbone import Backbone, Conditioning, Images, InjectedPrompt
-from expunge.core.edit import Edit, Key, Weights
+from expunge.core.edit import Edit
 from expunge.core.errors import ExpungeError, unknown
 from expunge.core.query import Query
 
@@ -592,66 +591,19 @@ class PipelineBackbone(Backbone):
     # a user's own pipeline --------------------------------------------------------------------------------------------
     @override
     def check_carries(self, edit: Edit, coming: bool) -> None:
-        if not isinstance(self._parts, held.Pipeline):
-            return
-        outer = self._parts.outer(self.denoiser)
-        names = list(edit.replaced) if isinstance(edit, Weights) else []
-        for name in names:
-            module, key = self.parameter(name)
-            held.check_plain(name, module._parameters.get(key))
-        if isinstance(edit, Weights):
-            fused = [n for n in self._unread({n.rpartition(".")[0] for n in names}) if not self._writes_through(n)]
-        elif coming and isinstance(edit, Adapter):
-            fused = self._unread(set(edit.layers))
-        elif coming and isinstance(edit, Key):
-            fused = self._unread({p.removesuffix(".weight") for a in self.attentions().values() for p in (a.k, a.v)})
-            if held.compiled(outer):
-                raise ExpungeError(
-                    f"a key gives prompts to the layers of a compiled {self.denoiser}: expected one that is not"
-                )
-        else:
-            fused = []
-        if fused:
-            raise ExpungeError(
-                f"'{fused[0]}' is not read: the projections of {self.name} are fused (fuse_qkv_projections): expected "
-                "unfuse_qkv_projections() first"
-            )
-        if coming and steers(edit):
-            check_steers(self._parts.pipe, self.denoiser, edit)
-
-    def _unread(self, layers: set[str]) -> list[str]:
-        """Layers of attention that the denoiser does not call: what stands in their place was made from them before."""
-        asked = {n for n in layers if n.startswith(f"{self.denoiser}.") and "transformer_blocks." in n}
-        if not asked:
-            return []
-        model = self._parts.get(self.denoiser)
-        modules = {n: self.parameter(f"{n}.weight")[0] for n in sorted(asked)}
-        try:
-            with held.listening(modules) as heard, self._told(None, {}), held.eager(model), torch.no_grad():
-                question = self.smallest()
-                self._ask(question.x, torch.ones(1, device=self.device), question.cond)
-        except Exception:  # it wants more than that (an IP-Adapter's images): go by what stands in it
-            heard = set() if held.fused(model.modules()) else asked
-        return sorted(asked - heard)
-
-    def _writes_through(self, layer: str) -> bool:
-        """Whether a fused projection is what its parts make, so that it can be made again from them."""
-        attention, _, name = layer.rpartition(".")
-        fused = held.fusions(self._module(attention), name)
-        return bool(fused) and all(fusion.fresh() for fusion in fused)
-
-    def _module(self, name: str) -> torch.nn.Module:
-        """The module with a plain name."""
-        part, _, rest = name.partition(".")
-        return held.owner(self._parts.get(part), f"{rest}.")
+        if isinstance(self._parts, held.Pipeline):
+            guard.check_carries(self, self._parts, edit, coming)
 
     @override
     def written(self, names: Sequence[str]) -> None:
         if isinstance(self._parts, held.Pipeline):
-            for layer in {n.rpartition(".")[0] for n in names if "transformer_blocks." in n}:
-                attention, _, name = layer.rpartition(".")
-                for fusion in held.fusions(self._module(attention), name):
-                    fusion.refresh()
+            guard.write_through(self, self._parts, names)
+
+    def answers(self) -> None:
+        """Ask the denoiser the smallest question it answers, uncounted."""
+        question = self.smallest()
+        with self._told(None, {}), held.eager(self._parts.get(self.denoiser)), torch.no_grad():
+            self._ask(question.x, torch.ones(1, device=self.device), question.cond)
 
     @override
     def steering_changed(self) -> None:
@@ -662,13 +614,7 @@ class PipelineBackbone(Backbone):
         self._hooks, self._steering = [], None
         if not isinstance(self._parts, held.Pipeline):
             return
-        denoiser = self._parts.outer(self.denoiser)
-        held.forget_compiled(denoiser)
+        held.forget_compiled(self._parts.outer(self.denoiser))
         if any(steers(e) for e in self.edits):
-            steering = self._steering = Steering(self, self._parts)
-            as_is = torch.compiler.disable  # they look at the call, which no tracing of a compiled module sees
-            self._hooks = [
-                self._parts.outer(self.towers[0]).register_forward_pre_hook(as_is(steering.read), with_kwargs=True),
-                denoiser.register_forward_pre_hook(as_is(steering.before), with_kwargs=True),
-                denoiser.register_forward_hook(as_is(steering.after), with_kwargs=True, always_call=True),
-            ]
+            self._steering = Steering(self, self._parts)
+            self._hooks = self._steering.hooks()

@@ -145,6 +145,16 @@ class Steering:
         self.embeds: Tensor | None = None
         self.tokens: Tensor | None = None
 
+    def hooks(self) -> list[Any]:
+        """Hook the first text encoder and the denoiser, as the pipeline calls them."""
+        as_is = torch.compiler.disable  # they look at the call, which no tracing of a compiled module sees
+        text, denoiser = self.parts.outer(self.backbone.towers[0]), self.parts.outer(self.part)
+        return [
+            text.register_forward_pre_hook(as_is(self.read), with_kwargs=True),
+            denoiser.register_forward_pre_hook(as_is(self.before), with_kwargs=True),
+            denoiser.register_forward_hook(as_is(self.after), with_kwargs=True, always_call=True),
+        ]
+
     def release(self) -> None:
         """Let the layers read the text alone again, and adapters be open."""
         for handle in self.injected:

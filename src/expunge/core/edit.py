@@ -232,6 +232,14 @@ class Guidance(Edit):
         """
         return cls(**fields)
 
+    def check(self, backbone: "Backbone") -> None:
+        """Refuse a model that lacks what it changes, before it is attached.
+
+        Raises:
+            ExpungeError: naming what is lacking.
+        """
+        return
+
     def conditioning(
         self, backbone: "Backbone", cond: "Conditioning", null: "Conditioning", state: dict[str, Any]
     ) -> tuple["Conditioning", "Conditioning"]:

@@ -50,6 +50,8 @@ class Stack:
         self._check_place(edit, any_base)
         strengths([strength], [edit])  # which refuses one that scales nothing
         self._check_names(edit)
+        if isinstance(edit, Guidance):
+            edit.check(self.backbone)
         self.backbone.check_carries(edit, coming=True)
         if isinstance(edit, Weights):
             self._check_base(edit, any_base)

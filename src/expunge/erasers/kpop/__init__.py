@@ -15,7 +15,7 @@ from expunge.core.edit import Edit
 from expunge.core.eraser import LATER, Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_positive
 from expunge.erasers.kpop.erasure import Erasure
-from expunge.erasers.kpop.prompts import BLOCKS, Halves, Place, Scope, Values, injected
+from expunge.erasers.kpop.prompts import BLOCKS, Halves, Place, Scope, Values, check_place, injected
 from expunge.erasers.kpop.recovery import Recovery
 from expunge.erasers.kpop.transfer import fresh
 from expunge.maths.training import Decay, Optimizer, trainable
@@ -143,12 +143,7 @@ class KPOP(Eraser):
     @override
     def check(self, backbone: Backbone) -> None:
         trainable(backbone, self.group)
-        blocks = {layer.block for layer in backbone.attentions().values()}
-        if self.place in BLOCKS and not blocks & set(BLOCKS[self.place]):
-            raise ExpungeError(
-                f"kpop's place {self.place}, and {backbone.name} has cross-attention in {', '.join(sorted(blocks)) or 'no'} "
-                "blocks alone: expected a place that has some (place down-mid-up)"
-            )
+        check_place(backbone, self.place)
 
     @override
     def stronger(self, times: float) -> "KPOP":

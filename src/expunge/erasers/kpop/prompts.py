@@ -25,6 +25,20 @@ BLOCKS: dict[str, tuple[str, ...]] = {
 """The layers that a concatenated prompt is read by, for each place; ``text`` adds it to the text, ``words`` has it encoded."""
 
 
+def check_place(backbone: Backbone, place: Place) -> None:
+    """Refuse a place in whose blocks a model has no cross-attention.
+
+    Raises:
+        ExpungeError: naming the place, and the blocks that have some.
+    """
+    blocks = {layer.block for layer in backbone.attentions().values()}
+    if place in BLOCKS and not blocks & set(BLOCKS[place]):
+        raise ExpungeError(
+            f"kpop's place {place}, and {backbone.name} has cross-attention in {', '.join(sorted(blocks)) or 'no'} blocks "
+            "alone: expected a place that has some (place down-mid-up)"
+        )
+
+
 def injected(
     cond: Conditioning, tokens: Float[Tensor, "b *pair k d"], place: Place, rows: Tensor | None = None
 ) -> Conditioning:

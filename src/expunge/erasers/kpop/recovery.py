@@ -13,7 +13,7 @@ from expunge.core.backbone import Backbone, Conditioning
 from expunge.core.edit import Key
 from expunge.core.errors import ExpungeError, unknown
 from expunge.erasers.kpop.network import Network
-from expunge.erasers.kpop.prompts import Halves, Place, injected, last_word, spoken, words_of
+from expunge.erasers.kpop.prompts import Halves, Place, check_place, injected, last_word, spoken, words_of
 
 
 @final
@@ -67,6 +67,10 @@ class Recovery(Key):
         texts = {name: tensors[f"text/{name}"] for name in fields["concepts"]}
         network = Network(weights=weights, texts=texts, shape=tuple(fields["shape"]))
         return cls(prompts=network.prompts(), network=network, **rest)
+
+    @override
+    def check(self, backbone: Backbone) -> None:
+        check_place(backbone, self.place)
 
     @property
     @override
