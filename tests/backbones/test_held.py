@@ -3,7 +3,7 @@
 import diffusers
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import expunge
 from expunge import backbones
@@ -376,11 +376,11 @@ def test_inpainting_and_middleless_unets():
         erase.prepared(backbones.of(without_middle().pipe), erase.build("kpop", {}, None), erase.concepts("dog"), [], 0)
 
 
-def test_edits_saved_and_read_do_what_they_did_bit_for_bit(tmp_path, pipe):
-    """A file's tensors may lie at any boundary, where a matrix product can differ in its last bit."""
-    made = adapter(backbones.of(tiny_pipeline()))
+def test_what_is_read_lies_in_memory_of_its_own(tmp_path, pipe):
+    """A file's tensors may lie at any 8-byte boundary, where a matrix product can differ in its last bit."""
+    backbone = backbones.of(tiny_pipeline())
+    made = adapter(backbone)
     made.save(tmp_path / "edit.safetensors")
-    header = {"format": "pt", "pad": "x"}
     again = expunge.load_edit(tmp_path / "edit.safetensors")
     assert all(t.data_ptr() % 64 == 0 for t in again.tensors().values())
     made.attach(pipe)
@@ -388,4 +388,6 @@ def test_edits_saved_and_read_do_what_they_did_bit_for_bit(tmp_path, pipe):
     made.detach(pipe)
     again.attach(pipe)
     assert torch.equal(image(pipe), one)
-    save_file({"x": torch.ones(3)}, tmp_path / "other.safetensors", metadata=header)
+    tiny_pipeline().save_pretrained(tmp_path / "sd")
+    read = backbones.load(str(tmp_path / "sd"))
+    assert all(t.data_ptr() % 64 == 0 for t in read.tensors(read.text_inputs()).values())

@@ -165,7 +165,7 @@ class Folder(Files):
                 with safe_open(file, "pt") as opened:
                     for name in names:
                         if files[name] == file:
-                            found[name] = opened.get_tensor(name).to(device=self.device, dtype=self.dtype)
+                            found[name] = opened.get_tensor(name).to(device=self.device, dtype=self.dtype, copy=True)
         except (SafetensorError, OSError) as error:
             raise ExpungeError(f"'{self.path / part}' is damaged: {error}") from error
         for name, tensor in found.items():

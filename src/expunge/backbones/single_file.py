@@ -132,7 +132,7 @@ class SingleFile(Files):
                         f"'{self.path}' has a {part} whose '{name}' is {tuple(tensor.shape)}: expected {tuple(expected)} (or "
                         "another layout)"
                     )
-                found[name] = tensor.to(device=self.device, dtype=self.dtype).contiguous()
+                found[name] = tensor.to(device=self.device, dtype=self.dtype, copy=True).contiguous()
         return found
 
     @contextmanager

@@ -67,7 +67,7 @@ def read_safetensors(path: Path) -> Stored:
     """
     try:
         with safe_open(path, "pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (not a dict)
+            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118  (not a dict)
             metadata = dict(opened.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise ExpungeError(f"'{path}' is damaged or no safetensors file: {reason(error)}") from error

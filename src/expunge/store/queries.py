@@ -51,7 +51,7 @@ def read_queries(folder: Path) -> StoredQueries:
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}, not {FORMAT}")
         with safe_open(folder / WORDS, "pt") as opened:
-            vectors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (not a dict)
+            vectors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118  (not a dict)
         found: list[Query] = []
         for row in content["queries"]:
             told, word = row.pop("learned", None), None
