@@ -79,9 +79,9 @@ def main() -> None:
                 other = start(out, "--resume") if draw.random() < 0.5 else None
                 moment = draw.uniform(0, 1.1) * lasted
                 if draw.random() < 0.7:  # most of a run is its start: look for the part that writes
-                    while run.poll() is None and not (place / f".{out.name}.partial").exists():
+                    while run.poll() is None and not (place / f".{out.name}.partial" / ".resume.json").exists():
                         time.sleep(0.01)
-                    moment = draw.uniform(0, 1.0)
+                    moment = draw.uniform(0, 0.5)
                 try:
                     run.wait(moment)
                     lasted = min(lasted, time.monotonic() - begun)
