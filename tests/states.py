@@ -117,6 +117,11 @@ def blocks_compiled(pipe: Any) -> None:
             module.compile(backend="eager")
 
 
+def whole_compiled(pipe: Any) -> None:
+    torch._dynamo.reset()
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+
+
 def offloaded(pipe: Any) -> None:
     """What ``enable_sequential_cpu_offload`` does, on a machine without accelerator."""
     for module in (pipe.unet, pipe.vae):
@@ -209,6 +214,7 @@ STATES: dict[str, Callable[[], State]] = {
     "LoRA fused": lambda: lora(fused=True),
     "fused projections": lambda: changed(lambda pipe: pipe.fuse_qkv_projections()),
     "compiled": lambda: changed(blocks_compiled),
+    "compiled, the whole UNet": lambda: changed(whole_compiled),
     "quantised (quanto)": lambda: changed(quanto),
     "quantised (torchao)": lambda: changed(torchao),
     "offloaded (sequential)": lambda: changed(offloaded),

@@ -145,6 +145,110 @@ def adapter(backbone):
     return backbone.adapter_of(factors)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_small_lora_fused_in_half_precision_is_not_taken_for_rounding(pipe, weights, dtype):
+    pipe.to(dtype)
+    weights.attach(pipe, any_base=True)
+    pipe.load_lora_weights(lora_folder())
+    pipe.fuse_lora(lora_scale=0.02)
+    with pytest.raises(ExpungeError, match="was changed while edits were attached"):
+        weights.detach(pipe)
+
+
+@pytest.mark.parametrize("method", ["esd", "leco"])
+def test_what_is_not_read_is_not_trained(pipe, method):
+    pipe.fuse_qkv_projections()
+    with pytest.raises(ExpungeError, match=r"is not read: the projections .* are fused"):
+        expunge.erase(pipe, "dog", method=method, settings={"iterations": 1, "sampling": {"sampling_steps": 2}})
+    pipe.unfuse_qkv_projections()
+    assert expunge.erase(pipe, "dog", method=method, settings={"iterations": 1, "sampling": {"sampling_steps": 2}})
+
+
+def test_projections_fused_beside_an_adapter_are_refused_at_the_next_call(pipe):
+    edit = adapter(backbones.of(tiny_pipeline()))
+    base = image(pipe)
+    edit.attach(pipe)
+    pipe.fuse_qkv_projections()
+    with pytest.raises(ExpungeError, match=r"is not read: the projections .* are fused"):
+        image(pipe)
+    edit.detach(pipe)
+    pipe.unfuse_qkv_projections()
+    assert torch.equal(image(pipe), base)
+
+
+def test_an_adapter_of_a_compiled_text_encoder_has_its_effect(pipe):
+    backbone, generator = backbones.of(tiny_pipeline()), torch.Generator().manual_seed(3)
+    layers = [n.removesuffix(".weight") for n in backbone.group("text-mlp") if n.endswith("fc1.weight")]
+    sizes = {n: backbone.tensors([f"{n}.weight"])[f"{n}.weight"].shape for n in layers}
+    factors = {f"{n}.down": torch.randn((2, size[1]), generator=generator) for n, size in sizes.items()}
+    factors |= {f"{n}.up": torch.randn((size[0], 2), generator=generator) for n, size in sizes.items()}
+    edit, base = backbone.adapter_of(factors), image(pipe)
+    edit.attach(pipe)
+    right = image(pipe)
+    edit.detach(pipe)
+    pipe.text_encoder.compile(backend="eager")
+    image(pipe)
+    edit.attach(pipe)
+    assert torch.allclose(image(pipe), right, atol=1e-4)
+    assert not torch.allclose(right, base, atol=1e-2)
+    edit.detach(pipe)
+    assert torch.allclose(image(pipe), base, atol=1e-4)
+
+
+def test_a_wrapper_that_comes_or_goes_does_not_lose_a_guidance_edit(pipe):
+    right = image(pipe, negative_prompt="cat")
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    STEERED["negative-prompt"]().attach(pipe)
+    assert torch.allclose(image(pipe), right, atol=1e-4)
+    pipe.unet = pipe.unet._orig_mod
+    assert torch.allclose(image(pipe), right, atol=1e-4)
+
+
+def test_a_text_encoder_exchanged_meanwhile(pipe, weights):
+    weights.attach(pipe)
+    own, other = pipe.text_encoder, tiny_components(seed=5)["text_encoder"]
+    pipe.text_encoder = other
+    weights.detach(pipe)
+    assert backbones.of(pipe).edits == []
+    pipe.text_encoder = own
+    few = expunge.erase(pipe, "dog", method="few-shot", settings={"epochs": 1})
+    few.attach(pipe)
+    pipe.text_encoder = other
+    with pytest.raises(ExpungeError, match="shares its unet with one that it had"):
+        few.detach(pipe)
+    pipe.text_encoder = own
+    few.detach(pipe)
+    assert torch.equal(image(pipe), image(tiny_pipeline()))
+
+
+def test_edits_that_come_off_do_so_whatever_goes_wrong_with_one(pipe, weights):
+    backbone = backbones.of(pipe)
+    negative = STEERED["negative-prompt"]()
+    with pytest.raises(ExpungeError, match="was changed while"), backbone.attached([negative, weights]):
+        pipe.unet.load_state_dict(tiny_pipeline(seed=5).unet.state_dict())
+    assert backbone.edits == [weights], "the other one is off"
+
+
+@pytest.mark.parametrize(("state", "words"), [("IP-Adapter", "unload_ip_adapter"), ("DeepCache", "switched off first")])
+def test_a_model_that_only_its_pipeline_can_ask_is_not_trained(state, words):
+    made = STATES[state]().pipe
+    with pytest.raises(ExpungeError, match=words):
+        expunge.erase(made, "dog", method="esd", settings={"iterations": 1, "sampling": {"sampling_steps": 2}})
+    assert expunge.erase(made, "dog", method="uce"), "which reads text alone"
+
+
+def test_a_copied_unet_has_no_edits_of_its_own(pipe, weights):
+    import copy
+
+    weights.attach(pipe)
+    twin = copy.deepcopy(pipe.unet)
+    assert (
+        backbones.of(still(diffusers.StableDiffusionPipeline(**pipe.components | {"unet": twin}, **NO_CHECKER))).edits
+        == []
+    )
+    weights.detach(pipe)
+
+
 # names ----------------------------------------------------------------------------------------------------------------
 def test_names_without_the_levels_that_come_and_go():
     assert plain("unet._orig_mod.mid_block.attn2.to_k.base_layer.weight") == "unet.mid_block.attn2.to_k.weight"
@@ -285,7 +389,7 @@ def test_a_unet_shared_with_another_text_encoder(pipe):
     before = image(pipe), image(other)
     edit.attach(pipe)
     for change in (edit.attach, edit.detach):
-        with pytest.raises(ExpungeError, match="shares its unet with a pipeline that carries edit"):
+        with pytest.raises(ExpungeError, match="shares its unet with another pipeline, which carries edit"):
             change(other)
     edit.detach(pipe)
     assert torch.equal(image(pipe), before[0])
@@ -329,7 +433,7 @@ def test_guidance_edits_do_nothing_without_guidance(pipe):
     query = [Query(prompt="a dog", seed=0, guidance=1.0, steps=2)]
     before = backbone.generate(query).latents
     for make in STEERED.values():
-        with backbone.attached([make()]):
+        with backbone.attached([make()]), pytest.warns(ExpungeWarning, match="no effect at guidance 1, which is none"):
             assert torch.equal(backbone.generate(query).latents, before)
 
 

@@ -29,6 +29,7 @@ for kind in KINDS[2:]:
 for kind in ("adapter", "gated adapter", "key"):
     TABLE["fused projections"][kind] = NO
 TABLE["compiled"]["key"] = NO
+TABLE["compiled, the whole UNet"]["key"] = NO
 for kind in ("gated adapter", "key"):  # no text that was seen gave such vectors
     TABLE["long embeddings"][kind] = NO
 for state in ("LoRA fused", "quantised (quanto)", "quantised (torchao)", "offloaded (sequential)", "layerwise casting"):
@@ -129,7 +130,7 @@ def written(state, edit):
     """The image with an edit's tensors, or its low-rank changes, written into the modules by hand."""
     pipe = target(state)
     part = "transformer" if hasattr(pipe, "transformer") else "unet"
-    module = getattr(pipe, part)
+    module = getattr(getattr(pipe, part), "_orig_mod", getattr(pipe, part))
     for name, tensor in edit.tensors().items():
         if edit.kind == "weights":
             held_owner(module, name.removeprefix(f"{part}.").removesuffix(".weight")).weight.copy_(tensor)

@@ -1,6 +1,6 @@
 """Whether an edit would have an effect in the state that a user's pipeline is in, and could be taken back again."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,13 +36,40 @@ def check_carries(backbone: "PipelineBackbone", parts: held.Pipeline, edit: Edit
             raise ExpungeError(f"a key gives prompts to the layers of a compiled {part}: expected one that is not")
         read = (name for layer in backbone.attentions().values() for name in (layer.k, layer.v))
         unread = _unread(backbone, parts, (name.removesuffix(".weight") for name in read))
+    _check_none(backbone, unread)
+    if coming and steers(edit):
+        check_steers(parts.pipe, part, edit)
+
+
+def check_trains(backbone: "PipelineBackbone", parts: held.Pipeline, layers: Collection[str]) -> None:
+    """Refuse to train layers whose change nothing would show.
+
+    Raises:
+        ExpungeError: naming one.
+    """
+    _check_none(backbone, _unread(backbone, parts, layers))
+
+
+def check_call(backbone: "PipelineBackbone", parts: held.Pipeline) -> None:
+    """Refuse a call in which adapters would act on some layers alone: projections were fused since they were attached.
+
+    Raises:
+        ExpungeError: naming a layer.
+    """
+    adapted = [layer for edit in backbone.edits if isinstance(edit, Adapter) for layer in edit.layers]
+    fused = [
+        layer for layer in adapted if layer.startswith(f"{backbone.denoiser}.") and _fusions(backbone, parts, layer)
+    ]
+    attentions = {layer: _attention(backbone, parts, layer) for layer in fused}
+    _check_none(backbone, [layer for layer, attention in attentions.items() if held.fused([attention])])
+
+
+def _check_none(backbone: "PipelineBackbone", unread: Sequence[str]) -> None:
     if unread:
         raise ExpungeError(
             f"'{unread[0]}' is not read: the projections of {backbone.name} are fused (fuse_qkv_projections): expected "
             "unfuse_qkv_projections() first"
         )
-    if coming and steers(edit):
-        check_steers(parts.pipe, part, edit)
 
 
 def _unread(backbone: "PipelineBackbone", parts: held.Pipeline, layers: Iterable[str]) -> list[str]:
@@ -62,9 +89,12 @@ def _unread(backbone: "PipelineBackbone", parts: held.Pipeline, layers: Iterable
 
 def _fusions(backbone: "PipelineBackbone", parts: held.Pipeline, layer: str) -> list[held.Fusion]:
     """The fused projections that are made from a layer."""
-    attention, _, name = layer.rpartition(".")
-    inside = held.owner(parts.get(backbone.denoiser), f"{attention.removeprefix(f'{backbone.denoiser}.')}.")
-    return held.fusions(inside, name)
+    return held.fusions(_attention(backbone, parts, layer), layer.rpartition(".")[2])
+
+
+def _attention(backbone: "PipelineBackbone", parts: held.Pipeline, layer: str) -> torch.nn.Module:
+    """The module of attention that a projection is in."""
+    return held.owner(parts.get(backbone.denoiser), layer.removeprefix(f"{backbone.denoiser}."))
 
 
 def _written_through(backbone: "PipelineBackbone", parts: held.Pipeline, layer: str) -> bool:

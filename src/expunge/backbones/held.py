@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from inspect import ismethod
 from typing import Any, NamedTuple, final
 
 import torch
@@ -195,8 +197,11 @@ def forget_compiled(module: Any) -> None:
 
 def replaced_forward(module: Any) -> bool:
     """Whether somebody runs code of their own in the place of the module's (DeepCache does; offloading is told apart)."""
-    forward = vars(unwrapped(module)).get("forward")
-    return forward is not None and not hasattr(unwrapped(module), "_hf_hook") and not compiled(module)
+    inside = unwrapped(module)
+    forward = vars(inside).get("forward")
+    if isinstance(forward, partial) and forward.func.__module__.startswith("accelerate."):
+        forward = None if ismethod(vars(inside).get("_old_forward")) else vars(inside).get("_old_forward")
+    return forward is not None and not compiled(module)
 
 
 @contextmanager

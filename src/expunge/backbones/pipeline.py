@@ -1,8 +1,9 @@
 """What all model families of diffusers share: components, latents, sampling, and edits on a pipeline that the user holds."""
 
 import inspect
+import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +20,10 @@ from expunge.backbones.folder import Folder
 from expunge.backbones.parts import DTYPES, Files, Parts, read_json
 from expunge.backbones.single_file import SingleFile
 from expunge.backbones.steering import Steering, steers
+from expunge.core.adapter import Adapter
 from expunge.core.backbone import Backbone, Conditioning, Images, InjectedPrompt
-from expunge.core.edit import Edit
-from expunge.core.errors import ExpungeError, unknown
+from expunge.core.edit import Edit, Guidance
+from expunge.core.errors import ExpungeError, ExpungeWarning, unknown
 from expunge.core.query import Query
 
 TEXT_GROUPS: dict[str, Callable[[str, int], bool]] = {
@@ -102,6 +104,7 @@ class PipelineBackbone(Backbone):
         self._hooks: list[Any] = []
         self._steering: Steering | None = None
         self._samplers: dict[int, Any] = {}
+        self._trained: set[frozenset[str]] = set()
         self.read_by: list[Any] = []
         """The text encoders of the user's pipeline when it was first seen."""
         self._identity: str | None = None
@@ -171,18 +174,30 @@ class PipelineBackbone(Backbone):
         denoiser = parts.get(cls.denoiser)
         kept = vars(denoiser).get("_expunge_backbone")  # on the denoiser: pipelines that share it share its edits
         if kept is not None and not all(a is b for a, b in zip(kept.read_by, towers, strict=True)):
-            if kept.edits:
+            if kept._held.pipe is pipe and not kept.touches_text():
+                kept.read_by = towers  # exchanged by the user
+            elif kept.edits:
+                other = "with one that it had" if kept._held.pipe is pipe else "with another pipeline"
                 raise ExpungeError(
-                    f"a {type(pipe).__name__} shares its {cls.denoiser} with a pipeline that carries edit {kept.edits[0].id}, "
-                    "and has text encoders of its own: expected that to be detached there first"
+                    f"a {type(pipe).__name__} shares its {cls.denoiser} {other}, which carries edit {kept.edits[0].id} and has "
+                    "other text encoders: expected that to be detached there first"
                 )
-            kept = None
+            else:
+                kept = None
         if kept is None:
             kept = cls(parts, str(getattr(pipe, "name_or_path", None) or type(pipe).__name__))
             kept.read_by = towers
             denoiser._expunge_backbone = kept
-        kept._parts = parts
+        kept._parts, kept._samplers, kept._trained = parts, {}, set()  # whatever the user did since
         return kept
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A copied denoiser has no backbone yet: it is another model, with whatever is written into it."""
+
+    def touches_text(self) -> bool:
+        """Whether an attached edit changes a text encoder."""
+        touched = (n for e in self.edits for n in e.tensors() if not isinstance(e, Guidance))
+        return any(n.startswith(tuple(f"{tower}." for tower in self.towers)) for n in touched)
 
     @classmethod
     @abstractmethod
@@ -306,6 +321,8 @@ class PipelineBackbone(Backbone):
             model.enable_gradient_checkpointing(self._checkpointed)
         elif model.is_gradient_checkpointing and not self.checkpointing:
             model.disable_gradient_checkpointing()
+        if self.call is None and isinstance(self._parts, held.Pipeline):
+            self._check_alone(model)
         with self._told(cond.prompt, self.stack.gates), held.eager(model):
             if self.call is None:
                 return self._ask(x.to(self.dtype), t, cond).to(x.dtype)
@@ -314,6 +331,16 @@ class PipelineBackbone(Backbone):
             args, kwargs = self.asking(args, kwargs, cond, x.to(self.dtype), t)
             output = model(*args, **kwargs)
         return (output[0] if isinstance(output, tuple) else output.sample).to(x.dtype)
+
+    def _check_alone(self, model: Any) -> None:
+        """Refuse a question of our own to a denoiser that only its pipeline can ask."""
+        if model.config.get("encoder_hid_dim_type") == "ip_image_proj":
+            raise ExpungeError(f"{self.name} reads an IP-Adapter's images: expected unload_ip_adapter() first")
+        if held.replaced_forward(model):
+            raise ExpungeError(
+                f"the {self.denoiser} of {self.name} runs somebody else's code that keeps what it computed (DeepCache?): "
+                "expected that to be switched off first"
+            )
 
     def _repeated(self, rows: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of the call that is going on, of its rows with the prompt (of all, for as many)."""
@@ -491,6 +518,13 @@ class PipelineBackbone(Backbone):
                 "queries of one batch differ in guidance, steps, negative prompt, strength or learned word: expected the same "
                 "for all"
             )
+        idle = [e for e in self.edits if isinstance(e, Guidance) and not e.private]
+        if first.guidance <= 1 and idle:
+            warnings.warn(
+                f"a {idle[0].eraser} edit has no effect at guidance {first.guidance:g}, which is none: expected more than 1",
+                ExpungeWarning,
+                stacklevel=3,
+            )
         template = self._parts.get("scheduler")
         most = template.config.num_train_timesteps
         if not 1 <= first.steps <= most:
@@ -595,6 +629,13 @@ class PipelineBackbone(Backbone):
             guard.check_carries(self, self._parts, edit, coming)
 
     @override
+    def check_trains(self, layers: Collection[str]) -> None:
+        asked = frozenset(layers)
+        if isinstance(self._parts, held.Pipeline) and asked not in self._trained:
+            guard.check_trains(self, self._parts, asked)
+            self._trained.add(asked)
+
+    @override
     def written(self, names: Sequence[str]) -> None:
         if isinstance(self._parts, held.Pipeline):
             guard.write_through(self, self._parts, names)
@@ -614,7 +655,13 @@ class PipelineBackbone(Backbone):
         self._hooks, self._steering = [], None
         if not isinstance(self._parts, held.Pipeline):
             return
-        held.forget_compiled(self._parts.outer(self.denoiser))
+        for part in (self.denoiser, *self.towers):
+            if self._parts.outer(part) is not None:
+                held.forget_compiled(self._parts.outer(part))
+        parts = self._parts
+        if any(isinstance(e, Adapter) for e in self.edits):
+            as_is = torch.compiler.disable(lambda *_: guard.check_call(self, parts))
+            self._hooks.append(parts.get(self.denoiser).register_forward_pre_hook(as_is))
         if any(steers(e) for e in self.edits):
             self._steering = Steering(self, self._parts)
-            self._hooks = self._steering.hooks()
+            self._hooks += self._steering.hooks()

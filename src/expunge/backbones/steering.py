@@ -148,7 +148,7 @@ class Steering:
     def hooks(self) -> list[Any]:
         """Hook the first text encoder and the denoiser, as the pipeline calls them."""
         as_is = torch.compiler.disable  # they look at the call, which no tracing of a compiled module sees
-        text, denoiser = self.parts.outer(self.backbone.towers[0]), self.parts.outer(self.part)
+        text, denoiser = self.parts.get(self.backbone.towers[0]), self.parts.get(self.part)
         return [
             text.register_forward_pre_hook(as_is(self.read), with_kwargs=True),
             denoiser.register_forward_pre_hook(as_is(self.before), with_kwargs=True),

@@ -1,8 +1,8 @@
 """One model family: text, denoising, latents, anatomy, and the stack of edits that it carries."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple, final
 
@@ -126,7 +126,7 @@ class Images(NamedTuple):
 class Backbone(ABC):
     """A text-to-image model, the same to every eraser, attack and metric whatever its family.
 
-    Parameters are named with their component in front: ``unet.down_blocks.0…``, ``text_encoder.text_model…``.
+    Parameters are named with their component in front: ``unet.down_blocks.0…``, ``text_encoder.encoder…``.
     """
 
     family: ClassVar[str]
@@ -428,6 +428,7 @@ class Backbone(ABC):
     @contextmanager
     def weights(self, tensors: dict[str, Tensor]) -> Iterator[None]:
         """Put trained tensors in the place of the model's own; run forward AND backward inside; restored on exit."""
+        self.check_trains({name.rpartition(".")[0] for name in tensors})
         owners = {name: self.parameter(name) for name in tensors}
         saved = {name: module._parameters[key] for name, (module, key) in owners.items()}
         try:
@@ -443,8 +444,10 @@ class Backbone(ABC):
     def adapted(self, factors: Mapping[str, Tensor], scale: float = 1.0) -> Iterator[None]:
         """Put low-rank changes (tensors named ``LAYER.down``, ``LAYER.up``) beside layers; forward AND backward inside."""
         handles: list[Any] = []
+        layers = as_layers(factors)
+        self.check_trains(layers)
         try:
-            handles = self.stack.put_beside(as_layers(factors), scale, None)
+            handles = self.stack.put_beside(layers, scale, None)
             yield
         finally:
             for handle in handles:
@@ -476,16 +479,11 @@ class Backbone(ABC):
     @contextmanager
     def bare(self) -> Iterator[None]:
         """The model without its edits, which are attached again, as they were, on exit."""
-        stack = list(self.stack.entries)
-        try:
-            for edit, _ in reversed(stack):
+        with ExitStack() as back:
+            for edit, strength in reversed(self.stack.entries):
                 self.detach(edit)
+                back.callback(self.attach, edit, strength=strength, any_base=True)
             yield
-        finally:
-            still = {edit.id for edit in self.edits}
-            for edit, strength in stack:
-                if edit.id not in still:
-                    self.attach(edit, strength=strength, any_base=True)
 
     @final
     @contextmanager
@@ -493,16 +491,12 @@ class Backbone(ABC):
         self, edits: Sequence[Edit], strength: float | Sequence[float] = 1.0, any_base: bool = False
     ) -> Iterator[None]:
         """Attach edits in order and detach them on exit; ``strength`` is that of all which have weights, or of each."""
-        done: list[Edit] = []
         each = strengths(strength, edits)
-        try:
+        with ExitStack() as off:  # which takes off all that it can, whatever goes wrong with one
             for edit, one in zip(edits, each, strict=True):
                 self.attach(edit, strength=one, any_base=any_base)
-                done.append(edit)
+                off.callback(self.detach, edit)
             yield
-        finally:
-            for edit in reversed(done):
-                self.detach(edit)
 
     @final
     def detach(self, edit: Edit) -> None:
@@ -542,6 +536,13 @@ class Backbone(ABC):
 
         Raises:
             ExpungeError: naming the tensor or layer, and its state.
+        """
+
+    def check_trains(self, layers: Collection[str]) -> None:
+        """Refuse to train layers that the model does not read in its present state: a user's pipeline is looked at.
+
+        Raises:
+            ExpungeError: naming one, and the state.
         """
 
     def written(self, names: Sequence[str]) -> None:
