@@ -70,7 +70,19 @@ def main() -> None:
         torch.set_num_threads(2)
         start = time.perf_counter()
         code = run(
-            ["erase", "uce", "--model", sys.argv[1], "--target", "church", "--retain", "dog", "--out", sys.argv[2]]
+            [
+                "erase",
+                "uce",
+                "--no-preset",
+                "--model",
+                sys.argv[1],
+                "--target",
+                "church",
+                "--retain",
+                "dog",
+                "--out",
+                sys.argv[2],
+            ]
         )
         peak = peak_bytes()
         print(json.dumps({"code": code, "seconds": time.perf_counter() - start, "peak_bytes": peak}))

@@ -55,6 +55,13 @@ def controlled() -> State:
     return State(with_class("StableDiffusionControlNetPipeline", controlnet=net), {"image": PICTURE})
 
 
+def adapted() -> State:
+    torch.manual_seed(0)
+    net = diffusers.T2IAdapter(in_channels=3, channels=(32, 64), num_res_blocks=1, downscale_factor=2)
+    pipe = with_class("StableDiffusionAdapterPipeline", adapter=net)
+    return State(still(pipe), {"image": PICTURE, "height": 16, "width": 16})
+
+
 def image_prompted() -> State:
     pipe = still(tiny_pipeline())
     torch.manual_seed(0)
@@ -167,6 +174,11 @@ def weighted(pipe: Any, prompt: str, negative: str) -> dict[str, Any]:
     return {"prompt_embeds": made.embeds, "negative_prompt_embeds": made.negative_embeds}
 
 
+def weighted_more(pipe: Any, prompt: str, negative: str) -> dict[str, Any]:
+    """What compel makes of words with weights: vectors that no text gives."""
+    return weighted(pipe, f"({prompt})1.4", negative)
+
+
 def long(pipe: Any, prompt: str, negative: str) -> dict[str, Any]:
     """Texts of two contexts: that of the words, and an empty one."""
     one, no = (pipe.encode_prompt(text, "cpu", 1, False)[0] for text in (prompt, negative))
@@ -203,12 +215,14 @@ STATES: dict[str, Callable[[], State]] = {
     "LCM (no guidance)": consistency,
     "guidance_rescale": lambda: State(still(tiny_pipeline()), {"guidance_rescale": 0.7}),
     "ControlNet": controlled,
+    "T2I-Adapter": adapted,
     "IP-Adapter": image_prompted,
     "perturbed attention (PAG)": lambda: State(with_class("StableDiffusionPAGPipeline", pag_applied_layers="up")),
     "self-attention guidance (SAG)": lambda: State(with_class("StableDiffusionSAGPipeline", image_encoder=None)),
     "from_pipe sibling": sibling,
     "textual inversion": invented,
     "compel": lambda: State(still(tiny_pipeline()), embeds=weighted),
+    "compel, with weights": lambda: State(still(tiny_pipeline()), embeds=weighted_more),
     "long embeddings": lambda: State(still(tiny_pipeline()), embeds=long),
     "LoRA loaded": lambda: lora(fused=False),
     "LoRA fused": lambda: lora(fused=True),

@@ -87,7 +87,7 @@ def test_damaged_edits_are_refused_in_one_line(saved, damage, words):
     assert "\n" not in str(caught.value)
 
 
-SAID = {"eraser": "kpop", "targets": ["castle"], "retain": ["dog"], "anchors": ["x"], "model": "other", "seed": 7}
+SAID = {"eraser": "kpop", "targets": ["castle"], "retain": ["dog"], "anchors": ["x"], "seed": 7}
 
 
 @pytest.mark.parametrize("name", list(SAID))

@@ -10,6 +10,7 @@ from expunge import backbones
 from expunge.core.edit import Weights, plain
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.query import Query
+from expunge.erasers.kpop.recovery import Recovery
 from expunge.erasers.sld import SafetyGuidance
 from expunge.stages import erase
 from states import NO_CHECKER, STATES, blocks_compiled, lora_folder, without_middle
@@ -412,6 +413,24 @@ def test_clip_skip_finds_the_words_all_the_same():
     free.detach(pipe)
     gated.attach(pipe)
     assert torch.allclose(image(pipe, **call), right, atol=1e-4)
+
+
+@pytest.mark.parametrize("first", ["sld", "key"])
+def test_two_edits_that_steer_do_together_what_they_do_in_our_own_loop(pipe, first):
+    tokens = torch.randn((3, 32), generator=torch.Generator().manual_seed(5))
+    edits = [STEERED["sld"](), Recovery(prompts={"dog": tokens}, place="down-mid-up", salt="s")]
+    if first == "key":
+        edits.reverse()
+    with backbones.of(pipe).attached(edits):
+        ours = backbones.of(pipe).generate([Query(prompt="a dog", seed=0, guidance=5.0, steps=3)]).latents
+        assert torch.allclose(image(pipe), ours, atol=1e-3)
+
+
+def test_a_model_that_reads_the_scale_of_guidance_is_not_sampled_as_if_it_were_guided():
+    with pytest.raises(ExpungeError, match=r"distilled to read the scale of guidance \(LCM\)"):
+        backbones.of(STATES["LCM (no guidance)"]().pipe).generate(
+            [Query(prompt="a dog", seed=0, guidance=5.0, steps=2)]
+        )
 
 
 # what a model cannot do -----------------------------------------------------------------------------------------------

@@ -182,9 +182,8 @@ def test_a_combining_guidance_does_the_same_in_a_user_s_pipeline(tmp_path, sched
     Damped().attach(pipe)
     for _ in range(2):
         assert torch.allclose(images(), expected, atol=1e-4)
-    embeds = torch.zeros(1, 16, 32)
-    pipe.unet(torch.zeros(1, 4, 8, 8), 5, encoder_hidden_states=embeds)  # a call of the UNet by itself goes through
-    pipe.unet(torch.zeros(1, 4, 8, 8), 5, embeds)
+    with pytest.raises(ExpungeError, match="called outside of a pipeline"):  # where nothing says which rows are guided
+        pipe.unet(torch.zeros(1, 4, 8, 8), 5, torch.zeros(1, 16, 32))
     backbones.of(pipe).detach(Damped())
     assert torch.equal(images(), plain)
 

@@ -568,7 +568,7 @@ def test_rows_that_differ_by_strength_share_an_erasure(plan, tmp_path):
         Planner(read_plan(plan))
     for bad, expected in (
         ("0.0", "positive number"),
-        ("nan", "positive number"),
+        ("nan", "finite number"),
         ("0.5\norder = 'sequential'", "0.5 and sequential"),
     ):
         plan.write_text(text.replace("strength = 0.5", f"strength = {bad}"))

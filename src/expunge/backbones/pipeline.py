@@ -334,7 +334,7 @@ class PipelineBackbone(Backbone):
 
     def _check_alone(self, model: Any) -> None:
         """Refuse a question of our own to a denoiser that only its pipeline can ask."""
-        if model.config.get("encoder_hid_dim_type") == "ip_image_proj":
+        if getattr(model.config, "encoder_hid_dim_type", None) == "ip_image_proj":
             raise ExpungeError(f"{self.name} reads an IP-Adapter's images: expected unload_ip_adapter() first")
         if held.replaced_forward(model):
             raise ExpungeError(
@@ -517,6 +517,11 @@ class PipelineBackbone(Backbone):
             raise ExpungeError(
                 "queries of one batch differ in guidance, steps, negative prompt, strength or learned word: expected the same "
                 "for all"
+            )
+        if self._parts.config(self.denoiser).get("time_cond_proj_dim") is not None:
+            raise ExpungeError(
+                f"{self.name} was distilled to read the scale of guidance (LCM): expected a guided model (or a pipeline "
+                "that you hold, to which edits can be attached)"
             )
         idle = [e for e in self.edits if isinstance(e, Guidance) and not e.private]
         if first.guidance <= 1 and idle:

@@ -136,6 +136,8 @@ class Steering:
         self.injected: list[Any] = []
         self.call: Running | None = None
         self.halves: tuple[Conditioning, Conditioning] | None = None
+        self.given: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        """The call's arguments as they were: a UNet takes a T2I-Adapter's residuals out of their list."""
         self._begin(None)
 
     def _begin(self, generation: object) -> None:
@@ -157,11 +159,15 @@ class Steering:
 
     def release(self) -> None:
         """Let the layers read the text alone again, and adapters be open."""
-        for handle in self.injected:
-            handle.remove()
-        self.injected, self.call, self.halves = [], None, None
+        self._unhook()
+        self.call, self.halves, self.given = None, None, None
         self.backbone.stack.gates = {}
         self.backbone.call = None
+
+    def _unhook(self) -> None:
+        for handle in self.injected:
+            handle.remove()
+        self.injected = []
 
     # words ------------------------------------------------------------------------------------------------------------
     def read(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -211,7 +217,7 @@ class Steering:
         self.injected = self.backbone.injected(all_rows.prompt)
         with self.backbone.skipping(getattr(call.pipe, "_clip_skip", None)):
             self.backbone.stack.gates = self.backbone.opened(halves[0], self.state)
-        self.halves = halves
+        self.halves, self.given = halves, (args, {k: list(v) if type(v) is list else v for k, v in kwargs.items()})
         return self.backbone.asking(args, kwargs, all_rows)
 
     def _check_pipe(self, call: Running) -> None:
@@ -259,15 +265,15 @@ class Steering:
         """Change the combined prediction, for edits that do."""
         if self.backbone.inside:
             return output
-        call, halves = self.call, self.halves
+        call, halves, given = self.call, self.halves, self.given
         combining = [e for e in self.backbone.edits if isinstance(e, Guidance) and combines(e)]
         try:
-            if call is None or halves is None or output is None:  # called after a failure, too
+            if call is None or halves is None or given is None or output is None:  # called after a failure, too
                 return output
             if not combining or call.roles != ("null", "cond"):
                 return output
             predicted = output[0] if isinstance(output, tuple) else output.sample
-            out = self._combined(args, kwargs, predicted, combining, call, halves)
+            out = self._combined(*given, predicted, combining, call, halves)
             return (torch.cat([out, out]),) if isinstance(output, tuple) else type(output)(sample=torch.cat([out, out]))
         finally:
             self.index += 1
@@ -283,6 +289,7 @@ class Steering:
         halves: tuple[Conditioning, Conditioning],
     ) -> Float[Tensor, "b *chw"]:
         """The guided prediction, as the edits and the pipeline's own rescaling leave it."""
+        self._unhook()  # a key's prompts are the call's, not those of questions that edits ask
         x = self.backbone.asked(args, kwargs).x
         e_null, e_cond = predicted.chunk(2)
         scale = float(call.pipe.guidance_scale)

@@ -11,7 +11,7 @@ EVERY = 30.0
 """Seconds between two lines where there is no terminal."""
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """A time in words: ``7.8 s``, ``2 min 5 s``, ``1 h 20 min``."""
     if seconds < 59.95:
         return f"{max(0.0, seconds):.1f} s"

@@ -262,7 +262,7 @@ class Backbone(ABC):
         x: Float[Tensor, "b c h w"],
         t: int | float | Real[Tensor, "b"],
         cond: Conditioning,
-        gates: dict[str, Float[Tensor, "b r"]],
+        gates: dict[str, Float[Tensor, "each r"]],
     ) -> Float[Tensor, "b c h w"]:
         rows = len(x)
         if torch.is_grad_enabled():

@@ -62,8 +62,11 @@ def plain(name: str) -> str:
     return _LEVELS.sub("", name)
 
 
-COVERED = ("eraser", "settings", "targets", "anchors", "retain", "model", "family", "seed", "salt_sha256", "images")
-"""What an edit's id covers of its provenance: all that tells one erasure from another, and nothing that two runs differ in."""
+COVERED = ("eraser", "settings", "targets", "anchors", "retain", "family", "seed", "salt_sha256", "images")
+"""What an edit's id covers of its provenance: all that tells one erasure from another, and nothing that two runs differ in.
+
+A model's name is what the user typed; the model itself is covered by the fingerprints of its tensors.
+"""
 
 
 class Edit(ABC):

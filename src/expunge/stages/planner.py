@@ -200,7 +200,7 @@ class Planner(Opened):
                 "settings": settings_of(built),
                 "targets": targets,
                 "draws": place["seed"] + RUNS * run,
-                "generates": generate.VERSION,
+                "generates": self._draws,
                 **self._common(self.plan.dtype),
             }
             cost = built.cost(len(targets), len(asked) * self.plan.control_count)
@@ -287,7 +287,7 @@ class Planner(Opened):
                 "guidance": guidance,
                 "steps": steps,
                 "template": presets.prompt(self.backbone),
-                "generates": generate.VERSION,
+                "generates": self._draws,
                 "part": self.plan.part,
                 "edits": [step.key for step in looked],
                 "key": whole.key if looked and whole is not None and keyed else None,
@@ -353,7 +353,7 @@ class Planner(Opened):
             "judge": "" if judge is None else judge.identity(),
             "guidance": guidance,
             "steps": steps,
-            "generates": generate.VERSION,
+            "generates": self._draws,
             **self._common(self.plan.dtype),
         }
         made = wish.count * len(wish.unsafe) * steps
@@ -374,6 +374,11 @@ class Planner(Opened):
         }
         return Planned(job=job, upstream=edit.steps, cost=eraser.fresh_cost(len(told)))
 
+    @property
+    def _draws(self) -> int:
+        """Version of the images: guidance of 1 or less is none since the second, and all other keys stay as they were."""
+        return generate.VERSION + (self._sampling[0] <= 1)
+
     def _images(
         self,
         prompts: Sequence[tuple[str, str]],
@@ -390,7 +395,7 @@ class Planner(Opened):
         edits = () if edit is None else edit.steps
         job = {
             "room": "generate",
-            "version": generate.VERSION,
+            "version": self._draws,
             "prompts": [list(pair) for pair in prompts],
             "count": count,
             "seed": seed,
