@@ -98,6 +98,23 @@ def test_screening_a_folder_keeps_the_rest_with_its_metadata(images, tmp_path, c
     assert "exists already" in capsys.readouterr().err
 
 
+def test_a_file_that_came_into_being_meanwhile_is_not_replaced(images, tmp_path, monkeypatch, capsys):
+    from expunge.stages import filters
+
+    lines, screen = tmp_path / "found.jsonl", filters.screen
+
+    def meanwhile(*given):
+        lines.write_text("somebody's")
+        return screen(*given)
+
+    monkeypatch.setattr(filters, "screen", meanwhile)
+    run("screen", "--images", images, "--hold-word", "radio", "--out", lines, code=2)
+    assert "exists already" in capsys.readouterr().err
+    assert lines.read_text() == "somebody's"
+    run("screen", "--images", images, "--hold-word", "radio", "--out", lines, "--overwrite", "--quiet")
+    assert len(read_lines(lines)) == 9
+
+
 def test_a_folder_without_metadata_is_screened_too(images, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()

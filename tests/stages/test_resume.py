@@ -1,6 +1,7 @@
 """Erasures and images that are killed in the middle go on to what they would have been, bit for bit."""
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -143,6 +144,43 @@ def test_images_of_something_else_are_not_gone_on_with(backbone, tmp_path):
     generate.to_folder(backbone, [], out=tmp_path / "o", resume=True, **same)  # which a wrong one has not cost
 
 
+@pytest.mark.parametrize("why", ["full disk", "NaN"])
+def test_a_late_error_costs_no_finished_batch(backbone, tmp_path, why):
+    made = []
+
+    def fail(n):
+        made.append(n)
+        if len(made) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device") if why == "full disk" else ExpungeError("a NaN")
+
+    with pytest.raises(ExpungeError) as caught:
+        generate.to_folder(backbone, [], asked(backbone), tmp_path / "o", batch=2, on_batch=fail)
+    assert caught.value.__notes__ == [
+        f"what is finished of '{tmp_path / 'o'}' is kept, and --resume of the same command goes on with it"
+    ]
+    assert read_json(tmp_path / ".o.partial" / RESUME)["rows"] > 0
+    whole = generate.to_folder(backbone, [], asked(backbone), tmp_path / "whole", batch=2)
+    torn = generate.to_folder(backbone, [], asked(backbone), tmp_path / "o", batch=2, resume=True)
+    assert images(torn) == images(whole)
+
+
+def test_a_run_killed_between_the_folder_and_its_name_is_gone_on_with(folder, tmp_path, capsys):
+    from expunge.cli import main
+
+    words = ["generate", "--model", folder, "--prompt", "dog", "--count", "2", "--steps", "2", "--batch", "1", "--out"]
+    words = [*map(str, words), str(tmp_path / "o")]
+    assert main(words) == 0
+    whole = images(tmp_path / "o")
+    (tmp_path / "o").rename(tmp_path / ".o.partial")
+    (tmp_path / "o").mkdir()  # as a kill leaves it
+    assert main([*words, "--resume"]) == 0, capsys.readouterr().err
+    assert images(tmp_path / "o").keys() == whole.keys()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["o"]
+    assert main([*words, "--resume"]) == 2
+    (tmp_path / "empty").mkdir()
+    assert main([*words[:-1], str(tmp_path / "empty")]) == 2, "an empty folder of somebody's"
+
+
 def test_a_demo_goes_on_with_what_is_there(tmp_path, monkeypatch):
     short = {"iterations": 1, "batch": 2, "sampling": {"sampling_steps": 2, "trajectories": 2}}
     told = []
@@ -198,7 +236,7 @@ def test_signals_end_like_ctrl_c_and_the_next_run_goes_on(folder, tmp_path, numb
     assert (
         error.decode()
         .strip()
-        .endswith(f"expunge: {word}: what is finished of '{tmp_path / 'o'}' is kept, and --resume goes on with it")
+        .endswith(f"expunge: {word}: what is finished of '{tmp_path / 'o'}' is kept, and --resume of the same command goes on with it")
     )
     done = read_json(tmp_path / ".o.partial" / RESUME)["rows"]
     assert 0 < done < 60

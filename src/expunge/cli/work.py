@@ -121,7 +121,7 @@ def screen(argv: list[str]) -> None:
     if options.keep is not None:
         filters.keep(options.images, found, options.keep, options.overwrite)
     if options.out is not None:
-        write_lines(options.out, [dataclasses.asdict(s) for s in found])
+        write_lines(options.out, [dataclasses.asdict(s) for s in found], overwrite=options.overwrite)
     lines = [f"{s.file_name}: {s.reason} ({s.confidence:.2f})" for s in held]
     lines += [f"{s.file_name}: not looked at: {s.reason}" for s in left]
     lines.append(f"{len(held)} of {len(found) - len(left)} images held back, {len(left)} not looked at")
