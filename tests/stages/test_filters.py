@@ -241,6 +241,19 @@ def test_every_file_is_looked_at_or_listed(mixed, tmp_path, capsys):
     assert "film.mp4: not looked at: " in capsys.readouterr().out
 
 
+def test_hidden_pictures_are_listed_and_what_systems_hide_is_not(mixed):
+    from expunge.stages import filters
+
+    broken = (mixed / "broken.png").read_bytes()
+    for name in (".hidden.png", "more/.hidden.JPG", ".there/in.png"):
+        (mixed / name).parent.mkdir(exist_ok=True)
+        (mixed / name).write_bytes(broken)
+    for name in (".DS_Store", "more/.DS_Store"):
+        (mixed / name).write_bytes(b"Bud1")
+    left = [s.file_name for s in filters.screen(mixed, Filter(concepts=("church",))) if not s.looked_at]
+    assert left == sorted([*LEFT, ".hidden.png", "more/.hidden.JPG", ".there/in.png"])
+
+
 def test_an_image_that_is_held_back_for_one_of_its_lines_is_not_kept(mixed, tmp_path, capsys):
     both = ["--hold-word", "bomb", "--hold-concept", "church"]
     run("screen", "--images", mixed, *both, "--keep", tmp_path / "kept", code=2)
