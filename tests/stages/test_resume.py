@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +12,13 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from expunge import backbones
 from expunge.core.concept import Concept
 from expunge.core.errors import ExpungeError
 from expunge.core.query import queries
-from expunge.stages import demo, erase, generate
+from expunge.stages import demo, erase, generate, resume
 from expunge.stages.filters import Filter
 from expunge.store import RESUME, Checkpoints, load_edit, read_json
 
@@ -123,6 +126,25 @@ def test_images_killed_in_the_middle_go_on_to_the_same_folder(backbone, tmp_path
     )
     assert images(torn) == images(whole), "run.json with its cost, metadata and pixels"
     assert not partial.exists()
+
+
+def test_a_model_whose_files_were_replaced_is_another(folder, tmp_path):
+    """Also where the matrices that read text are the same, as in two models exported to one folder."""
+    place = tmp_path / "model"
+    shutil.copytree(folder, place)
+
+    def told():
+        backbone = backbones.load(str(place))
+        return resume.of_images(backbone, [], asked(backbone), 2)
+
+    first = told()
+    assert told() == first
+    (place / "notes.txt").write_text("no part of the model")
+    assert told() == first
+    weights = place / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    save_file({n: t + 1 for n, t in tensors.items()}, weights)
+    assert told() != first
 
 
 def test_images_of_something_else_are_not_gone_on_with(backbone, tmp_path):
@@ -236,7 +258,9 @@ def test_signals_end_like_ctrl_c_and_the_next_run_goes_on(folder, tmp_path, numb
     assert (
         error.decode()
         .strip()
-        .endswith(f"expunge: {word}: what is finished of '{tmp_path / 'o'}' is kept, and --resume of the same command goes on with it")
+        .endswith(
+            f"expunge: {word}: what is finished of '{tmp_path / 'o'}' is kept, and --resume of the same command goes on with it"
+        )
     )
     done = read_json(tmp_path / ".o.partial" / RESUME)["rows"]
     assert 0 < done < 60

@@ -110,7 +110,9 @@ def new_folder(path: Path, overwrite: bool = False, marker: str = RUN, resume: b
                 yield temporary
         except BaseException as error:
             if (temporary / RESUME).is_file():
-                error.add_note(f"what is finished of '{path}' is kept, and --resume of the same command goes on with it")
+                error.add_note(
+                    f"what is finished of '{path}' is kept, and --resume of the same command goes on with it"
+                )
             else:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
