@@ -162,6 +162,10 @@ def test_what_does_not_fit_is_refused_in_a_line(backbone):
         ({"unet.nowhere.down": torch.ones(1, 3), "unet.nowhere.up": torch.ones(3, 1)}, "which tiny does not have"),
         ({f"{layer}.middle": torch.ones(1)}, "names in .down and .up"),
         ({f"{layer}.up": None}, "expected both"),
+        (
+            {f"base_layer.{layer}.{p}": good[f"{layer}.{p}"] for p in ("down", "up")},
+            f"has '(base_layer.)?{layer}' twice, under two names: expected each layer once",
+        ),
     ):
         changed = {n: t for n, t in {**good, **change}.items() if t is not None}
         with pytest.raises(ExpungeError, match=words):

@@ -122,9 +122,9 @@ def verdict(targets, kept=(), judge="testbed", pictures=100.0, before=100.0, mor
     ("found", "outcome", "line"),
     [
         (
-            verdict([seen("church", 100, 25)], [seen("castle", 100, 100), seen("house", 100, 96)]),
+            verdict([seen("church", 100, 10)], [seen("castle", 100, 100), seen("house", 100, 96)]),
             "gone",
-            "church: shown in 100 -> 25 %; castle, house kept 100 -> 98 % (judge testbed, n = 4 a word)",
+            "church: shown in 100 -> 10 %; castle, house kept 100 -> 98 % (judge testbed, n = 4 a word)",
         ),
         (
             verdict([seen("church", 100, 0), seen("tent", 100, 75)], [seen("apple", 50, 50)], more=2),
@@ -165,9 +165,24 @@ def test_the_verdict_says_what_was_seen_and_no_more(found, outcome, line):
     assert "removed" not in line
 
 
+@pytest.mark.parametrize("after", [50, 20])
+def test_a_target_that_some_images_still_show_is_not_gone(after):
+    found = verdict([seen("church", 100, 0), seen("tent", 100, after)])
+    assert found.outcome == "partly shown"
+    assert f"tent: shown in 100 -> {after} %, partly still there" in found.line()
+    assert found.problems == [f"tent is still shown in {after} % of images (expected 10 % or less)"]
+
+
+def test_targets_that_nobody_looked_at_are_not_gone():
+    found = verdict([seen("church", 100, 0)], more=4)
+    assert found.outcome == "not all looked at"
+    assert found.line() == "church: shown in 100 -> 0 %; 4 more targets not looked at (judge testbed, n = 4 a word)"
+    assert verdict([seen("church", 100, 75)], more=4).outcome == "still shown"
+
+
 def test_what_is_wrong_is_said_of_each_target():
     told = verdict([seen("x", 100, 0), seen("y", 100, 75)])
-    assert told.problems == ["y is still shown in 75 % of images (expected 50 % or less)"]
+    assert told.problems == ["y is still shown in 75 % of images (expected 10 % or less)"]
 
 
 def test_neighbours_are_the_words_to_keep_or_everyday_ones():

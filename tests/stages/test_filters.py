@@ -98,6 +98,23 @@ def test_screening_a_folder_keeps_the_rest_with_its_metadata(images, tmp_path, c
     assert "exists already" in capsys.readouterr().err
 
 
+def test_a_file_that_came_into_being_meanwhile_is_not_replaced(images, tmp_path, monkeypatch, capsys):
+    from expunge.stages import filters
+
+    lines, screen = tmp_path / "found.jsonl", filters.screen
+
+    def meanwhile(*given):
+        lines.write_text("somebody's")
+        return screen(*given)
+
+    monkeypatch.setattr(filters, "screen", meanwhile)
+    run("screen", "--images", images, "--hold-word", "radio", "--out", lines, code=2)
+    assert "exists already" in capsys.readouterr().err
+    assert lines.read_text() == "somebody's"
+    run("screen", "--images", images, "--hold-word", "radio", "--out", lines, "--overwrite", "--quiet")
+    assert len(read_lines(lines)) == 9
+
+
 def test_a_folder_without_metadata_is_screened_too(images, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()
@@ -222,6 +239,19 @@ def test_every_file_is_looked_at_or_listed(mixed, tmp_path, capsys):
     run("screen", "--images", kept, "--hold-concept", "church", "--quiet")
     run("screen", "--images", mixed, "--hold-concept", "church", code=2)
     assert "film.mp4: not looked at: " in capsys.readouterr().out
+
+
+def test_hidden_pictures_are_listed_and_what_systems_hide_is_not(mixed):
+    from expunge.stages import filters
+
+    broken = (mixed / "broken.png").read_bytes()
+    for name in (".hidden.png", "more/.hidden.JPG", ".there/in.png"):
+        (mixed / name).parent.mkdir(exist_ok=True)
+        (mixed / name).write_bytes(broken)
+    for name in (".DS_Store", "more/.DS_Store"):
+        (mixed / name).write_bytes(b"Bud1")
+    left = [s.file_name for s in filters.screen(mixed, Filter(concepts=("church",))) if not s.looked_at]
+    assert left == sorted([*LEFT, ".hidden.png", "more/.hidden.JPG", ".there/in.png"])
 
 
 def test_an_image_that_is_held_back_for_one_of_its_lines_is_not_kept(mixed, tmp_path, capsys):

@@ -1,8 +1,10 @@
 """Erasures and images that are killed in the middle go on to what they would have been, bit for bit."""
 
 import dataclasses
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,11 +12,13 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from expunge import backbones
 from expunge.core.concept import Concept
 from expunge.core.errors import ExpungeError
 from expunge.core.query import queries
-from expunge.stages import demo, erase, generate
+from expunge.stages import demo, erase, generate, resume
 from expunge.stages.filters import Filter
 from expunge.store import RESUME, Checkpoints, load_edit, read_json
 
@@ -124,6 +128,25 @@ def test_images_killed_in_the_middle_go_on_to_the_same_folder(backbone, tmp_path
     assert not partial.exists()
 
 
+def test_a_model_whose_files_were_replaced_is_another(folder, tmp_path):
+    """Also where the matrices that read text are the same, as in two models exported to one folder."""
+    place = tmp_path / "model"
+    shutil.copytree(folder, place)
+
+    def told():
+        backbone = backbones.load(str(place))
+        return resume.of_images(backbone, [], asked(backbone), 2)
+
+    first = told()
+    assert told() == first
+    (place / "notes.txt").write_text("no part of the model")
+    assert told() == first
+    weights = place / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    save_file({n: t + 1 for n, t in tensors.items()}, weights)
+    assert told() != first
+
+
 def test_images_of_something_else_are_not_gone_on_with(backbone, tmp_path):
     made = []
 
@@ -141,6 +164,43 @@ def test_images_of_something_else_are_not_gone_on_with(backbone, tmp_path):
             generate.to_folder(backbone, [], out=tmp_path / "o", resume=True, **how)
         assert not (tmp_path / "o").exists()
     generate.to_folder(backbone, [], out=tmp_path / "o", resume=True, **same)  # which a wrong one has not cost
+
+
+@pytest.mark.parametrize("why", ["full disk", "NaN"])
+def test_a_late_error_costs_no_finished_batch(backbone, tmp_path, why):
+    made = []
+
+    def fail(n):
+        made.append(n)
+        if len(made) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device") if why == "full disk" else ExpungeError("a NaN")
+
+    with pytest.raises(ExpungeError) as caught:
+        generate.to_folder(backbone, [], asked(backbone), tmp_path / "o", batch=2, on_batch=fail)
+    assert caught.value.__notes__ == [
+        f"what is finished of '{tmp_path / 'o'}' is kept, and --resume of the same command goes on with it"
+    ]
+    assert read_json(tmp_path / ".o.partial" / RESUME)["rows"] > 0
+    whole = generate.to_folder(backbone, [], asked(backbone), tmp_path / "whole", batch=2)
+    torn = generate.to_folder(backbone, [], asked(backbone), tmp_path / "o", batch=2, resume=True)
+    assert images(torn) == images(whole)
+
+
+def test_a_run_killed_between_the_folder_and_its_name_is_gone_on_with(folder, tmp_path, capsys):
+    from expunge.cli import main
+
+    words = ["generate", "--model", folder, "--prompt", "dog", "--count", "2", "--steps", "2", "--batch", "1", "--out"]
+    words = [*map(str, words), str(tmp_path / "o")]
+    assert main(words) == 0
+    whole = images(tmp_path / "o")
+    (tmp_path / "o").rename(tmp_path / ".o.partial")
+    (tmp_path / "o").mkdir()  # as a kill leaves it
+    assert main([*words, "--resume"]) == 0, capsys.readouterr().err
+    assert images(tmp_path / "o").keys() == whole.keys()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["o"]
+    assert main([*words, "--resume"]) == 2
+    (tmp_path / "empty").mkdir()
+    assert main([*words[:-1], str(tmp_path / "empty")]) == 2, "an empty folder of somebody's"
 
 
 def test_a_demo_goes_on_with_what_is_there(tmp_path, monkeypatch):
@@ -198,7 +258,9 @@ def test_signals_end_like_ctrl_c_and_the_next_run_goes_on(folder, tmp_path, numb
     assert (
         error.decode()
         .strip()
-        .endswith(f"expunge: {word}: what is finished of '{tmp_path / 'o'}' is kept, and --resume goes on with it")
+        .endswith(
+            f"expunge: {word}: what is finished of '{tmp_path / 'o'}' is kept, and --resume of the same command goes on with it"
+        )
     )
     done = read_json(tmp_path / ".o.partial" / RESUME)["rows"]
     assert 0 < done < 60

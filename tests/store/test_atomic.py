@@ -181,8 +181,8 @@ def test_an_interrupted_folder_that_says_how_far_it_is_stays_to_be_resumed(tmp_p
     with new_folder(out, resume=True) as folder:
         assert (folder / "1").read_text() == "one"
     assert [p.name for p in out.iterdir()] == ["1"]
-    with pytest.raises(ExpungeError), new_folder(tmp_path / "bad") as folder:  # bad input leaves nothing
-        (folder / RESUME).write_text("{}")
+    with pytest.raises(ExpungeError), new_folder(tmp_path / "bad") as folder:  # nothing is finished: nothing is left
+        (folder / "half").write_text("")
         raise ExpungeError("bad")
     assert hidden(tmp_path) == []
 

@@ -111,14 +111,18 @@ def _run(argv: list[str]) -> int:
             raise unknown("command", argv[0], COMMANDS)
         COMMANDS[argv[0]][1](argv[1:])
     except ExpungeError as error:
-        sys.stderr.write("expunge: " + " ".join(str(error).split()) + "\n")
+        sys.stderr.write("expunge: " + " ".join(f"{error}{_notes(error)}".split()) + "\n")
         return 2
     except KeyboardInterrupt as error:
         number = error.number if isinstance(error, _Ended) else signal.SIGINT
-        notes = "".join(f": {note}" for note in getattr(error, "__notes__", ()))
-        sys.stderr.write(f"expunge: {SIGNALS.get(signal.Signals(number).name, 'interrupted')}{notes}\n")
+        sys.stderr.write(f"expunge: {SIGNALS.get(signal.Signals(number).name, 'interrupted')}{_notes(error)}\n")
         return 128 + number
     return 0
+
+
+def _notes(error: BaseException) -> str:
+    """What is left of a run's work, in the same line."""
+    return "".join(f": {note}" for note in getattr(error, "__notes__", ()))
 
 
 def entry() -> None:

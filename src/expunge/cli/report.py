@@ -125,5 +125,5 @@ def _read_labels(options: Label) -> None:
     found = agreement.read(options.read, options.key, options.judge)
     rows = [a.as_json() for a in found]
     if options.out is not None:
-        write_lines(options.out, rows)
+        write_lines(options.out, rows, overwrite=options.overwrite)
     options.talk.result({"agreements": rows}, agreement.table(found))

@@ -121,7 +121,7 @@ def screen(argv: list[str]) -> None:
     if options.keep is not None:
         filters.keep(options.images, found, options.keep, options.overwrite)
     if options.out is not None:
-        write_lines(options.out, [dataclasses.asdict(s) for s in found])
+        write_lines(options.out, [dataclasses.asdict(s) for s in found], overwrite=options.overwrite)
     lines = [f"{s.file_name}: {s.reason} ({s.confidence:.2f})" for s in held]
     lines += [f"{s.file_name}: not looked at: {s.reason}" for s in left]
     lines.append(f"{len(held)} of {len(found) - len(left)} images held back, {len(left)} not looked at")
@@ -280,7 +280,7 @@ class Export:
     layout: Literal["diffusers", "ldm", "lora", "lora-kohya"] = "diffusers"
     """A whole diffusers folder, or one file (ldm: A1111, ComfyUI); or the edits alone as a LoRA, in two namings."""
     records: Paths = ()
-    """A .jsonl file of `expunge measure` whose figures go into the model card; repeat for several."""
+    """A .jsonl file of `expunge measure` whose figures go into the model card, the newest of each; repeat for several."""
     strength: Numbers = ()
     """Strength of the edits: 0 is nothing, 1 as made; repeat for one of each edit."""
     out: Path
@@ -297,12 +297,12 @@ def export(argv: list[str]) -> None:
     """``expunge export …``."""
     options = parse(Export, argv, "expunge export")
     from expunge.stages import export as stage
-    from expunge.store import check_new, load_edit, read_lines
+    from expunge.store import check_new, load_edit
 
     check_new(options.out, options.overwrite)
     edits, backbone = [load_edit(path) for path in options.edit], options.model.open()
     how = {
-        "records": [row for path in options.records for row in read_lines(path)],
+        "records": stage.read_records(options.records),
         "strength": strength_of(options.strength),
         "any_base": options.any_base,
         "overwrite": options.overwrite,

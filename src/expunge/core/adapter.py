@@ -91,10 +91,13 @@ class Adapter(Edit):
             provenance: how it was made.
 
         Raises:
-            ExpungeError: if tensors are missing, or do not fit each other or the gates.
+            ExpungeError: if tensors are missing, a layer stands there twice, or they do not fit each other or the gates.
         """
         given = as_layers({n: t.detach().clone() for n, t in factors.items()})
         self._stored = {plain(n): n for n in given}
+        if len(self._stored) < len(given):
+            twice = next(n for n in given if self._stored[plain(n)] != n)
+            raise ExpungeError(f"an adapter has '{twice}' twice, under two names: expected each layer once")
         self.layers = {plain(n): part for n, part in given.items()}
         for name, part in self.layers.items():
             rank = len(part.down)

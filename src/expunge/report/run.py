@@ -1,6 +1,5 @@
 """What a run left on disk, read for its report: records, image folders, erasures, figures."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,7 +146,7 @@ def _folder(folder: Path) -> Run:
     found = list({str(row): (f, row) for f, row in rows}.values())  # a file may hold what another holds too
     for file, row in found:
         check_shape(f"a record in '{file}'", row, RECORD)
-    records = _newest(found)
+    records = measure.newest(found)
     edits = [read_header(f) for f in _below(folder, f"*{EDIT}") if f.name == EDIT]
     figures = _figures(folder)
     if not (sides or records or edits or figures):
@@ -167,24 +166,6 @@ def _folder(folder: Path) -> Run:
         figures=figures,
         outdated=len(found) - len(records),
     )
-
-
-def _newest(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
-    """Of what was measured more than once the newest, and nothing of images that have been replaced since."""
-    runs: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
-    kept: list[Mapping[str, Any]] = []
-    for file, row in found:
-        told, made = row.get("measured"), row["provenance"]
-        if not isinstance(told, dict) or not {"at", "images", "images_sha256"} <= told.keys():
-            kept.append(row)  # of an analysis, or of an expunge that did not say
-            continue
-        place = (file.parent / str(told["images"])).resolve()
-        if (place / "metadata.jsonl").is_file() and measure.digest(place) != told["images_sha256"]:
-            continue
-        what = [made.get(name) for name in ("metric", "settings", "reference", "retain_measured")]
-        same = json.dumps([str(place), row.get("concepts"), *what], sort_keys=True)
-        runs.setdefault(same, {}).setdefault(str(told["at"]), []).append(row)
-    return [*kept, *(row for times in runs.values() for row in times[max(times)])]
 
 
 def _below(folder: Path, pattern: str) -> list[Path]:

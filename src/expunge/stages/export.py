@@ -1,5 +1,6 @@
 """Export: a model with its edits fused, or adapters as a LoRA, in forms that need no expunge."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +17,11 @@ from expunge.backbones.unet import UNetBackbone
 from expunge.core.adapter import Adapter, LowRank
 from expunge.core.backbone import Backbone
 from expunge.core.edit import Edit, strengths
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.lora import Layout, written
 from expunge.core.lora_names import kohya
-from expunge.store import FORMAT, MODEL, new_folder, write_json
+from expunge.stages import measure
+from expunge.store import FORMAT, MODEL, new_folder, read_lines, write_json
 
 WHOLE = "model.safetensors"
 """A whole model in one file."""
@@ -281,6 +283,24 @@ def card(
     return CARD.format(
         model=backbone.name, loading=loading, edits=described, measured=_measured(backbone, edits, records, each)
     )
+
+
+def read_records(files: Iterable[Path]) -> list[Mapping[str, Any]]:
+    """Records of ``expunge measure`` for a card: the newest of each, and none of images that have been replaced since.
+
+    Raises:
+        ExpungeError: if there is no such file, or it is damaged.
+    """
+    found = [(file, row) for file in files for row in read_lines(file)]
+    kept = measure.newest(found)
+    if len(kept) < len(found):
+        warnings.warn(
+            f"{len(found) - len(kept)} of {len(found)} records are not in the card: the same was measured again later, or the "
+            "images have been replaced",
+            ExpungeWarning,
+            stacklevel=2,
+        )
+    return kept
 
 
 def _measured(

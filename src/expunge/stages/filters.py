@@ -17,7 +17,7 @@ from torch import Tensor
 from expunge.core.catalog import Catalog
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.judge import Judge
-from expunge.store import Entry, copy_images, new_folder, read_entries, read_views
+from expunge.store import PICTURES, Entry, copy_images, new_folder, read_entries, read_views
 
 
 class Sight(NamedTuple):
@@ -122,8 +122,8 @@ CAPTIONS = ("prompt", "text", "caption")
 def screen(folder: Path, by: Filter) -> list[Screened]:
     """Look through all files below a folder, with or without a ``metadata.jsonl``: those held back have a reason.
 
-    A file is looked at whatever its name; one that is no picture and has a text's name is left out. So is nothing else: what
-    cannot be read is in the list, as not looked at.
+    A file is looked at whatever its name; one that is no picture and has a text's name, or a hidden one's (not a picture's), is
+    left out. So is nothing else: what cannot be read is in the list, as not looked at.
 
     Raises:
         ExpungeError: if there is no image, or a line of metadata is damaged.
@@ -152,7 +152,8 @@ def _screened(entry: Entry, by: Filter) -> Screened | None:
         try:
             sights += (by.look(view[None])[0] for view in read_views(entry.path))
         except ExpungeError as error:
-            if not entry.row and (entry.path.suffix.lower() in TEXTS or entry.name.startswith(".")):
+            ending = entry.path.suffix.lower()
+            if not entry.row and (ending in TEXTS or (entry.path.name.startswith(".") and ending not in PICTURES)):
                 return None
             problem = str(error)
     if not (problem or by.concepts or prompt):

@@ -1,6 +1,7 @@
 """Measure: image folders in; records out."""
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -124,6 +125,25 @@ def digest(folder: Path) -> str:
     """The sha256 of what an image folder says of itself: what made it, and what each image was asked for."""
     files = [folder / RUN, folder / "metadata.jsonl"]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest()
+
+
+def newest(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
+    """Of records and the files they stand in: the newest of what was measured more than once, none of images replaced since."""
+    runs: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    kept: list[Mapping[str, Any]] = []
+    for file, row in found:
+        told, made = row.get("measured"), row.get("provenance")
+        marked = isinstance(told, dict) and {"at", "images", "images_sha256"} <= told.keys()
+        if not marked or not isinstance(made, dict):
+            kept.append(row)  # of an analysis, or of an expunge that did not say
+            continue
+        place = (file.parent / str(told["images"])).resolve()
+        if (place / "metadata.jsonl").is_file() and digest(place) != told["images_sha256"]:
+            continue
+        what = [made.get(name) for name in ("metric", "settings", "reference", "retain_measured")]
+        same = json.dumps([str(place), row.get("concepts"), *what], sort_keys=True)
+        runs.setdefault(same, {}).setdefault(str(told["at"]), []).append(row)
+    return [*kept, *(row for times in runs.values() for row in times[max(times)])]
 
 
 def reported(found: Measurement, common: Mapping[str, Any]) -> Measured:

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from expunge.backbones.pipeline import PipelineBackbone
 from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept
 from expunge.core.edit import Edit, fingerprint
@@ -40,10 +41,20 @@ def of_erasure(
     return _digest({"model": _model(backbone), **how, **words})
 
 
-def _model(backbone: Backbone) -> dict[str, str]:
-    """The model by its name, precision, and the matrices that read text: its files may be many gigabytes."""
+def _model(backbone: Backbone) -> dict[str, Any]:
+    """The model by its name, precision, the matrices that read text, and its files: these may be many gigabytes."""
     told = {"name": backbone.name, "family": backbone.family, "dtype": str(backbone.dtype), "on": str(backbone.device)}
-    return {**told, "reads": fingerprint(backbone.tensors(backbone.text_inputs()))}
+    reads = fingerprint(backbone.tensors(backbone.text_inputs()))
+    return {**told, "reads": reads, "files": list(_sizes_and_times(backbone))}
+
+
+def _sizes_and_times(backbone: Backbone) -> Iterator[tuple[str, int, int]]:
+    """Name, size and time of each file of a model that was opened by its path, which change where its weights do."""
+    path, parts = Path(backbone.name), backbone.parts if isinstance(backbone, PipelineBackbone) else ()
+    for file in [path] if path.is_file() else sorted(f for part in parts for f in (path / part).glob("*")):
+        if file.is_file():
+            told = file.stat()
+            yield str(file), told.st_size, told.st_mtime_ns
 
 
 def _files(folder: Path) -> Iterable[tuple[str, str]]:

@@ -14,8 +14,20 @@ DRAWN = 80.0
 """Percent of the model's own images that must show a word, for the edited model's to be a measure."""
 WHOLE = 90.0
 """Percent of images that must be pictures."""
+GONE, THERE = 10.0, 50.0
+"""Percent of images that may still show a target that is called gone; above the second it is called still shown."""
 
-Outcome = Literal["gone", "still shown", "unchanged", "ruined", "no measure", "no judge", "not looked at"]
+Outcome = Literal[
+    "gone",
+    "partly shown",
+    "still shown",
+    "unchanged",
+    "ruined",
+    "no measure",
+    "no judge",
+    "not all looked at",
+    "not looked at",
+]
 """What the look says of the targets: ``gone`` is a judge's word on a few images, no proof."""
 
 
@@ -40,7 +52,12 @@ class Seen:
     @property
     def there(self) -> bool:
         """Whether most of the edited model's images still show it."""
-        return self.after is not None and self.after.value > 50
+        return self.after is not None and self.after.value > THERE
+
+    @property
+    def partly(self) -> bool:
+        """Whether it is less often shown than before, but too often to be gone."""
+        return self.measure and self.after is not None and GONE < self.after.value <= THERE
 
     def line(self) -> str:
         """What became of a word that should go."""
@@ -53,7 +70,8 @@ class Seen:
                 f"{self.word} is drawn in {self.before.value:.0f} % before, {self.after.value:.0f} % after: no measure "
                 f"({_moved(self.moved)})"
             )
-        return said + (", still there" if self.there else "") + (", unchanged" if self.moved < STILL else "")
+        left = ", still there" if self.there else ", partly still there" if self.partly else ""
+        return said + left + (", unchanged" if self.moved < STILL else "")
 
     def as_json(self) -> dict[str, Any]:
         """Its figures as JSON."""
@@ -96,9 +114,13 @@ class Check:
             return "unchanged"
         if any(t.there for t in self.targets):
             return "still shown"
+        if any(t.partly for t in self.targets):
+            return "partly shown"
         if any(t.after is None for t in self.targets):
             return "no judge"
-        return "gone" if all(t.measure for t in self.targets) else "no measure"
+        if not all(t.measure for t in self.targets):
+            return "no measure"
+        return "not all looked at" if self.more else "gone"
 
     @property
     def ruined(self) -> bool:
@@ -124,9 +146,9 @@ class Check:
                     f"the edit changes next to nothing: images of {target.word} moved by {100 * target.moved:.1f} % of the "
                     f"difference between two seeds (expected {100 * STILL:.0f} % or more)"
                 )
-            elif target.there and target.after is not None:
+            elif target.after is not None and (target.there or target.partly):
                 found.append(
-                    f"{target.word} is still shown in {target.after.value:.0f} % of images (expected 50 % or less)"
+                    f"{target.word} is still shown in {target.after.value:.0f} % of images (expected {GONE:.0f} % or less)"
                 )
         if self.ruined:
             found.append(

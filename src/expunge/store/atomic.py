@@ -31,11 +31,13 @@ RESUME = ".resume.json"
 def check_new(path: Path, overwrite: bool) -> None:
     """Refuse a path that exists (unless ``overwrite``) or cannot be written.
 
+    An empty folder does not count that a killed run made for its unfinished one, which lies beside it.
+
     Raises:
         ExpungeError: naming the path.
     """
     with _writing(path):
-        if os.path.lexists(path) and not overwrite:
+        if os.path.lexists(path) and not overwrite and not _half_named(path):
             raise ExpungeError(f"'{path}' exists already: expected a new path, or --overwrite")
         parent = next(p for p in (path if path.is_dir() else path.parent, *path.parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
@@ -90,7 +92,7 @@ def new_folder(path: Path, overwrite: bool = False, marker: str = RUN, resume: b
 
     With ``overwrite`` it replaces an empty folder, or one that holds the file ``marker``, which says that expunge made it;
     anything else is refused. What a killed run left is deleted; with ``resume`` it is given instead, if it says in `RESUME` how
-    far it is. An interrupted folder that says so stays for that.
+    far it is. A folder that says so stays for that when the run is interrupted, or ends in an error.
 
     Raises:
         ExpungeError: as `reserved`. What was written whole, and finds that another folder has come into being, is kept under
@@ -100,21 +102,19 @@ def new_folder(path: Path, overwrite: bool = False, marker: str = RUN, resume: b
         _check_ours(path, marker)
         with _writing(path):
             temporary = _unfinished(path)
-            resumed = resume and (temporary / RESUME).is_file()
-            if not resumed:
+            if not (resume and (temporary / RESUME).is_file()):
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(mode=0o700)
         try:
             with _writing(path, full_only=True):
                 yield temporary
         except BaseException as error:
-            bad = (
-                isinstance(error, ExpungeError) and not resumed
-            )  # what was asked, or the disk; not what another run left
-            if bad or not (temporary / RESUME).is_file():
-                shutil.rmtree(temporary, ignore_errors=True)
+            if (temporary / RESUME).is_file():
+                error.add_note(
+                    f"what is finished of '{path}' is kept, and --resume of the same command goes on with it"
+                )
             else:
-                error.add_note(f"what is finished of '{path}' is kept, and --resume goes on with it")
+                shutil.rmtree(temporary, ignore_errors=True)
             raise
         temporary.chmod(0o755)
         _put(temporary, path, partial(_put_folder, marker=marker) if overwrite else _put_new_folder)
@@ -124,8 +124,12 @@ def new_folder(path: Path, overwrite: bool = False, marker: str = RUN, resume: b
 # taking a name --------------------------------------------------------------------------------------------------------
 def _unfinished(path: Path) -> Path:
     """Where something is written before it takes the name ``path``: always the same place, if a lock says whose it is."""
-    name = f".{path.name}.partial"
-    return path.parent / (name if held(path) else f"{name}-{secrets.token_hex(4)}")
+    ours = _partial(path)
+    return ours if held(path) else ours.with_name(f"{ours.name}-{secrets.token_hex(4)}")
+
+
+def _partial(path: Path) -> Path:
+    return path.parent / f".{path.name}.partial"
 
 
 def _removed(file: Path) -> None:
@@ -134,12 +138,17 @@ def _removed(file: Path) -> None:
         file.unlink()
 
 
+def _half_named(path: Path) -> bool:
+    """Whether a run was killed after it made an empty folder ``path``, and before its unfinished one took that name."""
+    return _partial(path).is_dir() and path.is_dir() and not any(path.iterdir())
+
+
 def _mend(path: Path) -> None:
     """Put right what a run left that was killed while it took the name ``path``."""
     temporary = _unfinished(path)
     old = temporary.with_name(f"{temporary.name}.old")
     with _writing(path):
-        if temporary.is_dir() and path.is_dir() and not any(path.iterdir()):
+        if _half_named(path):
             path.rmdir()
         if old.is_dir() and not path.exists():
             old.rename(path)
@@ -306,14 +315,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def write_lines(path: Path, rows: Iterable[dict[str, Any]], before: str = "") -> None:
+def write_lines(path: Path, rows: Iterable[dict[str, Any]], before: str = "", overwrite: bool = True) -> None:
     """Write JSON objects, one a line, after the text ``before``; the file is replaced whole or not at all.
 
     Raises:
-        ExpungeError: if a number in them is NaN or infinite, or the file cannot be written.
+        ExpungeError: if a number in them is NaN or infinite, or the file exists (unless ``overwrite``) or cannot be written.
     """
     text = before + "".join(dumped(path, row) + "\n" for row in rows)
-    with new_file(path, overwrite=True) as temporary:
+    with new_file(path, overwrite) as temporary:
         temporary.write_text(text)
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from expunge.core.cost import Cost
 from expunge.core.edit import not_finite
 from expunge.core.errors import ExpungeError
 from expunge.store.atomic import dumped, new_file, parsed
+from expunge.store.tensors import read_tensors
 
 SECONDS = 30.0
 """How often an erasure is written down; less often where writing would take more than a twentieth of the time."""
@@ -85,10 +86,8 @@ class Checkpoints:
 
     def _read(self) -> Checkpoint:
         try:
-            with safe_open(self.file, "pt") as opened:
-                told = parsed((opened.metadata() or {})["checkpoint"])
-                # Into memory of its own: where a file's tensors lie, products may differ in their last bit.
-                state = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+            state, metadata = read_tensors(self.file)
+            told = parsed(metadata["checkpoint"])
             state |= {name: state[name].to(device) for name, device in told["devices"].items()}
             found = Checkpoint(salt=told["salt"], cost=Cost(**told["cost"]), seconds=told["seconds"], state=state)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

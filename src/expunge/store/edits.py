@@ -18,6 +18,7 @@ from expunge.core.errors import ExpungeError
 from expunge.store.atomic import dumped, new_file
 from expunge.store.headers import BARE, EDIT_FORMAT, read_header
 from expunge.store.peers import PICKLES, read_safetensors
+from expunge.store.tensors import read_tensors
 
 EDIT, KEY = "edit.safetensors", "key.safetensors"
 """What an erasure writes: the edit and, where the method makes one, the private key to it."""
@@ -57,20 +58,19 @@ def load_edit(path: str | Path) -> Edit:
     """Read an edit, or somebody's LoRA as an adapter (with the gates of a membrane that SPM's authors published).
 
     Raises:
-        ExpungeError: as `read_header`; also if the contents do not match the id in the header, or if it is somebody's file
-            that holds more than low-rank changes.
+        ExpungeError: as `read_header`; also if the contents do not match the id in the header, a tensor holds NaN or an
+            infinity, or if it is somebody's file that holds more than low-rank changes.
     """
     path = Path(path)
     if path.is_dir() or (path.is_file() and path.suffix in PICKLES):
         raise ExpungeError(f"'{path}' is not an edit: expected a safetensors file; {IMPORT}")
     foreign = _lora(path)
     if foreign is not None:
+        _check_finite(foreign, f"'{path}'")
         return foreign
     header = read_header(path)
     try:
-        with safe_open(path, "pt") as opened:
-            # in memory of their own: from an unaligned place in a file, a matrix product may differ in its last bit
-            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118  (not a dict)
+        tensors = read_tensors(path).tensors
     except SafetensorError as error:
         raise ExpungeError(f"'{path}' is damaged: {error}") from error
     try:

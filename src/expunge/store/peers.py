@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from expunge.core.errors import ExpungeError, reason
 from expunge.core.lora import SETTINGS
 from expunge.store.atomic import read_json
+from expunge.store.tensors import Tensors, read_tensors
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 """Endings of torch's own files, which are read without running what is in them."""
@@ -52,23 +53,14 @@ def read_published(path: str | Path) -> Published:
     return Published(tensors, metadata, component, digest.hexdigest())
 
 
-class Stored(NamedTuple):
-    """What a safetensors file holds."""
-
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str]
-
-
-def read_safetensors(path: Path) -> Stored:
+def read_safetensors(path: Path) -> Tensors:
     """All tensors of a safetensors file and its metadata, with the settings that peft keeps in a file beside it.
 
     Raises:
         ExpungeError: if it is damaged, or peft's and its settings are missing.
     """
     try:
-        with safe_open(path, "pt") as opened:
-            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118  (not a dict)
-            metadata = dict(opened.metadata() or {})
+        tensors, metadata = read_tensors(path)
     except (SafetensorError, OSError) as error:
         raise ExpungeError(f"'{path}' is damaged or no safetensors file: {reason(error)}") from error
     if SETTINGS not in metadata and any(name.startswith("base_model.model.") for name in tensors):
@@ -76,7 +68,7 @@ def read_safetensors(path: Path) -> Stored:
         if not beside.is_file():
             raise ExpungeError(f"'{path}' is a LoRA of peft without its settings: expected '{beside.name}' beside it")
         metadata[SETTINGS] = json.dumps(read_json(beside))
-    return Stored(tensors, metadata)
+    return Tensors(tensors, metadata)
 
 
 def _files(folder: Path) -> tuple[list[Path], str]:

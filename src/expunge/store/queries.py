@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from expunge.core.errors import ExpungeError
 from expunge.core.query import LearnedWord, Query
 from expunge.store.atomic import FORMAT, new_folder, parsed, write_json
+from expunge.store.tensors import read_tensors
 
 QUERIES, WORDS = "queries.json", "words.safetensors"
 """The files of a folder of queries: what is asked, and the vectors of learned words."""
@@ -50,8 +51,7 @@ def read_queries(folder: Path) -> StoredQueries:
         content = parsed(file.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}, not {FORMAT}")
-        with safe_open(folder / WORDS, "pt") as opened:
-            vectors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118  (not a dict)
+        vectors = read_tensors(folder / WORDS).tensors
         found: list[Query] = []
         for row in content["queries"]:
             told, word = row.pop("learned", None), None
