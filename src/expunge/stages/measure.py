@@ -133,8 +133,11 @@ def newest(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[Mapping[str,
     kept: list[Mapping[str, Any]] = []
     for file, row in found:
         told, made = row.get("measured"), row.get("provenance")
-        marked = isinstance(told, dict) and {"at", "images", "images_sha256"} <= told.keys()
-        if not marked or not isinstance(made, dict):
+        if (
+            not isinstance(told, dict)
+            or not isinstance(made, dict)
+            or not {"at", "images", "images_sha256"} <= told.keys()
+        ):
             kept.append(row)  # of an analysis, or of an expunge that did not say
             continue
         place = (file.parent / str(told["images"])).resolve()
