@@ -216,7 +216,6 @@ def test_text_encoders_are_read_as_diffusers_reads_them(tmp_path, family, names)
     assert seen == 2 * 4 * len(fronts)
 
 
-@pytest.mark.xfail(reason="backbones do not yet put changes beside text encoders", strict=True, raises=ExpungeError)
 def test_a_lora_with_a_text_encoder_does_what_diffusers_makes_of_it(tmp_path):
     made = tiny_pipeline()
     both = {

@@ -210,16 +210,16 @@ class Stack:
 
     def _check_names(self, edit: Edit) -> None:
         """Refuse an edit of tensors, or beside layers, that neither the denoiser nor the text encoders have."""
-        touched: dict[str, str] = {}
+        touched, what = dict[str, str](), "an edit"
         if isinstance(edit, Weights):
             touched = {name: f"replaces '{name}'" for name in edit.replaced}
         elif isinstance(edit, Adapter):
-            touched = {f"{name}.weight": f"adapts '{name}'" for name in edit.layers}
+            touched, what = {f"{name}.weight": f"adapts '{name}'" for name in edit.layers}, "an adapter"
         beyond = set(touched) - set(self.backbone.group("full")) if touched else set()
         foreign = min(beyond - set(self.backbone.group("text-encoder")), default=None) if beyond else None
         if foreign is not None:
             raise ExpungeError(
-                f"edit {edit.id} {touched[foreign]}, which {self.backbone.name} does not have: expected one of its family"
+                f"edit {edit.id} {touched[foreign]}, which {self.backbone.name} does not have: expected {what} of its family"
             )
 
     def _check_base(self, edit: Weights, any_base: bool) -> None:
