@@ -225,7 +225,7 @@ def test_an_edit_of_the_folder_fits_the_file_and_comes_back_from_an_export(expor
     whole = backbones.load(str(tmp_path / "folder"))  # whose tensors lie elsewhere in memory: see the last bit
     assert torch.allclose(whole.generate(ASKED).latents, expected, atol=1e-4)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "removed: dog" in card
+    assert "asked to remove: dog" in card
     assert 'from_single_file("model.safetensors")`' in card
 
 
