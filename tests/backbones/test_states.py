@@ -178,6 +178,8 @@ def test_an_edit_does_what_it_should_or_is_refused_in_a_line(name, kind, recwarn
         pytest.skip("no eight-bit floats here")
     if "torchao" in name:
         pytest.importorskip("torchao")  # which is in no extra: it warns at every import of diffusers
+    if (name, kind) == ("compel, with weights", "sld"):
+        pytest.skip("no text says what weighted words say; that SLD acts there, the next test shows")
     state = STATES[name]()
     base = shot(state)
     edit, expected = case(STATES[name](), kind)
