@@ -213,9 +213,11 @@ def measure(argv: list[str]) -> None:
 
     aims, kept = options.target or None, options.retain or None
     records = stage.measure(parsed.settings, name, options.images, aims, kept, options.reference)
+    measured = None if options.out is None else stage.mark(options.images, options.out)
     if options.out is not None:
-        write_records(options.out, records, append=True, measured=stage.mark(options.images, options.out))
-    options.talk.result({"records": [r.as_json() for r in records]}, "\n".join(map(told_record, records)))
+        write_records(options.out, records, append=True, measured=measured)
+    rows = [{**r.as_json(), **({"measured": measured} if measured else {})} for r in records]
+    options.talk.result({"records": rows}, "\n".join(map(told_record, records)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
