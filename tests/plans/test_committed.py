@@ -1,0 +1,46 @@
+"""What was measured stays: every job of every committed plan keeps its key, and every committed table is told again."""
+
+import gzip
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from expunge.stages import bench
+from expunge.stages.plan import read_plan
+from expunge.stages.planner import Planner, flattened
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+KEYS = BENCHMARKS / "keys.json.gz"
+"""By plan: the first 16 digits of its jobs' keys, and a digest of what it measures, in order. `python tests/plans/test_committed.py`
+writes it anew, which only a new plan or a deliberate new version is a reason for."""
+PLANS = sorted(path.stem for path in BENCHMARKS.glob("*.toml"))
+
+
+def keys_of(name: str) -> dict[str, object]:
+    """The keys of a plan's jobs, and a digest of its measurements with their places in the table."""
+    measured = Planner(read_plan(BENCHMARKS / f"{name}.toml")).planned()
+    places = [[m.key, m.method, m.split, m.seed, str(m.group), m.variant, m.run] for m in measured]
+    return {
+        "jobs": sorted({job.key[:16] for job in flattened(measured)}),
+        "measurements": hashlib.sha256(json.dumps(places).encode()).hexdigest(),
+    }
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_job_of_a_committed_plan_keeps_its_key(name: str):
+    assert keys_of(name) == json.loads(gzip.decompress(KEYS.read_bytes()))[name]
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_committed_table_is_told_again_bit_for_bit(name: str, tmp_path: Path):
+    bench.retold(read_plan(BENCHMARKS / f"{name}.toml"), BENCHMARKS / f"{name}.jsonl", tmp_path / "again")
+    assert (tmp_path / "again" / "table.md").read_text() == (BENCHMARKS / f"{name}.md").read_text()
+    kept = [line for line in (BENCHMARKS / f"{name}.jsonl").read_text().splitlines() if '"provenance"' not in line]
+    assert (tmp_path / "again" / "summary.jsonl").read_text().splitlines() == kept
+
+
+if __name__ == "__main__":
+    found = {name: keys_of(name) for name in PLANS}
+    KEYS.write_bytes(gzip.compress(json.dumps(found).encode(), mtime=0))
