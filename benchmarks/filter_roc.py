@@ -8,7 +8,8 @@ from pathlib import Path
 
 from expunge import backbones
 from expunge.core.query import queries
-from expunge.stages import filters, generate, presets
+from expunge.settings import presets
+from expunge.stages import filters, generate
 from expunge.store import FORMAT, read_set, write_json
 from expunge.testbed import CONCEPTS
 

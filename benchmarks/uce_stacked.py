@@ -12,7 +12,8 @@ from expunge.core.concept import Concept
 from expunge.core.edit import Edit, fingerprint
 from expunge.core.query import queries
 from expunge.core.record import Record
-from expunge.stages import erase, generate, measure, presets
+from expunge.settings import presets
+from expunge.stages import erase, generate, measure
 from expunge.store import read_run, read_set, write_records
 from expunge.testbed import CONCEPTS
 

@@ -17,9 +17,7 @@ WRITTEN = {
     "key: own after 3": Group(kind="key", control="own", step=3),
     "key: fresh 300": Group(kind="key", control="fresh", step=300),
     "key: esd-x": Group(kind="key", control="esd-x"),
-    "attack: concept-inversion (tokens 2, steps 5)": Group(
-        kind="attack", name="concept-inversion (tokens 2, steps 5)"
-    ),
+    "attack: concept-inversion (tokens 2, steps 5)": Group(kind="attack", name="concept-inversion (tokens 2, steps 5)"),
     "analysis: daam": Group(kind="analysis", name="daam"),
     "after 2": Group(kind="after", step=2),
     "split: split-1": Group(kind="split", name="split-1"),

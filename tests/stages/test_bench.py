@@ -16,7 +16,8 @@ from expunge.cli import main
 from expunge.core.errors import ExpungeError
 from expunge.core.record import Interval, nested, paired_proportions
 from expunge.erasers.kpop import KPOP
-from expunge.stages import bench, jobs, presets
+from expunge.settings.layers import filled
+from expunge.stages import bench, jobs
 from expunge.stages import summary as summaries
 from expunge.stages.plan import read_plan
 from expunge.stages.planner import Planned, Planner, flattened
@@ -926,7 +927,7 @@ def test_the_table_shows_what_further_sets_are_measured_by():
 
 
 def test_settings_are_filled_from_layers_the_later_over_the_earlier():
-    eraser = presets.filled(
+    eraser = filled(
         KPOP, "kpop", {"lr": 1, "sampling": {"arm": "bank", "reuse": 2}}, {"lr": 2, "sampling": {"reuse": 3}}
     )
     assert (eraser.lr, eraser.k) == (2.0, 10)

@@ -111,7 +111,7 @@ def test_the_judge_s_ranks_and_verdicts_are_its_network_s():
 def test_as_shipped_it_draws_what_it_is_asked_for():
     """A smoke test of the weights; `benchmarks/testbed.json` has the scores."""
     from expunge.core.query import queries
-    from expunge.stages import presets
+    from expunge.settings import presets
 
     backbone = backbones.load("testbed")
     ten = read_set("objects10", testbed.CONCEPTS)

@@ -77,8 +77,8 @@ def attack(argv: list[str]) -> None:
             "expunge attack METHOD --help lists an attack's settings.")  # fmt: skip
         return
     name, rest = argv[0], argv[1:]
+    from expunge.settings import presets
     from expunge.stages import attack as stage
-    from expunge.stages import presets
 
     kind = kind_asked(rest)
     use = {} if "--no-preset" in rest else presets.attack(name, kind)

@@ -71,8 +71,8 @@ def erase(argv: list[str]) -> None:
             "expunge erase METHOD --help lists a method's settings.")  # fmt: skip
         return
     method, rest = argv[0], argv[1:]
+    from expunge.settings import presets
     from expunge.stages import erase as stage
-    from expunge.stages import presets
 
     kind = kind_asked(rest)
     use = {} if "--no-preset" in rest else presets.eraser(method, kind)
@@ -174,7 +174,7 @@ def spending(
     given: Mapping[str, Path] | None = None,
 ) -> Spending:
     """Evaluations from now on, of those ``foreseen`` and of the images that are not ``given`` and will be made."""
-    from expunge.stages import presets
+    from expunge.settings import presets
 
     before, (_, steps) = backbone.cost.equivalents, presets.generation(backbone)
     made = sum(2 * steps * len(wanted) for role, wanted in (needs or {}).items() if role not in (given or {}))
@@ -184,7 +184,8 @@ def spending(
 
 def _looked(options: Erase, backbone: "Backbone", edit: "Edit") -> _Look:
     """A few images before and after, where that is asked for, or cheap; what goes wrong here is said, and costs no edit."""
-    from expunge.stages import check, presets
+    from expunge.settings import presets
+    from expunge.stages import check
     from expunge.store import CHECK, FORMAT, write_json
 
     if not options.check:

@@ -194,8 +194,8 @@ class Images:
     ) -> "list[Query]":
         """Queries for prompts, for concepts in the model's own template, for a part of a concept set, for a CSV's rows."""
         from expunge.core.query import queries
+        from expunge.settings import presets
         from expunge.stages import generate as stage
-        from expunge.stages import presets
 
         guidance, steps = presets.generation(backbone)
         guidance = guidance if self.guidance is None else self.guidance

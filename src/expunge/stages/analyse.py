@@ -12,7 +12,9 @@ from expunge.core.concept import Concept, check_targets
 from expunge.core.edit import Edit, Key, Provenance
 from expunge.core.eraser import settings_of
 from expunge.core.errors import ExpungeError
-from expunge.stages import erase, generate, presets
+from expunge.settings import presets
+from expunge.settings.layers import filled
+from expunge.stages import erase, generate
 from expunge.stages.measure import Measured, knowledge, reported
 from expunge.store import write_json
 
@@ -27,7 +29,7 @@ def build(name: str, settings: Mapping[str, Any]) -> Analysis:
     Raises:
         ExpungeError: for an unknown analysis or setting.
     """
-    return presets.filled(Catalog("analyses").load(name), name, settings)
+    return filled(Catalog("analyses").load(name), name, settings)
 
 
 def study(

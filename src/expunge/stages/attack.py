@@ -14,7 +14,9 @@ from expunge.core.edit import Edit, strengths
 from expunge.core.eraser import Task, settings_of
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query
-from expunge.stages import erase, presets
+from expunge.settings import presets
+from expunge.settings.layers import filled
+from expunge.stages import erase
 from expunge.store import write_queries
 
 
@@ -35,7 +37,7 @@ def build(name: str, settings: Mapping[str, Any], kind: str | None = None) -> At
         ExpungeError: for an unknown attack or setting.
     """
     cls = Catalog("attacks").load(name)
-    return presets.filled(cls, name, presets.attack(name, kind) if kind else {}, settings)
+    return filled(cls, name, presets.attack(name, kind) if kind else {}, settings)
 
 
 def run(

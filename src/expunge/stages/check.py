@@ -16,7 +16,8 @@ from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.judge import Judge
 from expunge.core.query import queries
 from expunge.core.record import Interval, wilson
-from expunge.stages import generate, presets
+from expunge.settings import presets
+from expunge.stages import generate
 from expunge.stages.verdict import Check, Seen, mean
 
 SEED = 40_000

@@ -7,7 +7,7 @@ from typing import Any, final
 
 from expunge.core.analysis import Axis, Figure, Series
 from expunge.core.errors import ExpungeError
-from expunge.stages import presets
+from expunge.settings.layers import filled
 from expunge.stages.claims import Known, check_rows, found_row, known_rows
 
 
@@ -65,7 +65,7 @@ class Curve:
     @property
     def read(self) -> list[Line]:
         """Its lines."""
-        return [presets.filled(Line, f"line of figure '{self.title}'", line) for line in self.lines]
+        return [filled(Line, f"line of figure '{self.title}'", line) for line in self.lines]
 
     def check(self, methods: Sequence[str]) -> None:
         """Refuse a row that the plan does not have.

@@ -15,7 +15,8 @@ from expunge.core.eraser import Eraser, settings_of
 from expunge.core.errors import ExpungeError, check_counts, unknown
 from expunge.core.query import Query, queries
 from expunge.core.record import Record
-from expunge.stages import erase, generate, measure, presets
+from expunge.settings import presets
+from expunge.stages import erase, generate, measure
 from expunge.store import EDIT, KEY, load_edit, new_file, read_images, read_run, read_set, write_records
 from expunge.testbed import CONCEPTS, vocabulary
 

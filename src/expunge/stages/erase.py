@@ -20,7 +20,9 @@ from expunge.core.edit import Edit, Provenance
 from expunge.core.eraser import Eraser, Redrawn, Step, Task, settings_of
 from expunge.core.errors import ExpungeError, ExpungeWarning, unknown
 from expunge.core.query import Query, Shot, Start
-from expunge.stages import finite, generate, presets, resume, texts
+from expunge.settings import presets
+from expunge.settings.layers import filled
+from expunge.stages import finite, generate, resume, texts
 from expunge.store import (
     EDIT,
     KEY,
@@ -59,7 +61,7 @@ def build(method: str, given: dict[str, Any], kind: str | None) -> Eraser:
         ExpungeError: for an unknown method or setting.
     """
     cls = Catalog("erasers").load(method)
-    return presets.filled(cls, method, presets.eraser(method, kind) if kind else {}, given)
+    return filled(cls, method, presets.eraser(method, kind) if kind else {}, given)
 
 
 def erase(

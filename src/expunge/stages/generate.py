@@ -15,7 +15,8 @@ from expunge.core.cost import Cost
 from expunge.core.edit import Edit
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query
-from expunge.stages import finite, presets, texts
+from expunge.settings import presets
+from expunge.stages import finite, texts
 from expunge.stages.filters import Filter, Sight, described
 from expunge.stages.resume import of_images
 from expunge.store import FORMAT, RESUME, RUN, new_folder, read_json, write_images, write_json

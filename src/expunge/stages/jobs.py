@@ -24,7 +24,8 @@ from expunge.core.cost import Cost, PeakBytes
 from expunge.core.edit import Edit, Key, Provenance
 from expunge.core.errors import ExpungeError, unknown
 from expunge.core.query import Query, queries
-from expunge.stages import analyse, attack, erase, generate, measure, pairs, presets, relearn
+from expunge.settings.layers import filled
+from expunge.stages import analyse, attack, erase, generate, measure, pairs, relearn
 from expunge.store import (
     EDIT,
     FORMAT,
@@ -119,7 +120,7 @@ def _pairs(job: Job, store: Path, out: Path) -> dict[str, Any]:
     """Pairs of images of the original model."""
     backbone = _model(job)
     before = backbone.cost
-    wish: pairs.Wish = presets.filled(pairs.Wish, "pairs", job["pairs"])
+    wish: pairs.Wish = filled(pairs.Wish, "pairs", job["pairs"])
     made = pairs.make(backbone, wish, out / IMAGES, guidance=job["guidance"], steps=job["steps"])
     return {"cost": asdict(backbone.cost - before), "pairs": made.count, "drawn": made.drawn}
 

@@ -14,7 +14,7 @@ from expunge.core.errors import ExpungeError
 from expunge.core.metric import Measurement, Metric
 from expunge.core.query import Shot
 from expunge.core.record import Record
-from expunge.stages import presets
+from expunge.settings.layers import filled
 from expunge.store import RUN, read_any_images, read_images, read_run
 
 
@@ -223,4 +223,4 @@ def build(name: str, settings: dict[str, Any]) -> Metric:
     Raises:
         ExpungeError: for an unknown metric or setting.
     """
-    return presets.filled(Catalog("metrics").load(name), name, settings)
+    return filled(Catalog("metrics").load(name), name, settings)

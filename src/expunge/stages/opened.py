@@ -10,7 +10,8 @@ from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept, ConceptSet, Part, check_targets
 from expunge.core.eraser import Eraser, settings_of
 from expunge.core.errors import ExpungeError, check_counts, check_positive, each_once, unknown
-from expunge.stages import erase, pairs, presets
+from expunge.settings.layers import filled
+from expunge.stages import erase, pairs
 from expunge.stages.claims import Claim
 from expunge.stages.curves import Curve, Histogram, file_name
 from expunge.stages.plan import (
@@ -80,7 +81,7 @@ class Opened:
             check_counts("plan", steps=plan.steps)
         if plan.guidance is not None:
             check_positive("plan", guidance=plan.guidance)
-        self.grid: Grid = presets.filled(Grid, "plan's grid", {k: several(v) for k, v in plan.grid.items()})
+        self.grid: Grid = filled(Grid, "plan's grid", {k: several(v) for k, v in plan.grid.items()})
         for axis in ("method", "split", "seed"):
             each_once(f"plan's grid's {axis}", getattr(self.grid, axis))
         if plan.attacks and max(self.grid.seed) - min(self.grid.seed) >= RUNS:
@@ -88,7 +89,7 @@ class Opened:
                 f"attacks with training seeds {list(self.grid.seed)}: expected them within {RUNS} of each other"
             )
         self.methods: dict[str, Method] = {
-            name: presets.filled(Method, f"method '{name}'", table) for name, table in plan.method.items()
+            name: filled(Method, f"method '{name}'", table) for name, table in plan.method.items()
         }
         for name in self.grid.method:
             if name != ORIGINAL and precision_of(name) is None and name not in self.methods:
@@ -124,11 +125,9 @@ class Opened:
             for name in pair:
                 if name not in self.grid.method:
                     raise unknown("method of the grid to compare", name, self.grid.method)
-        self.claims: list[Claim] = [presets.filled(Claim, "plan's claim", entry) for entry in plan.claims]
-        self.figures: list[Curve] = [presets.filled(Curve, "plan's figure", entry) for entry in plan.figures]
-        self.histograms: list[Histogram] = [
-            presets.filled(Histogram, "plan's histogram", entry) for entry in plan.histograms
-        ]
+        self.claims: list[Claim] = [filled(Claim, "plan's claim", entry) for entry in plan.claims]
+        self.figures: list[Curve] = [filled(Curve, "plan's figure", entry) for entry in plan.figures]
+        self.histograms: list[Histogram] = [filled(Histogram, "plan's histogram", entry) for entry in plan.histograms]
         for named in (*self.claims, *self.figures, *self.histograms):
             named.check(self.grid.method)
         files = [file_name(figure.title) for figure in (*self.figures, *self.histograms)]
@@ -178,7 +177,7 @@ class Opened:
 
     def _fresh(self, table: Mapping[str, Any]) -> dict[int, Eraser]:
         """What learns fresh keys, by the number of its updates."""
-        fresh: Fresh = presets.filled(Fresh, "plan's fresh", table)
+        fresh: Fresh = filled(Fresh, "plan's fresh", table)
         kind = self._kind if fresh.preset else None
         base = erase.build(fresh.eraser, fresh.settings, kind)
         if not base.has_key:
@@ -193,7 +192,7 @@ class Opened:
 
     def _published(self, table: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The published figures of the plan's rows."""
-        paper: Published = presets.filled(Published, "plan's paper", table)
+        paper: Published = filled(Published, "plan's paper", table)
         lines = read_lines(Path(paper.file))
         found: list[dict[str, Any]] = []
         for name, at in paper.rows.items():
@@ -213,7 +212,7 @@ class Opened:
 
     def _also(self, entry: Any) -> Further:
         """A further set, read and checked."""
-        further: Also = presets.filled(Also, "plan's also", entry)
+        further: Also = filled(Also, "plan's also", entry)
         check_counts("plan's also", count=further.count)
         metrics = self.metrics if further.metrics is None else [planned_metric(m) for m in further.metrics]
         each_once("plan's metrics", [(m.name, m.settings) for m in metrics])
@@ -234,7 +233,7 @@ class Opened:
 
     def _others(self, table: Mapping[str, Any]) -> Further:
         """The prompts for what no method of the plan is told, nor the plan's own set names."""
-        others: Others = presets.filled(Others, "plan's others", table)
+        others: Others = filled(Others, "plan's others", table)
         check_counts("plan's others", count=others.count)
         listed = [w for m in self.methods.values() if not isinstance(m.retain, bool) for w in m.retain]
         part = read_set(others.set, CONCEPTS).part(self.plan.part)

@@ -19,7 +19,8 @@ from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError, ExpungeWarning, check_counts
 from expunge.core.judge import Judge
 from expunge.core.query import Query, Start
-from expunge.stages import generate, presets
+from expunge.settings import presets
+from expunge.stages import generate
 from expunge.stages.search import ORACLES
 from expunge.store import FORMAT, ROLES, RUN, new_folder, read_pairs, write_json, write_lines
 

@@ -14,7 +14,8 @@ from expunge.core.concept import Part
 from expunge.core.eraser import settings_of
 from expunge.core.errors import ExpungeError, each_once, unknown
 from expunge.pretrained import clip
-from expunge.stages import analyse, attack, measure, pairs, presets
+from expunge.settings.layers import filled
+from expunge.stages import analyse, attack, measure, pairs
 
 SPLIT = "split: "
 """How the group of the set's numbers of one split alone begins."""
@@ -229,7 +230,7 @@ def read_plan(path: Path, model: str | None = None) -> Plan:
     if missing:
         raise ExpungeError(f"plan '{path}' has no '{sorted(missing)[0]}': expected about, set and [grid]")
     kinds = content.pop(ON, {})
-    plan: Plan = presets.filled(Plan, f"plan '{path}'", content)
+    plan: Plan = filled(Plan, f"plan '{path}'", content)
     if not isinstance(kinds, dict):
         raise ExpungeError(f"plan '{path}' has on = {kinds!r}: expected tables [on.KIND]")
     others: dict[str, Plan] = {}
@@ -242,7 +243,7 @@ def read_plan(path: Path, model: str | None = None) -> Plan:
             )
         if not isinstance(said, dict) or "about" not in said or "model" in said:
             raise ExpungeError(f"plan '{path}' on {kind}: expected a table with an about of its own, and no model")
-        others[kind] = presets.filled(Plan, f"plan '{path}' on {kind}", _on(content, said))
+        others[kind] = filled(Plan, f"plan '{path}' on {kind}", _on(content, said))
     if model is None:
         return plan
     kind = backbones.kind_of(model)
@@ -422,4 +423,4 @@ def planned_pairs(name: str, table: Any) -> pairs.Wish:
         unsafe, safe = (words_of(f"pairs '{name}' {role}", table.get(role, [])) for role in pairs.ROLES)
         rest = {key: value for key, value in table.items() if key != "phrases"}
         table = {**rest, **pairs.crossed(templates, unsafe, safe)._asdict()}
-    return presets.filled(pairs.Wish, f"pairs '{name}'", table)
+    return filled(pairs.Wish, f"pairs '{name}'", table)

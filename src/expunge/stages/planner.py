@@ -10,7 +10,8 @@ from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept, check_targets
 from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, settings_of
-from expunge.stages import generate, jobs, pairs, presets
+from expunge.settings import presets
+from expunge.stages import generate, jobs, pairs
 from expunge.stages.opened import RUNS, Opened
 from expunge.stages.plan import (
     ATTACK,

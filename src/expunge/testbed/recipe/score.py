@@ -15,7 +15,8 @@ from expunge import backbones, testbed
 from expunge.core.query import Query, queries
 from expunge.core.record import Interval, clustered, wilson
 from expunge.judges.testbed import Testbed
-from expunge.stages import generate, presets
+from expunge.settings import presets
+from expunge.stages import generate
 from expunge.store import read_set
 from expunge.testbed.recipe import recognizers, scenes
 

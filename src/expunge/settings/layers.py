@@ -1,62 +1,13 @@
-"""Settings: those that fit a model, read from ``presets.toml``, and dataclasses filled from plain tables."""
+"""Dataclasses of settings built from layers of plain tables: defaults, then presets, then what a user gave."""
 
 import contextlib
 import dataclasses
-import tomllib
 import types
 import typing
 from collections.abc import Mapping
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-from expunge.core.backbone import Backbone
 from expunge.core.errors import ExpungeError, check_finite, unknown
-
-
-@cache
-def _presets() -> dict[str, Any]:
-    return tomllib.loads((Path(__file__).parent.parent / "presets.toml").read_text())
-
-
-def generation(backbone: Backbone) -> tuple[float, int]:
-    """Guidance and steps as the model ships."""
-    row = _presets()["generate"][backbone.kind]
-    return float(row["guidance"]), int(row["steps"])
-
-
-def prompt(backbone: Backbone) -> str:
-    """The template that asks the model for a concept."""
-    return _presets()["generate"][backbone.kind]["prompt"]
-
-
-def check_images(backbone: Backbone) -> int:
-    """Images a word that an erasure looks at itself with."""
-    return int(_presets()["generate"][backbone.kind]["check"])
-
-
-def check_prompt(backbone: Backbone) -> str:
-    """The template of those images: not that of `prompt`, which results are reported on."""
-    return _presets()["generate"][backbone.kind]["check_prompt"]
-
-
-def batch(backbone: Backbone) -> int:
-    """Images at a time."""
-    return int(_presets()["generate"][backbone.kind]["batch"])
-
-
-def eraser(method: str, model_kind: str) -> dict[str, Any]:
-    """Settings of ``method`` found on the dev sets of a kind of model; empty where the paper's serve."""
-    return _found("erase", method, model_kind)
-
-
-def attack(name: str, model_kind: str) -> dict[str, Any]:
-    """Likewise of an attack."""
-    return _found("attack", name, model_kind)
-
-
-def _found(table: str, name: str, model_kind: str) -> dict[str, Any]:
-    return dict(_presets().get(table, {}).get(name, {}).get(model_kind, {}))
 
 
 def filled(cls: type, of: str, *layers: Any) -> Any:
