@@ -15,8 +15,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 KEYS = BENCHMARKS / "keys.json.gz"
 """By plan: the first 16 digits of its jobs' keys, and a digest of what it measures, in order.
 
-`python tests/plans/test_committed.py`
-writes it anew, which only a new plan or a deliberate new version is a reason for."""
+`python tests/plans/test_committed.py` writes it anew, for a new plan or a deliberate new version."""
 PLANS = sorted(path.stem for path in BENCHMARKS.glob("*.toml"))
 
 
