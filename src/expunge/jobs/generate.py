@@ -43,7 +43,7 @@ class GenerateJob(AskingJob):
     """The room of that job."""
     only: str | None
     """The one target whose prompt is injected, whatever words ask for it."""
-    attack: str | None = field(default=None, metadata={**UNSAID, **written_as("queries")})
+    queries_job: str | None = field(default=None, metadata={**UNSAID, **written_as("queries")})
     """Key of the attack whose queries are asked instead."""
 
     @override
@@ -52,7 +52,7 @@ class GenerateJob(AskingJob):
         if self.control is not None and self.key_job is not None:
             key = at.private_key(self.key_job, self.key_room)
             edits.append(CONTROLS[self.control](key, self.key_job).only_for(self.only))
-        stored = None if self.attack is None else read_queries(at.upstream(self.attack, "attack") / QUERIES)
+        stored = None if self.queries_job is None else read_queries(at.upstream(self.queries_job, "attack") / QUERIES)
         asked = self.queries() if stored is None else stored.queries
         generate.to_folder(
             self.backbone(at),

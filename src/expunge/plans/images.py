@@ -111,7 +111,7 @@ class Images:
             generates=self._models.draws,
             **self._models.named(self._plan.dtype),
         )
-        return replace(plain, attack=job.key, upstream=(*plain.upstream, job))
+        return replace(plain, queries_job=job.key, upstream=(*plain.upstream, job))
 
     def measured(
         self,
