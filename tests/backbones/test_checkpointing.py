@@ -5,7 +5,7 @@ import torch
 
 from expunge import backbones
 from expunge.core.adapter import Adapter
-from expunge.core.cost import PeakBytes
+from expunge.core.peak_bytes import PeakBytes
 from expunge.erasers.kpop import injected
 from expunge.maths.training import thin
 from tiny import tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline

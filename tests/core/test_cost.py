@@ -1,6 +1,6 @@
 import torch
 
-from expunge.core.cost import PeakBytes
+from expunge.core.peak_bytes import PeakBytes
 
 
 def test_the_peak_counts_what_is_held_at_one_time_and_a_view_not_twice():

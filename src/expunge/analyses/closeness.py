@@ -9,11 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from expunge.core.analysis import Analysis, Axis, Figure, Findings, Series, Study, averaged
+from expunge.core.analysis import Analysis, Findings, Study, averaged
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Catalog, Paper
 from expunge.core.eraser import Eraser
 from expunge.core.errors import ExpungeError, check_counts
+from expunge.core.figure import Axis, Figure, Series
 from expunge.core.judge import Judge
 from expunge.core.metric import Measurement
 from expunge.core.record import Interval

@@ -9,11 +9,12 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from typing_extensions import override
 
-from expunge.core.analysis import Analysis, Axis, Figure, Findings, Needs, Panel, Series, Study, averaged
+from expunge.core.analysis import Analysis, Findings, Needs, Study, averaged
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Catalog, Paper
 from expunge.core.eraser import Eraser
 from expunge.core.errors import ExpungeError, check_counts, check_positive
+from expunge.core.figure import Axis, Figure, Panel, Series
 from expunge.core.judge import Judge
 from expunge.core.metric import Measurement
 from expunge.maths.attention import columns_of, recorded

@@ -9,12 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from expunge.core.analysis import Analysis, Axis, Figure, Findings, Needs, Series, Study, averaged
+from expunge.core.analysis import Analysis, Findings, Needs, Study, averaged
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.edit import Edit
 from expunge.core.eraser import Eraser, Step
 from expunge.core.errors import ExpungeError, check_counts
+from expunge.core.figure import Axis, Figure, Series
 from expunge.core.metric import Measurement
 from expunge.core.query import Query
 from expunge.pretrained import clip as pretrained

@@ -41,8 +41,8 @@ class Bench:
 def bench(argv: list[str]) -> None:
     """``expunge bench PLAN``."""
     options = parse(Bench, argv, "expunge bench")
+    from expunge.results import markdown
     from expunge.stages import bench as stage
-    from expunge.stages import summary
     from expunge.stages.plan import read_plan
 
     plan = read_plan(options.plan, options.model)
@@ -56,11 +56,11 @@ def bench(argv: list[str]) -> None:
     out = options.out or Path("runs/bench") / f"{options.plan.stem}{kind}{again}"
     if options.results is not None:
         rows = stage.retold(plan, options.results, out)
-        options.talk.result({"folder": str(out), "summary": rows}, f"{summary.table(rows)}{out}: table.md")
+        options.talk.result({"folder": str(out), "summary": rows}, f"{markdown.text(rows)}{out}: table.md")
         return
     with _live(options.talk) as show:
         rows = stage.run(plan, options.store, out, changed=options.changed, on_progress=show)
-    options.talk.result({"folder": str(out), "summary": rows}, f"{summary.table(rows)}{out}: records.jsonl, table.md")
+    options.talk.result({"folder": str(out), "summary": rows}, f"{markdown.text(rows)}{out}: records.jsonl, table.md")
 
 
 def _dry_run(plan: Any, options: Bench) -> None:

@@ -25,10 +25,11 @@ class Figure:
 def figure(argv: list[str]) -> None:
     """``expunge figure FILE``."""
     options = parse(Figure, argv, "expunge figure")
+    from expunge.core.figure import Figure as Content
     from expunge.report.figures import svg
     from expunge.store import new_file, read_json
 
-    drawn = svg(read_json(options.file))
+    drawn = svg(Content.from_json(read_json(options.file)))
     with new_file(options.out, options.overwrite) as temporary:
         temporary.write_text(drawn + "\n")
     options.talk.result({"figure": str(options.out)}, str(options.out))
@@ -57,7 +58,7 @@ def report(argv: list[str]) -> None:
     """``expunge report RUN``."""
     options = parse(Report, argv, "expunge report")
     from expunge.report import page
-    from expunge.report.run import read
+    from expunge.report.reading import read
     from expunge.store import check_new
 
     out = options.out or options.run / "report.html"

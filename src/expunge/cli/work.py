@@ -208,12 +208,13 @@ def measure(argv: list[str]) -> None:
     cls = catalog.load(name)
     parsed = parse_with(cls(), name, Measure, rest, f"expunge measure {name}")
     options: Measure = parsed.options
+    from expunge.results.newest import mark
     from expunge.stages import measure as stage
     from expunge.store import write_records
 
     aims, kept = options.target or None, options.retain or None
     records = stage.measure(parsed.settings, name, options.images, aims, kept, options.reference)
-    measured = None if options.out is None else stage.mark(options.images, options.out)
+    measured = None if options.out is None else mark(options.images, options.out)
     if options.out is not None:
         write_records(options.out, records, append=True, measured=measured)
     rows = [{**r.as_json(), **({"measured": measured} if measured else {})} for r in records]
@@ -256,6 +257,7 @@ def analyse(argv: list[str]) -> None:
     parsed = parse_with(cls(), name, Analyse, rest, f"expunge analyse {name}")
     options: Analyse = parsed.options
     from expunge.core.edit import Key
+    from expunge.results.files import FIGURES, RECORDS
     from expunge.stages import analyse as stage
     from expunge.store import load_edit, new_folder, write_records
 
@@ -263,13 +265,13 @@ def analyse(argv: list[str]) -> None:
     if key is not None and not isinstance(key, Key):
         raise ExpungeError(f"'{options.key}' is a {key.kind} edit: expected the key.safetensors of an erasure")
     edits = [load_edit(path) for path in options.edit]
-    with new_folder(options.out, options.overwrite, marker=stage.RECORDS) as out:
+    with new_folder(options.out, options.overwrite, marker=RECORDS) as out:
         backbone = options.model.open()
         what = stage.study(backbone, parsed.settings, edits, key, options.target, options.retain, options.seed)
         found = stage.run(backbone, name, parsed.settings, what, stage.provenances(edits), out)
         records = [m.record for m in found]
-        write_records(out / stage.RECORDS, records)
-    lines = [*map(told_record, records), f"{options.out}: records.jsonl, {stage.FIGURES}/"]
+        write_records(out / RECORDS, records)
+    lines = [*map(told_record, records), f"{options.out}: records.jsonl, {FIGURES}/"]
     options.talk.result({"folder": str(options.out), "records": [r.as_json() for r in records]}, "\n".join(lines))
 
 

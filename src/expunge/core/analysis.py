@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple, final
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, final
 
 import torch
 from jaxtyping import UInt8
@@ -13,86 +13,10 @@ from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.edit import Edit, Key
 from expunge.core.eraser import Eraser, Task
-from expunge.core.errors import ExpungeError
+from expunge.core.figure import Figure
 from expunge.core.metric import Measurement
 from expunge.core.query import Query, queries
 from expunge.core.record import clustered, in_percent
-
-FORMAT = 1
-"""Of a figure's JSON."""
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Series:
-    """One line, group of bars or cloud of points."""
-
-    name: str
-    x: Sequence[float | int | str]
-    y: Sequence[float | int | None]
-    """None is a gap."""
-    low: Sequence[float | None] | None = None
-    high: Sequence[float | None] | None = None
-    labels: Sequence[str] | None = None
-    """A word for each point."""
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """One heat map, perhaps over an image."""
-
-    title: str
-    values: Sequence[Sequence[float]]
-    """From 0 to 1, row by row."""
-    image: Sequence[Sequence[Sequence[int]]] | None = None
-
-
-class Axis(NamedTuple):
-    """What an axis shows."""
-
-    label: str
-    log: bool = False
-
-
-UNMARKED = Axis("")
-"""An axis that needs no words."""
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """What a figure shows, as plain data; the report draws it."""
-
-    title: str
-    note: str
-    kind: Literal["lines", "bars", "scatter", "heatmaps"]
-    x: Axis = UNMARKED
-    y: Axis = UNMARKED
-    series: Sequence[Series] = ()
-    panels: Sequence[Panel] = ()
-
-    def __post_init__(self) -> None:
-        for line in self.series:
-            lengths = {len(part) for part in (line.x, line.y, line.low, line.high, line.labels) if part is not None}
-            if len(lengths) != 1:
-                raise ExpungeError(
-                    f"series '{line.name}' of '{self.title}' has parts of {lengths} points: expected one"
-                )
-        if bool(self.panels) != (self.kind == "heatmaps") or bool(self.series) == (self.kind == "heatmaps"):
-            raise ExpungeError(f"figure '{self.title}' of kind {self.kind}: expected panels for heatmaps, else series")
-
-    def as_json(self) -> dict[str, Any]:
-        """The figure as one JSON object."""
-        told = {"format": FORMAT, "title": self.title, "note": self.note, "kind": self.kind}
-        if self.kind == "heatmaps":
-            return {**told, "panels": [_given(panel) for panel in self.panels]}
-        axes = {"x": self.x._asdict(), "y": self.y._asdict()}
-        return {**told, **axes, "series": [_given(line) for line in self.series]}
-
-
-def _given(part: Series | Panel) -> dict[str, Any]:
-    return {name: value for name, value in asdict(part).items() if value is not None}
 
 
 @final

@@ -1,12 +1,12 @@
-"""Records: one number a line, with what it takes to believe it."""
+"""Records: one number a line, with what it takes to believe it.
+
+Whoever reads records needs no torch: the functions that resample import it when they are called.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, final
-
-import torch
-from torch import Tensor
 
 Z95 = 1.959963984540054
 
@@ -73,6 +73,8 @@ def nested(runs: Runs, resamples: int = 2000, seed: int = 0) -> Interval:
     A concept is drawn for all runs at once, since what makes it easy or hard is the same in each of them. With one training
     seed the interval covers concepts only; with two it reaches both seeds' values.
     """
+    import torch
+
     seeds = sorted(runs)
     labels = sorted({label for by_split in runs.values() for row in by_split.values() for label, _ in row})
     sums, sizes = torch.zeros(2, len(seeds), len(labels), dtype=torch.float64)
@@ -116,17 +118,20 @@ def mean_of(runs: Runs, resamples: int = 2000) -> Interval:
             seed: {split: [(f"{label} {i}", v) for i, (label, v) in enumerate(row)] for split, row in by_split.items()}
             for seed, by_split in runs.items()
         }
-    found = nested(runs, resamples)
-    return _student(found, by) if len(by) <= FEW else found
+    interval = nested(runs, resamples)
+    return _student(interval, by) if len(by) <= FEW else interval
 
 
-def _student(found: Interval, by: Sequence[Sequence[float]]) -> Interval:
-    """``found``, never narrower than Student's interval of the means of the clusters ``by``, if there are few."""
+def _student(interval: Interval, by: Sequence[Sequence[float]]) -> Interval:
+    """``interval``, never narrower than Student's of the means of the clusters ``by``, if there are few."""
+    import torch
+
     means = torch.tensor([sum(values) / len(values) for values in by if values], dtype=torch.float64)
     if not 2 <= len(means) <= len(STUDENT) + 1:
-        return found
+        return interval
+    value, low, high = interval
     half = STUDENT[len(means) - 2] * float(means.std()) / math.sqrt(len(means))
-    return Interval(found.value, min(found.low, found.value - half), max(found.high, found.value + half))
+    return Interval(value, min(low, value - half), max(high, value + half))
 
 
 def of_attacks(runs: Runs, least: float = 0.0) -> Interval:
@@ -147,13 +152,15 @@ def of_attacks(runs: Runs, least: float = 0.0) -> Interval:
     by: dict[Any, list[float]] = {}
     for row in rows:
         by.setdefault(row[axis], []).append(row[2])
-    found = nested(runs)
-    low, high = (least, 1.0) if len(by) < 2 else _student(found, list(by.values()))[1:]
-    return Interval(found.value, max(low, least), min(high, 1.0))
+    interval = nested(runs)
+    low, high = (least, 1.0) if len(by) < 2 else _student(interval, list(by.values()))[1:]
+    return Interval(interval.value, max(low, least), min(high, 1.0))
 
 
-def _draws(resamples: int, n: int, generator: torch.Generator) -> Tensor:
-    """How often each of ``n`` is drawn in each resample of ``n`` with replacement, float64 ``[resamples, n]``."""
+def _draws(resamples: int, n: int, generator: Any) -> Any:
+    """How often each of ``n`` is drawn in each resample of ``n`` with replacement: a float64 tensor ``[resamples, n]``."""
+    import torch
+
     drawn = torch.randint(n, (resamples, n), generator=generator)
     return torch.zeros(resamples, n, dtype=torch.float64).scatter_add_(
         1, drawn, torch.ones(drawn.shape, dtype=torch.float64)
@@ -187,13 +194,15 @@ def clustered(values: Sequence[Sequence[float]], resamples: int = 2000, seed: in
 
 def spread(values: Sequence[Sequence[float]], resamples: int = 2000, seed: int = 0) -> Interval:
     """Standard deviation of all values, and its 95 % interval by resampling whole clusters with replacement."""
+    import torch
+
     clusters = [torch.tensor(list(cluster), dtype=torch.float64) for cluster in values]
     sums = torch.stack([torch.stack([torch.tensor(float(len(c))), c.sum(), c.square().sum()]) for c in clusters])
     drawn = _draws(resamples, len(sums), torch.Generator().manual_seed(seed)) @ sums
     n, total, squares = torch.cat([sums.sum(0)[None], drawn]).unbind(1)
-    found = ((squares - total.square() / n).clamp_min(0) / (n - 1).clamp_min(1)).sqrt()
-    low, high = torch.quantile(found[1:], torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Interval(float(found[0]), low, high)
+    deviations = ((squares - total.square() / n).clamp_min(0) / (n - 1).clamp_min(1)).sqrt()
+    low, high = torch.quantile(deviations[1:], torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Interval(float(deviations[0]), low, high)
 
 
 def in_percent(fraction: Interval) -> Interval:

@@ -10,14 +10,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, final
 
-import torch
-
-from expunge.core.catalog import Catalog
 from expunge.core.errors import ExpungeError, unknown
-from expunge.core.judge import Judge
 from expunge.core.record import Interval, wilson
 from expunge.report.labelling import NO_PICTURE, NONE
-from expunge.store import FORMAT, read_json, read_pixels
+from expunge.store.atomic import FORMAT, read_json
 
 BATCH = 100
 
@@ -61,10 +57,10 @@ def read(files: Sequence[Path], key: Path, judge: str | None = "testbed") -> lis
     Raises:
         ExpungeError: if answers are damaged, of another sheet, or an image has changed since; or nobody is to be compared.
     """
-    told = read_json(key)
-    if told.get("format") != FORMAT or not {"sheet", "choices", "items"} <= set(told):
+    sheet = read_json(key)
+    if sheet.get("format") != FORMAT or not {"sheet", "choices", "items"} <= set(sheet):
         raise ExpungeError(f"'{key}' is no key of a sheet: expected the file that `expunge label` wrote beside it")
-    people = [answers(file, told) for file in files]
+    people = [answers(file, sheet) for file in files]
     twice = [who for who, n in Counter(person.who for person in people).items() if n > 1]
     if twice:
         raise ExpungeError(f"two files hold answers of '{twice[0]}': expected one for each person")
@@ -73,9 +69,9 @@ def read(files: Sequence[Path], key: Path, judge: str | None = "testbed") -> lis
         raise ExpungeError("one person and no judge: expected a judge, or answers of several people")
     if judge is not None:
         wanted = sorted({item for person in people for item in person.said})
-        machine = judged(judge, told, wanted)
+        machine = judged(judge, sheet, wanted)
         pairs = [*((person, machine) for person in people), *pairs]
-    return [agreement(one, other, told["choices"]) for one, other in pairs]
+    return [agreement(one, other, sheet["choices"]) for one, other in pairs]
 
 
 def answers(file: Path, key: Mapping[str, Any]) -> Answers:
@@ -113,13 +109,20 @@ def _saved(file: Path) -> tuple[str, str, dict[int, str]]:
         raise ExpungeError(f"'{file}' is damaged: expected answers that a sheet saved ({error})") from error
 
 
-@torch.no_grad()
 def judged(name: str, key: Mapping[str, Any], items: Sequence[int]) -> Answers:
     """What a judge says: the choice that its likeliest label means, ``none``, or ``no picture``.
+
+    A judge is a network: this is the one thing in this room that needs torch, and it imports it when it is called.
 
     Raises:
         ExpungeError: if it does not know a choice, or an image is not what was shown.
     """
+    import torch
+
+    from expunge.core.catalog import Catalog
+    from expunge.core.judge import Judge
+    from expunge.store.pixels import read_pixels
+
     judge: Judge = Catalog("judges").open(name)
     means = {i: c for c in reversed(key["choices"]) if c not in (NONE, NO_PICTURE) for i in judge.label_ids(c)}
     rows = [row for row in key["items"] if row["item"] in set(items)]
@@ -130,7 +133,8 @@ def judged(name: str, key: Mapping[str, Any], items: Sequence[int]) -> Answers:
         if len({p.shape for p in pixels}) > 1:
             raise ExpungeError(f"images of {len({p.shape for p in pixels})} sizes: expected one size for a judge")
         stacked = torch.stack(pixels)
-        first, valid = judge.scores(stacked).argmax(1).tolist(), judge.valid(stacked)
+        with torch.no_grad():
+            first, valid = judge.scores(stacked).argmax(1).tolist(), judge.valid(stacked)
         for row, label, ok in zip(batch, first, [True] * len(batch) if valid is None else valid.tolist(), strict=True):
             said[row["item"]] = means.get(label, NONE) if ok else NO_PICTURE
     return Answers(who=f"judge {name}", said=said)
@@ -181,10 +185,10 @@ def kappa(counts: Mapping[tuple[str, str], int]) -> float | None:
     return None if math.isclose(expected, 1) else (observed - expected) / (1 - expected)
 
 
-def table(found: Sequence[Agreement]) -> str:
+def table(agreements: Sequence[Agreement]) -> str:
     """Agreements as text: a line a pair, and what each pair saw differently most often."""
     lines = [f"{'':32} {'agree %':>22} {'kappa':>7} {'n':>6}"]
-    for a in found:
+    for a in agreements:
         percent = f"{a.percent.value:.1f} [{a.percent.low:.1f}, {a.percent.high:.1f}]"
         shown = "–" if a.kappa is None else f"{a.kappa:.3f}"
         lines.append(f"{a.one + ', ' + a.other:32} {percent:>22} {shown:>7} {a.n:>6}")

@@ -6,22 +6,32 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from PIL import Image, UnidentifiedImageError
 
 from expunge.core.errors import ExpungeError
-from expunge.core.query import Shot
 from expunge.report.run import ORIGINAL, Side
 from expunge.report.sensitive import covered
-from expunge.store import read_images
+from expunge.store.listing import Listed, read_listed
 
 SIDE, QUALITY = 384, 95
 """Pixels of the longer side at most, and WebP's quality."""
 CONCEPTS = 24
 """Concepts of one set of prompts that are shown at most, evenly spread over it."""
-Place = tuple[str | None, str, int]
-"""Label, prompt and seed."""
+
+
+class Asked(NamedTuple):
+    """What an image was asked for."""
+
+    label: str | None
+    prompt: str
+    seed: int
+
+    @property
+    def concept(self) -> str:
+        """Under which name the page shows it."""
+        return self.label or self.prompt
 
 
 @final
@@ -39,59 +49,60 @@ class Album:
 
 def album(sides: Sequence[Side], count: int, blur: Sequence[str] = ()) -> Album:
     """Images of ``sides``: ``count`` of each concept, the first seeds of its prompts, never chosen by what they show."""
-    found, known = Album(), dict[str, int]()
+    filling, known = Album(), dict[str, int]()
     for scene in dict.fromkeys(side.scene for side in sides):
-        mine = [side for side in sides if side.scene == scene]
-        mine.sort(key=lambda side: side.name != ORIGINAL)
-        shots: dict[str, dict[Place, Shot]] = {}
-        for side in mine:  # a recovery has a folder for each target
-            shots.setdefault(side.name, {}).update({(s.label, s.prompt, s.seed): s for s in read_images(side.folder)})
-        asked = list(dict.fromkeys(place for rows in shots.values() for place in rows))
-        names = list(dict.fromkeys(label or prompt for label, prompt, _ in asked))
+        own = [side for side in sides if side.scene == scene]
+        own.sort(key=lambda side: side.name != ORIGINAL)
+        images: dict[str, dict[Asked, Listed]] = {}
+        for side in own:  # a recovery has a folder for each target
+            listed = {Asked(one.label, one.prompt, one.seed): one for one in read_listed(side.folder)}
+            images.setdefault(side.name, {}).update(listed)
+        asked = list(dict.fromkeys(one for rows in images.values() for one in rows))
+        names = list(dict.fromkeys(one.concept for one in asked))
         kept = [names[i * len(names) // CONCEPTS] for i in range(CONCEPTS)] if len(names) > CONCEPTS else names
         if len(names) > len(kept):
-            found.notes.append(f"{scene or 'images'}: {len(kept)} of {len(names)} concepts are shown, evenly spread.")
-        targets = {target for side in mine for target in side.targets}
+            filling.notes.append(f"{scene or 'images'}: {len(kept)} of {len(names)} concepts are shown, evenly spread.")
+        targets = {target for side in own for target in side.targets}
         concepts = [
             {
                 "name": name,
                 "erased": name in targets,
                 "shots": [
-                    _shot(place, shots, found, known, blur)
-                    for place in _first([p for p in asked if (p[0] or p[1]) == name], count)
+                    _shot(one, images, filling, known, blur)
+                    for one in _first([one for one in asked if one.concept == name], count)
                 ],
             }
             for name in kept
         ]
         concepts.sort(key=lambda concept: not concept["erased"])
-        found.scenes.append({"name": scene or "images", "sides": list(shots), "concepts": concepts})
-    return found
+        filling.scenes.append({"name": scene or "images", "sides": list(images), "concepts": concepts})
+    return filling
 
 
-def _first(places: Sequence[Place], count: int) -> Iterator[Place]:
+def _first(asked: Sequence[Asked], count: int) -> Iterator[Asked]:
     """The first seed of each prompt, then the second of each, and so on, ``count`` in all."""
     seeds: dict[str, list[int]] = {}
-    for _, prompt, seed in places:
-        seeds.setdefault(prompt, []).append(seed)
-    rank = {place: sorted(seeds[place[1]]).index(place[2]) for place in places}
-    yield from sorted(places, key=lambda place: rank[place])[:count]
+    for one in asked:
+        seeds.setdefault(one.prompt, []).append(one.seed)
+    rank = {one: sorted(seeds[one.prompt]).index(one.seed) for one in asked}
+    yield from sorted(asked, key=lambda one: rank[one])[:count]
 
 
 def _shot(
-    place: Place, shots: Mapping[str, Mapping[Place, Shot]], into: Album, known: dict[str, int], blur: Sequence[str]
+    asked: Asked, images: Mapping[str, Mapping[Asked, Listed]], into: Album, known: dict[str, int], blur: Sequence[str]
 ) -> dict[str, Any]:
     """One prompt and seed, with the image of every side that has one."""
-    label, prompt, seed = place
-    images: dict[str, int] = {}
-    for side, rows in shots.items():
-        if place in rows:
-            uri = data_uri(rows[place].path)
+    numbers: dict[str, int] = {}
+    for side, rows in images.items():
+        if asked in rows:
+            uri = data_uri(rows[asked].path)
             digest = hashlib.sha256(uri.encode()).hexdigest()
             if digest not in known:
                 known[digest] = len(into.images)
                 into.images.append(uri)
-            images[side] = known[digest]
-    return {"prompt": prompt, "seed": seed, "covered": covered([label, prompt], blur), "images": images}
+            numbers[side] = known[digest]
+    hidden = covered([asked.label, asked.prompt], blur)
+    return {"prompt": asked.prompt, "seed": asked.seed, "covered": hidden, "images": numbers}
 
 
 def data_uri(path: Path, side: int = SIDE, quality: int = QUALITY) -> str:

@@ -1,15 +1,20 @@
 """What a run does not show, from what it has and what it lacks."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from expunge.report.run import ORIGINAL, Run
-from expunge.stages import summary as summaries
+from expunge.results.group import OTHERS, SET, Group
+from expunge.results.meanings import plain, stem
+from expunge.results.rows import Row, group_of, numbers
 
 FEW = 100
 """Images below which a share is told only roughly."""
 VALID = 95.0
 """Percent of pictures below which erasure may be collapse."""
+KEY = Group(kind="key", control="own")
+WRONG_KEYS = {Group(kind="key", control=control) for control in ("random", "other")}
+"""Controls that show what a key alone does."""
 
 
 class Caveat(NamedTuple):
@@ -21,12 +26,13 @@ class Caveat(NamedTuple):
 
 def caveats(run: Run) -> list[Caveat]:
     """What ``run`` does not show, most important first."""
-    rows = summaries.numbers(run.summary)
+    rows = numbers(run.summary)
     return [*_attacks(run), *_model(run), *_judge(run, rows), *_collapse(rows), *_rest(run, rows)]
 
 
 def _attacks(run: Run) -> Iterator[Caveat]:
-    attacked = any("attack" in r["provenance"] or "attack" in str(r["provenance"].get("group")) for r in run.records)
+    provenances = [record["provenance"] for record in run.records]
+    attacked = any("attack" in p or group_of(p).kind == "attack" for p in provenances)
     if not attacked:
         yield Caveat(
             "Nobody attacked",
@@ -50,9 +56,9 @@ def _model(run: Run) -> Iterator[Caveat]:
         )
 
 
-def _judge(run: Run, rows: Sequence[Mapping[str, Any]]) -> Iterator[Caveat]:
+def _judge(run: Run, rows: Sequence[Row]) -> Iterator[Caveat]:
     judges = sorted({str(r["provenance"].get("settings", {}).get("judge", "")) for r in run.records} - {""})
-    missed = [r for r in rows if r["method"] == ORIGINAL and r["metric"] == "esr@1" and r["group"] == "set"]
+    missed = [r for r in rows if r["method"] == ORIGINAL and r["metric"] == "esr@1" and group_of(r) == SET]
     if judges:
         error = (
             f" On the original model it misses {missed[0]['value']:.1f} % of the targets that were asked for "
@@ -72,8 +78,8 @@ def _judge(run: Run, rows: Sequence[Mapping[str, Any]]) -> Iterator[Caveat]:
         )
 
 
-def _collapse(rows: Sequence[Mapping[str, Any]]) -> Iterator[Caveat]:
-    edited = [r for r in rows if r["metric"].split(" ")[0] == "valid_rate" and r["group"] == "set"]
+def _collapse(rows: Sequence[Row]) -> Iterator[Caveat]:
+    edited = [r for r in rows if plain(r["metric"]) == "valid_rate" and group_of(r) == SET]
     bad = [f"{r['method']} ({r['value']:.0f} %)" for r in edited if r["value"] < VALID and r["method"] != ORIGINAL]
     if bad:
         yield Caveat(
@@ -87,8 +93,8 @@ def _collapse(rows: Sequence[Mapping[str, Any]]) -> Iterator[Caveat]:
         )
 
 
-def _rest(run: Run, rows: Sequence[Mapping[str, Any]]) -> Iterator[Caveat]:
-    counted = [r for r in rows if r["group"] == "set" and "n" in r and r["metric"].startswith("esr")]
+def _rest(run: Run, rows: Sequence[Row]) -> Iterator[Caveat]:
+    counted = [r for r in rows if group_of(r) == SET and "n" in r and stem(r["metric"]) == "esr"]
     if counted and min(r["n"] for r in counted) < FEW:
         least = min(r["n"] for r in counted)
         yield Caveat("Few images", f"Some shares stand on {least} images. Read the intervals, not the values.")
@@ -97,13 +103,13 @@ def _rest(run: Run, rows: Sequence[Mapping[str, Any]]) -> Iterator[Caveat]:
             "One training seed",
             "Each edit was trained once at most: intervals cover concepts and noise, not how much training varies.",
         )
-    if rows and not any(r["group"] == "others" for r in rows):
+    if rows and not any(group_of(r) == OTHERS for r in rows):
         yield Caveat(
             "What nobody named was not looked at",
             "No prompts beside the targets and the concepts to keep were measured, so damage elsewhere would not be seen.",
         )
-    keyed = {r["group"] for r in rows if r["group"].startswith("key: ")}
-    if "key: own" in keyed and not keyed & {"key: random", "key: other"}:
+    controls = {group_of(r) for r in rows if group_of(r).kind == "key"}
+    if KEY in controls and not controls & WRONG_KEYS:
         yield Caveat(
             "The key has no control", "Without random or exchanged prompts, what came back may not be the key's doing."
         )

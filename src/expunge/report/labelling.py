@@ -9,9 +9,10 @@ from typing import Any
 
 from expunge.core.errors import ExpungeError
 from expunge.report.album import data_uri
-from expunge.report.page import filled
 from expunge.report.sensitive import covered
-from expunge.store import FORMAT, check_new, new_file, read_any_images, write_json
+from expunge.report.templating import rendered
+from expunge.store.atomic import FORMAT, check_new, new_file, write_json
+from expunge.store.listing import read_any_listed
 
 NONE, NO_PICTURE = "none", "no picture"
 """What can be said beside the labels: it shows something else; it is noise or blank."""
@@ -52,9 +53,9 @@ def write_sheet(
     draw = random.Random(seed)
     shots, named = [], set[str]()
     for folder in folders:
-        mine = read_any_images(folder)
-        named |= {s.label for s in mine if s.label}  # of all, so that a draw that misses one still offers it
-        shots += mine if count is None or count >= len(mine) else draw.sample(mine, count)
+        listed = read_any_listed(folder)
+        named |= {one.label for one in listed if one.label}  # of all, so that a draw that misses one still offers it
+        shots += listed if count is None or count >= len(listed) else draw.sample(listed, count)
     if not shots:
         raise ExpungeError("no folder of images: expected one or more to label")
     draw.shuffle(shots)
@@ -68,19 +69,19 @@ def write_sheet(
         {"item": number, "file": str(s.path.resolve()), "sha256": _sha256(s.path), "label": s.label, "prompt": s.prompt}
         for number, s in enumerate(shots, 1)
     ]
-    told = {"format": FORMAT, "seed": seed, "choices": choices, "items": items}
-    told["sheet"] = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    answers = {"format": FORMAT, "seed": seed, "choices": choices, "items": items}
+    answers["sheet"] = hashlib.sha256(json.dumps(answers, sort_keys=True).encode()).hexdigest()[:16]
     sheet = {
-        "sheet": told["sheet"],
+        "sheet": answers["sheet"],
         "choices": [{"name": n, "key": k} for n, k in zip(choices, [*KEYS[: len(words)], "n", "x"], strict=True)],
         "images": [data_uri(s.path, SIDE) for s in shots],
     }
     unsafe = any(covered([s.label, s.prompt]) for s in shots) or covered(words)
-    page = filled("label.html", sheet=sheet, unsafe=unsafe)
-    write_json(key, told, overwrite)
+    html = rendered("label.html", sheet=sheet, unsafe=unsafe)
+    write_json(key, answers, overwrite)
     with new_file(out, overwrite) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return told
+        temporary.write_text(html, encoding="utf-8")
+    return answers
 
 
 def _sha256(path: Path) -> str:

@@ -1,25 +1,28 @@
 """The report: one HTML file that needs nothing else."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import compress
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from expunge.core.catalog import Catalog
 from expunge.core.errors import ExpungeError
+from expunge.core.figure import Figure, Series
 from expunge.report.album import album
 from expunge.report.caveats import caveats
-from expunge.report.figures import parsed, svg
+from expunge.report.figures import svg
 from expunge.report.run import Erasure, Run
 from expunge.report.sensitive import covered
-from expunge.report.tables import Cell, Table, glossary, overview, tables
-from expunge.stages import summary as summaries
-from expunge.store import new_file
-
-TEMPLATES = Path(__file__).parent / "templates"
+from expunge.report.tables import Titled, tables
+from expunge.report.templating import rendered
+from expunge.results.grid import Cell, Table
+from expunge.results.meanings import glossary
+from expunge.results.overview import overview
+from expunge.results.published import sources
+from expunge.store.atomic import new_file
 
 
 @final
@@ -30,7 +33,7 @@ class Drawn:
     svg: str
     note: str
     covered: bool
-    table: Table | None
+    table: Titled | None
     """The numbers behind it; None for heat maps."""
 
 
@@ -42,14 +45,14 @@ def write(run: Run, out: Path, images: int = 8, blur: Sequence[str] = (), overwr
     """
     if images < 0:
         raise ExpungeError(f"{images} images of each concept: expected 0 or more")
-    page = filled(
+    page = rendered(
         "report.html",
         run=run,
         facts=_facts(run),
         album=album(run.sides, images, blur),
         tables=tables(run.summary),
-        glossary=glossary(run.summary),
-        papers=_papers(run.summary),
+        glossary=glossary(row["metric"] for row in run.summary),
+        papers=sources(run.summary),
         overview=[_drawn(figure, blur) for figure in overview(run.summary)],
         figures=[_drawn(figure, blur) for figure in run.figures],
         erasures=[(erasure, _described(erasure)) for erasure in run.erasures],
@@ -59,20 +62,6 @@ def write(run: Run, out: Path, images: int = 8, blur: Sequence[str] = (), overwr
     )
     with new_file(out, overwrite) as temporary:
         temporary.write_text(page, encoding="utf-8")
-
-
-def filled(template: str, **values: Any) -> str:
-    """A page of `templates`; what is not markup by its own is escaped.
-
-    Raises:
-        ExpungeError: if jinja2 is not installed.
-    """
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    except ImportError as error:
-        raise ExpungeError("pages need jinja2: expected `pip install 'expunge[report]'`") from error
-    settings = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    return Environment(loader=FileSystemLoader(TEMPLATES), **settings).get_template(template).render(values)
 
 
 def _facts(run: Run) -> dict[str, str]:
@@ -102,10 +91,10 @@ def _described(erasure: Erasure) -> dict[str, str]:
         "Told to remove": "; ".join(f"{split}: {words}" if several else words for split, words in targets.items()),
         "Told to keep": ", ".join(erasure.retain),
         "Put in its place": ", ".join(erasure.anchors),
-        "Asked a judge": ", ".join(erasure.told.get("oracles", [])),
+        "Asked a judge": ", ".join(erasure.knowledge.get("oracles", [])),
         "Images it had": ", ".join(
             f"{shown['count']} of {name} ({'given' if shown['given'] else 'made by the model'})"
-            for name, shown in erasure.told.get("images", {}).items()
+            for name, shown in erasure.knowledge.get("images", {}).items()
         ),
         "Training seeds": ", ".join(map(str, erasure.seeds)),
         "Edits": " ".join(erasure.edits),
@@ -114,40 +103,29 @@ def _described(erasure: Erasure) -> dict[str, str]:
     return {name: text for name, text in says.items() if text}
 
 
-def _papers(summary: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Where published figures come from, by row."""
-    return summaries.published_words(summaries.numbers(summary))
-
-
-def _drawn(figure: Mapping[str, Any], blur: Sequence[str]) -> Drawn:
-    read = parsed(figure)
-    shown = [panel.title for panel in read.panels if panel.image is not None]
-    rows = [
-        [
-            series.name,
-            series.labels[i] if series.labels else "",
-            _number(x),
-            _number(y),
-            f"{_number(series.low[i])} to {_number(series.high[i])}" if series.low and series.high else "",
-        ]
-        for series in read.series
-        for i, (x, y) in enumerate(zip(series.x, series.y, strict=True))
-    ]
+def _drawn(figure: Figure, blur: Sequence[str]) -> Drawn:
+    titles = [panel.title for panel in figure.panels if panel.image is not None]
+    rows = [_point(series, i) for series in figure.series for i in range(len(series.y))]
     used = [any(row[column] for row in rows) for column in range(5)]
-    head = ["series", "point", read.x.label or "x", read.y.label or "y", "interval"]
-    table = Table(
-        title=f"Numbers of {read.title}",
-        note="",
-        head=list(compress(head, used)),
-        rows=[[Cell(text=text) for text in compress(row, used)] for row in rows],
-    )
+    head = ["series", "point", figure.x.label or "x", figure.y.label or "y", "interval"]
+    cells = [[Cell(text=text) for text in compress(row, used)] for row in rows]
+    numbers = Titled(title=f"Numbers of {figure.title}", table=Table(head=list(compress(head, used)), rows=cells))
     return Drawn(
         svg=svg(figure),
-        note=read.note,
-        covered=bool(shown) and covered([read.title, *shown], blur),
-        table=table if rows else None,
+        note=figure.note,
+        covered=bool(titles) and covered([figure.title, *titles], blur),
+        table=numbers if rows else None,
     )
 
 
-def _number(value: Any) -> str:
-    return value if isinstance(value, str) else f"{value:.4g}"
+def _point(series: Series, number: int) -> list[str]:
+    """One point of a figure in words: its series, its own name, x, y and the limits of y."""
+    limits = ""
+    if series.low is not None and series.high is not None:
+        limits = f"{_number(series.low[number])} to {_number(series.high[number])}"
+    label = "" if series.labels is None else series.labels[number]
+    return [series.name, label, _number(series.x[number]), _number(series.y[number]), limits]
+
+
+def _number(value: float | str | None) -> str:
+    return value if isinstance(value, str) else "–" if value is None else f"{value:.4g}"

@@ -12,15 +12,12 @@ from expunge.core.concept import Concept, check_targets
 from expunge.core.edit import Edit, Key, Provenance
 from expunge.core.eraser import settings_of
 from expunge.core.errors import ExpungeError
+from expunge.results.files import FIGURES
 from expunge.settings import presets
 from expunge.settings.layers import filled
 from expunge.stages import erase, generate
 from expunge.stages.measure import Measured, knowledge, reported
 from expunge.store import write_json
-
-FIGURES = "figures"
-"""The folder of an analysis's figures, each a JSON file."""
-RECORDS = "records.jsonl"
 
 
 def build(name: str, settings: Mapping[str, Any]) -> Analysis:

@@ -15,13 +15,13 @@ import torch
 from expunge.core.backbone import Backbone
 from expunge.core.cost import Cost
 from expunge.core.errors import ExpungeError
-from expunge.stages import analyse, curves, jobs, summary
+from expunge.results import summary
+from expunge.results.files import PLAN
+from expunge.stages import jobs
+from expunge.stages.gathered import gathered, wanted
 from expunge.stages.plan import Plan
 from expunge.stages.planner import Planned, Planner, flattened
-from expunge.store import FORMAT, claimed, read_json, read_lines, write_json, write_lines
-
-PLAN = "plan.json"
-"""The plan that a folder of results belongs to, as it was read."""
+from expunge.store import FORMAT, claimed, read_json, write_json
 
 
 @final
@@ -73,7 +73,7 @@ def run(
             times.add(planned.job, planned.cost.equivalents, finished["seconds"])
     if on_progress is not None:
         on_progress(Progress(done=len(todo), total=len(todo), job=None, job_seconds=0.0, seconds_left=0.0))
-    return summary.write(planner, measurements, store, out)
+    return summary.write(wanted(planner), gathered(measurements, store), out)
 
 
 def retold(plan: Plan, results: Path, out: Path) -> list[dict[str, Any]]:
@@ -82,17 +82,7 @@ def retold(plan: Plan, results: Path, out: Path) -> list[dict[str, Any]]:
     Raises:
         ExpungeError: if the file is no JSON Lines, has no summary or another plan's; or if ``out`` holds a run's results.
     """
-    planner, kept = Planner(plan), read_lines(results)
-    rows = summary.checked(planner, kept, str(results))
-    if (out / PLAN).is_file():
-        raise ExpungeError(f"'{out}' holds the results of a run: expected another --out")
-    told = summary.put(planner, rows, out)
-    drawn = {curves.file_name(figure.title) for figure in (*planner.figures, *planner.histograms)}
-    for stale in (out / analyse.FIGURES).glob("*.json"):
-        if stale.name not in drawn:
-            stale.unlink()
-    write_lines(out / summary.RECORDS, [r for r in kept if "provenance" in r])
-    return told
+    return summary.write_again(wanted(Planner(plan)), results, out)
 
 
 def _claim(plan: Plan, out: Path, changed: bool) -> None:

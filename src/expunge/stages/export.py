@@ -20,7 +20,7 @@ from expunge.core.edit import Edit, strengths
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.lora import Layout, written
 from expunge.core.lora_names import kohya
-from expunge.stages import measure
+from expunge.results.newest import newest
 from expunge.store import FORMAT, MODEL, new_folder, read_lines, write_json
 
 WHOLE = "model.safetensors"
@@ -292,7 +292,7 @@ def read_records(files: Iterable[Path]) -> list[Mapping[str, Any]]:
         ExpungeError: if there is no such file, or it is damaged.
     """
     found = [(file, row) for file in files for row in read_lines(file)]
-    kept = measure.newest(found)
+    kept = newest(found)
     if len(kept) < len(found):
         warnings.warn(
             f"{len(found) - len(kept)} of {len(found)} records are not in the card: the same was measured again later, or the "

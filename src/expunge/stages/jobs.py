@@ -20,9 +20,10 @@ import torch
 from expunge import backbones
 from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept
-from expunge.core.cost import Cost, PeakBytes
+from expunge.core.cost import Cost
 from expunge.core.edit import Edit, Key, Provenance
 from expunge.core.errors import ExpungeError, unknown
+from expunge.core.peak_bytes import PeakBytes
 from expunge.core.query import Query, queries
 from expunge.settings.layers import filled
 from expunge.stages import analyse, attack, erase, generate, measure, pairs, relearn

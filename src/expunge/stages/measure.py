@@ -1,10 +1,6 @@
 """Measure: image folders in; records out."""
 
-import hashlib
-import json
-import os
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +11,7 @@ from expunge.core.metric import Measurement, Metric
 from expunge.core.query import Shot
 from expunge.core.record import Record
 from expunge.settings.layers import filled
-from expunge.store import RUN, read_any_images, read_images, read_run
+from expunge.store import read_any_images, read_images, read_run
 
 
 class Measured(NamedTuple):
@@ -110,43 +106,6 @@ def measured(
         },
     }
     return [reported(m, common) for m in metric.measure(shots, targets, retain, others)]
-
-
-def mark(folder: Path, out: Path) -> dict[str, str]:
-    """When, and on which images, the records of ``folder`` were measured that go to the file ``out``.
-
-    A report leaves out what was measured again later, and what is of images that have been replaced.
-    """
-    now = datetime.now(UTC).isoformat(timespec="microseconds")
-    return {"at": now, "images": os.path.relpath(folder, out.parent), "images_sha256": digest(folder)}
-
-
-def digest(folder: Path) -> str:
-    """The sha256 of what an image folder says of itself: what made it, and what each image was asked for."""
-    files = [folder / RUN, folder / "metadata.jsonl"]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest()
-
-
-def newest(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
-    """Of records and the files they stand in: the newest of what was measured more than once, none of images replaced since."""
-    runs: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
-    kept: list[Mapping[str, Any]] = []
-    for file, row in found:
-        told, made = row.get("measured"), row.get("provenance")
-        if (
-            not isinstance(told, dict)
-            or not isinstance(made, dict)
-            or not {"at", "images", "images_sha256"} <= told.keys()
-        ):
-            kept.append(row)  # of an analysis, or of an expunge that did not say
-            continue
-        place = (file.parent / str(told["images"])).resolve()
-        if (place / "metadata.jsonl").is_file() and digest(place) != told["images_sha256"]:
-            continue
-        what = [made.get(name) for name in ("metric", "settings", "reference", "retain_measured")]
-        same = json.dumps([str(place), row.get("concepts"), *what], sort_keys=True)
-        runs.setdefault(same, {}).setdefault(str(told["at"]), []).append(row)
-    return [*kept, *(row for times in runs.values() for row in times[max(times)])]
 
 
 def reported(found: Measurement, common: Mapping[str, Any]) -> Measured:

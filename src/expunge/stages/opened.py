@@ -10,10 +10,12 @@ from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept, ConceptSet, Part, check_targets
 from expunge.core.eraser import Eraser, settings_of
 from expunge.core.errors import ExpungeError, check_counts, check_positive, each_once, unknown
+from expunge.results.claims import Claim
+from expunge.results.curves import Curve
+from expunge.results.files import figure_file
+from expunge.results.histograms import Histogram
 from expunge.settings.layers import filled
 from expunge.stages import erase, pairs
-from expunge.stages.claims import Claim
-from expunge.stages.curves import Curve, Histogram, file_name
 from expunge.stages.plan import (
     ASKED,
     ATTACK,
@@ -130,7 +132,7 @@ class Opened:
         self.histograms: list[Histogram] = [filled(Histogram, "plan's histogram", entry) for entry in plan.histograms]
         for named in (*self.claims, *self.figures, *self.histograms):
             named.check(self.grid.method)
-        files = [file_name(figure.title) for figure in (*self.figures, *self.histograms)]
+        files = [figure_file(figure.title) for figure in (*self.figures, *self.histograms)]
         for name in files:
             if files.count(name) > 1:
                 raise ExpungeError(f"two figures of the plan would be '{name}': expected titles that differ in words")

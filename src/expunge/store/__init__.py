@@ -20,10 +20,9 @@ if TYPE_CHECKING:
         write_lines,
     )
     from expunge.store.checkpoints import Checkpoint, Checkpoints
-    from expunge.store.edits import EDIT, KEY, guidance_class, load_edit, save_edit, with_provenance
-    from expunge.store.headers import CHECK, Stored, read_header, read_stored
+    from expunge.store.edits import guidance_class, load_edit, save_edit, with_provenance
+    from expunge.store.headers import CHECK, EDIT, KEY, Stored, read_header, read_stored
     from expunge.store.images import (
-        ROLES,
         Entry,
         copy_images,
         image_name,
@@ -31,13 +30,13 @@ if TYPE_CHECKING:
         read_entries,
         read_images,
         read_pairs,
-        read_run,
         roles_in,
         write_images,
     )
+    from expunge.store.listing import PICTURES, ROLES, Listed, read_any_listed, read_listed, read_run
     from expunge.store.locks import claimed
     from expunge.store.peers import Published, read_published
-    from expunge.store.pixels import PICTURES, read_pixels, read_views
+    from expunge.store.pixels import read_pixels, read_views
     from expunge.store.prompts import GUIDANCES, LABELS, PROMPTS, SEEDS, read_prompts
     from expunge.store.queries import QUERIES, WORDS, StoredQueries, read_queries, write_queries
     from expunge.store.records import write_records
@@ -59,8 +58,8 @@ _HOMES = {
     "write_lines": "atomic",
     "Checkpoint": "checkpoints",
     "Checkpoints": "checkpoints",
-    "EDIT": "edits",
-    "KEY": "edits",
+    "EDIT": "headers",
+    "KEY": "headers",
     "guidance_class": "edits",
     "load_edit": "edits",
     "save_edit": "edits",
@@ -69,7 +68,7 @@ _HOMES = {
     "Stored": "headers",
     "read_header": "headers",
     "read_stored": "headers",
-    "ROLES": "images",
+    "ROLES": "listing",
     "copy_images": "images",
     "image_name": "images",
     "Entry": "images",
@@ -77,13 +76,16 @@ _HOMES = {
     "read_entries": "images",
     "read_images": "images",
     "read_pairs": "images",
-    "read_run": "images",
+    "read_run": "listing",
     "roles_in": "images",
     "write_images": "images",
+    "Listed": "listing",
+    "read_any_listed": "listing",
+    "read_listed": "listing",
     "claimed": "locks",
     "Published": "peers",
     "read_published": "peers",
-    "PICTURES": "pixels",
+    "PICTURES": "listing",
     "read_pixels": "pixels",
     "read_views": "pixels",
     "GUIDANCES": "prompts",
@@ -118,6 +120,7 @@ __all__ = [
     "Checkpoint",
     "Checkpoints",
     "Entry",
+    "Listed",
     "Published",
     "Stored",
     "StoredQueries",
@@ -131,11 +134,13 @@ __all__ = [
     "new_folder",
     "parsed",
     "read_any_images",
+    "read_any_listed",
     "read_entries",
     "read_header",
     "read_images",
     "read_json",
     "read_lines",
+    "read_listed",
     "read_pairs",
     "read_pixels",
     "read_prompts",

@@ -20,8 +20,6 @@ from expunge.store.headers import BARE, EDIT_FORMAT, read_header
 from expunge.store.peers import PICKLES, read_safetensors
 from expunge.store.tensors import read_tensors
 
-EDIT, KEY = "edit.safetensors", "key.safetensors"
-"""What an erasure writes: the edit and, where the method makes one, the private key to it."""
 IMPORT = "`expunge import` makes an edit of what others publish"
 """What to do with weights that are no edit."""
 

@@ -12,6 +12,8 @@ from expunge.store.shapes import HEADER, PROVENANCE, check_shape
 
 BARE, EDIT_FORMAT = 1, 2
 """Formats of edit files: in the first, which is still read, the id covers what an edit does, and not what it says of itself."""
+EDIT, KEY = "edit.safetensors", "key.safetensors"
+"""What an erasure writes: the edit and, where the method makes one, the private key to it."""
 CHECK = "check.json"
 """What a look at an edit gave, beside it."""
 BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "BF16": 2, "F16": 2, "I16": 2, "F32": 4, "I32": 4}

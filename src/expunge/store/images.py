@@ -4,9 +4,7 @@ import json
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,17 +13,11 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from expunge.core.errors import ExpungeError, ExpungeWarning
+from expunge.core.errors import ExpungeError
 from expunge.core.query import Query, Shot
-from expunge.store import shapes
-from expunge.store.atomic import FORMAT, RUN, read_json, read_lines, write_lines
-from expunge.store.pixels import PICTURES, read_pixels
-from expunge.store.shapes import check_shape
-
-ROLES = ("unsafe", "safe")
-"""The two sides of a pair of images."""
-METADATA = "metadata.jsonl"
-"""What says, a line an image, what images were asked to show."""
+from expunge.store.atomic import read_lines, write_lines
+from expunge.store.listing import METADATA, ROLES, Listed, read_any_listed, read_listed
+from expunge.store.pixels import read_pixels
 
 
 def image_name(row: int, query: Query) -> str:
@@ -123,23 +115,6 @@ def copy_images(folder: Path, names: Sequence[str], place: Path) -> None:
     write_lines(place / METADATA, [row for name in names for row in rows[name]])
 
 
-def read_run(folder: Path) -> dict[str, Any]:
-    """What made an image folder (``run.json``); an empty object if the folder is somebody else's."""
-    file = folder / RUN
-    if not file.is_file():
-        return {}
-    made = read_json(file)
-    if made.get("format") != FORMAT:
-        raise ExpungeError(
-            f"'{file}' has format {made.get('format')!r}: expected {FORMAT}, as `expunge generate` writes it"
-        )
-    check_shape(f"'{file}'", made, shapes.RUN)
-    for edit in made["edits"]:
-        if edit["provenance"] is not None:
-            check_shape(f"an edit in '{file}'", edit["provenance"], shapes.PROVENANCE)
-    return made
-
-
 def roles_in(folder: Path) -> set[str]:
     """The roles that a folder of images tells apart in its ``metadata.jsonl``; none if it has none."""
     file = folder / "metadata.jsonl"
@@ -154,42 +129,7 @@ def read_images(folder: Path, role: str | None = None) -> list[Shot]:
     Raises:
         ExpungeError: if it has none, a line is damaged, or a path leads out of the folder.
     """
-    file = folder / "metadata.jsonl"
-    if not file.is_file():
-        raise ExpungeError(f"'{folder}' is not an image folder: expected a metadata.jsonl in it")
-    shots: list[Shot] = []
-    rows = list(enumerate(read_lines(file), 1))
-    if role is not None and any("role" in row for _, row in rows):
-        rows = sorted((r for r in rows if r[1].get("role") == role), key=lambda r: _pair(file, r[1]))
-    for number, row in rows:
-        try:
-            name, prompt, seed, label = str(row["file_name"]), str(row["prompt"]), int(row["seed"]), row.get("label")
-            path = (folder / name).resolve()
-            there = path.is_file()
-            if not isinstance(label, str | None):
-                raise ValueError(f"the label {str(label)[:60]!r}")
-        except (OSError, KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ExpungeError(
-                f"'{file}' line {number} is damaged: expected file_name, prompt and seed ({error})"
-            ) from error
-        if not path.is_relative_to(folder.resolve()):
-            raise ExpungeError(
-                f"'{file}' line {number} names '{name}', which leads out of the folder: expected a file in it"
-            )
-        if not there:
-            raise ExpungeError(f"'{file}' line {number} names '{name}', which does not exist")
-        shots.append(Shot(path=path, pixels=partial(read_pixels, path), prompt=prompt, seed=seed, label=label))
-    if not shots:
-        raise ExpungeError(f"'{file}' is empty: expected one line for each image")
-    return shots
-
-
-def _pair(file: Path, row: dict[str, Any]) -> int:
-    """The number of the pair that an image is of."""
-    number = row.get("pair", 0)
-    if not isinstance(number, int):
-        raise ExpungeError(f"'{file}' has the pair {str(number)[:60]!r}: expected a whole number")
-    return number
+    return [_shot(listed) for listed in read_listed(folder, role)]
 
 
 def read_any_images(folder: Path, size: tuple[int, int] | None = None, role: str | None = None) -> list[Shot]:
@@ -200,17 +140,12 @@ def read_any_images(folder: Path, size: tuple[int, int] | None = None, role: str
     Raises:
         ExpungeError: if there is none.
     """
-    if (folder / "metadata.jsonl").is_file():
-        return [replace(shot, pixels=partial(read_pixels, shot.path, size)) for shot in read_images(folder, role)]
-    paths = sorted((p for p in folder.glob("*") if p.suffix.lower() in PICTURES), key=lambda p: (p.stem, p.name))
-    if not paths:
-        raise ExpungeError(
-            f"'{folder}' holds no image: expected a folder of .png, .jpg, .webp, .gif, .tiff or such files"
-        )
-    below = sorted(p.name for p in folder.glob("[!.]*") if p.is_dir())
-    if below:
-        warnings.warn(f"folders in '{folder}' are not read: {', '.join(below)}", ExpungeWarning, stacklevel=2)
-    return [Shot(path=p, pixels=partial(read_pixels, p, size), prompt="", seed=0, label=None) for p in paths]
+    return [_shot(listed, size) for listed in read_any_listed(folder, role)]
+
+
+def _shot(listed: Listed, size: tuple[int, int] | None = None) -> Shot:
+    pixels = partial(read_pixels, listed.path, size)
+    return Shot(path=listed.path, pixels=pixels, prompt=listed.prompt, seed=listed.seed, label=listed.label)
 
 
 def read_pairs(unsafe: Path, safe: Path, size: tuple[int, int] | None = None) -> list[tuple[Shot, Shot]]:

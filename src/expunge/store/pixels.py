@@ -12,29 +12,6 @@ from torch import Tensor
 
 from expunge.core.errors import ExpungeError, reason
 
-PICTURES = frozenset(
-    [
-        *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
-        *(
-            ".avif",
-            ".avifs",
-            ".heic",
-            ".heif",
-            ".jp2",
-            ".jxl",
-            ".ppm",
-            ".pgm",
-            ".pbm",
-            ".pnm",
-            ".pfm",
-            ".tga",
-            ".qoi",
-            ".ico",
-        ),
-    ]
-)
-"""Endings of pictures; that of a kind which this Pillow cannot read is refused when it is read."""
-
 
 def read_pixels(path: Path, size: tuple[int, int] | None = None) -> UInt8[Tensor, "H W 3"]:
     """One image, the first of its frames, as a viewer shows it; its middle, scaled to (height, width), if a ``size`` is given.

@@ -4,9 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
-from expunge.core.errors import ExpungeError, unknown
+from expunge.core.errors import ExpungeError
 from expunge.core.record import Interval
-from expunge.store import FORMAT
+from expunge.results.lookup import check_rows, find_row, known_rows
+from expunge.results.meanings import margin
+from expunge.store.atomic import FORMAT
 
 NOT_MEASURED = "not measured"
 
@@ -39,7 +41,7 @@ class Claim:
                 f"claim '{self.says}' names {len(self.rows)} rows: expected two, or one and the number that it is held against"
             )
 
-        if self.expected == "equal" and self.within is None and not self.metric.startswith(("esr", "psr", "recovery")):
+        if self.expected == "equal" and self.within is None and margin(self.metric) is None:
             raise ExpungeError(f"claim '{self.says}' of equal {self.metric}: expected how near that is (within)")
 
     def check(self, methods: Iterable[str]) -> None:
@@ -51,23 +53,6 @@ class Claim:
         check_rows(f"claim '{self.says}'", self.rows, methods)
 
 
-def check_rows(of: str, rows: Iterable[str], methods: Iterable[str]) -> None:
-    """Refuse a row that the plan does not have.
-
-    Raises:
-        ExpungeError: naming it, and what names it (``of``).
-    """
-    known = list(methods)
-    for name in rows:
-        if name not in known:
-            raise unknown(f"method of the grid in {of}", name, known)
-
-
-def margin(metric: str) -> float:
-    """Points within which two rows are of equal quality (design.md section 5)."""
-    return 3.0 if metric.startswith("esr") else 5.0
-
-
 def direction(points: Interval) -> str:
     """Which way an interval of a difference points, if it excludes 0."""
     return "higher" if points.low > 0 else "lower" if points.high < 0 else "undecided"
@@ -75,13 +60,13 @@ def direction(points: Interval) -> str:
 
 def verdict(claim: Claim, points: Interval) -> str:
     """Whether a claim ``holds`` or ``fails``, or is ``undecided``; ``points`` are those above what it is held against."""
-    if claim.expected == "equal":
-        most = margin(claim.metric) if claim.within is None else claim.within
+    most = margin(claim.metric) if claim.within is None else claim.within
+    if claim.expected == "equal" and most is not None:
         if -most <= points.low and points.high <= most:
             return "holds"
         return "fails" if points.low > most or points.high < -most else "undecided"
-    found = direction(points)
-    return found if found == "undecided" else "holds" if found == claim.expected else "fails"
+    pointed = direction(points)
+    return pointed if pointed == "undecided" else "holds" if pointed == claim.expected else "fails"
 
 
 def judged(claims: Sequence[Claim], summary: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -90,7 +75,6 @@ def judged(claims: Sequence[Claim], summary: Sequence[Mapping[str, Any]]) -> lis
     found: list[dict[str, Any]] = []
     for claim in claims:
         name = " - ".join(claim.rows)
-        expected = claim.expected if claim.than is None else f"{claim.expected} than {claim.than:g}"
         row: dict[str, Any] = {
             "format": FORMAT,
             "claim": claim.says,
@@ -98,42 +82,14 @@ def judged(claims: Sequence[Claim], summary: Sequence[Mapping[str, Any]]) -> lis
             "method": name,
             "group": claim.group,
             "metric": claim.metric,
-            "expected": expected,
+            "expected": claim.expected if claim.than is None else f"{claim.expected} than {claim.than:g}",
         }
-        measured = found_row(known, name, claim.group, claim.metric)
+        measured = find_row(known, name, claim.group, claim.metric)
         if measured is None:
             found.append({**row, "claim_verdict": NOT_MEASURED})
             continue
         than = 0.0 if claim.than is None else claim.than
         points = Interval(measured["value"] - than, measured["low"] - than, measured["high"] - than)
-        numbers = {k: measured[k] for k in ("value", "low", "high", "n")}
+        numbers = {name: measured[name] for name in ("value", "low", "high", "n")}
         found.append({**row, **numbers, "claim_verdict": verdict(claim, points)})
     return found
-
-
-Known = Mapping[tuple[str, str, str], Mapping[str, Any]]
-"""Rows of a summary by method, group and metric."""
-
-
-def known_rows(summary: Sequence[Mapping[str, Any]]) -> Known:
-    """The rows of a summary that are numbers with intervals."""
-    return {(r["method"], r["group"], r["metric"]): r for r in summary if "low" in r and "claim" not in r}
-
-
-def found_row(known: Known, method: str, group: str, metric: str) -> Mapping[str, Any] | None:
-    """The row of a metric, by its whole name, or by its name without settings where only one row has it."""
-    exact = known.get((method, group, metric))
-    if exact is not None:
-        return exact
-    alike = [r for (m, g, name), r in known.items() if (m, g) == (method, group) and name.split(" (")[0] == metric]
-    return alike[0] if len(alike) == 1 else None
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Claims and their verdicts in Markdown."""
-    lines = ["| claim | source | measured | of | verdict |", "|---" * 5 + "|"]
-    for r in rows:
-        measured = "–" if "value" not in r else f"{r['value']:.1f} [{r['low']:.1f}, {r['high']:.1f}]"
-        of = f"{r['method']}: {r['metric']}" + ("" if r["group"] == "set" else f" ({r['group']})")
-        lines.append(f"| {r['claim']} | {r['source'] or '–'} | {measured} | {of} | {r['claim_verdict']} |")
-    return "\n".join(lines)

@@ -1,0 +1,70 @@
+"""What erasures, the pairs that they learned from and fresh keys took."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, median
+from typing import Any, NamedTuple
+
+from expunge.results.finished import Finished, Spent
+from expunge.results.group import Group
+
+
+class CostColumn(NamedTuple):
+    """What an erasure took, as a column of a table."""
+
+    name: str
+    """As rows of a summary call it."""
+    title: str
+    unit: float
+    digits: int
+
+    def written(self, row: Mapping[str, Any]) -> str:
+        """The number of a row that has it."""
+        return f"{row[self.name] / self.unit:,.{self.digits}f}"
+
+
+COSTS = (
+    CostColumn("erase_equivalents", "forwards", 1, 0),
+    CostColumn("pairs_equivalents", "pairs' forwards", 1, 0),
+    CostColumn("erase_seconds", "seconds", 1, 1),
+    CostColumn("erase_peak_bytes", "peak MB", 1e6, 0),
+    CostColumn("artefact_bytes", "artefact kB", 1e3, 0),
+)
+
+
+def costs(finished: Sequence[Finished]) -> dict[str, dict[str, Any]]:
+    """What each method's erasures took: mean evaluations and bytes, median seconds; the peak of memory.
+
+    An erasure in several steps took what they took together; pairs, which several erasures may learn from, are told apart.
+    """
+    erasures: dict[str, dict[tuple[str, ...], Sequence[Spent]]] = {}
+    pairs: dict[str, dict[str, int]] = {}
+    for one in finished:
+        if one.group.kind != "set":
+            continue
+        for made in one.pairs:
+            pairs.setdefault(one.method, {})[made.key] = made.cost.equivalents
+        if one.erase:
+            erasures.setdefault(one.method, {})[tuple(step.key for step in one.erase)] = one.erase
+    found: dict[str, dict[str, Any]] = {
+        method: {
+            "erase_equivalents": round(fmean(sum(s.cost.equivalents for s in steps) for steps in each.values()), 1),
+            "erase_seconds": round(median(sum(s.seconds for s in steps) for steps in each.values()), 1),
+            "artefact_bytes": round(fmean(sum(s.bytes for s in steps) for steps in each.values())),
+        }
+        for method, each in erasures.items()
+    }
+    for method, equivalents in pairs.items():
+        found.setdefault(method, {})["pairs_equivalents"] = sum(equivalents.values())
+    for one in finished:
+        if one.peak_bytes is not None:
+            found.setdefault(one.method, {})["erase_peak_bytes"] = one.peak_bytes
+    return found
+
+
+def fresh_key_costs(finished: Sequence[Finished]) -> dict[tuple[str, Group], dict[str, float]]:
+    """What the fresh keys behind a row's recovery took, on average, by method and group."""
+    taken: dict[tuple[str, Group], dict[str, int]] = {}
+    for one in finished:
+        for learned in one.fresh_keys:
+            taken.setdefault((one.method, one.group), {})[learned.key] = learned.cost.equivalents
+    return {place: {"relearn_equivalents": round(fmean(each.values()), 1)} for place, each in taken.items()}

@@ -1,0 +1,97 @@
+"""Paired differences of two rows of a table, on equal seeds and prompts, and what they show."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from expunge.core.errors import ExpungeError
+from expunge.core.record import Interval, Runs, hull, in_percent, mean_of, nested, of_attacks, paired_proportions
+from expunge.results.cells import Cells, Place, cells
+from expunge.results.claims import direction
+from expunge.results.finished import Finished
+from expunge.results.group import Group
+from expunge.results.meanings import RECOVERY, is_quality, margin, plain
+from expunge.results.rows import row
+
+IMAGES, SEEDS = 1000, 2
+"""Images and training seeds that it takes at least to call two rows of equal quality (design.md section 5)."""
+
+
+class Paired(NamedTuple):
+    """Values of two rows on equal seeds and prompts."""
+
+    differences: dict[int, dict[str, list[tuple[str, float]]]]
+    """By training seed and split."""
+    ones: list[float]
+    others: list[float]
+
+
+def differences(pairs: Sequence[Sequence[str]], finished: Sequence[Finished]) -> list[dict[str, Any]]:
+    """A row for each pair of methods, group and metric that both have: the first less the second, in points.
+
+    Raises:
+        ExpungeError: if the two were not measured on the same images of a split.
+    """
+    values = cells(finished, once=False)
+    values = {place: runs for place, runs in values.items() if place.group.kind != "key"} | recovered(values)
+    found: list[dict[str, Any]] = []
+    for one, other in pairs:
+        for place in [place for place in values if place.method == one]:
+            against = values.get(place._replace(method=other), {})
+            if not against:
+                continue
+            both = _paired(values[place], against, (one, other))
+            interval, n = _points(both, place.group), len(both.ones)
+            there = place._replace(method=f"{one} - {other}")
+            shown = verdict(interval, place.metric, n, len(both.differences))
+            found.append({**row(there, interval, n, both.differences), "unit": "points", **shown})
+    return found
+
+
+def _paired(mine: Runs, theirs: Runs, names: tuple[str, str]) -> Paired:
+    """Values of two rows beside each other; a row without training seeds stands for every one."""
+    both = Paired({}, [], [])
+    for seed in sorted({*mine, *theirs}):
+        first, second = (runs.get(seed, runs[min(runs)]) for runs in (mine, theirs))
+        for split, values in first.items():
+            against = second.get(split, [])
+            if [label for label, _ in against] != [label for label, _ in values]:
+                raise ExpungeError(
+                    f"'{names[0]}' and '{names[1]}' have other images on split {split}: expected the same"
+                )
+            difference = [(label, a - b) for (label, a), (_, b) in zip(values, against, strict=True)]
+            both.differences.setdefault(seed, {})[split] = difference
+            both.ones.extend(a for _, a in values)
+            both.others.extend(b for _, b in against)
+    return both
+
+
+def _points(both: Paired, group: Group) -> Interval:
+    """The interval of a difference: of shares, or else of means, of which Newcombe says nothing."""
+    if not set(both.ones) | set(both.others) <= {0.0, 1.0}:
+        return in_percent(mean_of(both.differences))
+    resampled = of_attacks(both.differences, -1.0) if group.kind == "attack" else nested(both.differences)
+    return hull(paired_proportions(both.ones, both.others), resampled)
+
+
+def recovered(values: Cells) -> Cells:
+    """Whether each target came back with its own key, or with a fresh one: what ESR-1 counts, turned round."""
+    return {
+        Place(place.method, place.group, RECOVERY + place.metric.removeprefix("esr@1")): {
+            seed: {split: [(label, 1 - erased) for label, erased in pairs] for split, pairs in by_split.items()}
+            for seed, by_split in runs.items()
+        }
+        for place, runs in values.items()
+        if place.group.recovered and plain(place.metric) == "esr@1"
+    }
+
+
+def verdict(points: Interval, metric: str, n: int, seeds: int) -> Mapping[str, Any]:
+    """What a paired difference shows (design.md section 5): its direction, and whether the two are of equal quality.
+
+    ``equal_quality`` is None where ``n`` images and ``seeds`` training seeds are too few, or the metric is not one of quality.
+    """
+    most = margin(metric)
+    equal: bool | None = None
+    if most is not None and is_quality(metric) and n >= IMAGES and seeds >= SEEDS:
+        equal = -most <= points.low and points.high <= most
+    return {"verdict": direction(points), "equal_quality": equal}

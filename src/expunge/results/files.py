@@ -1,0 +1,18 @@
+"""What the files in a folder of results are called."""
+
+import re
+
+PLAN = "plan.json"
+"""The plan that a folder of results belongs to, as it was read."""
+RECORDS = "records.jsonl"
+"""A line a job and metric."""
+SUMMARY = "summary.jsonl"
+"""A line a method, group and metric, and one a paired difference, a claim and a published figure."""
+TABLE = "table.md"
+FIGURES = "figures"
+"""The folder of figures, each a JSON file."""
+
+
+def figure_file(title: str) -> str:
+    """The file that a figure of that title is written to."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", title) + ".json"
