@@ -207,7 +207,9 @@ def test_what_the_machine_has():
     assert 100_000_000 < available_memory() < 2**62
 
 
-@pytest.mark.parametrize(("workers", "device", "count"), [(None, "cuda", 1), (1, "cpu", 1), (3, "cpu", 3), (2, "cuda", 2)])
+@pytest.mark.parametrize(
+    ("workers", "device", "count"), [(None, "cuda", 1), (1, "cpu", 1), (3, "cpu", 3), (2, "cuda", 2)]
+)
 def test_a_gpu_has_one_worker_unless_told_otherwise(workers: int | None, device: str, count: int):
     chosen = executor(workers, device)
     assert (chosen.count if isinstance(chosen, Workers) else 1) == count

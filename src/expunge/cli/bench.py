@@ -34,7 +34,7 @@ class Bench:
     device: str = "cpu"
     """Where models run: `cpu`, `cuda`, `cuda:0`, `mps` (GPU untested). Finished jobs count whatever device made them."""
     dry_run: bool = False
-    """List the jobs, alike ones together, with the evaluations and the time they should take one after another, and run none."""
+    """List the jobs, alike ones together, with the evaluations and the time they should take in a row, and run none."""
     changed: bool = False
     """Accept that the plan's text has changed since its results were begun."""
     results: Path | None = None

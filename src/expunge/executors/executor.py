@@ -1,11 +1,12 @@
 """What an executor promises, and what it tells while it works."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from expunge.jobs import Job, Workspace
 
 
+@runtime_checkable
 class Watcher(Protocol):
     """Is told what jobs begin and end."""
 
@@ -16,6 +17,7 @@ class Watcher(Protocol):
         """A job is done; its ``result`` has at least ``seconds``."""
 
 
+@runtime_checkable
 class Executor(Protocol):
     """Runs jobs, each after those it stands on, into one store; what it uses of the machine is no part of a job's key."""
 

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 from expunge.core.cost import Cost
 from expunge.jobs.workspace import RESULT, Workspace, computed_with
 from expunge.store import FORMAT, check_new, claimed, new_folder, read_json, write_json
+
+AnyJob = TypeVar("AnyJob", bound="Job")
 
 UNSAID: Mapping[str, bool] = {"unsaid": True}
 """Metadata of a field that a job's JSON leaves out where it has its default, so that keys of stored jobs stay."""
@@ -67,12 +69,12 @@ class Job(ABC):
         return json.loads(json.dumps(content))
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Self:
+    def from_json(cls: type[AnyJob], content: Mapping[str, Any]) -> AnyJob:
         """The job that `as_json` wrote, without what it stands on."""
         names = {f.metadata.get("json", f.name): f.name for f in dataclasses.fields(cls)}
         return cls(**{names[name]: value for name, value in content.items() if name != "room"})
 
-    def standing_on(self, *upstream: "Job") -> Self:
+    def standing_on(self: AnyJob, *upstream: "Job") -> AnyJob:
         """The same job, planned on top of others."""
         return dataclasses.replace(self, upstream=upstream)
 

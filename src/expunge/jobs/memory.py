@@ -8,7 +8,7 @@ from typing import Any, ClassVar, final
 import torch
 from typing_extensions import override
 
-from expunge.core.cost import PeakBytes
+from expunge.core.peak_bytes import PeakBytes
 from expunge.jobs.erase import EraseJob
 from expunge.jobs.workspace import Workspace
 from expunge.stages import erase

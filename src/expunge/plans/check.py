@@ -5,9 +5,9 @@ from expunge.core.concept import Concept, check_targets
 from expunge.core.errors import ExpungeError, check_counts, check_positive, each_once, unknown
 from expunge.plans.opened import OpenedPlan, opened
 from expunge.plans.schema import ASKED, CONTROLS, KEYLESS, Method, Plan
+from expunge.results.files import figure_file
 from expunge.results.group import Group
 from expunge.stages import pairs
-from expunge.stages.curves import file_name
 
 RUNS = 1_000
 """How far apart the draws and seeds of an attack's runs are."""
@@ -57,7 +57,7 @@ def _check_compared(plan: Plan) -> None:
                 raise unknown("method of the grid to compare", name, plan.grid.method)
     for named in (*plan.claims, *plan.figures, *plan.histograms):
         named.check(plan.grid.method)
-    files = [file_name(figure.title) for figure in (*plan.figures, *plan.histograms)]
+    files = [figure_file(figure.title) for figure in (*plan.figures, *plan.histograms)]
     for name in files:
         if files.count(name) > 1:
             raise ExpungeError(f"two figures of the plan would be '{name}': expected titles that differ in words")

@@ -9,10 +9,11 @@ from typing import Any
 from expunge import backbones
 from expunge.core.errors import ExpungeError, each_once, unknown
 from expunge.plans.schema import Fresh, Grid, Method, MoreImages, Named, Others, Plan, Published
+from expunge.results.claims import Claim
+from expunge.results.curves import Curve
+from expunge.results.histograms import Histogram
 from expunge.settings.layers import filled
 from expunge.stages import pairs
-from expunge.stages.claims import Claim
-from expunge.stages.curves import Curve, Histogram
 
 ON = "on"
 """The table of what a plan says otherwise for models of other kinds: ``[on.sd]``, which stands for XL and 3 too."""

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, final
 
-from expunge.stages.claims import Claim
-from expunge.stages.curves import Curve, Histogram
+from expunge.results.claims import Claim
+from expunge.results.curves import Curve
+from expunge.results.histograms import Histogram
 from expunge.stages.pairs import Wish
 
 ORIGINAL = "original"
