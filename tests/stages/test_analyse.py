@@ -8,8 +8,9 @@ import torch
 from expunge import backbones
 from expunge.cli import main
 from expunge.core.errors import ExpungeError
-from expunge.stages.plan import read_plan
-from expunge.stages.planner import Planner
+from expunge.plans.check import checked
+from expunge.plans.expand import expanded
+from expunge.plans.read import read_plan
 from expunge.store import load_edit
 
 SET = """
@@ -133,17 +134,17 @@ def test_a_plan_with_an_unknown_analysis_or_setting_is_refused(tmp_path):
         ("[3]", "plan's analyses name 3"),
     ):
         with pytest.raises(ExpungeError, match=complaint):
-            Planner(read_plan(written(tmp_path, analyses)))
+            checked(read_plan(written(tmp_path, analyses)))
 
 
 def test_an_analysis_s_first_prompt_of_a_word_is_the_set_s(tmp_path):
-    planned = Planner(read_plan(written(tmp_path, '["daam"]'))).planned()
-    jobs = [p for p in planned if p.job["room"] == "analyse"]
+    planned = expanded(checked(read_plan(written(tmp_path, '["daam"]'))))
+    jobs = [p for p in planned if p.job.room == "analyse"]
     assert [p.method for p in jobs] == ["original", "uce", "kpop", "kpop"]
-    assert jobs[0].job["prompts"][:2] == [["image of a church", "church"], ["a drawing of a church", "church"]]
-    assert jobs[0].job["first_seed"] == 9
-    assert [bool(p.job["key"]) for p in jobs] == [False, False, True, True]
-    assert len({p.key for p in jobs}) == 4
+    assert jobs[0].job.prompts[:2] == [["image of a church", "church"], ["a drawing of a church", "church"]]
+    assert jobs[0].job.first_seed == 9
+    assert [bool(p.job.key_job) for p in jobs] == [False, False, True, True]
+    assert len({p.job.key for p in jobs}) == 4
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,14 @@ from expunge.core.concept import Concept
 from expunge.core.errors import ExpungeError
 from expunge.core.query import LearnedWord, Query, Start
 from expunge.erasers.uce import UCE
-from expunge.stages import attack, bench, erase, generate, measure
-from expunge.stages.plan import Plan, planned_attack
-from expunge.stages.planner import Planner
+from expunge.executors import bench
+from expunge.jobs import AttackJob
+from expunge.plans.check import checked
+from expunge.plans.expand import expanded
+from expunge.plans.plugins import planned_attack
+from expunge.plans.read import typed
+from expunge.plans.schema import Named
+from expunge.stages import attack, erase, generate, measure
 from expunge.store import load_edit, read_queries, read_run, write_queries
 
 SETTINGS = {"iterations": 2, "images": 2, "batch": 2, "accumulation": 1, "templates": ["a {}"], "lr": 0.1}
@@ -140,43 +145,50 @@ def test_an_attack_starts_from_the_preset_of_its_model():
     assert (preset.vectors, preset.iterations) == (4, 100)
     assert attack.build("concept-inversion", {"vectors": 2}, "testbed").vectors == 2
     assert attack.build("concept-inversion", {}) == attack.build("concept-inversion", {}, "sd")
-    planned = planned_attack({"name": "concept-inversion", "ask": "a {}", "lr": 0.1}, "testbed")
-    assert (planned.runs[0].vectors, planned.variant) == (4, " (lr 0.1)"), "what is asked is no variant"
-    assert planned_attack({"name": "concept-inversion", "preset": False}, "testbed").runs[0].vectors == 1
+    planned = planned_attack(Named("concept-inversion", {"ask": "a {}", "lr": 0.1}, " (lr 0.1)"), "testbed")
+    assert (planned.runs[0].vectors, planned.variant) == (4, " (lr 0.1)")
+    table = {"name": "concept-inversion", "ask": "a {}", "lr": 0.1}
+    plan = typed("plan", {"about": "", "set": "objects10", "grid": {"method": "original"}, "attacks": [table]})
+    assert plan.attacks == (Named("concept-inversion", {"ask": "a {}", "lr": 0.1}, " (lr 0.1)"),), (
+        "no variant by asking"
+    )
+    assert planned_attack(Named("concept-inversion", {"preset": False}, ""), "testbed").runs[0].vectors == 1
 
 
 def test_an_attack_s_runs_are_clusters_on_every_row_and_training_seed(tmp_path):
     settings = {**SETTINGS, "iterations": 1, "prompts": ["a {}", "two {}", "{}"], "ask": "image of a {}"}
-    plan = Plan(
-        about="Runs.",
-        set="objects10",
-        grid={"method": ["original", "uce"], "seed": [0, 1]},
-        splits={"one": ["church"]},
-        method={"uce": {"eraser": "uce"}},
-        count=1,
-        control_count=2,
-        attacks=({"name": "concept-inversion", "apart": True, **settings},),
-        compare=(("uce", "original"),),
-        image_dtype="float32",
-    )
-    measurements = Planner(plan).planned()
-    attacks = [m for m in measurements if m.group.startswith("attack: ")]
+    tables = {
+        "about": "Runs.",
+        "set": "objects10",
+        "grid": {"method": ["original", "uce"], "seed": [0, 1]},
+        "splits": {"one": ["church"]},
+        "method": {"uce": {"eraser": "uce"}},
+        "count": 1,
+        "control_count": 2,
+        "attacks": ({"name": "concept-inversion", "apart": True, **settings},),
+        "compare": (("uce", "original"),),
+        "image_dtype": "float32",
+    }
+    plan = typed("plan", tables)
+    measurements = expanded(checked(plan))
+    attacks = [m for m in measurements if m.group.kind == "attack"]
     assert {(m.method, m.seed, m.run) for m in attacks} == {
         (method, seed, run) for method in ("original", "uce") for seed in (0, 1) for run in (0, 1, 2)
     }
-    found = {m.upstream[0].upstream[-1].key for m in attacks}
-    assert len(found) == len(attacks) == 12  # each learns its own word, also where nothing was trained
-    assert len({m.job["images"] for m in attacks}) == 12
-    assert all(m.upstream[0].upstream[-1].job["draws"] == m.seed + 1000 * m.run for m in attacks)
-    asked = {m.run: m.upstream[0].upstream[-1].job["settings"]["prompts"] for m in attacks}
+    jobs = {(m.method, m.seed, m.run): m.job.upstream[0].upstream[-1] for m in attacks}
+    assert all(isinstance(job, AttackJob) for job in jobs.values())
+    assert len({job.key for job in jobs.values()}) == len(attacks) == 12  # each learns its own word, also untrained
+    assert len({m.job.images for m in attacks}) == 12
+    assert all(job.draws == seed + 1000 * run for (_, seed, run), job in jobs.items())
+    asked = {run: job.settings["prompts"] for (_, _, run), job in jobs.items()}
     assert {run: list(prompts) for run, prompts in asked.items()} == {0: ["a {}"], 1: ["two {}"], 2: ["{}"]}
     twice = dataclasses.replace(plan, attack_runs=2)
-    assert {m.run for m in Planner(twice).planned()} == set(range(6))
+    assert {m.run for m in expanded(checked(twice))} == set(range(6))
     with pytest.raises(ExpungeError, match="apart 'yes': expected true or false"):
-        Planner(dataclasses.replace(plan, attacks=({"name": "concept-inversion", "apart": "yes"},)))
+        checked(typed("plan", {**tables, "attacks": ({"name": "concept-inversion", "apart": "yes"},)}))
     with pytest.raises(ExpungeError, match="concept-inversion prompts is"):
-        Planner(dataclasses.replace(plan, attacks=({"name": "concept-inversion", "apart": True},)))
-    assert len({m.key for m in measurements if m.group == "set"}) == 2
+        checked(typed("plan", {**tables, "attacks": ({"name": "concept-inversion", "apart": True},)}))
+    assert len({m.job.key for m in measurements if m.group.kind == "set"}) == 2
     summary = bench.run(plan, tmp_path / "store", tmp_path / "out")
     row = next(r for r in summary if r["method"] == "uce" and r["metric"] == "valid_rate" and "attack" in r["group"])
     assert (row["n"], row["training_seeds"]) == (12, 2)
@@ -188,20 +200,21 @@ def test_an_attack_s_runs_are_clusters_on_every_row_and_training_seed(tmp_path):
 
 def test_a_plan_attacks_every_row_and_measures_the_targets(tmp_path):
     settings = {**SETTINGS, "iterations": 1, "prompts": ["image of a {}"]}
-    plan = Plan(
-        about="Attacks.",
-        set="objects10",
-        grid={"method": ["original", "uce"]},
-        splits={"one": ["church"]},
-        method={"uce": {"eraser": "uce"}},
-        count=1,
-        control_count=2,
-        attacks=(
+    tables = {
+        "about": "Attacks.",
+        "set": "objects10",
+        "grid": {"method": ["original", "uce"]},
+        "splits": {"one": ["church"]},
+        "method": {"uce": {"eraser": "uce"}},
+        "count": 1,
+        "control_count": 2,
+        "attacks": (
             {"name": "concept-inversion", **settings},
             {"name": "concept-inversion", **settings, "search": "random"},
         ),
-        image_dtype="float32",
-    )
+        "image_dtype": "float32",
+    }
+    plan = typed("plan", tables)
     summary = bench.run(plan, tmp_path / "store", tmp_path / "out")
     groups = {(r["method"], r["group"]): r for r in summary if r.get("metric") == "esr@1" and "attack" in r["group"]}
     assert len(groups) == 4
@@ -221,4 +234,4 @@ def test_a_plan_attacks_every_row_and_measures_the_targets(tmp_path):
     bench.run(plan, tmp_path / "store", tmp_path / "out")
     assert {p.name for p in (tmp_path / "store").iterdir()} == before
     with pytest.raises(ExpungeError, match="did you mean 'concept-inversion'"):
-        Planner(dataclasses.replace(plan, attacks=("concept-invasion",)))
+        checked(typed("plan", {**tables, "attacks": ("concept-invasion",)}))
