@@ -1,7 +1,8 @@
 """Jobs an hour: a slice of kpop-table2 by the build before workers and by this one, idle and beside a busy core.
 
-`python benchmarks/workers.py` writes benchmarks/workers.json. It checks out the earlier build (`BASE`) into a temporary folder, and
-starts and stops a loop that keeps one core busy. Each arm begins with an empty store, and ends with the slice or after `--limit`.
+`python benchmarks/workers.py` writes benchmarks/workers.json. It checks out the earlier build (`BASE`) into a temporary
+folder, and starts and stops a loop that keeps one core busy. Each arm begins with an empty store, and ends with the slice or
+after `--limit` seconds.
 """
 
 import argparse
