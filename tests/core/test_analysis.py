@@ -1,47 +1,9 @@
-import json
 import math
 
 import pytest
 import torch
 
-from expunge.core.analysis import Axis, Figure, Panel, Series, Study, averaged
-from expunge.core.errors import ExpungeError
-
-
-def test_a_figure_is_plain_json_of_the_format():
-    line = Series(name="a", x=[1, 10], y=[0.5, 0.25], low=[0.4, 0.2], high=[0.6, 0.3], labels=["p", "q"])
-    drawn = Figure(title="T", note="N", kind="lines", x=Axis("k", True), y=Axis("mass"), series=[line])
-    assert json.loads(json.dumps(drawn.as_json())) == {
-        "format": 1,
-        "title": "T",
-        "note": "N",
-        "kind": "lines",
-        "x": {"label": "k", "log": True},
-        "y": {"label": "mass", "log": False},
-        "series": [
-            {"name": "a", "x": [1, 10], "y": [0.5, 0.25], "low": [0.4, 0.2], "high": [0.6, 0.3], "labels": ["p", "q"]}
-        ],
-    }
-    panels = [Panel(title="p", values=[[0.0, 1.0]], image=[[[1, 2, 3], [4, 5, 6]]]), Panel(title="q", values=[[0.5]])]
-    assert Figure(title="T", note="N", kind="heatmaps", panels=panels).as_json() == {
-        "format": 1,
-        "title": "T",
-        "note": "N",
-        "kind": "heatmaps",
-        "panels": [
-            {"title": "p", "values": [[0.0, 1.0]], "image": [[[1, 2, 3], [4, 5, 6]]]},
-            {"title": "q", "values": [[0.5]]},
-        ],
-    }
-
-
-def test_a_figure_with_parts_that_do_not_fit_is_refused():
-    with pytest.raises(ExpungeError, match="parts of"):
-        Figure(title="T", note="", kind="lines", series=[Series(name="a", x=[1, 2], y=[1])])
-    with pytest.raises(ExpungeError, match="expected panels"):
-        Figure(title="T", note="", kind="heatmaps", series=[Series(name="a", x=[1], y=[1])])
-    with pytest.raises(ExpungeError, match="expected panels"):
-        Figure(title="T", note="", kind="bars")
+from expunge.core.analysis import Study, averaged
 
 
 def test_an_average_resamples_words_or_single_values_of_one():

@@ -54,6 +54,17 @@ def test_a_concept_is_as_hard_in_every_run():
     assert one.high - one.low == pytest.approx(2 * 1.96 * (0.25 / 10) ** 0.5, abs=0.06), "of a mean of ten, from theory"
 
 
+def test_nested_intervals_cover_training_seeds():
+    """Two seeds that disagree by 20 points: the interval of their mean must reach both."""
+    runs = {seed: {"v1": [(f"c{i % 5}", float(i < limit)) for i in range(100)]} for seed, limit in ((0, 80), (1, 60))}
+    value, low, high = nested(runs)
+    assert value == pytest.approx(0.7)
+    assert low <= 0.6
+    assert high >= 0.8
+    agreeing = {0: runs[0], 1: runs[0]}
+    assert nested(agreeing).value == pytest.approx(0.8)
+
+
 def newcombe(cells):
     a, b, c, d = cells
     ones = [1.0] * (a + b) + [0.0] * (c + d)

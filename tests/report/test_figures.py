@@ -8,7 +8,8 @@ import pytest
 
 from expunge.cli import main
 from expunge.core.errors import ExpungeError
-from expunge.report.figures import svg
+from expunge.core.figure import Figure
+from expunge.report import figures
 
 AXES = {"x": {"label": "update", "log": True}, "y": {"label": "cosine"}}
 LINES = {
@@ -44,6 +45,11 @@ HEATMAPS = {
         {"title": "dog", "values": [[1, 1]]},
     ],
 }
+
+
+def svg(content):
+    """A figure's JSON, drawn."""
+    return figures.svg(Figure.from_json(content))
 
 
 def words(text):
@@ -118,9 +124,10 @@ def test_bars_are_as_high_as_their_values():
         ({"series": [{"name": "a", "x": [1], "y": ["1"]}]}, "'1' among its y"),
         ({"series": [{"name": "a", "x": [None], "y": [1]}]}, "None among its x"),
         ({"series": [{"name": "a", "x": [1], "y": [1], "low": [1]}]}, "both or neither"),
+        ({"series": [{"name": "a", "x": [1], "y": [1], "labels": 3}]}, "labels '3': expected a list of words"),
         ({"x": "update"}, "x axis 'update'"),
-        ({"x": {"log": True}, "series": [{"name": "a", "x": [0, 1], "y": [1, 2]}]}, "0.0 on the logarithmic x axis"),
-        ({"y": {"log": True}, "series": [{"name": "a", "x": [1, 2], "y": [1, -2]}]}, "-2.0 on the logarithmic y axis"),
+        ({"x": {"log": True}, "series": [{"name": "a", "x": [0, 1], "y": [1, 2]}]}, " 0 on the logarithmic x axis"),
+        ({"y": {"log": True}, "series": [{"name": "a", "x": [1, 2], "y": [1, -2]}]}, "-2 on the logarithmic y axis"),
         ({"series": [{"name": "a", "x": [1], "y": [10**400]}]}, "among its y: expected numbers up to 1e[+]100"),
         ({"kind": "heatmaps", "panels": [{"title": "a", "values": [[1, 2], [3]]}]}, "expected a rectangle"),
         ({"kind": "heatmaps", "panels": [{"title": "a", "values": [[1]], "image": [[[0, 0, 256]]]}]}, "from 0 to 255"),

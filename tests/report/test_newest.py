@@ -8,7 +8,7 @@ import pytest
 from expunge.cli import main
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.report.caveats import caveats
-from expunge.report.run import read
+from expunge.report.reading import read
 from expunge.stages import export
 from expunge.store import read_lines, write_lines
 

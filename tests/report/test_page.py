@@ -13,7 +13,8 @@ from PIL import Image
 from expunge.cli import main
 from expunge.core.errors import ExpungeError
 from expunge.report.caveats import caveats
-from expunge.report.run import Run, read
+from expunge.report.reading import read
+from expunge.report.run import Run
 from expunge.report.sensitive import covered
 
 

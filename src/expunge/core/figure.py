@@ -28,8 +28,8 @@ class Series:
     x: Sequence[float | int | str]
     y: Sequence[float | int | None]
     """None is a gap."""
-    low: Sequence[float | None] | None = None
-    high: Sequence[float | None] | None = None
+    low: Sequence[float | int | None] | None = None
+    high: Sequence[float | int | None] | None = None
     labels: Sequence[str] | None = None
     """A word for each point."""
 
@@ -40,7 +40,7 @@ class Panel:
     """One heat map, perhaps over an image."""
 
     title: str
-    values: Sequence[Sequence[float | None]]
+    values: Sequence[Sequence[float | int | None]]
     """From 0 to 1, row by row."""
     image: Sequence[Sequence[Sequence[int]]] | None = None
     """Rows of [red, green, blue], each from 0 to 255."""

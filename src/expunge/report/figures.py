@@ -139,9 +139,10 @@ def _scatter(canvas: "Canvas", figure: Figure) -> None:
 
 def _bars(canvas: "Canvas", figure: Figure) -> None:
     axes = _axes(canvas, figure)
-    names = list(dict.fromkeys(x for series in figure.series for x in series.x))
-    words = all(isinstance(name, str) for name in names)
-    centre = {name: float(i) if words else float(name) for i, name in enumerate(names)}
+    groups = list(dict.fromkeys(x for series in figure.series for x in series.x))
+    names = [group for group in groups if isinstance(group, str)]
+    words = len(names) == len(groups)
+    centre = {group: float(i) if words else float(group) for i, group in enumerate(groups)}
     gaps = [b - a for a, b in pairwise(sorted(centre.values()))]
     width = (0.8 if words else 0.96) * min(gaps, default=1.0) / len(figure.series)
     for i, series in enumerate(figure.series):

@@ -1,6 +1,7 @@
 """The tables of a summary, neither Markdown nor HTML: which cells stand where, and what they hold."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from expunge.results.costs import COSTS
 from expunge.results.counts import shares_in_words
@@ -110,7 +111,7 @@ def _heading(row: Row) -> str:
     return row["metric"] if row["group"] == "set" else f"{row['group']} {row['metric']}"
 
 
-def _interval(row: Row) -> dict[str, float]:
+def _interval(row: Row) -> dict[str, Any]:
     return {name: row[name] for name in ("value", "low", "high")}
 
 

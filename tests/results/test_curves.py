@@ -1,7 +1,10 @@
+"""Curves of a plan's numbers."""
+
 import pytest
 
 from expunge.core.errors import ExpungeError
-from expunge.stages.curves import Curve, Histogram, figure, histogram
+from expunge.report.figures import svg
+from expunge.results.curves import Curve, figure
 
 ROWS = [
     {"method": f"lambda={v}", "group": g, "metric": "esr@1", "value": a, "low": a - 2, "high": a + 1}
@@ -33,9 +36,7 @@ def test_numbers_of_a_summary_become_lines():
 
 
 def test_it_can_be_drawn():
-    from expunge.report.figures import svg
-
-    assert "lambda" in svg(figure(curve(), ROWS).as_json())
+    assert "lambda" in svg(figure(curve(), ROWS))
 
 
 def test_lines_that_do_not_fit_are_refused():
@@ -53,37 +54,7 @@ def test_a_figure_may_set_one_number_against_another():
     unmeasured = {**line, "name": "none", "rows": ["lambda=5"]}
     whole = figure(curve(x=(), x_metric="esr@1", lines=(line, unmeasured)), ROWS)
     assert [s.name for s in whole.series] == ["curve"], "a line without a point is left out"
-    from expunge.report.figures import svg
-
-    assert "lambda=10" in svg(whole.as_json())
+    assert "lambda=10" in svg(whole)
     for bad in ({"x_metric": "esr@1"}, {"x": ()}):
         with pytest.raises(ExpungeError, match="expected one"):
             curve(**bad)
-
-
-def test_detections_become_bars_by_label():
-    counted = [
-        {"method": "original", "group": "set", "metric": "detections", "counts": {"bomb": 3, "dagger": 7}, "n": 50},
-        {
-            "method": "uce",
-            "group": "set",
-            "metric": "detections",
-            "counts": {"crossed swords": 1, "dagger": 2},
-            "n": 200,
-        },
-        {"method": "uce", "group": "others", "metric": "detections", "counts": {"bomb": 9}, "n": 9},
-    ]
-    bars = Histogram(title="kinds", rows=("original", "uce", "esd"))
-    drawn = histogram(bars, [*ROWS, *counted]).as_json()
-    assert [s["name"] for s in drawn["series"]] == ["original", "uce"], "a row that was not measured is left out"
-    assert [s["x"] for s in drawn["series"]] == [["dagger", "bomb", "crossed swords"]] * 2
-    assert [s["y"] for s in drawn["series"]] == [[14, 6, 0], [1, 0, 0.5]], "in a hundred images"
-    from expunge.report.figures import svg
-
-    assert "crossed swords" in svg(drawn)
-    none = histogram(Histogram(title="kinds", rows=("original",)), [{**counted[0], "counts": {}}]).as_json()
-    assert (none["series"][0]["x"], none["series"][0]["y"]) == (["(nothing)"], [0]), "nothing was detected"
-    with pytest.raises(ExpungeError, match="without counts of detections"):
-        histogram(bars, ROWS)
-    with pytest.raises(ExpungeError, match="histogram 'kinds' 'original': expected one of esd, uce"):
-        bars.check(["uce", "esd"])

@@ -1,9 +1,11 @@
+"""Claims of papers, held against numbers."""
+
 import pytest
 
 from expunge.core.errors import ExpungeError
 from expunge.core.record import Interval
-from expunge.stages import claims
-from expunge.stages.claims import Claim
+from expunge.results import claims, markdown, tables
+from expunge.results.claims import Claim
 
 
 def claim(**changes):
@@ -45,7 +47,7 @@ def test_claims_are_held_against_the_rows_they_name():
     found = claims.judged(asked, rows)
     assert [r["claim_verdict"] for r in found] == ["holds", "holds", "not measured"]
     assert (found[1]["value"], found[1]["expected"]) == (30.0, "lower than 50")
-    lines = claims.table(found).splitlines()
+    lines = markdown.written(tables.claims(found)).splitlines()
     assert lines[2] == "| a erases more | – | 4.0 [1.0, 7.0] | a - b: esr@1 | holds |"
     assert lines[3].endswith("| 30.0 [20.0, 45.0] | a: esr@1 (key: own) | holds |")
     assert lines[4].endswith("| – | a - b: psr@5 | not measured |")
