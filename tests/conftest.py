@@ -1,7 +1,11 @@
 """Real diffusers and transformers classes at a tiny random configuration, saved to disk and loaded with no network."""
 
+import os
 import socket
 from pathlib import Path
+
+# torch and numpy read it when they are imported; the processes that tests start inherit it
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -9,7 +13,13 @@ import torch
 from expunge.backbones.stable_diffusion import StableDiffusion
 from tiny import tiny_pipeline
 
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # where something imported torch before this file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """As many workers for ``-n auto`` as this process may use cores: xdist's own count is of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @pytest.fixture(autouse=True)
