@@ -10,6 +10,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 import torch
 
+from shapes import check_shapes_where_named
+
+check_shapes_where_named()
+
 from expunge.backbones.stable_diffusion import StableDiffusion
 from tiny import tiny_pipeline
 
