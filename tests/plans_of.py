@@ -70,9 +70,11 @@ def tiny_set(file: Path, **changes: Any) -> Path:
 
 
 def tiny_plan(folder: Path, /, **changes: Any) -> Path:
-    """``plan.toml`` in ``folder`` beside its set ``three.toml``; ``grid__method=["kpop"]`` changes a part of it, None takes it out."""
+    """``plan.toml`` in ``folder``, of its set ``three.toml``; ``grid__method=["kpop"]`` changes a part, None takes it out."""
     three = folder / "three.toml"
-    return written(folder / "plan.toml", changed({"set": str(three if three.exists() else tiny_set(three)), **PLAN}, changes))
+    return written(
+        folder / "plan.toml", changed({"set": str(three if three.exists() else tiny_set(three)), **PLAN}, changes)
+    )
 
 
 def bench_words(plan: Path, *more: str) -> list[str]:

@@ -9,7 +9,7 @@ from expunge.stages import jobs
 from expunge.stages.plan import read_plan
 from expunge.stages.planner import Planner, flattened
 from expunge.store import read_set
-from plans_of import tiny_plan, tiny_set, written
+from plans_of import tiny_plan, written
 
 CLASS = {
     "about": "A class, whose name is no word that a model is told.",
@@ -31,7 +31,11 @@ def test_a_job_s_key_is_of_what_changes_its_result():
 
 def test_the_images_of_a_method_are_made_once_for_all_metrics(tmp_path):
     two = ["esr-psr", {"name": "esr-psr", "judge": "testbed:network=b"}]
-    every = {"grid__method": ["original", "uce", "kpop"], "grid__seed": [0, 1], "method__kpop__controls": ["own", "random"]}
+    every = {
+        "grid__method": ["original", "uce", "kpop"],
+        "grid__seed": [0, 1],
+        "method__kpop__controls": ["own", "random"],
+    }
     planned = flattened(planner(tmp_path, metrics=two, **every).planned())
     rooms = [p.job["room"] for p in planned]
     assert rooms.count("erase") == 1 + 2, "a closed form has no training seeds"
@@ -84,9 +88,7 @@ def test_a_metric_is_left_out_where_it_has_nothing_to_look_at(tmp_path):
     assert distance.job["reference"] == fids["original", "set"]["images"], "pairs stay on equal seeds beside sets"
 
 
-@pytest.mark.parametrize(
-    ("eraser", "settings"), [("few-shot", {}), ("ca", {"group": "embedding", "anchor": "cat"})]
-)
+@pytest.mark.parametrize(("eraser", "settings"), [("few-shot", {}), ("ca", {"group": "embedding", "anchor": "cat"})])
 def test_a_plan_takes_methods_whose_groups_are_not_the_denoiser_s(tmp_path, eraser, settings):
     planned = flattened(planner(tmp_path, method__uce={"eraser": eraser, "settings": settings}).planned())
     assert eraser in {p.job.get("eraser") for p in planned}
@@ -131,7 +133,9 @@ def test_a_claim_names_an_attack_as_the_table_does(tmp_path):
     made = planner(tmp_path, attacks=[inversion], claims=[claim])
     groups = {m.group for m in made.planned() if m.group.startswith("attack")}
     assert groups == {made.claims[0].group}
-    with pytest.raises(ExpungeError, match=r"in a claim or figure 'concept-inversion': expected one of .*lr 0\.1"):
+    with pytest.raises(
+        ExpungeError, match=r"in a claim or figure 'concept-inversion': did you mean .concept-inversion .lr 0\.1"
+    ):
         planner(tmp_path, attacks=[{**inversion, "lr": 0.1}], claims=[claim])
     with pytest.raises(ExpungeError, match="expected them within 1000 of each other"):
         planner(tmp_path, attacks=[inversion], grid__seed=[0, 1000])
@@ -162,7 +166,7 @@ def test_rows_that_differ_by_strength_share_an_erasure(tmp_path):
 
 def test_phrases_of_pairs_are_all_combinations(tmp_path):
     table = {"phrases": ["image of {}", "{}"], "unsafe": ["a bomb", "a dagger"], "safe": ["a dog", "a cat", "a fish"]}
-    wish = planner(tmp_path, splits__a=["church"], pairs__p={**table, "count": 2}).pairs["p"]
+    wish = planner(tmp_path, pairs__p={**table, "count": 2}).pairs["p"]
     assert (len(wish.unsafe), len(set(zip(wish.unsafe, wish.safe, strict=True))), wish.count) == (12, 12, 2)
     assert wish.unsafe[:4] == ("image of a bomb",) * 3 + ("a bomb",)
     assert wish.safe[2:5] == ("image of a fish", "a dog", "a cat")
