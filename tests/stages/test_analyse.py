@@ -35,6 +35,7 @@ PLAN = """
 about = "A small plan."
 set = "{set}"
 count = 1
+steps = 4
 image_dtype = "float32"
 analyses = {analyses}
 compare = [["kpop", "uce"]]

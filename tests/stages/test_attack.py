@@ -21,8 +21,10 @@ from expunge.plans.read import typed
 from expunge.plans.schema import Named
 from expunge.stages import attack, erase, generate, measure
 from expunge.store import load_edit, read_queries, read_run, write_queries
+from plans_of import tiny_set
 
 SETTINGS = {"iterations": 2, "images": 2, "batch": 2, "accumulation": 1, "templates": ["a {}"], "lr": 0.1}
+SETTINGS |= {"steps": 4}
 QUERY = Query(prompt="a church", label="church", seed=3, guidance=3.0, steps=2)
 
 
@@ -41,7 +43,7 @@ def test_images_are_the_original_s_and_the_budget_is_told_apart(backbone, edit):
     assert backbone.edits == []
     about = found.about
     assert about["cost"] == {"forward": 0, "trained": 2 * 2}
-    assert about["cost_of_images"] == {"forward": 2 * 2 * 50, "trained": 0}
+    assert about["cost_of_images"] == {"forward": 2 * 2 * 4, "trained": 0}
     assert (about["access"], about["edits"], about["settings"]["iterations"]) == ("white box", [edit.id], 2)
     with backbone.attached([edit]):  # the caller's edits are not part of what the images are made with either
         again = attacked(backbone, [])
@@ -102,7 +104,7 @@ def test_attack_generate_and_measure_from_the_command_line(folder, tmp_path, cap
     run = lambda *words, code=0: main([str(w) for w in words]) == code  # noqa: E731
     assert run("erase", "uce", "--target", "church", "--anchor", "cat", *model, "--out", tmp_path / "uce", "--quiet")
     edit = tmp_path / "uce" / "edit.safetensors"
-    quick = ["--iterations", 1, "--images", 1, "--batch", 1, "--accumulation", 1, "--templates", "a {}"]
+    quick = ["--iterations", 1, "--images", 1, "--batch", 1, "--accumulation", 1, "--steps", 4, "--templates", "a {}"]
     words = ["attack", "concept-inversion", "--target", "church", "--edit", edit, *quick, *model, "--count", 2]
     assert run(*words, "--strength", 0.5, "--out", tmp_path / "half", "--json")
     half = json.loads(capsys.readouterr().out)["about"]
@@ -159,7 +161,8 @@ def test_an_attack_s_runs_are_clusters_on_every_row_and_training_seed(tmp_path):
     settings = {**SETTINGS, "iterations": 1, "prompts": ["a {}", "two {}", "{}"], "ask": "image of a {}"}
     tables = {
         "about": "Runs.",
-        "set": "objects10",
+        "set": str(tiny_set(tmp_path / "three.toml")),
+        "steps": 2,
         "grid": {"method": ["original", "uce"], "seed": [0, 1]},
         "splits": {"one": ["church"]},
         "method": {"uce": {"eraser": "uce"}},
@@ -202,7 +205,8 @@ def test_a_plan_attacks_every_row_and_measures_the_targets(tmp_path):
     settings = {**SETTINGS, "iterations": 1, "prompts": ["image of a {}"]}
     tables = {
         "about": "Attacks.",
-        "set": "objects10",
+        "set": str(tiny_set(tmp_path / "three.toml")),
+        "steps": 2,
         "grid": {"method": ["original", "uce"]},
         "splits": {"one": ["church"]},
         "method": {"uce": {"eraser": "uce"}},

@@ -130,7 +130,7 @@ def test_what_no_judge_accepts_is_refused_and_nothing_written(tmp_path, capsys):
         ({"target": "chruch"}, "did you mean 'church'"),
         ({"keep": "dgo"}, "did you mean 'dog'"),
     ):
-        wish = {"unsafe": ("a dagger",), "safe": ("a dog",), "target": "weapon", "count": 2, "steps": 10, **change}
+        wish = {"unsafe": ("a dagger",), "safe": ("a dog",), "target": "weapon", "count": 2, "steps": 6, **change}
         said = [
             w for name, v in wish.items() for one in (v if isinstance(v, tuple) else (v,)) for w in (f"--{name}", one)
         ]
@@ -140,14 +140,14 @@ def test_what_no_judge_accepts_is_refused_and_nothing_written(tmp_path, capsys):
 
 def test_what_is_kept_may_differ_by_prompt(tmp_path, capsys):
     """Each place's own concept is looked for: what shows dogs is accepted for a dog, and refused for a radio."""
-    said = ["pairs", "--target", "weapon", "--count", "2", "--threshold", "0.05", "--tries", "30", "--quiet"]
+    said = ["pairs", "--target", "weapon", "--count", "1", "--threshold", "0.05", "--tries", "30", "--quiet"]
     said += ["--unsafe", "a dog with crossed swords", "--safe", "a dog", "--keep", "dog", "--out", str(tmp_path / "p")]
     other = ["--unsafe", "a radio with crossed swords", "--safe", "a radio", "--keep", "radio"]
     assert main([*said, *other]) == 0
     judge = Testbed(network="b")
     for role in pairs.ROLES:
         shots = read_images(tmp_path / "p", role)
-        for shot, kept in zip(shots, ("dog", "dog", "radio", "radio"), strict=True):
+        for shot, kept in zip(shots, ("dog", "radio"), strict=True):
             assert float(judge.confidence(shot.pixels()[None], kept)) >= 0.05
             assert (float(judge.confidence(shot.pixels()[None], "weapon")) >= 0.05) == (role == "unsafe")
     wrong = [*other[:-1], "dog", "--overwrite", "--tries", "3"]  # a radio in which a dog is wanted

@@ -8,6 +8,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -64,6 +65,17 @@ def _source(module: str) -> Path:
     return Path(spec.origin)
 
 
+def _parsed(file: Path) -> ast.Module:
+    """A plug-in's source, which is read again when its file has changed."""
+    now = file.stat()
+    return _parsed_once(file, now.st_mtime_ns, now.st_size)
+
+
+@lru_cache(maxsize=256)
+def _parsed_once(file: Path, changed: int, size: int) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
 def _plug_in_class(tree: ast.Module) -> ast.ClassDef | None:
     """The class that the module is about: the one with a ``paper`` or, failing that, the last public one."""
     classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")]
@@ -92,7 +104,7 @@ def _paper(cls: ast.ClassDef) -> tuple[str, str]:
 def read_entry(name: str, module: str, class_name: str = "") -> Entry:
     """Describe a plug-in from its source; a broken one is described by its problem."""
     try:
-        tree = ast.parse(_source(module).read_text())
+        tree = _parsed(_source(module))
         cls = _plug_in_class(tree)
         if class_name:
             cls = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == class_name), cls)
@@ -113,12 +125,16 @@ class Catalog:
         """Open the catalog of ``kind``, one of `KINDS`."""
         self.kind = kind
 
-    def entries(self) -> dict[str, Entry]:
-        """Every plug-in by name, sorted."""
+    def _own(self) -> dict[str, str]:
+        """The folder's modules by name."""
         folder = Path(__file__).parent.parent / self.kind
         modules = [*folder.glob("*.py"), *(package.parent for package in folder.glob("*/__init__.py"))]
         names = sorted(p.stem for p in modules if not p.stem.startswith("_"))
-        found = {n.replace("_", "-"): read_entry(n.replace("_", "-"), f"expunge.{self.kind}.{n}") for n in names}
+        return {n.replace("_", "-"): f"expunge.{self.kind}.{n}" for n in names}
+
+    def entries(self) -> dict[str, Entry]:
+        """Every plug-in by name, sorted."""
+        found = {name: read_entry(name, module) for name, module in self._own().items()}
         for point in importlib.metadata.entry_points(group=f"expunge.{self.kind}"):
             found.setdefault(point.name, read_entry(point.name, point.module, point.attr))
         return dict(sorted(found.items()))
@@ -129,6 +145,9 @@ class Catalog:
         Raises:
             ExpungeError: if there is none, with the nearest name.
         """
+        own = self._own()
+        if name in own:  # asking installed packages takes a tenth of a second
+            return read_entry(name, own[name])
         entries = self.entries()
         if name not in entries:
             raise unknown({"analyses": "analysis"}.get(self.kind, self.kind.removesuffix("s")), name, entries)
