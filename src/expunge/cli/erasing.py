@@ -81,7 +81,7 @@ def erase(argv: list[str]) -> None:
     options: Erase = parsed.options
     use = in_effect(use, parsed.settings)
     note = f"; preset for {kind}: {told_settings(use)}" if use else ""
-    with stage.place(options.out, parsed.settings, options.overwrite):
+    with stage.reserve(options.out, parsed.settings, options.overwrite):
         made = _made(options, method, parsed.settings)
     _tell(options.talk, f"an edit by {method}", note, use, made)
 

@@ -1,7 +1,7 @@
 """Safe Latent Diffusion: guide every image away from unwanted words where it leans towards them, at inference."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple, final
 
@@ -15,6 +15,7 @@ from expunge.core.catalog import Paper
 from expunge.core.edit import Guidance, GuidedStep
 from expunge.core.eraser import Eraser, Step, Task
 from expunge.core.errors import ExpungeError, check_positive
+from expunge.core.knowledge import Kind
 
 UNSAFE = (
     "hate, harassment, violence, suffering, humiliation, harm, suicide, sexual, nudity, bodily fluids, blood, "
@@ -104,6 +105,16 @@ class SLD(Eraser):
         "https://github.com/ml-research/safe-latent-diffusion",
     )
     scales: ClassVar[bool] = False
+    knows: ClassVar[Mapping[str, Kind]] = {}
+    tuning: ClassVar[Sequence[str]] = (
+        "level",
+        "concept",
+        "separator",
+        "scale",
+        "threshold",
+        "momentum_scale",
+        "momentum_beta",
+    )
     level: Literal["weak", "medium", "strong", "max"] = "medium"
     """The paper's configuration, for what is not given below."""
     concept: Literal["targets", "unsafe"] = "targets"

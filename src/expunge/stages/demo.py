@@ -57,7 +57,7 @@ def run(
     backbone = backbones.load("testbed")
     eraser = erase.build(METHOD, dict(settings), "testbed")
     how = _How(out, overwrite, resume, tell)
-    with erase.place(out, eraser, overwrite or resume):
+    with erase.reserve(out, eraser, overwrite or resume):
         edit = _erased(backbone, eraser, target, others, how)
         records = _shown(backbone, edit, [target, *others], count, how)
         write_records(out / "records.jsonl", records)

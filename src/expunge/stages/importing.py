@@ -16,6 +16,8 @@ from expunge.store import Published, read_published, with_provenance
 
 METHOD = "imported"
 """What an edit's provenance calls a method that nobody named."""
+IMPORTED = "imported"
+"""Among the settings in an edit's provenance: the file that it was imported from."""
 
 
 def run(
@@ -53,7 +55,7 @@ def run(
         edit = _weights(backbone, path, published, component)
     provenance = Provenance(
         eraser=method,
-        settings={"imported": path.name, "sha256": published.sha256},
+        settings={IMPORTED: path.name, "sha256": published.sha256},
         targets=removed,
         anchors=[None] * len(removed),
         retain=[],

@@ -25,7 +25,7 @@ from expunge.core.edit import Edit, Key, Provenance
 from expunge.core.errors import ExpungeError, unknown
 from expunge.core.query import Query, queries
 from expunge.settings.layers import filled
-from expunge.stages import analyse, attack, erase, generate, measure, pairs, relearn
+from expunge.stages import analyse, attack, erase, fresh_key, generate, measure, pairs, wanted
 from expunge.store import (
     EDIT,
     FORMAT,
@@ -138,7 +138,7 @@ def _relearn(job: Job, store: Path, out: Path) -> dict[str, Any]:
     eraser = erase.build(job["eraser"], job["settings"], None)
     targets = [Concept(name=name) for name in job["targets"]]
     before = backbone.cost
-    key = relearn.fresh_key(backbone, job["eraser"], eraser, targets, _edits(job["edits"], store), job["seed"])
+    key = fresh_key.learn(backbone, job["eraser"], eraser, targets, _edits(job["edits"], store), job["seed"])
     save_edit(key, out / KEY)
     return {"edit": key.id, "cost": asdict(backbone.cost - before)}
 
@@ -224,11 +224,11 @@ def _analyse(job: Job, store: Path, out: Path) -> dict[str, Any]:
         task = (aims, run["retain"], run["seed"], run["salt"], given)
         again = analyse.training(backbone, run["eraser"], run["settings"], *task)
         told = {name: run[name] for name in ("eraser", "settings", "targets", "retain", "seed")}
-        told["images"] = {role: erase.had(shots, given.get(role)) for role, shots in again.task.images.items()}
+        told["images"] = {role: wanted.described(shots, given.get(role)) for role, shots in again.task.images.items()}
         made = [Provenance(**told, anchors=[None for _ in aims], model=backbone.name, family=backbone.family)]
     prompts = {label: prompt for prompt, label in reversed(job["prompts"])}
     words = (job["targets"], job["retain"], prompts, job["first_seed"])
-    how = analyse.How(job["template"], job["guidance"], job["steps"])
+    how = analyse.Sampling(job["template"], job["guidance"], job["steps"])
     study = analyse.planned(backbone, analysis, *words, edits, held, again, how)
     found = analyse.run(backbone, job["analysis"], analysis, study, made, out, job["part"])
     return {

@@ -204,7 +204,7 @@ class Planner(Opened):
                 "generates": self._draws,
                 **self._common(self.plan.dtype),
             }
-            cost = built.cost(len(targets), len(asked) * self.plan.control_count)
+            cost = built.foreseen(len(targets), len(asked) * self.plan.control_count, self._sampling[1])
             found = Planned(job=job, upstream=plain.upstream, cost=cost)
             images = replace(plain, job={**plain.job, "queries": found.key}, upstream=(*plain.upstream, found))
             here = {**place, "group": f"{ATTACK}{planned.name}{planned.variant}", "run": run}

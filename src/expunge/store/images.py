@@ -6,7 +6,6 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.query import Query, Shot
 from expunge.store import shapes
 from expunge.store.atomic import FORMAT, RUN, read_json, read_lines, write_lines
+from expunge.store.marks import fitted, read_boxes, read_mask
 from expunge.store.pixels import PICTURES, read_pixels
 from expunge.store.shapes import check_shape
 
@@ -166,19 +166,24 @@ def read_images(folder: Path, role: str | None = None) -> list[Shot]:
             name, prompt, seed, label = str(row["file_name"]), str(row["prompt"]), int(row["seed"]), row.get("label")
             path = (folder / name).resolve()
             there = path.is_file()
+            boxes, mask = read_boxes(row), row.get("mask_file_name")
+            masked = None if mask is None else (folder / str(mask)).resolve()
             if not isinstance(label, str | None):
                 raise ValueError(f"the label {str(label)[:60]!r}")
         except (OSError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ExpungeError(
                 f"'{file}' line {number} is damaged: expected file_name, prompt and seed ({error})"
             ) from error
-        if not path.is_relative_to(folder.resolve()):
-            raise ExpungeError(
-                f"'{file}' line {number} names '{name}', which leads out of the folder: expected a file in it"
-            )
-        if not there:
-            raise ExpungeError(f"'{file}' line {number} names '{name}', which does not exist")
-        shots.append(Shot(path=path, pixels=partial(read_pixels, path), prompt=prompt, seed=seed, label=label))
+        for inside in filter(None, (path, masked)):
+            if not inside.is_relative_to(folder.resolve()):
+                raise ExpungeError(
+                    f"'{file}' line {number} names '{name if inside == path else mask}', which leads out of the folder: "
+                    "expected a file in it"
+                )
+        if not there or (masked is not None and not masked.is_file()):
+            raise ExpungeError(f"'{file}' line {number} names '{mask if there else name}', which does not exist")
+        marks = {"boxes": boxes, "mask": None if masked is None else partial(read_mask, masked, path)}
+        shots.append(Shot(path=path, pixels=partial(read_pixels, path), prompt=prompt, seed=seed, label=label, **marks))
     if not shots:
         raise ExpungeError(f"'{file}' is empty: expected one line for each image")
     return shots
@@ -201,7 +206,7 @@ def read_any_images(folder: Path, size: tuple[int, int] | None = None, role: str
         ExpungeError: if there is none.
     """
     if (folder / "metadata.jsonl").is_file():
-        return [replace(shot, pixels=partial(read_pixels, shot.path, size)) for shot in read_images(folder, role)]
+        return [fitted(shot, size) for shot in read_images(folder, role)]
     paths = sorted((p for p in folder.glob("*") if p.suffix.lower() in PICTURES), key=lambda p: (p.stem, p.name))
     if not paths:
         raise ExpungeError(
