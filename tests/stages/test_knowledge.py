@@ -1,15 +1,13 @@
 """What records say that methods knew: computed by hand here, as the function before this one did by the names of settings."""
 
-import dataclasses
 import json
 
 import pytest
 
 from expunge.core.catalog import Catalog
 from expunge.core.concept import OBJECT_TEMPLATES
-from expunge.core.eraser import Eraser, settings_of
+from expunge.core.eraser import settings_of
 from expunge.core.knowledge import Knowledge, undeclared
-from expunge.erasers.uce import UCE
 from expunge.stages import erase, knowledge
 
 EXPECTED = [
@@ -90,11 +88,13 @@ def test_a_method_that_cannot_be_asked_is_named(method, settings):
     assert known["templates"] == ["{}"], "that of the other one"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Silent(Eraser):
-    """Says nothing of its settings. Deviations: none known."""
+THIRD_PARTY = """
+from dataclasses import dataclass
+from expunge.core.eraser import Eraser
 
-    paper = UCE.paper
+
+@dataclass(frozen=True, kw_only=True)
+class Silent(Eraser):
     lr: float = 1.0
     hints: tuple[str, ...] = ("a {}",)
     judge: str = "testbed"
@@ -103,28 +103,41 @@ class Silent(Eraser):
         raise NotImplementedError
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Told(Silent):
-    """Says all of it. Deviations: none known."""
-
-    knows = {"hints": "words", "judge": "oracles"}  # noqa: RUF012
+    knows = {"hints": "words", "judge": "oracles"}
     tuning = ()
 
 
-def test_a_class_that_declares_nothing_leaves_every_setting_open():
-    assert undeclared(Silent) == ["hints", "judge", "lr"]
-    assert undeclared(Told) == [], "a learning rate needs no declaration"
-    half = dataclasses.make_dataclass(
-        "Half", [], bases=(Told,), namespace={"knows": {"hints": "words"}}, kw_only=True, frozen=True
-    )
+@dataclass(frozen=True, kw_only=True)
+class Half(Told):
+    knows = {"hints": "words"}
+"""
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """Another package's erasers, announced as its own metadata does: ``silent``, ``told`` and ``half``."""
+    (tmp_path / "third_party.py").write_text(THIRD_PARTY)
+    about = tmp_path / "third_party-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1.0\n")
+    points = "".join(f"{name.lower()} = third_party:{name}\n" for name in ("Silent", "Told", "Half"))
+    (about / "entry_points.txt").write_text(f"[expunge.erasers]\n{points}")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_a_class_that_declares_nothing_leaves_every_setting_open(installed):
+    silent, told, half = (Catalog("erasers").load(name) for name in ("silent", "told", "half"))
+    assert undeclared(silent) == ["hints", "judge", "lr"]
+    assert undeclared(told) == [], "a learning rate needs no declaration"
     assert undeclared(half) == ["judge"]
-    assert Told(hints=("x", "y")).knowledge() == Knowledge(words=("x", "y"), oracles=("testbed",))
+    assert told(hints=("x", "y")).knowledge() == Knowledge(words=("x", "y"), oracles=("testbed",))
 
 
-def test_what_a_new_method_knows_comes_into_records(monkeypatch):
-    monkeypatch.setattr(Catalog, "load", lambda self, name: Told)
-    known = knowledge.of_provenances([provenance("told-for-this-test", {"hints": ["gun"], "judge": "imagenet"})])
+def test_what_another_package_s_method_knows_comes_into_records(installed):
+    known = knowledge.of_provenances([provenance("told", {"hints": ["gun"], "judge": "imagenet"})])
     assert (known["words"], known["oracles"]) == (["gun"], ["imagenet"])
-    monkeypatch.setattr(Catalog, "load", lambda self, name: Silent)
-    known = knowledge.of_provenances([provenance("silent-for-this-test", {})])
-    assert known["undeclared"] == ["silent-for-this-test"]
+    assert "undeclared" not in known
+    for name in ("silent", "half"):
+        assert knowledge.of_provenances([provenance(name, {})])["undeclared"] == [name]

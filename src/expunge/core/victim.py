@@ -192,8 +192,8 @@ class WhiteBox(Victim):
         self.backbone = backbone
 
 
-def victim(access: Access, backbone: Backbone, draw: Draw, judges: Mapping[str, Judge], budget: int) -> Victim:
-    """What an attack of this ``access`` holds of ``backbone``.
+def victim(access: str, backbone: Backbone, draw: Draw, judges: Mapping[str, Judge], budget: int) -> Victim:
+    """What an attack of this ``access`` (see `Access`) holds of ``backbone``.
 
     Raises:
         ExpungeError: for an unknown access.

@@ -133,11 +133,11 @@ class SLD(Eraser):
     """How slowly the momentum forgets, beta_m, from 0 to 1."""
 
     def __post_init__(self) -> None:
-        found = self.configured()
-        check_positive("sld", scale=found.scale)
-        if not (found.warmup >= 0 and found.momentum_scale >= 0 and 0 <= found.momentum_beta < 1):
+        level = self.configured()
+        check_positive("sld", scale=level.scale)
+        if not (level.warmup >= 0 and level.momentum_scale >= 0 and 0 <= level.momentum_beta < 1):
             raise ExpungeError(
-                f"sld's warmup {found.warmup}, momentum_scale {found.momentum_scale}, momentum_beta {found.momentum_beta}: "
+                f"sld's warmup {level.warmup}, momentum_scale {level.momentum_scale}, momentum_beta {level.momentum_beta}: "
                 "expected zero or more, and a beta below 1"
             )
 

@@ -69,7 +69,7 @@ def measured(
     erased = list(dict.fromkeys(t for p in provenances for t in p["targets"]))
     words = _words(folder, shots, erased, targets, retain)
     compared = {} if reference is None else _compared(reference, shots, others, metric.any_reference)
-    told = knowledge.of_provenances(provenances, run.get("attack"))
+    known = knowledge.of_provenances(provenances, run.get("attack"))
     common: dict[str, Any] = {
         "subject": "recovered" if run.get("control") else "edited" if run.get("edits") else "original",
         "eraser": "+".join(p["eraser"] for p in provenances) or None,
@@ -77,7 +77,7 @@ def measured(
         "model": run.get("model", "unknown"),
         "split": run.get("split", "unknown"),
         "seed": provenances[-1]["seed"] if provenances else 0,
-        "knowledge": {**told, "same_judge": getattr(metric, "judge", None) in told["oracles"]},
+        "knowledge": {**known, "same_judge": getattr(metric, "judge", None) in known["oracles"]},
         "provenance": {
             "metric": name,
             "settings": settings_of(metric),

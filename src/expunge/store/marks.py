@@ -35,7 +35,10 @@ def read_boxes(row: Mapping[str, Any]) -> tuple[Box, ...]:
         return ()
     corners = objects["bbox"]
     names = objects.get("categories") or [None] * len(corners)
-    boxes = [Box(*map(float, four), None if n is None else str(n)) for four, n in zip(corners, names, strict=True)]
+    boxes: list[Box] = []
+    for corner, name in zip(corners, names, strict=True):
+        x, y, width, height = map(float, corner)
+        boxes.append(Box(x, y, width, height, None if name is None else str(name)))
     if any(not (box.width > 0 and box.height > 0) for box in boxes):
         raise ValueError("a box without a size")
     return tuple(boxes)
