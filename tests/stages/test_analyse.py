@@ -209,8 +209,8 @@ def test_an_imported_edit_has_no_training_to_follow(erased, tmp_path, capsys):
     model = backbones.load("testbed")
     weights = {n: t + 0.1 for n, t in model.tensors(model.text_inputs()[:1]).items()}
     save_file({n.removeprefix("unet."): t.contiguous() for n, t in weights.items()}, tmp_path / "theirs.safetensors")
-    edit = tmp_path / "edit.safetensors"
-    words = ["--method", "esd", "--target", "church", "--out", str(edit), "--quiet"]
+    edit = tmp_path / "mine" / "edit.safetensors"
+    words = ["--method", "esd", "--target", "church", "--out", str(edit.parent), "--quiet"]
     assert main(["import", str(tmp_path / "theirs.safetensors"), *words]) == 0
     capsys.readouterr()
     assert main(["analyse", "trajectories", "--edit", str(edit), "--out", str(tmp_path / "x")]) == 2
