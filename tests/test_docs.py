@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from expunge.core.catalog import Catalog
 from expunge.stages.claims import Claim
 from expunge.stages.curves import Curve, Histogram, Line
+from expunge.stages.plan import Also, Fresh, Grid, Method, Others, Plan, Published
+
+from expunge.core.catalog import Catalog
 from expunge.stages.erase import families_table
 from expunge.stages.pairs import Wish
-from expunge.stages.plan import Also, Fresh, Grid, Method, Others, Plan, Published
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -4,14 +4,14 @@ import json
 
 import pytest
 import torch
+from expunge.stages.plan import read_plan
+from expunge.stages.planner import SALT, Planner, flattened
 
 from expunge import backbones
 from expunge.cli import main
 from expunge.core.concept import Concept
 from expunge.core.errors import ExpungeError
 from expunge.stages import erase, jobs
-from expunge.stages.plan import read_plan
-from expunge.stages.planner import SALT, Planner, flattened
 from expunge.store import EDIT, KEY, load_edit
 from plans_of import KPOP, bench_words, read_rows, tiny_plan
 

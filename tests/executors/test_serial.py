@@ -3,12 +3,12 @@
 import json
 
 import pytest
+from expunge.stages.plan import read_plan
+from expunge.stages.planner import Planner, flattened
 
 from expunge.cli import main
 from expunge.core.errors import ExpungeError
 from expunge.stages import bench, jobs
-from expunge.stages.plan import read_plan
-from expunge.stages.planner import Planner, flattened
 from plans_of import bench_words, read_rows, tiny_plan, without_times
 
 EVERY = ["none", "own", "random", "other", "neutral", "original", "uce"]

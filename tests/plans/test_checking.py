@@ -1,11 +1,11 @@
 """Plans that cannot be are refused, in one line, before anything runs."""
 
 import pytest
+from expunge.stages.plan import read_plan
+from expunge.stages.planner import Planner
 
 from expunge.cli import main
 from expunge.core.errors import ExpungeError
-from expunge.stages.plan import read_plan
-from expunge.stages.planner import Planner
 from plans_of import Raw, bench_words, tiny_plan, tiny_set
 
 ALL = {"grid__method": ["original", "uce", "kpop"], "grid__seed": [0, 1]}

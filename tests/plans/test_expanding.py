@@ -3,11 +3,11 @@
 import json
 
 import pytest
+from expunge.stages.plan import read_plan
+from expunge.stages.planner import Planner, flattened
 
 from expunge.core.errors import ExpungeError
 from expunge.stages import jobs
-from expunge.stages.plan import read_plan
-from expunge.stages.planner import Planner, flattened
 from expunge.store import read_set
 from plans_of import tiny_plan, written
 

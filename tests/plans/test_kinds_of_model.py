@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from expunge.stages.plan import read_plan
+from expunge.stages.planner import Planner, flattened
 
 from expunge.cli import main
 from expunge.core.errors import ExpungeError
-from expunge.stages.plan import read_plan
-from expunge.stages.planner import Planner, flattened
 from plans_of import SET, read_rows, tiny_plan, written
 
 PAPER = [f"kpop-{what}" for what in (*(f"table{n}" for n in range(2, 8)), *(f"fig{n}" for n in range(1, 7)))]

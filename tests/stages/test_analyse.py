@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from expunge import backbones
 from expunge.cli import main
@@ -204,3 +205,21 @@ def test_the_command_says_what_is_missing(erased, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
     assert main(["analyse", "--help"]) == 0
     assert "daam" in capsys.readouterr().out
+
+
+def test_an_imported_edit_has_no_training_to_follow(erased, tmp_path, capsys):
+    model = backbones.load("testbed")
+    weights = {n: t + 0.1 for n, t in model.tensors(model.text_inputs()[:1]).items()}
+    save_file({n.removeprefix("unet."): t.contiguous() for n, t in weights.items()}, tmp_path / "theirs.safetensors")
+    edit = tmp_path / "mine" / "edit.safetensors"
+    words = ["--method", "esd", "--target", "church", "--out", str(edit.parent), "--quiet"]
+    assert main(["import", str(tmp_path / "theirs.safetensors"), *words]) == 0
+    capsys.readouterr()
+    assert main(["analyse", "trajectories", "--edit", str(edit), "--out", str(tmp_path / "x")]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "was imported from 'theirs.safetensors', whose training is not known: expected one that expunge trained"
+        in error
+    )
+    assert error.count("\n") == 1
+    assert not (tmp_path / "x").exists()

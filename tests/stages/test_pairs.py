@@ -17,7 +17,7 @@ from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.query import Query, Start
 from expunge.erasers.duo import DUO
 from expunge.judges.testbed import Testbed
-from expunge.stages import erase, pairs
+from expunge.stages import pairs, wanted
 from expunge.store import read_any_images, read_images, read_lines, read_pixels, read_run, write_lines
 
 WISH = pairs.Wish(
@@ -212,10 +212,10 @@ def test_what_is_trained_on_is_matched_as_it_was_checked(backbone, tmp_path):
     safe = folder_of(tmp_path / "safe", a=(16, 16), b=(16, 16))
     rows = [{"file_name": f"{name}.png", "prompt": name, "seed": 0, "label": None} for name in "ba"]
     write_lines(unsafe / "metadata.jsonl", rows)
-    wanted = DUO(pairs=2).needs([Concept(name="church")])
+    needs = DUO(pairs=2).needs([Concept(name="church")])
 
     def matched():
-        task = erase.with_images(backbone, Task(targets=[]), wanted, {"unsafe": unsafe, "safe": safe})
+        task = wanted.attached(backbone, Task(targets=[]), needs, {"unsafe": unsafe, "safe": safe})
         return ["".join(s.path.stem for s in task.images[role]) for role in pairs.ROLES]
 
     assert matched() == ["ab", "ab"]

@@ -7,7 +7,9 @@ import ast
 import importlib
 import importlib.metadata
 import importlib.util
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -43,6 +45,8 @@ class Entry:
     arxiv: str
     problem: str = ""
     """Why it cannot be used; empty if it can."""
+    literals: Mapping[str, Any] = field(default_factory=dict)
+    """Attributes of its class whose values its source writes out: words, numbers, and lists and tables of these."""
 
     def load(self) -> type:
         """Import the plug-in and return its class.
@@ -101,6 +105,25 @@ def _paper(cls: ast.ClassDef) -> tuple[str, str]:
     )
 
 
+def _literals(cls: ast.ClassDef) -> dict[str, Any]:
+    """Class attributes that are written out, ``ClassVar`` or bare; not a dataclass's fields."""
+    values: dict[str, Any] = {}
+    for node in cls.body:
+        if (
+            isinstance(node, ast.AnnAssign)
+            and isinstance(node.target, ast.Name)
+            and "ClassVar" in ast.dump(node.annotation)
+        ):
+            name, value = node.target.id, node.value
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name, value = node.targets[0].id, node.value
+        else:
+            continue
+        with suppress(ValueError, TypeError):
+            values[name] = None if value is None else ast.literal_eval(value)
+    return values
+
+
 def read_entry(name: str, module: str, class_name: str = "") -> Entry:
     """Describe a plug-in from its source; a broken one is described by its problem."""
     try:
@@ -114,7 +137,8 @@ def read_entry(name: str, module: str, class_name: str = "") -> Entry:
         summary = (ast.get_docstring(cls) or "").split("\n")[0]
     except Exception as error:
         return Entry(name=name, module=module, class_name="", summary="", paper="", arxiv="", problem=str(error))
-    return Entry(name=name, module=module, class_name=cls.name, summary=summary, paper=title, arxiv=arxiv)
+    about = {"summary": summary, "paper": title, "arxiv": arxiv}
+    return Entry(name=name, module=module, class_name=cls.name, literals=_literals(cls), **about)
 
 
 @final
@@ -152,6 +176,13 @@ class Catalog:
         if name not in entries:
             raise unknown({"analyses": "analysis"}.get(self.kind, self.kind.removesuffix("s")), name, entries)
         return entries[name]
+
+    def literals(self, attribute: str) -> dict[str, Any]:
+        """What each plug-in's class writes out as ``attribute``, by the plug-in's name, without importing it.
+
+        Those that leave it to their base class, compute it, or cannot be used have none.
+        """
+        return {name: e.literals[attribute] for name, e in self.entries().items() if attribute in e.literals}
 
     def load(self, name: str) -> type:
         """Import the plug-in called ``name``."""

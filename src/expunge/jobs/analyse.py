@@ -14,7 +14,7 @@ from expunge.jobs.erase import EraseJob
 from expunge.jobs.job import written_as
 from expunge.jobs.modelled import ModelJob
 from expunge.jobs.workspace import Workspace
-from expunge.stages import analyse, erase
+from expunge.stages import analyse, wanted
 
 
 @final
@@ -62,8 +62,8 @@ class AnalyseJob(ModelJob):
             provenances = [provenance]
         prompts = {label: prompt for prompt, label in reversed(self.prompts)}
         words = (list(self.targets), list(self.retain), prompts, self.first_seed)
-        how = analyse.How(self.template, self.guidance, self.steps)
-        study = analyse.planned(backbone, analysis, *words, edits, key, training, how)
+        sampling = analyse.Sampling(self.template, self.guidance, self.steps)
+        study = analyse.planned(backbone, analysis, *words, edits, key, training, sampling)
         measured = analyse.run(backbone, self.analysis, analysis, study, provenances, out, self.part)
         return {
             "records": [m.record.as_json() for m in measured],
@@ -89,7 +89,7 @@ def _again(job: EraseJob, backbone: Backbone, at: Workspace) -> tuple[Training, 
         anchors=[None for _ in job.targets],
         retain=list(job.retain),
         seed=job.seed,
-        images={role: erase.had(shots, given.get(role)) for role, shots in training.task.images.items()},
+        images={role: wanted.described(shots, given.get(role)) for role, shots in training.task.images.items()},
         model=backbone.name,
         family=backbone.family,
     )

@@ -10,7 +10,7 @@ from typing_extensions import override
 from expunge.core.concept import Concept
 from expunge.jobs.modelled import ModelJob
 from expunge.jobs.workspace import Workspace
-from expunge.stages import erase, relearn
+from expunge.stages import erase, fresh_key
 from expunge.store import KEY, save_edit
 
 
@@ -36,7 +36,7 @@ class FreshKeyJob(ModelJob):
         eraser = erase.build(self.eraser, dict(self.settings), None)
         targets = [Concept(name=name) for name in self.targets]
         before = backbone.cost
-        key = relearn.fresh_key(backbone, self.eraser, eraser, targets, at.edits(self.edits), self.seed)
+        key = fresh_key.learn(backbone, self.eraser, eraser, targets, at.edits(self.edits), self.seed)
         save_edit(key, out / KEY)
         return {"edit": key.id, "cost": asdict(backbone.cost - before)}
 

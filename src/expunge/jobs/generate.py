@@ -7,12 +7,13 @@ from typing import Any, ClassVar, final
 
 from typing_extensions import override
 
+from expunge.core.backbone import Backbone
 from expunge.core.edit import Edit, Key
 from expunge.jobs.job import UNSAID, written_as
 from expunge.jobs.modelled import AskingJob
-from expunge.jobs.workspace import IMAGES, QUERIES, Workspace
-from expunge.stages import generate
-from expunge.store import read_json, read_queries
+from expunge.jobs.workspace import IMAGES, QUERIES, Workspace, model
+from expunge.stages import attack, generate
+from expunge.store import read_json
 
 CONTROLS: dict[str, Callable[[Key, str], Key]] = {
     "own": lambda key, of: key,
@@ -52,10 +53,10 @@ class GenerateJob(AskingJob):
         if self.control is not None and self.key_job is not None:
             key = at.private_key(self.key_job, self.key_room)
             edits.append(CONTROLS[self.control](key, self.key_job).only_for(self.only))
-        stored = None if self.queries_job is None else read_queries(at.upstream(self.queries_job, "attack") / QUERIES)
-        asked = self.queries() if stored is None else stored.queries
+        attacked = None if self.queries_job is None else attack.read(at.upstream(self.queries_job, "attack") / QUERIES)
+        asked = self.queries() if attacked is None else attacked.queries
         generate.to_folder(
-            self.backbone(at),
+            self._victim(at, None if attacked is None else attacked.dtype),
             edits,
             asked,
             out / IMAGES,
@@ -63,9 +64,15 @@ class GenerateJob(AskingJob):
             strength=self.strength,
             any_base=self.control is not None,
             control=self.control,
-            attack=None if stored is None else stored.about,
+            attack=None if attacked is None else attacked.about,
+            attack_edit=None if attacked is None else attacked.edit,
         )
         return {"cost": read_json(out / IMAGES / "run.json")["cost"], "images": len(asked)}
+
+    def _victim(self, at: Workspace, dtype: str | None) -> Backbone:
+        """The model, in the precision that an attack makes it run in, if it does."""
+        backbone = self.backbone(at)
+        return backbone if dtype in (None, self.dtype) else model(self.model, dtype, at.device)
 
     @override
     def describe(self) -> str:

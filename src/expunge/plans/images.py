@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import final
+from typing import Any, final
 
 from expunge.core.attack import Attack
 from expunge.core.cost import Cost
@@ -88,14 +88,14 @@ class Images:
         return self.of(prompts, images.count, images.seed + OTHER_SEEDS, None, seeds=seeds)
 
     def attacked(
-        self, name: str, attack: Attack, edit: Erasure | None, targets: list[str], first: int, draws: int
+        self, name: str, attack: Attack[Any], edit: Erasure | None, targets: list[str], first: int, draws: int
     ) -> GenerateJob:
         """Images of what an attack asks, from queries for the targets whose first seed is ``first``."""
         asked = [(p, c) for p, c in self._read.prompts() if c in targets]
         plain = self.of(asked, self._plan.control_count, first, edit)
         job = AttackJob(
             upstream=plain.upstream,
-            cost=attack.cost(len(targets), len(asked) * self._plan.control_count),
+            cost=attack.foreseen(len(targets), len(asked) * self._plan.control_count, plain.steps),
             prompts=plain.prompts,
             count=plain.count,
             seed=plain.seed,

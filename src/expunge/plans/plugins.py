@@ -39,7 +39,7 @@ class PlannedAttack(NamedTuple):
     """An attack that a plan names."""
 
     name: str
-    runs: Sequence[Attack]
+    runs: Sequence[Attack[Any]]
     """One for each of its runs on a row and training seed."""
     variant: str
 
