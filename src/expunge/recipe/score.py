@@ -18,7 +18,7 @@ from expunge.judges.testbed import Testbed
 from expunge.settings import presets
 from expunge.stages import generate
 from expunge.store import read_set
-from expunge.testbed.recipe import recognizers, scenes
+from expunge.recipe import recognizers, scenes
 
 SEED = 70_000
 """Seeds of scoring are used nowhere else."""

@@ -1,4 +1,4 @@
-"""``python -m expunge.testbed.recipe STAGE … --cache DIR``: each stage is skipped if its result is in the cache."""
+"""``python -m expunge.recipe STAGE … --cache DIR``: each stage is skipped if its result is in the cache."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from expunge import testbed
 from expunge.store import new_file, new_folder
 from expunge.testbed.networks import ARCHITECTURES, Recognizer
-from expunge.testbed.recipe import (
+from expunge.recipe import (
     artwork,
     assemble,
     autoencoder,
@@ -202,7 +202,7 @@ class Recipe:
         """Score what was assembled, in a process that takes it for the testbed; fails below the gates."""
         file = self.cache / "testbed.json"
         if not file.exists():
-            code = "from expunge.testbed.recipe.__main__ import Recipe, score; from pathlib import Path; import sys; "
+            code = "from expunge.recipe.__main__ import Recipe, score; from pathlib import Path; import sys; "
             code += "score.write(Recipe(Path(sys.argv[1])), Path(sys.argv[2]))"
             environment = {**os.environ, "EXPUNGE_TESTBED": str(self.weights)}
             subprocess.run([sys.executable, "-c", code, str(self.cache), str(file)], check=True, env=environment)
