@@ -15,9 +15,10 @@ from expunge.core.attack import Access, Attack
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.concept import Concept
-from expunge.core.edit import Edit, Guidance, Key, Weights, fingerprint
+from expunge.core.edit import Edit, Weights, fingerprint
 from expunge.core.eraser import Eraser, Redrawn, Step, Task, settings_of
 from expunge.core.errors import ExpungeError
+from expunge.core.guidance import Guidance, Key
 from expunge.core.metric import Metric
 from expunge.core.query import Query, Shot
 from expunge.store import load_edit, save_edit

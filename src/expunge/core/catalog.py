@@ -118,10 +118,10 @@ class Catalog:
         folder = Path(__file__).parent.parent / self.kind
         modules = [*folder.glob("*.py"), *(package.parent for package in folder.glob("*/__init__.py"))]
         names = sorted(p.stem for p in modules if not p.stem.startswith("_"))
-        found = {n.replace("_", "-"): read_entry(n.replace("_", "-"), f"expunge.{self.kind}.{n}") for n in names}
+        entries = {n.replace("_", "-"): read_entry(n.replace("_", "-"), f"expunge.{self.kind}.{n}") for n in names}
         for point in importlib.metadata.entry_points(group=f"expunge.{self.kind}"):
-            found.setdefault(point.name, read_entry(point.name, point.module, point.attr))
-        return dict(sorted(found.items()))
+            entries.setdefault(point.name, read_entry(point.name, point.module, point.attr))
+        return dict(sorted(entries.items()))
 
     def entry(self, name: str) -> Entry:
         """The plug-in called ``name``.
@@ -150,13 +150,3 @@ class Catalog:
             return self.load(name)(**{key.strip(): value.strip() for key, _, value in pairs})
         except TypeError as error:
             raise ExpungeError(f"'{spec}': {error}") from error
-
-
-def backbone_of(model: Any) -> Any:
-    """The backbone around ``model``: itself, or the one that belongs to a pipeline (made at the first call, kept on it)."""
-    return importlib.import_module("expunge.backbones").of(model)
-
-
-def store() -> Any:
-    """The module that knows the file formats; it lies above this room, so it is looked up, not imported."""
-    return importlib.import_module("expunge.store")

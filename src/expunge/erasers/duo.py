@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import override
 
-from expunge.core.backbone import Backbone, Conditioning
+from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.concept import Concept, phrases
+from expunge.core.conditioning import Conditioning
 from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, Redrawn, Step, Task
 from expunge.core.errors import ExpungeError, check_counts, check_positive

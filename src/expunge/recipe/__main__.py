@@ -17,8 +17,6 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from expunge import testbed
-from expunge.store import new_file, new_folder
-from expunge.testbed.networks import ARCHITECTURES, Recognizer
 from expunge.recipe import (
     artwork,
     assemble,
@@ -30,6 +28,8 @@ from expunge.recipe import (
     score,
     text_tower,
 )
+from expunge.store import new_file, new_folder
+from expunge.testbed.networks import ARCHITECTURES, Recognizer
 
 SCENES = 60_000
 CYCLES = [(3800, 1e-3), (4600, 8e-4)]

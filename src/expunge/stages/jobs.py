@@ -21,8 +21,9 @@ from expunge import backbones
 from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept
 from expunge.core.cost import Cost, PeakBytes
-from expunge.core.edit import Edit, Key, Provenance
+from expunge.core.edit import Edit, Provenance
 from expunge.core.errors import ExpungeError, unknown
+from expunge.core.guidance import Key
 from expunge.core.query import Query, queries
 from expunge.settings.layers import filled
 from expunge.stages import analyse, attack, erase, generate, measure, pairs, relearn

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         write_images,
     )
     from expunge.store.locks import claimed
-    from expunge.store.peers import Published, read_published
+    from expunge.store.peers import Published, lora_adapter, read_published
     from expunge.store.pixels import PICTURES, read_pixels, read_views
     from expunge.store.prompts import GUIDANCES, LABELS, PROMPTS, SEEDS, read_prompts
     from expunge.store.queries import QUERIES, WORDS, StoredQueries, read_queries, write_queries
@@ -82,6 +82,7 @@ _HOMES = {
     "write_images": "images",
     "claimed": "locks",
     "Published": "peers",
+    "lora_adapter": "peers",
     "read_published": "peers",
     "PICTURES": "pixels",
     "read_pixels": "pixels",
@@ -127,6 +128,7 @@ __all__ = [
     "guidance_class",
     "image_name",
     "load_edit",
+    "lora_adapter",
     "new_file",
     "new_folder",
     "parsed",
