@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from expunge.store.peers import Published, lora_adapter, read_published
     from expunge.store.pixels import PICTURES, read_pixels, read_views
     from expunge.store.prompts import GUIDANCES, LABELS, PROMPTS, SEEDS, read_prompts
-    from expunge.store.queries import QUERIES, WORDS, StoredQueries, read_queries, write_queries
+    from expunge.store.queries import QUERIES, STARTS, WORDS, StoredQueries, read_queries, write_queries
     from expunge.store.records import write_records
     from expunge.store.sets import read_set
 
@@ -93,6 +93,7 @@ _HOMES = {
     "SEEDS": "prompts",
     "read_prompts": "prompts",
     "QUERIES": "queries",
+    "STARTS": "queries",
     "StoredQueries": "queries",
     "WORDS": "queries",
     "read_queries": "queries",
@@ -115,6 +116,7 @@ __all__ = [
     "ROLES",
     "RUN",
     "SEEDS",
+    "STARTS",
     "WORDS",
     "Checkpoint",
     "Checkpoints",
