@@ -3,14 +3,18 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from expunge.core import registry
+
 if TYPE_CHECKING:
     from expunge.backbones import load
-    from expunge.core.backbone import Backbone, Conditioning
+    from expunge.core.backbone import Backbone
     from expunge.core.catalog import Catalog
     from expunge.core.concept import Concept
-    from expunge.core.edit import Edit, Guidance, Weights
+    from expunge.core.conditioning import Conditioning
+    from expunge.core.edit import Edit, Weights
     from expunge.core.eraser import Eraser
     from expunge.core.errors import ExpungeError
+    from expunge.core.guidance import Guidance
     from expunge.core.judge import Judge
     from expunge.core.metric import Metric
     from expunge.core.query import Query
@@ -22,11 +26,11 @@ _HOMES = {
     "Backbone": "core.backbone",
     "Catalog": "core.catalog",
     "Concept": "core.concept",
-    "Conditioning": "core.backbone",
+    "Conditioning": "core.conditioning",
     "Edit": "core.edit",
     "Eraser": "core.eraser",
     "ExpungeError": "core.errors",
-    "Guidance": "core.edit",
+    "Guidance": "core.guidance",
     "Judge": "core.judge",
     "Metric": "core.metric",
     "Query": "core.query",
@@ -54,6 +58,23 @@ __all__ = [
     "load",
     "load_edit",
 ]
+
+
+def _backbone_of(model: Any) -> "Backbone":
+    """The backbone around a model, for `Edit.attach`; the families are imported when it is asked."""
+    from expunge import backbones
+
+    return backbones.of(model)
+
+
+def _save_edit(edit: "Edit", path: Any, overwrite: bool = False) -> None:
+    """Write an edit, for `Edit.save`."""
+    from expunge import store
+
+    store.save_edit(edit, path, overwrite=overwrite)
+
+
+registry.register(opener=_backbone_of, saver=_save_edit)
 
 
 def __dir__() -> list[str]:

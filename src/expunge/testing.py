@@ -15,9 +15,10 @@ from expunge.core.attack import Attack, Provocation
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Catalog, Paper
 from expunge.core.concept import Concept
-from expunge.core.edit import Edit, Guidance, Key, Weights, fingerprint
+from expunge.core.edit import Edit, Weights, fingerprint
 from expunge.core.eraser import Eraser, Marked, Step, Task, Wish, settings_of
 from expunge.core.errors import ExpungeError
+from expunge.core.guidance import Guidance, Key
 from expunge.core.knowledge import Kind, undeclared
 from expunge.core.metric import Metric
 from expunge.core.query import Box, Query, Shot

@@ -9,8 +9,8 @@ from expunge.core.analysis import Study
 from expunge.core.errors import ExpungeError
 from expunge.erasers.uce import UCE
 from expunge.maths.attention import columns_of, recorded
+from expunge.recipe.scenes import BACKGROUNDS
 from expunge.stages import erase
-from expunge.testbed.recipe.scenes import BACKGROUNDS
 
 
 def test_entropy_is_a_share_of_a_uniform_map_s():

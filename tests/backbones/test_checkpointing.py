@@ -7,6 +7,7 @@ from expunge import backbones
 from expunge.core.adapter import Adapter
 from expunge.core.peak_bytes import PeakBytes
 from expunge.erasers.kpop import injected
+from expunge.erasers.spm import Transport
 from expunge.maths.training import thin
 from tiny import tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
 
@@ -46,7 +47,7 @@ def test_gradients_are_the_same(family, place, gated):
     if gated:
         factors = thin(backbone, backbone.layers("transformer"), 1, torch.Generator().manual_seed(1))
         factors = {n: t + 0.1 if n.endswith(".up") else t for n, t in factors.items()}
-        backbone.attach(Adapter(factors, gates=[["church"]]))
+        backbone.attach(Adapter(factors, gate=Transport([["church"]])))
     plain, again = (gradients(backbone, on, place) for on in (False, True))
     assert len(plain) == len(again) > 10
     for a, b in zip(plain, again, strict=True):

@@ -12,6 +12,7 @@ from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.query import Query
 from expunge.erasers.kpop.recovery import Recovery
 from expunge.erasers.sld import SafetyGuidance
+from expunge.erasers.spm import Transport
 from expunge.stages import erase
 from states import NO_CHECKER, STATES, blocks_compiled, lora_folder, without_middle
 from tiny import still, tiny_components, tiny_pipeline, tiny_xl_pipeline
@@ -403,7 +404,9 @@ def test_clip_skip_finds_the_words_all_the_same():
     gates = adapter(backbones.of(tiny_xl_pipeline()))
     from expunge.core.adapter import Adapter
 
-    gated = Adapter({n: t[:1] if n.endswith("down") else t[:, :1] for n, t in gates.tensors().items()}, gates=[["dog"]])
+    gated = Adapter(
+        {n: t[:1] if n.endswith("down") else t[:, :1] for n, t in gates.tensors().items()}, gate=Transport([["dog"]])
+    )
     free = Adapter(gated.tensors())
     call = {"height": 16, "width": 16, "clip_skip": 1}
     free.attach(pipe)

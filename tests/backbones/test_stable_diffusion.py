@@ -8,8 +8,8 @@ import torch
 import expunge
 from expunge import backbones
 from expunge.backbones.stable_diffusion import StableDiffusion
-from expunge.core.edit import Guidance
 from expunge.core.errors import ExpungeError
+from expunge.core.guidance import Guidance
 from expunge.core.query import Query
 from tiny import tiny_components, tiny_pipeline
 

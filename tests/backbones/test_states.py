@@ -13,6 +13,7 @@ from expunge import backbones
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.erasers.kpop.recovery import Recovery
 from expunge.erasers.sld import SafetyGuidance
+from expunge.erasers.spm import Transport
 from states import STATES
 from tiny import tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
 
@@ -111,13 +112,13 @@ def weights_edit(plain):
     return plain.edit_of({n: -t for n, t in plain.tensors(names).items()})
 
 
-def adapter_edit(plain, gates=()):
+def adapter_edit(plain, gate=None):
     generator, factors = torch.Generator().manual_seed(3), {}
     for layer in plain.layers("attn"):
         out, taken = plain.tensors([f"{layer}.weight"])[f"{layer}.weight"].shape
         factors[f"{layer}.down"] = torch.randn((1, taken), generator=generator) * 0.3
         factors[f"{layer}.up"] = torch.randn((out, 1), generator=generator) * 0.3
-    return plain.adapter_of(factors, gates=gates)
+    return plain.adapter_of(factors, gate=gate)
 
 
 def held_owner(module, name):
@@ -159,7 +160,7 @@ def case(state, kind):
         return edit, lambda: written(fresh, edit)
     if kind == "gated adapter":  # whose gate the word opens whole
         same = adapter_edit(plain)
-        return adapter_edit(plain, gates=[["dog"]]), lambda: written(fresh, same)
+        return adapter_edit(plain, gate=Transport([["dog"]])), lambda: written(fresh, same)
     if kind == "negative prompt":
         edit = expunge.erase(plain, "cat", method="negative-prompt")
         return edit, lambda: told(fresh, negative="cat")

@@ -4,11 +4,12 @@ import torch
 
 from expunge.backbones.stable_diffusion import StableDiffusion
 from expunge.core.adapter import Adapter
-from expunge.core.backbone import Conditioning
 from expunge.core.concept import Concept
+from expunge.core.conditioning import Conditioning
 from expunge.core.edit import Weights
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query
+from expunge.erasers.spm import Transport
 from expunge.erasers.uce import UCE
 from expunge.stages import erase
 from expunge.store import load_edit, save_edit
@@ -89,9 +90,9 @@ def spm_gate(backbone, prompt, concept):
 
 
 def test_each_row_opens_the_gate_as_far_as_its_own_prompt_does(backbone):
-    adapter = Adapter(factors(backbone, rank=2), gates=[["church"], ["dog", "1 2"]])
+    adapter = Adapter(factors(backbone, rank=2), gate=Transport([["church"], ["dog", "1 2"]]))
     prompts = ["church", "a dog", "zzz 1", ""]
-    opened = adapter.opened(backbone, backbone.encode(prompts))
+    opened = adapter.gate.opened(backbone, backbone.encode(prompts))
     expected = [
         [spm_gate(backbone, p, "church"), max(spm_gate(backbone, p, "dog"), spm_gate(backbone, p, "1 2"))]
         for p in prompts
@@ -114,7 +115,7 @@ def test_each_row_opens_the_gate_as_far_as_its_own_prompt_does(backbone):
 
 
 def test_reaches_a_pipeline_the_user_holds_with_every_prompt_s_own_gate(backbone):
-    adapter = Adapter(factors(backbone), gates=[["church"]])
+    adapter = Adapter(factors(backbone), gate=Transport([["church"]]))
     pipe = tiny_pipeline()
     noise = torch.cat([backbone.noise(5)] * 2)
     call = {"latents": noise, "guidance_scale": 4.0, "num_inference_steps": 3, "output_type": "latent"}
@@ -131,22 +132,22 @@ def test_reaches_a_pipeline_the_user_holds_with_every_prompt_s_own_gate(backbone
 
 
 def test_a_gate_on_a_learned_embedding_is_refused(backbone):
-    adapter = Adapter(factors(backbone), gates=[["church"]])
+    adapter = Adapter(factors(backbone), gate=Transport([["church"]]))
     with backbone.attached([adapter]), pytest.raises(ExpungeError, match="gate of 'church' reads the words"):
         backbone.predict(backbone.noise(0), 5, Conditioning(embeds=torch.randn(1, 16, 32)))
 
 
 def test_gradients_reach_the_prompt_through_the_gate(backbone):
-    adapter = Adapter(factors(backbone), gates=[["church"]])
+    adapter = Adapter(factors(backbone), gate=Transport([["church"]]))
     cond = backbone.encode(["a dog"])
     embeds = cond.embeds.detach().requires_grad_()
-    adapter.opened(backbone, Conditioning(embeds=embeds, tokens=cond.tokens)).sum().backward()
+    adapter.gate.opened(backbone, Conditioning(embeds=embeds, tokens=cond.tokens)).sum().backward()
     assert embeds.grad is not None
     assert embeds.grad.abs().sum() > 0
 
 
 def test_survives_saving_and_keeps_its_gates(backbone, tmp_path):
-    adapter = Adapter(factors(backbone), scale=0.25, gates=[["church", "chapel"]])
+    adapter = Adapter(factors(backbone), scale=0.25, gate=Transport([["church", "chapel"]]))
     save_edit(adapter, tmp_path / "edit.safetensors")
     loaded = load_edit(tmp_path / "edit.safetensors")
     assert isinstance(loaded, Adapter)
@@ -171,11 +172,11 @@ def test_what_does_not_fit_is_refused_in_a_line(backbone):
         with pytest.raises(ExpungeError, match=words):
             backbone.attach(Adapter(changed))
     with pytest.raises(ExpungeError, match="one for each gate"):
-        Adapter(good, gates=[["a"], ["b"]])
+        Adapter(good, gate=Transport([["a"], ["b"]]))
     with pytest.raises(ExpungeError, match="no text"):
-        Adapter(good, gates=[[]])
+        Adapter(good, gate=Transport([[]]))
     with pytest.raises(ExpungeError, match="gates that read each prompt"):
-        Adapter(good, gates=[["church"]]).fused({})
+        Adapter(good, gate=Transport([["church"]])).fused({})
     assert not backbone.edits
 
 

@@ -329,7 +329,7 @@ def test_a_membrane_of_spm_keeps_its_gate(tmp_path, folder):
     edit = load_edit(tmp_path / FILE)
     assert edit.gates == (("church", "a big chapel"),)
     backbone = StableDiffusion.from_folder(folder, name="tiny")
-    opened = edit.opened(backbone, backbone.encode(["church", "dog"]))
+    opened = edit.gate.opened(backbone, backbone.encode(["church", "dog"]))
     assert opened[0, 0] == pytest.approx(1)
     assert opened[1, 0] < 0.99
     with backbone.attached([edit]):

@@ -8,8 +8,8 @@ import torch
 
 from expunge import backbones
 from expunge.cli import main
-from expunge.core.backbone import InjectedPrompt
 from expunge.core.concept import Concept
+from expunge.core.conditioning import InjectedPrompt
 from expunge.core.eraser import Task, settings_of
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query

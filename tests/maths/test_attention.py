@@ -2,10 +2,11 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from expunge.core.backbone import InjectedPrompt
+from expunge.core.attention import attention_map
+from expunge.core.conditioning import InjectedPrompt
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query
-from expunge.maths.attention import attention_map, recorded
+from expunge.maths.attention import recorded
 
 
 def drawn(*shape):

@@ -13,7 +13,7 @@ from expunge.core.attack import Attack, Provocation
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept
 from expunge.core.errors import ExpungeError
-from expunge.core.query import LearnedWord, Query, Start
+from expunge.core.query import LearnedWord, Query
 from expunge.core.victim import BlackBox, WhiteBox
 from expunge.erasers.uce import UCE
 from expunge.executors import bench
@@ -74,11 +74,6 @@ def test_queries_come_back_whole_and_make_the_same_images(backbone, edit, tmp_pa
     assert read_run(tmp_path / "a")["attack"]["access"] == "white box"
     records = measure.measure(measure.build("esr-psr", {}), "esr-psr", tmp_path / "a")
     assert records[0].provenance["attack"]["cost"] == found.about["cost"]
-    with pytest.raises(ExpungeError, match="starts from an image"):
-        started = Query(
-            prompt="a", seed=0, guidance=1.0, steps=1, start=Start(image=torch.zeros(4, 8, 8), strength=1.0)
-        )
-        write_queries(tmp_path / "c", [started], {})
     plain = [QUERY, Query(prompt="b", seed=1, guidance=2.0, steps=3, negative="c")]
     write_queries(tmp_path / "plain", plain, {})
     assert read_queries(tmp_path / "plain").queries == plain

@@ -10,6 +10,7 @@ from expunge import backbones
 from expunge.core.adapter import Adapter, LowRank
 from expunge.core.errors import ExpungeError
 from expunge.core.lora import written
+from expunge.erasers.spm import Transport
 from expunge.maths.training import thin
 from expunge.stages import export
 from expunge.store import load_edit
@@ -19,11 +20,11 @@ MAKERS = {"sd": tiny_pipeline, "sdxl": tiny_xl_pipeline, "sd3": tiny_sd3_pipelin
 CALL = {"num_inference_steps": 3, "height": 16, "width": 16, "guidance_scale": 5.0, "output_type": "latent"}
 
 
-def adapter(backbone, rank, scale, seed, gates=(), layers="transformer"):
+def adapter(backbone, rank, scale, seed, gate=None, layers="transformer"):
     generator = torch.Generator().manual_seed(seed)
     factors = thin(backbone, backbone.layers(layers), rank, generator)
     drawn = {n: 0.2 * torch.randn(t.shape, generator=generator) if n.endswith(".up") else t for n, t in factors.items()}
-    return Adapter(drawn, scale=scale, gates=gates)
+    return Adapter(drawn, scale=scale, gate=gate)
 
 
 def two_layers():
@@ -118,7 +119,7 @@ def test_what_is_no_lora_is_refused_in_a_line(tmp_path):
     held = tiny_pipeline()
     backbone = backbones.of(held)
     weights = expunge.erase(held, "church", settings={"anchor": "cat"})
-    gated = adapter(backbone, 1, 1.0, 0, gates=[["church"]])
+    gated = adapter(backbone, 1, 1.0, 0, gate=Transport([["church"]]))
     for edits, words in (([weights], "is a weights edit"), ([gated], "gates"), ([], "no edit")):
         with pytest.raises(ExpungeError, match=words):
             export.lora_to_folder(backbone, edits, tmp_path / "lora", "diffusers")

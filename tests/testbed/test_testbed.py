@@ -11,7 +11,7 @@ from expunge.store import read_set
 from expunge.testbed.networks import ARCHITECTURES
 
 SETS = sorted(p.stem for p in testbed.CONCEPTS.glob("*.toml"))
-SPEC = tomllib.loads((Path(testbed.__file__).parent / "recipe" / "objects.toml").read_text())
+SPEC = tomllib.loads((Path(testbed.__file__).parents[1] / "recipe" / "objects.toml").read_text())
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -52,8 +52,8 @@ def test_heldout_phrases_are_twenty_or_more_and_made_of_trained_keywords():
 def test_captions_never_hold_a_heldout_pair():
     np = pytest.importorskip("numpy")
     pytest.importorskip("tokenizers")
-    from expunge.testbed.recipe.artwork import Artwork
-    from expunge.testbed.recipe.captions import Captioner
+    from expunge.recipe.artwork import Artwork
+    from expunge.recipe.captions import Captioner
 
     words = testbed.vocabulary()
     names = list(words["objects"])
@@ -133,7 +133,7 @@ def test_categories_are_concepts_for_the_judge():
 
 def test_scores_are_committed_under_the_agreed_names():
     scores = json.loads((Path(__file__).parents[2] / "benchmarks" / "testbed.json").read_text())
-    from expunge.testbed.recipe.score import missed
+    from expunge.recipe.score import missed
 
     names = ["object_top1", "object_top5", "objects10_top1", "style_top1", "two_objects", "heldout_weapon_rate"]
     names += ["judge_accuracy", "judge_leave_one_set_out", "judge_agreement"]

@@ -11,13 +11,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from expunge.core.attack import Attack, Provocation
-from expunge.core.backbone import Backbone, Conditioning
+from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.concept import OBJECT_TEMPLATES, Concept, phrases
+from expunge.core.conditioning import Conditioning
 from expunge.core.cost import Cost
-from expunge.core.edit import Guidance
 from expunge.core.eraser import Task
 from expunge.core.errors import check_counts, check_positive
+from expunge.core.guidance import Guidance
 from expunge.core.knowledge import Kind
 from expunge.core.query import LearnedWord, Query
 from expunge.core.victim import Access, WhiteBox

@@ -93,19 +93,19 @@ def load(
     Raises:
         ExpungeError: if there is no such model, or it is of a family that is not supported.
     """
-    place, precision = str(device), str(dtype).removeprefix("torch.")
+    where, precision = str(device), str(dtype).removeprefix("torch.")
     if precision not in DTYPES:
         raise unknown("dtype", precision, DTYPES)
     if Path(model).is_file():
         family = FAMILIES[configurations(layout_of(Path(model))).pipeline]
-        return family.from_file(Path(model), layout, name=model, device=place, dtype=precision)
+        return family.from_file(Path(model), layout, name=model, device=where, dtype=precision)
     if layout is not None:
         raise ExpungeError(f"layout '{layout}' for '{model}': expected a single .safetensors file")
     if model == "testbed":
         from expunge.testbed import FOLDER
 
-        return StableDiffusion.from_folder(FOLDER, name="testbed", device=place, dtype=precision)
+        return StableDiffusion.from_folder(FOLDER, name="testbed", device=where, dtype=precision)
     folder = Path(model)
     if not folder.is_dir():
         folder = download(model, revision, precision)
-    return _open(folder, model, place, precision)
+    return _open(folder, model, where, precision)

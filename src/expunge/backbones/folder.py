@@ -77,29 +77,29 @@ class Folder(Files):
         if part in self._weights:
             return self._weights[part]
         names = [f.name for f in (self.path / part).iterdir()]
-        found = chosen(part, names, str(self.dtype).removeprefix("torch."))
-        if found is None:
+        entry = chosen(part, names, str(self.dtype).removeprefix("torch."))
+        if entry is None:
             expected = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
             others = ", ".join(sorted(n for n in names if not n.endswith(".json"))) or "no other file"
             raise ExpungeError(
                 f"'{self.path / part}' has no safetensors weights, and no .bin: expected {expected}.safetensors (there is "
                 f"{others})"
             )
-        if found.variant == NON_EMA:
+        if entry.variant == NON_EMA:
             warnings.warn(
-                f"'{self.path / part}' has no weights but '{found.name}': the model is the last step of its training, not the "
+                f"'{self.path / part}' has no weights but '{entry.name}': the model is the last step of its training, not the "
                 "average over the steps",
                 ExpungeWarning,
                 stacklevel=2,
             )
-        self._weights[part] = found
+        self._weights[part] = entry
         for file in self._all_files(part):
             if not file.is_file():
                 raise ExpungeError(
-                    f"'{self.path / part / found.name}' is damaged: it names '{file.name}', which is not there"
+                    f"'{self.path / part / entry.name}' is damaged: it names '{file.name}', which is not there"
                 )
-            check_kind(file, pickle=not found.safe)
-        return found
+            check_kind(file, pickle=not entry.safe)
+        return entry
 
     def _all_files(self, part: str) -> list[Path]:
         """The files that hold a component's weights."""
@@ -159,19 +159,19 @@ class Folder(Files):
             parameters = dict(self.get(part).named_parameters())
             return {n: parameters[n].detach() for n in names}
         files, expected = self._files(part), self._expected(part)
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         try:
             for file in {files[n] for n in names}:
                 with safe_open(file, "pt") as opened:
                     for name in names:
                         if files[name] == file:
-                            found[name] = opened.get_tensor(name).to(device=self.device, dtype=self.dtype, copy=True)
+                            tensors[name] = opened.get_tensor(name).to(device=self.device, dtype=self.dtype, copy=True)
         except (SafetensorError, OSError) as error:
             raise ExpungeError(f"'{self.path / part}' is damaged: {error}") from error
-        for name, tensor in found.items():
+        for name, tensor in tensors.items():
             if tensor.shape != expected[name]:
                 self._refuse_shape(part, name, tensor.shape, expected[name])
-        return found
+        return tensors
 
     def _read_by_name(self, part: str) -> bool:
         """Whether tensors can be had from the files: not of pickles, and not of text encoders, whose names vary."""
@@ -248,12 +248,12 @@ class Folder(Files):
             options |= {"dtype": self.dtype, "ignore_mismatched_sizes": True}
         else:
             options["torch_dtype"] = self.dtype
-        model, told = self._loaded(cls, part, options)
-        if told["unexpected_keys"] and set(told["unexpected_keys"]) == _without_level(told["missing_keys"]):
-            model, told = self._loaded(cls, part, {**options, "key_mapping": _WITH_LEVEL})
-        for name, given, expected in told["mismatched_keys"]:
+        model, report = self._loaded(cls, part, options)
+        if report["unexpected_keys"] and set(report["unexpected_keys"]) == _without_level(report["missing_keys"]):
+            model, report = self._loaded(cls, part, {**options, "key_mapping": _WITH_LEVEL})
+        for name, given, expected in report["mismatched_keys"]:
             self._refuse_shape(part, name, given, expected)
-        self._check_names(part, sorted(told["missing_keys"]), sorted(told["unexpected_keys"]))
+        self._check_names(part, sorted(report["missing_keys"]), sorted(report["unexpected_keys"]))
         return model.to(self.device).eval().requires_grad_(False)
 
     def _loaded(self, cls: Any, part: str, options: Mapping[str, Any]) -> Any:

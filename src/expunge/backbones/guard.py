@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from expunge.backbones import held
-from expunge.backbones.steering import check_steers, steers
+from expunge.backbones.running import check_steers, method_of, steers
 from expunge.core.adapter import Adapter
-from expunge.core.edit import Edit, Key, Weights
+from expunge.core.edit import Edit, Weights
 from expunge.core.errors import ExpungeError
+from expunge.core.guidance import Key, attends
 
 if TYPE_CHECKING:
     from expunge.backbones.pipeline import PipelineBackbone
@@ -31,10 +32,13 @@ def check_carries(backbone: "PipelineBackbone", parts: held.Pipeline, edit: Edit
         unread = [layer for layer in _unread(backbone, parts, layers) if not _written_through(backbone, parts, layer)]
     elif coming and isinstance(edit, Adapter):
         unread = _unread(backbone, parts, edit.layers)
-    elif coming and isinstance(edit, Key):
+    elif coming and (isinstance(edit, Key) or attends(edit)):
         if held.compiled(parts.outer(part)):
-            raise ExpungeError(f"a key gives prompts to the layers of a compiled {part}: expected one that is not")
-        read = (name for layer in backbone.attentions().values() for name in (layer.k, layer.v))
+            what = (
+                "a key gives prompts to" if isinstance(edit, Key) else f"a {method_of(edit)} edit looks at attention in"
+            )
+            raise ExpungeError(f"{what} the layers of a compiled {part}: expected one that is not")
+        read = (name for layer in backbone.attentions().values() for name in (layer.q, layer.k, layer.v))
         unread = _unread(backbone, parts, (name.removesuffix(".weight") for name in read))
     _check_none(backbone, unread)
     if coming and steers(edit):
@@ -81,7 +85,7 @@ def _unread(backbone: "PipelineBackbone", parts: held.Pipeline, layers: Iterable
     modules = {name: backbone.parameter(f"{name}.weight")[0] for name in asked}
     try:
         with held.listening(modules) as heard:
-            backbone.answers()
+            backbone.asker.ask_smallest()
     except Exception:  # it wants more than that (an IP-Adapter's images): go by what stands in it
         heard = set() if held.fused(parts.get(part).modules()) else set(asked)
     return [name for name in asked if name not in heard]

@@ -29,10 +29,10 @@ class Pipeline(Parts):
 
     @override
     def read(self, part: str, names: Sequence[str]) -> dict[str, Tensor]:
-        found = parameters(self.get(part))
+        known = parameters(self.get(part))
         for name in names:
-            check_plain(f"{part}.{name}", found[name])
-        return {n: found[n].detach() for n in names}
+            check_plain(f"{part}.{name}", known[name])
+        return {n: known[n].detach() for n in names}
 
     @override
     def built(self, part: str) -> bool:
@@ -77,11 +77,11 @@ def parameters(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """
     inside = dict(module.named_modules())
     wrapped = [f"{n}." for n, m in inside.items() if "base_layer" in m._modules]
-    made = [f"{n}.{f}." for n, m in inside.items() for f, of in FUSED.items() if {f, *of} <= m._modules.keys()]
+    joined = [f"{n}.{f}." for n, m in inside.items() for f, of in FUSED.items() if {f, *of} <= m._modules.keys()]
     return {
         plain(name): parameter
         for name, parameter in module.named_parameters()
-        if not name.startswith(tuple(made)) and (".base_layer." in name or not name.startswith(tuple(wrapped)))
+        if not name.startswith(tuple(joined)) and (".base_layer." in name or not name.startswith(tuple(wrapped)))
     }
 
 

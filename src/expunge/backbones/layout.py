@@ -80,13 +80,13 @@ def layout_of(path: Path) -> str:
     Raises:
         ExpungeError: if it is no model in the LDM layout, or one of another family.
     """
-    told = header(path)
-    keys = told.keys
-    _check_input(path, told)
+    stored = header(path)
+    keys = stored.keys
+    _check_input(path, stored)
     if "conditioner.embedders.1.model.ln_final.weight" in keys:
         return "sdxl"
     if "cond_stage_model.model.ln_final.weight" in keys:
-        return "sd2-base" if marks(path, told).prediction == "epsilon" else "sd2"
+        return "sd2-base" if marks(path, stored).prediction == "epsilon" else "sd2"
     if any(
         k.startswith(("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer.enc")) for k in keys
     ):
@@ -103,33 +103,33 @@ def layout_of(path: Path) -> str:
     raise ExpungeError(f"'{path}' holds {what}: expected a whole SD 1.x, 2.x or XL model in the LDM layout")
 
 
-def marks(path: Path, told: Header) -> Marks:
+def marks(path: Path, stored: Header) -> Marks:
     """What a file's keys and metadata (expunge's own, Stability's) say; a key, which other programs heed, goes first.
 
     Raises:
         ExpungeError: if the metadata says that the model predicts something else than noise or v.
     """
-    name = next((n for n in (PREDICTION, "modelspec.prediction_type") if told.metadata.get(n)), None)
-    said = None if name is None else _PREDICTIONS.get(told.metadata[name])
+    name = next((n for n in (PREDICTION, "modelspec.prediction_type") if stored.metadata.get(n)), None)
+    said = None if name is None else _PREDICTIONS.get(stored.metadata[name])
     if name is not None and said is None:
-        raise ExpungeError(f"'{path}' says that it predicts '{told.metadata[name]}' ({name}): expected epsilon or v")
-    zero_snr = ZERO_SNR in told.keys
-    if PREDICTS_V in told.keys and said == "epsilon":
+        raise ExpungeError(f"'{path}' says that it predicts '{stored.metadata[name]}' ({name}): expected epsilon or v")
+    zero_snr = ZERO_SNR in stored.keys
+    if PREDICTS_V in stored.keys and said == "epsilon":
         return Marks("v_prediction", zero_snr, f"its {name} says epsilon")
-    return Marks("v_prediction" if PREDICTS_V in told.keys else said, zero_snr)
+    return Marks("v_prediction" if PREDICTS_V in stored.keys else said, zero_snr)
 
 
-def _check_input(path: Path, told: Header) -> None:
+def _check_input(path: Path, stored: Header) -> None:
     """Refuse a UNet that reads more than latents, and one on another noise schedule."""
     entrance = "model.diffusion_model.input_blocks.0.0.weight"
-    if entrance in told.keys:
+    if entrance in stored.keys:
         with safe_open(path, "pt") as opened:
             channels = opened.get_slice(entrance).get_shape()[1]
         if channels != 4:
             raise ExpungeError(
                 f"'{path}' has a UNet of {channels} input channels: expected 4, of a text-to-image model"
             )
-    foreign = next((k for k in ("edm_mean", "edm_vpred.sigma_max") if k in told.keys), None)
+    foreign = next((k for k in ("edm_mean", "edm_vpred.sigma_max") if k in stored.keys), None)
     if foreign is not None:
         raise ExpungeError(f"'{path}' is on EDM's noise schedule (it has '{foreign}'): expected Stable Diffusion's")
 
@@ -153,15 +153,15 @@ def configurations(layout: str) -> Configurations:
     if not (folder / "model_index.json").is_file():
         raise unknown("layout", layout, [*_layouts(), "a diffusers folder"])
     index = read_json(folder / "model_index.json")
-    found: dict[str, dict[str, Any]] = {}
+    parts: dict[str, dict[str, Any]] = {}
     for part, named in index.items():
         files = [folder / part / f"{name}.json" for name in ("config", "scheduler_config")]
         file = next((f for f in files if f.is_file()), None)
         if file is not None and isinstance(named, list) and named[1]:
-            found[part] = {**read_json(file), "class": named[1]}
+            parts[part] = {**read_json(file), "class": named[1]}
             if named[1] != CLASSES.get(part, named[1]):
                 raise ExpungeError(f"'{folder}' has a {named[1]} as its {part}: expected an {CLASSES[part]}")
-    return Configurations(str(index.get("_class_name")), found, index, folder)
+    return Configurations(str(index.get("_class_name")), parts, index, folder)
 
 
 def _shipped(layout: str) -> dict[str, Any]:

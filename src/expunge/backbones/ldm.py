@@ -88,8 +88,8 @@ def places(part: str, names: Sequence[str], layout: str) -> dict[str, Place]:
             ups = len(_blocks(names, r"decoder\.up_blocks\.(\d+)\.resnets\.(\d+)\."))
             return {n: _vae_place(n, ups) for n in names}
         prefix = TEXT[layout][part]
-        place = _open_clip_place if prefix.endswith(".model.") else _clip_place
-        return {n: place(n, prefix) for n in names}
+        placed = _open_clip_place if prefix.endswith(".model.") else _clip_place
+        return {n: placed(n, prefix) for n in names}
     except KeyError as error:
         raise ExpungeError(
             f"the LDM layout '{layout}' has no place for {error} of the {part}: expected a model of SD 1.x, 2.x or XL"
@@ -98,35 +98,35 @@ def places(part: str, names: Sequence[str], layout: str) -> dict[str, Place]:
 
 def _unet_modules(names: Sequence[str]) -> dict[str, str]:
     """The file's names of the UNet's modules, counted as the blocks of one list."""
-    found = dict(_ENDS)
+    modules = dict(_ENDS)
     number = 1
     for block, layers in _blocks(names, r"down_blocks\.(\d+)\.resnets\.(\d+)\."):
         for layer in layers:
-            found[f"down_blocks.{block}.resnets.{layer}"] = f"input_blocks.{number}.0"
-            found[f"down_blocks.{block}.attentions.{layer}"] = f"input_blocks.{number}.1"
+            modules[f"down_blocks.{block}.resnets.{layer}"] = f"input_blocks.{number}.0"
+            modules[f"down_blocks.{block}.attentions.{layer}"] = f"input_blocks.{number}.1"
             number += 1
         if any(n.startswith(f"down_blocks.{block}.downsamplers.") for n in names):
-            found[f"down_blocks.{block}.downsamplers.0.conv"] = f"input_blocks.{number}.0.op"
+            modules[f"down_blocks.{block}.downsamplers.0.conv"] = f"input_blocks.{number}.0.op"
             number += 1
     number = 0
     for block, layers in _blocks(names, r"up_blocks\.(\d+)\.resnets\.(\d+)\."):
         for layer in layers:
-            found[f"up_blocks.{block}.resnets.{layer}"] = f"output_blocks.{number}.0"
-            found[f"up_blocks.{block}.attentions.{layer}"] = f"output_blocks.{number}.1"
+            modules[f"up_blocks.{block}.resnets.{layer}"] = f"output_blocks.{number}.0"
+            modules[f"up_blocks.{block}.attentions.{layer}"] = f"output_blocks.{number}.1"
             number += 1
         after = 2 if any(n.startswith(f"up_blocks.{block}.attentions.") for n in names) else 1
-        found[f"up_blocks.{block}.upsamplers.0.conv"] = f"output_blocks.{number - 1}.{after}.conv"
-    return found
+        modules[f"up_blocks.{block}.upsamplers.0.conv"] = f"output_blocks.{number - 1}.{after}.conv"
+    return modules
 
 
 def _blocks(names: Iterable[str], pattern: str) -> list[tuple[int, list[int]]]:
     """Numbers of the blocks that ``pattern`` finds in names, each with the numbers of its layers."""
-    found: dict[int, set[int]] = {}
+    layers: dict[int, set[int]] = {}
     for name in names:
         match = re.match(pattern, name)
         if match:
-            found.setdefault(int(match[1]), set()).add(int(match[2]))
-    return [(block, sorted(found[block])) for block in sorted(found)]
+            layers.setdefault(int(match[1]), set()).add(int(match[2]))
+    return [(block, sorted(layers[block])) for block in sorted(layers)]
 
 
 def _renamed(name: str, modules: Mapping[str, str]) -> str:
@@ -220,7 +220,7 @@ def written(layout: str, components: Mapping[str, Mapping[str, Tensor]]) -> dict
 
     Stable Diffusion 2's text encoder has a layer more in such files, which nothing reads: it is a copy of the last one.
     """
-    found: dict[str, Tensor] = {}
+    file: dict[str, Tensor] = {}
     thirds: dict[str, dict[int, Tensor]] = {}
     for part, tensors in components.items():
         for name, place in places(part, list(tensors), layout).items():
@@ -228,11 +228,11 @@ def written(layout: str, components: Mapping[str, Mapping[str, Tensor]]) -> dict
             if place.third is not None:
                 thirds.setdefault(place.key, {})[place.third] = tensor
             else:
-                found[place.key] = tensor[:, :, None, None] if place.square else tensor
-    found.update({key: torch.cat([parts[i] for i in range(3)]) for key, parts in thirds.items()})
+                file[place.key] = tensor[:, :, None, None] if place.square else tensor
+    file.update({key: torch.cat([parts[i] for i in range(3)]) for key, parts in thirds.items()})
     if layout == "sd2" and "text_encoder" in components:
         stem = f"{TEXT['sd2']['text_encoder']}transformer.resblocks."
-        last = max(int(k.removeprefix(stem).split(".")[0]) for k in found if k.startswith(stem))
-        rows = {k: v for k, v in found.items() if k.startswith(f"{stem}{last}.")}
-        found.update({k.replace(f"{stem}{last}.", f"{stem}{last + 1}."): v.clone() for k, v in rows.items()})
-    return {key: tensor.contiguous() for key, tensor in found.items()}
+        last = max(int(k.removeprefix(stem).split(".")[0]) for k in file if k.startswith(stem))
+        rows = {k: v for k, v in file.items() if k.startswith(f"{stem}{last}.")}
+        file.update({k.replace(f"{stem}{last}.", f"{stem}{last + 1}."): v.clone() for k, v in rows.items()})
+    return {key: tensor.contiguous() for key, tensor in file.items()}

@@ -31,8 +31,8 @@ class ScaleError(ValueError):
 
 def beside(key: str) -> set[str]:
     """Names of the tensors that may stand beside a weight, and are read with it or do not concern it."""
-    stem, found, _ = key.rpartition("weight")
-    return {f"{stem}{end}" for end in (*_SCALES, *_OF_INPUTS, _NOTE)} if found and stem.endswith(".") else set()
+    stem, ending, _ = key.rpartition("weight")
+    return {f"{stem}{end}" for end in (*_SCALES, *_OF_INPUTS, _NOTE)} if ending and stem.endswith(".") else set()
 
 
 def has_scales(keys: Collection[str]) -> bool:

@@ -10,9 +10,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from expunge.backbones import held
+from expunge.backbones.asking import Question, Smallest
 from expunge.backbones.parts import quiet
-from expunge.backbones.pipeline import TEXT_GROUPS, Asked, PipelineBackbone, Smallest
-from expunge.core.backbone import Attention, Conditioning
+from expunge.backbones.pipeline import PipelineBackbone
+from expunge.backbones.texts import TEXT_GROUPS, known_ids
+from expunge.core.attention import Attention
+from expunge.core.conditioning import Conditioning
 from expunge.core.errors import ExpungeError, unknown
 
 T5_LENGTH = 256
@@ -81,25 +84,25 @@ class StableDiffusion3(PipelineBackbone):
         at: Bool[Tensor, "b n"] | None = None,
     ) -> Conditioning:
         """Encode prompts or CLIP's ids; ``embeddings`` take the place of CLIP's token embeddings, while T5 reads the words."""
-        ids, first, second = self._read_two(prompts, embeddings, at)
-        layer = -2 - (self.clip_skip or 0)
+        ids, first, second = self.texts.read_twice(prompts, embeddings, at)
+        layer = -2 - (self.texts.clip_skip or 0)
         clip = torch.cat([first.hidden_states[layer], second.hidden_states[layer]], -1)
         t5 = self._t5(prompts)
         clip = torch.nn.functional.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
         return Conditioning(
             embeds=torch.cat([clip, t5.to(clip)], 1),
             pooled=torch.cat([first.text_embeds, second.text_embeds], -1),
-            tokens=self._known(ids, embeddings, at),
+            tokens=known_ids(ids, embeddings, at),
         )
 
     def _t5(self, prompts: Sequence[str] | Int[Tensor, "b n"]) -> Float[Tensor, "b m d"]:
-        tower, tokenizer = self._parts.get("text_encoder_3"), self._parts.get("tokenizer_3")
+        tower, tokenizer = self.component("text_encoder_3"), self.component("tokenizer_3")
         if tower is None:
-            width = self._parts.get("transformer").config.joint_attention_dim
+            width = self.component("transformer").config.joint_attention_dim
             return torch.zeros((len(prompts), T5_LENGTH, width), device=self.device)
         words = prompts
         if isinstance(prompts, Tensor):
-            words = self._parts.get("tokenizer").batch_decode(prompts, skip_special_tokens=True)
+            words = self.component("tokenizer").batch_decode(prompts, skip_special_tokens=True)
         read = tokenizer(
             list(words),
             padding="max_length",
@@ -112,13 +115,13 @@ class StableDiffusion3(PipelineBackbone):
 
     # denoising --------------------------------------------------------------------------------------------------------
     @override
-    def asked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Asked:
+    def parse_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Question:
         named = dict(zip(_ORDER, args, strict=False)) | kwargs
         cond = Conditioning(embeds=named["encoder_hidden_states"], pooled=named["pooled_projections"])
-        return Asked(named["hidden_states"], named["timestep"], cond)
+        return Question(named["hidden_states"], named["timestep"], cond)
 
     @override
-    def asking(
+    def change_call(
         self,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -134,15 +137,17 @@ class StableDiffusion3(PipelineBackbone):
 
     @override
     def smallest(self) -> Smallest:
-        config = self._parts.get("transformer").config
+        config = self.component("transformer").config
         side = 2 * config.patch_size
         x = torch.zeros(1, config.in_channels, side, side, dtype=self.dtype, device=self.device)
         embeds, pooled = x.new_zeros(1, 1, config.joint_attention_dim), x.new_zeros(1, config.pooled_projection_dim)
         return Smallest(x, Conditioning(embeds=embeds, pooled=pooled))
 
     @override
-    def _ask(self, x: Float[Tensor, "b c h w"], t: Real[Tensor, "b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
-        return self._parts.get("transformer")(
+    def run_denoiser(
+        self, x: Float[Tensor, "b c h w"], t: Real[Tensor, "b"], cond: Conditioning
+    ) -> Float[Tensor, "b c h w"]:
+        return self.component("transformer")(
             hidden_states=x,
             timestep=t,
             encoder_hidden_states=cond.embeds,
@@ -151,7 +156,7 @@ class StableDiffusion3(PipelineBackbone):
         )[0]
 
     @override
-    def _skipped(self, steps: int, strength: float) -> int:
+    def skipped(self, steps: int, strength: float) -> int:
         return int(max(steps - min(steps * strength, steps), 0))
 
     # trajectories -----------------------------------------------------------------------------------------------------
@@ -173,7 +178,7 @@ class StableDiffusion3(PipelineBackbone):
         if steps not in self._samplers:
             from diffusers import FlowMatchEulerDiscreteScheduler
 
-            config = self._parts.get("scheduler").config
+            config = self.component("scheduler").config
             if not 1 <= steps <= config.num_train_timesteps:
                 raise ExpungeError(f"{steps} denoising steps: expected 1 to {config.num_train_timesteps}")
             with quiet():
@@ -200,7 +205,7 @@ class StableDiffusion3(PipelineBackbone):
     @override
     def group(self, name: str) -> list[str]:
         if name in TEXT_GROUPS:
-            return self._tower_group(name)
+            return self.texts.group(name)
         if name not in _GROUPS:
             raise unknown("parameter group", name, [*_GROUPS, *TEXT_GROUPS])
         learned = (
@@ -212,7 +217,7 @@ class StableDiffusion3(PipelineBackbone):
     def layers(self, name: str) -> list[str]:
         if name not in _LAYERS:
             raise unknown("layer group", name, _LAYERS)
-        layers = held.own_layers(self._parts.get("transformer"))
+        layers = held.own_layers(self.component("transformer"))
         blocks = [n for n in layers if n.startswith("transformer_blocks.")]
         return [f"transformer.{n}" for n in blocks if _LAYERS[name](n)]
 

@@ -8,8 +8,9 @@ from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 from typing_extensions import override
 
+from expunge.backbones.texts import known_ids
 from expunge.backbones.unet import UNetBackbone
-from expunge.core.backbone import Conditioning
+from expunge.core.conditioning import Conditioning
 from expunge.core.errors import ExpungeError
 
 
@@ -44,15 +45,15 @@ class StableDiffusionXL(UNetBackbone):
         embeddings: Float[Tensor, "b n d"] | None = None,
         at: Bool[Tensor, "b n"] | None = None,
     ) -> Conditioning:
-        ids, first, second = self._read_two(prompts, embeddings, at)
-        layer = -2 - (self.clip_skip or 0)
+        ids, first, second = self.texts.read_twice(prompts, embeddings, at)
+        layer = -2 - (self.texts.clip_skip or 0)
         height, width = self.image_size
-        told = torch.tensor([[height, width, 0, 0, height, width]], device=ids.device)
+        sizes = torch.tensor([[height, width, 0, 0, height, width]], device=ids.device)
         return Conditioning(
             embeds=torch.cat([first.hidden_states[layer], second.hidden_states[layer]], -1),
             pooled=second.text_embeds,
-            tokens=self._known(ids, embeddings, at),
-            extra={"time_ids": told.to(self.dtype).expand(len(ids), -1)},
+            tokens=known_ids(ids, embeddings, at),
+            extra={"time_ids": sizes.to(self.dtype).expand(len(ids), -1)},
         )
 
     @override
@@ -69,9 +70,11 @@ class StableDiffusionXL(UNetBackbone):
         )
 
     @override
-    def _ask(self, x: Float[Tensor, "b c h w"], t: Real[Tensor, "b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
+    def run_denoiser(
+        self, x: Float[Tensor, "b c h w"], t: Real[Tensor, "b"], cond: Conditioning
+    ) -> Float[Tensor, "b c h w"]:
         added = {"text_embeds": cond.pooled, "time_ids": cond.extra["time_ids"]}
-        unet = self._parts.get("unet")
+        unet = self.component("unet")
         return unet(x, t, encoder_hidden_states=cond.embeds, added_cond_kwargs=added, return_dict=False)[0]
 
     # latents ----------------------------------------------------------------------------------------------------------

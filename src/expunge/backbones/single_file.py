@@ -49,12 +49,12 @@ class SingleFile(Files):
             raise ExpungeError(
                 f"'{path}' holds a {expected}, and layout '{layout}' is a {self.given.pipeline}'s: expected one of its own"
             )
-        told = header(path)
-        self._keys = told.keys
+        stored = header(path)
+        self._keys = stored.keys
         with self._opened():
-            scaled.check_metadata(told.metadata)
-        self.scaled = scaled.has_scales(told.keys)
-        self.prediction, self.zero_snr, doubt = marks(path, told)
+            scaled.check_metadata(stored.metadata)
+        self.scaled = scaled.has_scales(stored.keys)
+        self.prediction, self.zero_snr, doubt = marks(path, stored)
         self._say(own, layout, doubt)
 
     def _say(self, own: str, layout: str | None, doubt: str | None) -> None:
@@ -103,26 +103,26 @@ class SingleFile(Files):
         if part not in self._places:
             wanted = ldm.places(part, self.names(part), self.names_of)
             early = {n: p._replace(key=ldm.before_text_model(p.key)) for n, p in wanted.items()}
-            found = {n: p if p.key in self._keys else early[n] for n, p in wanted.items()}
-            absent = next((n for n, p in found.items() if p.key not in self._keys), None)
+            places = {n: p if p.key in self._keys else early[n] for n, p in wanted.items()}
+            absent = next((n for n, p in places.items() if p.key not in self._keys), None)
             if absent is not None:
                 raise ExpungeError(
                     f"'{self.path}' has no '{wanted[absent].key}': expected a whole model of this layout (or another layout)"
                 )
-            read = {key for p in found.values() for key in (p.key, *scaled.beside(p.key))}
+            read = {key for p in places.values() for key in (p.key, *scaled.beside(p.key))}
             strange = ldm.strange_in(part, self.names_of, self._keys, read)
             if strange:
                 raise ExpungeError(
                     f"'{self.path}' has a '{strange[0]}', for which the {part} of its layout has no place: expected a model of "
                     "this layout (or another layout)"
                 )
-            self._places[part] = found
+            self._places[part] = places
         return self._places[part]
 
     @override
     def read(self, part: str, names: Sequence[str]) -> dict[str, Tensor]:
         places = self._all_places(part)
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         with self._opened() as opened:
             for name in names:
                 tensor = ldm.taken(places[name], scaled.weight(opened, places[name].key, self._keys))
@@ -132,8 +132,8 @@ class SingleFile(Files):
                         f"'{self.path}' has a {part} whose '{name}' is {tuple(tensor.shape)}: expected {tuple(expected)} (or "
                         "another layout)"
                     )
-                found[name] = tensor.to(device=self.device, dtype=self.dtype, copy=True).contiguous()
-        return found
+                tensors[name] = tensor.to(device=self.device, dtype=self.dtype, copy=True).contiguous()
+        return tensors
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
@@ -150,8 +150,8 @@ class SingleFile(Files):
     def identity(self) -> str:
         folder = self.given.folder
         words = [] if folder is None else sorted(folder.glob("tokenizer*/*"))
-        told = [self.given._replace(folder=None), self.prediction, [[f.name, sha256(f)] for f in words]]
-        return hashlib.sha256(f"{json.dumps(told, sort_keys=True)} {sha256(self.path)}".encode()).hexdigest()
+        identified = [self.given._replace(folder=None), self.prediction, [[f.name, sha256(f)] for f in words]]
+        return hashlib.sha256(f"{json.dumps(identified, sort_keys=True)} {sha256(self.path)}".encode()).hexdigest()
 
     @override
     def config(self, part: str) -> Mapping[str, Any]:

@@ -10,8 +10,9 @@ from typing_extensions import override
 from expunge.backbones import held
 from expunge.backbones.folder import Folder
 from expunge.backbones.parts import Parts, read_json
+from expunge.backbones.texts import known_ids
 from expunge.backbones.unet import UNetBackbone
-from expunge.core.backbone import Conditioning
+from expunge.core.conditioning import Conditioning
 from expunge.core.errors import ExpungeError
 
 
@@ -57,13 +58,15 @@ class StableDiffusion(UNetBackbone):
         at: Bool[Tensor, "b n"] | None = None,
     ) -> Conditioning:
         ids = prompts if isinstance(prompts, Tensor) else self.tokenize(prompts)
-        read = self._read("text_encoder", ids, embeddings, at)
+        read = self.texts.read("text_encoder", ids, embeddings, at)
         hidden = read.last_hidden_state
-        if self.clip_skip is not None:  # the last layer's norm follows all the same
-            norm = held.owner(self._parts.get("text_encoder"), "final_layer_norm.weight")
-            hidden = norm(read.hidden_states[-(self.clip_skip + 1)])
-        return Conditioning(embeds=hidden, tokens=self._known(ids, embeddings, at))
+        if self.texts.clip_skip is not None:  # the last layer's norm follows all the same
+            norm = held.owner(self.component("text_encoder"), "final_layer_norm.weight")
+            hidden = norm(read.hidden_states[-(self.texts.clip_skip + 1)])
+        return Conditioning(embeds=hidden, tokens=known_ids(ids, embeddings, at))
 
     @override
-    def _ask(self, x: Float[Tensor, "b c h w"], t: Real[Tensor, "b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
-        return self._parts.get("unet")(x, t, encoder_hidden_states=cond.embeds, return_dict=False)[0]
+    def run_denoiser(
+        self, x: Float[Tensor, "b c h w"], t: Real[Tensor, "b"], cond: Conditioning
+    ) -> Float[Tensor, "b c h w"]:
+        return self.component("unet")(x, t, encoder_hidden_states=cond.embeds, return_dict=False)[0]

@@ -1,113 +1,29 @@
 """Edits that are not in the weights, carried into a diffusers pipeline's own loop."""
 
-import sys
 import warnings
 from collections import deque
-from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from expunge.backbones.held import Pipeline, compiled, replaced_forward, unwrapped
-from expunge.core.adapter import Adapter
-from expunge.core.backbone import Conditioning
-from expunge.core.edit import Edit, Guidance, GuidedStep
+from expunge.backbones.held import Pipeline, compiled, unwrapped
+from expunge.backbones.running import Running, check_steers, method_of, running, steers
+from expunge.core import guidance
+from expunge.core.adapter import open_gates
+from expunge.core.attention import Evaluation
+from expunge.core.conditioning import Conditioning
 from expunge.core.errors import ExpungeError, ExpungeWarning
+from expunge.core.guidance import GuidedStep, of_words
 
 if TYPE_CHECKING:
     from expunge.backbones.pipeline import PipelineBackbone
 
 REMEMBERED = 32
 """Batches of texts whose words are remembered: a pipeline hands only their vectors on."""
-
-
-class Running(NamedTuple):
-    """The pipeline whose loop asks the denoiser, and what it asks."""
-
-    pipe: Any
-    frame: FrameType
-    roles: tuple[str, ...]
-    """What each equal part of the rows is: ``null``, ``cond``, or ``perturbed`` (PAG's, which has the prompt, too)."""
-
-    def rows(self, role: str, total: int) -> slice:
-        """The rows of a role."""
-        each = total // len(self.roles)
-        first = self.roles.index(role) * each
-        return slice(first, first + each)
-
-
-def running(denoiser: torch.nn.Module, part: str, total: int) -> Running:
-    """Which pipeline is calling ``denoiser`` on ``total`` rows: by the call itself, since several may share it.
-
-    Raises:
-        ExpungeError: if no pipeline does, or it does not say what its rows are.
-    """
-    frame: FrameType | None = sys._getframe(1)
-    pipe: Any = None
-    while frame is not None:
-        pipe = frame.f_locals.get("self")
-        if unwrapped(getattr(pipe, part, None)) is denoiser and hasattr(pipe, "components"):
-            break
-        frame = frame.f_back
-    if frame is None:
-        raise ExpungeError(
-            f"the {part} was called outside of a pipeline while edits that steer guidance are attached: expected a call of the "
-            "pipeline (or the edits detached), since nothing says which rows are guided"
-        )
-    latents = frame.f_locals.get("latents")
-    guided = getattr(pipe, "do_classifier_free_guidance", None)
-    roles = ("null", "cond") if guided else ("cond",)
-    if getattr(pipe, "do_perturbed_attention_guidance", False):
-        roles = (*roles, "perturbed")
-    if guided is None or not isinstance(latents, Tensor) or total != len(roles) * len(latents):
-        images = len(latents) if isinstance(latents, Tensor) else "unknown"
-        raise ExpungeError(
-            f"a {type(pipe).__name__} asks for {total} rows at {images} images: expected {' and '.join(roles)} rows of each, "
-            "or edits that do not steer guidance"
-        )
-    return Running(pipe, frame, roles)
-
-
-def check_steers(pipe: Any, part: str, edit: Edit) -> None:
-    """Refuse an edit that a pipeline cannot carry in its own loop.
-
-    Raises:
-        ExpungeError: naming the pipeline and why.
-    """
-    if not hasattr(type(pipe), "do_classifier_free_guidance"):
-        raise ExpungeError(
-            f"a {type(pipe).__name__} does not say which rows are guided: expected a pipeline that does, or an edit of weights"
-        )
-    if not combines(edit):
-        return
-    if hasattr(type(pipe), "do_perturbed_attention_guidance"):
-        raise ExpungeError(
-            f"a {type(pipe).__name__} combines three predictions, and a {_name(edit)} edit combines them itself: expected a "
-            "pipeline without perturbed attention, or another edit"
-        )
-    if replaced_forward(getattr(pipe, part)):
-        raise ExpungeError(
-            f"the {part} runs somebody else's code that keeps what it computed (DeepCache?), and a {_name(edit)} edit asks it "
-            "questions of its own: expected that to be switched off, or another edit"
-        )
-
-
-def combines(edit: Edit) -> bool:
-    """Whether an edit changes the guided prediction itself."""
-    return isinstance(edit, Guidance) and type(edit).combine is not Guidance.combine
-
-
-def steers(edit: Edit) -> bool:
-    """Whether an edit has to know the rows of a call."""
-    return isinstance(edit, Guidance) or (isinstance(edit, Adapter) and bool(edit.gates))
-
-
-def _name(edit: Edit) -> str:
-    return edit.eraser if isinstance(edit, Guidance) else edit.kind
 
 
 def rescaled(guided: Float[Tensor, "b *chw"], cond: Float[Tensor, "b *chw"], share: float) -> Float[Tensor, "b *chw"]:
@@ -132,8 +48,8 @@ class Steering:
         self.part = backbone.denoiser
         self.texts: deque[Tensor] = deque(maxlen=REMEMBERED)
         """Token ids of what the text encoder was last asked."""
-        self.asking = False
-        self.injected: list[Any] = []
+        self.heeded = ExitStack()
+        """What the layers heed in the call that is going on; closed, they heed its arguments alone."""
         self.call: Running | None = None
         self.halves: tuple[Conditioning, Conditioning] | None = None
         self.given: tuple[tuple[Any, ...], dict[str, Any]] | None = None
@@ -144,6 +60,7 @@ class Steering:
         """Another generation: nothing is known of it yet."""
         self.generation, self.index, self.last = generation, 0, -1.0
         self.state: dict[str, Any] = {}
+        self.warned = False
         self.embeds: Tensor | None = None
         self.tokens: Tensor | None = None
 
@@ -158,22 +75,15 @@ class Steering:
         ]
 
     def release(self) -> None:
-        """Let the layers read the text alone again, and adapters be open."""
-        self._unhook()
+        """Let the layers heed the arguments of calls alone again."""
+        self.heeded.close()
         self.call, self.halves, self.given = None, None, None
-        self.backbone.stack.gates = {}
-        self.backbone.call = None
-
-    def _unhook(self) -> None:
-        for handle in self.injected:
-            handle.remove()
-        self.injected = []
 
     # words ------------------------------------------------------------------------------------------------------------
     def read(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Remember the words that the text encoder reads: the pipeline hands only their vectors on."""
         ids = kwargs.get("input_ids", args[0] if args else None)
-        if isinstance(ids, Tensor) and not self.asking and not self.backbone.asking_text:
+        if isinstance(ids, Tensor) and not self.backbone.texts.asking:
             self.texts.append(ids)
 
     def words_of(self, embeds: Float[Tensor, "b n d"]) -> Int[Tensor, "b m"] | None:
@@ -195,17 +105,18 @@ class Steering:
         self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Change what the rows are conditioned on."""
-        if self.backbone.inside:
+        if self.backbone.asker.inside:
             return None
         self.release()
-        asked = self.backbone.asked(args, kwargs)
+        asked = self.backbone.parse_call(args, kwargs)
         total = len(asked.x)
         call = running(self.parts.get(self.part), self.part, total)
         self._check_pipe(call)
         generation = call.frame.f_locals.get("timesteps")
         if generation is None or generation is not self.generation:
             self._begin(generation)
-        self.last = float(asked.t.flatten()[0]) if isinstance(asked.t, Tensor) else float(asked.t)
+        times = torch.as_tensor(asked.t, device=asked.x.device).flatten()
+        self.last = float(times[0])
         self.call = call
         halves = self._conditioned(asked.cond, call, total)
         several = {"null": halves[1], "cond": halves[0], "perturbed": halves[0]}
@@ -214,11 +125,22 @@ class Steering:
             all_rows = all_rows.join(several[role])
         if all_rows.prompt is not None and compiled(self.parts.outer(self.part)):
             raise ExpungeError(f"a key gives prompts to the layers of a compiled {self.part}: expected one that is not")
-        self.injected = self.backbone.injected(all_rows.prompt)
-        with self.backbone.skipping(getattr(call.pipe, "_clip_skip", None)):
-            self.backbone.stack.gates = self.backbone.opened(halves[0], self.state)
+        with self.backbone.texts.skipping(getattr(call.pipe, "_clip_skip", None)):
+            gates = open_gates(self.backbone, halves[0], of_words(self.state))
+        evaluation = Evaluation(
+            t=times.expand(total) if len(times) == 1 else times,
+            index=self.index,
+            prompted=call.rows("cond", total),
+            gates=gates,
+            hooks=guidance.attending(self.backbone, self.state),
+        )
+        with ExitStack() as heeded:
+            heeded.enter_context(self.backbone.evaluating(evaluation))
+            heeded.enter_context(self.backbone.asker.injecting(all_rows.prompt))
+            changed = self.backbone.change_call(args, kwargs, all_rows)
+            self.heeded = heeded.pop_all()
         self.halves, self.given = halves, (args, {k: list(v) if type(v) is list else v for k, v in kwargs.items()})
-        return self.backbone.asking(args, kwargs, all_rows)
+        return changed
 
     def _check_pipe(self, call: Running) -> None:
         """Refuse a pipeline that shares the denoiser, but not the text encoders, or cannot be steered."""
@@ -238,24 +160,24 @@ class Steering:
         cond = given.rows(rows[call.rows("cond", total)])
         null = given.rows(rows[call.rows("null", total)]) if "null" in call.roles else cond
         if self.embeds is None or self.embeds.shape != cond.embeds.shape or not torch.equal(self.embeds, cond.embeds):
-            self.state = {}  # a callback may exchange the prompt on the way
-            with self.backbone.skipping(getattr(call.pipe, "_clip_skip", None)):
+            of_words(self.state).clear()  # a callback may exchange the prompt on the way; momentum goes on
+            with self.backbone.texts.skipping(getattr(call.pipe, "_clip_skip", None)):
                 self.embeds, self.tokens = cond.embeds, self.words_of(cond.embeds)
         halves = (replace(cond, tokens=self.tokens), null)
-        for guidance in (e for e in self.backbone.edits if isinstance(e, Guidance)):
-            halves = guidance.conditioning(self.backbone, *halves, self.state)
+        halves = guidance.conditioned(self.backbone, *halves, self.state)
         length = given.embeds.shape[1]
-        if "null" not in call.roles and not self.state.get("told"):
-            self._tell(call)
-        return self.backbone.fitted(halves[0], length), self.backbone.fitted(halves[1], length)
+        if "null" not in call.roles and not self.warned:
+            self._warn(call)
+        fitted = self.backbone.asker.fitted
+        return fitted(halves[0], length), fitted(halves[1], length)
 
-    def _tell(self, call: Running) -> None:
+    def _warn(self, call: Running) -> None:
         """Say, once a generation, which edits have no effect in it."""
-        idle = [e for e in self.backbone.edits if isinstance(e, Guidance) and not e.private]
-        self.state["told"] = True
+        idle = [e for e in guidance.guidances(self.backbone.edits) if not e.private]
+        self.warned = True
         if idle:
             warnings.warn(
-                f"a {_name(idle[0])} edit has no effect in a {type(call.pipe).__name__} without guidance: expected "
+                f"a {method_of(idle[0])} edit has no effect in a {type(call.pipe).__name__} without guidance: expected "
                 "guidance_scale above 1 (or an edit of weights)",
                 ExpungeWarning,
                 stacklevel=2,
@@ -263,17 +185,17 @@ class Steering:
 
     def after(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Change the combined prediction, for edits that do."""
-        if self.backbone.inside:
+        if self.backbone.asker.inside:
             return output
         call, halves, given = self.call, self.halves, self.given
-        combining = [e for e in self.backbone.edits if isinstance(e, Guidance) and combines(e)]
         try:
             if call is None or halves is None or given is None or output is None:  # called after a failure, too
                 return output
-            if not combining or call.roles != ("null", "cond"):
+            if call.roles != ("null", "cond") or not any(guidance.combines(e) for e in self.backbone.edits):
                 return output
+            self.heeded.close()  # a key's prompts are the call's, not those of questions that edits ask
             predicted = output[0] if isinstance(output, tuple) else output.sample
-            out = self._combined(*given, predicted, combining, call, halves)
+            out = self._combined(*given, predicted, call, halves)
             return (torch.cat([out, out]),) if isinstance(output, tuple) else type(output)(sample=torch.cat([out, out]))
         finally:
             self.index += 1
@@ -284,29 +206,25 @@ class Steering:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         predicted: Float[Tensor, "pair *chw"],
-        combining: Sequence[Guidance],
         call: Running,
         halves: tuple[Conditioning, Conditioning],
     ) -> Float[Tensor, "b *chw"]:
         """The guided prediction, as the edits and the pipeline's own rescaling leave it."""
-        self._unhook()  # a key's prompts are the call's, not those of questions that edits ask
-        x = self.backbone.asked(args, kwargs).x
+        x = self.backbone.parse_call(args, kwargs).x
+        rows = call.rows("cond", len(x))
         e_null, e_cond = predicted.chunk(2)
-        scale = float(call.pipe.guidance_scale)
-        out = e_null + scale * (e_cond - e_null)
-        self.backbone.call = (args, kwargs, torch.arange(len(x))[call.rows("cond", len(x))])
-        for guidance in combining:
-            step = GuidedStep(
-                x=x[call.rows("cond", len(x))],
-                t=self.last,
-                index=self.index,
-                cond=halves[0],
-                null=halves[1],
-                predicted_cond=e_cond,
-                predicted_null=e_null,
-                scale=scale,
-                state=self.state,
-            )
-            out = guidance.combine(self.backbone, out, step)
+        step = GuidedStep(
+            x=x[rows],
+            t=self.last,
+            index=self.index,
+            cond=halves[0],
+            null=halves[1],
+            predicted_cond=e_cond,
+            predicted_null=e_null,
+            scale=float(call.pipe.guidance_scale),
+            state=self.state,
+        )
+        with self.backbone.asker.repeating(args, kwargs, torch.arange(len(x))[rows]):
+            out = guidance.combined(self.backbone, step)
         share = float(getattr(call.pipe, "guidance_rescale", 0.0) or 0.0)
         return rescaled(out, e_cond, share) if share > 0 else out

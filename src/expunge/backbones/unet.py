@@ -10,9 +10,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from expunge.backbones import held
+from expunge.backbones.asking import Question, Smallest
 from expunge.backbones.parts import quiet
-from expunge.backbones.pipeline import TEXT_GROUPS, Asked, PipelineBackbone, Smallest
-from expunge.core.backbone import Attention, Conditioning, InjectedPrompt
+from expunge.backbones.pipeline import PipelineBackbone
+from expunge.backbones.texts import TEXT_GROUPS
+from expunge.core.attention import Attention
+from expunge.core.conditioning import Conditioning, InjectedPrompt
 from expunge.core.edit import plain
 from expunge.core.errors import ExpungeError, unknown
 
@@ -55,15 +58,15 @@ class UNetBackbone(PipelineBackbone):
     _attentions: dict[str, Attention] | None = None
 
     @override
-    def asked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Asked:
+    def parse_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Question:
         named = dict(zip(_ORDER, args, strict=False)) | kwargs
         added = named.get("added_cond_kwargs") or {}
         extra = {name: value for name, value in added.items() if name == "time_ids"}
         cond = Conditioning(embeds=named["encoder_hidden_states"], pooled=added.get("text_embeds"), extra=extra)
-        return Asked(named["sample"], named["timestep"], cond)
+        return Question(named["sample"], named["timestep"], cond)
 
     @override
-    def asking(
+    def change_call(
         self,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -102,20 +105,21 @@ class UNetBackbone(PipelineBackbone):
             values = prompt.values if prompt.values is not None else prompt.tokens
             return (torch.cat([args[0][:, : -values.shape[1]], values.to(args[0])], 1), *args[1:])
 
-        unet = self._parts.get("unet")
+        unet = self.component("unet")
         layers: list[Any] = [
             held.owner(unet, f"{n.removeprefix('unet.')}.to_k")
             for n, a in self.attentions().items()
             if a.block in prompt.blocks
         ]
-        handles = [layer.register_forward_pre_hook(lengthen, with_kwargs=True) for layer in layers]
+        # in front: hooks that look at attention see what the layer reads
+        handles = [layer.register_forward_pre_hook(lengthen, with_kwargs=True, prepend=True) for layer in layers]
         if prompt.values is not None:
             handles += [layer.to_v.register_forward_pre_hook(revalued) for layer in layers]
         return handles
 
     @override
     def smallest(self) -> Smallest:
-        config = self._parts.get("unet").config
+        config = self.component("unet").config
         side = 2 ** (len(config.block_out_channels) - 1)
         x = torch.zeros(1, config.in_channels, side, side, dtype=self.dtype, device=self.device)
         pooled, extra = None, {}
@@ -141,10 +145,10 @@ class UNetBackbone(PipelineBackbone):
         if steps not in self._samplers:
             from diffusers import DDIMScheduler
 
-            config = self._parts.get("scheduler").config
+            config = self.component("scheduler").config
             if not 1 <= steps <= config.num_train_timesteps:
                 raise ExpungeError(f"{steps} denoising steps: expected 1 to {config.num_train_timesteps}")
-            strange = _strange(config, type(self._parts.get("scheduler")).__name__)
+            strange = _strange(config, type(self.component("scheduler")).__name__)
             if strange:
                 raise ExpungeError(
                     f"{self.name} is on another noise schedule than Stable Diffusion's ({strange}): expected betas, and "
@@ -167,7 +171,7 @@ class UNetBackbone(PipelineBackbone):
     def truth(
         self, latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Real[Tensor, "b"]
     ) -> Float[Tensor, "b c h w"]:
-        kind = self._parts.get("scheduler").config.prediction_type
+        kind = self.component("scheduler").config.prediction_type
         if kind == "v_prediction":
             return self._ddim(1).get_velocity(latents, noise, t)
         if kind != "epsilon":
@@ -178,7 +182,7 @@ class UNetBackbone(PipelineBackbone):
     @override
     def group(self, name: str) -> list[str]:
         if name in TEXT_GROUPS:
-            return self._tower_group(name)
+            return self.texts.group(name)
         if name not in _GROUPS:
             raise unknown("parameter group", name, [*_GROUPS, *TEXT_GROUPS])
         return [n for n in (f"unet.{p}" for p in self._parts.names("unet")) if _GROUPS[name](n)]
@@ -187,7 +191,7 @@ class UNetBackbone(PipelineBackbone):
     def layers(self, name: str) -> list[str]:
         if name not in _LAYERS:
             raise unknown("layer group", name, _LAYERS)
-        unet = self._parts.get("unet")
+        unet = self.component("unet")
         blocks = tuple(plain(f"{n}.") for n, m in unet.named_modules() if type(m).__name__ == "Transformer2DModel")
         inside = [n for n in held.own_layers(unet) if n.startswith(blocks)]
         return [f"unet.{n}" for n in inside if _LAYERS[name](n)]
@@ -201,11 +205,11 @@ class UNetBackbone(PipelineBackbone):
         if (
             self._attentions is None
         ):  # a walk over all modules, which an injected prompt would repeat at every evaluation
-            found: dict[str, Attention] = {}
-            for given, module in self._parts.get("unet").named_modules():
+            layers: dict[str, Attention] = {}
+            for given, module in self.component("unet").named_modules():
                 name = plain(f"{given}.")[:-1]
                 if name.endswith(".attn2"):
                     q, k, v, out = (f"unet.{name}.{p}.weight" for p in ("to_q", "to_k", "to_v", "to_out.0"))
-                    found[f"unet.{name}"] = Attention(module.heads, q, k, v, out, name.split("_")[0])
-            self._attentions = found
+                    layers[f"unet.{name}"] = Attention(module.heads, q, k, v, out, name.split("_")[0])
+            self._attentions = layers
         return self._attentions

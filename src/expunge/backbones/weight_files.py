@@ -83,13 +83,13 @@ def wanted(files: Sequence[str], dtype: str) -> list[str]:
         part, _, name = file.rpartition("/")
         if part and "/" not in part and part != "safety_checker":
             inside.setdefault(part, set()).add(name)
-    found = ["model_index.json"]
+    wanted = ["model_index.json"]
     for part, names in inside.items():
-        found += [f"{part}/{n}" for n in names if n.endswith((".json", ".txt", ".model"))]
+        wanted += [f"{part}/{n}" for n in names if n.endswith((".json", ".txt", ".model"))]
         weights = chosen(part, names, dtype)
         if weights is not None:
-            found += [f"{part}/{n}" for n in names if n == weights.name or _is_shard(n, weights)]
-    return sorted(set(found))
+            wanted += [f"{part}/{n}" for n in names if n == weights.name or _is_shard(n, weights)]
+    return sorted(set(wanted))
 
 
 def _is_shard(name: str, weights: Weights) -> bool:

@@ -162,7 +162,7 @@ class Recover:
 def recover(argv: list[str]) -> None:
     """``expunge recover …``."""
     options = parse(Recover, argv, "expunge recover")
-    from expunge.core.edit import Key
+    from expunge.core.guidance import Key
     from expunge.store import check_new, load_edit
 
     images = options.images
@@ -260,7 +260,7 @@ def analyse(argv: list[str]) -> None:
     cls = catalog.load(name)
     parsed = parse_with(cls(), name, Analyse, rest, f"expunge analyse {name}")
     options: Analyse = parsed.options
-    from expunge.core.edit import Key
+    from expunge.core.guidance import Key
     from expunge.results.files import FIGURES, RECORDS
     from expunge.stages import analyse as stage
     from expunge.store import load_edit, new_folder, write_records

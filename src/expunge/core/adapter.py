@@ -1,6 +1,7 @@
-"""Low-rank changes beside a model's layers, each with a gate that reads every prompt of a batch by itself."""
+"""Low-rank changes beside a model's layers, with a gate that may read every prompt of a batch by itself."""
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 import torch
@@ -9,11 +10,12 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import override
 
+from expunge.core.conditioning import Conditioning
 from expunge.core.edit import Edit, Provenance, plain
 from expunge.core.errors import ExpungeError
 
 if TYPE_CHECKING:
-    from expunge.core.backbone import Backbone, Conditioning
+    from expunge.core.backbone import Backbone
 
 
 class LowRank(NamedTuple):
@@ -60,12 +62,31 @@ def as_layers(factors: Mapping[str, Tensor]) -> dict[str, LowRank]:
     return {n: LowRank(factors[f"{n}.down"], factors[f"{n}.up"]) for n in layers}
 
 
+class Gate(ABC):
+    """What opens the components of an adapter, for each prompt by itself; it lives beside the method that has it."""
+
+    texts: tuple[tuple[str, ...], ...]
+    """For each component the texts that open it."""
+
+    @abstractmethod
+    def fields(self) -> dict[str, Any]:
+        """What an edit's file says of it, as JSON; ``gates`` holds the texts."""
+
+    @abstractmethod
+    def opened(self, backbone: "Backbone", cond: Conditioning) -> Float[Tensor, "b r"]:
+        """How far the prompts of ``cond`` open each component, from 0 to 1; differentiable.
+
+        Raises:
+            ExpungeError: if the conditioning does not say what it reads.
+        """
+
+
 @final
 class Adapter(Edit):
     r"""Low-rank changes beside Linear and convolution layers: :math:`y = W x + s\, U (\gamma \odot D x)`.
 
-    The gate :math:`\gamma` has a number for each row of the batch and each of the r components; SPM's (2312.16145, facilitated
-    transport) is how near the row's prompt is to the concept that the component removes. LECO and LoRA have none.
+    The gate :math:`\gamma` has a number for each row of the batch and each of the r components; see `Gate`. LECO and LoRA have
+    none.
     """
 
     kind = "adapter"
@@ -75,7 +96,7 @@ class Adapter(Edit):
         factors: Mapping[str, Tensor],
         *,
         scale: float = 1.0,
-        gates: Sequence[Sequence[str]] = (),
+        gate: Gate | None = None,
         base_sha256: Mapping[str, str] | None = None,
         requires: tuple[str, ...] = (),
         provenance: Provenance | None = None,
@@ -85,13 +106,13 @@ class Adapter(Edit):
         Args:
             factors: the tensors; see `LowRank` for their shapes.
             scale: what the change is multiplied by, s; LoRA's alpha / r.
-            gates: for each component the texts that open it (the nearest counts); empty for components that are always open.
+            gate: what opens its components; None for components that are always open.
             base_sha256: fingerprints, by dtype, of the base's own weights of these layers; None for any base that they fit.
             requires: ids of the edits that were attached when this one was made.
             provenance: how it was made.
 
         Raises:
-            ExpungeError: if tensors are missing, a layer stands there twice, or they do not fit each other or the gates.
+            ExpungeError: if tensors are missing, a layer stands there twice, or they do not fit each other or the gate.
         """
         given = as_layers({n: t.detach().clone() for n, t in factors.items()})
         self._stored = {plain(n): n for n in given}
@@ -99,17 +120,19 @@ class Adapter(Edit):
             twice = next(n for n in given if self._stored[plain(n)] != n)
             raise ExpungeError(f"an adapter has '{twice}' twice, under two names: expected each layer once")
         self.layers = {plain(n): part for n, part in given.items()}
+        self.gate = gate
         for name, part in self.layers.items():
             rank = len(part.down)
-            if part.up.ndim != part.down.ndim or part.up.shape[1] != rank or (gates and rank != len(gates)):
+            if (
+                part.up.ndim != part.down.ndim
+                or part.up.shape[1] != rank
+                or (gate is not None and rank != len(gate.texts))
+            ):
                 raise ExpungeError(
                     f"an adapter's '{name}' has down {tuple(part.down.shape)} and up {tuple(part.up.shape)}: expected "
-                    f"[r, in …] and [out, r …]{f' with r = {len(gates)}, one for each gate' if gates else ''}"
+                    f"[r, in …] and [out, r …]{f' with r = {len(gate.texts)}, one for each gate' if gate else ''}"
                 )
-        if any(not texts for texts in gates):
-            raise ExpungeError("a gate of an adapter has no text: expected the words that open it")
         self.scale = scale
-        self.gates = tuple(tuple(texts) for texts in gates)
         self.base_sha256 = base_sha256
         self.requires = requires
         self.provenance = provenance
@@ -117,7 +140,13 @@ class Adapter(Edit):
     @override
     def fields(self) -> dict[str, Any]:
         base = {} if self.base_sha256 is None else {"base_sha256": dict(self.base_sha256)}
-        return {"scale": self.scale, "gates": [list(texts) for texts in self.gates], **base}
+        gate = {"gates": []} if self.gate is None else self.gate.fields()
+        return {"scale": self.scale, **gate, **base}
+
+    @property
+    def gates(self) -> tuple[tuple[str, ...], ...]:
+        """For each component the texts that open it; empty for components that are always open."""
+        return () if self.gate is None else self.gate.texts
 
     @override
     def tensors(self) -> dict[str, Tensor]:
@@ -127,40 +156,13 @@ class Adapter(Edit):
         """What the edit's file calls the tensor ``name``, a layer's weight: fingerprints and ids are of these names."""
         return f"{self._stored[name.removesuffix('.weight')]}.weight"
 
-    def opened(self, backbone: "Backbone", cond: "Conditioning") -> Float[Tensor, "b r"]:
-        """How far the prompts of ``cond`` open each component: SPM's facilitated transport.
-
-        The larger of the cosine between the text's vectors (all of them, as one long vector) and the opening text's, and of the
-        part of the opening text's tokens that stand in the prompt.
-
-        Raises:
-            ExpungeError: if the conditioning did not come from prompts.
-        """
-        if cond.tokens is None:
-            shown = " / ".join(self.gates[0])
-            raise ExpungeError(
-                f"the gate of '{shown}' reads the words of a prompt, and an embedding has none: expected a prompt "
-                "(or an adapter without gates)"
-            )
-        with torch.no_grad():
-            texts = sorted({text for gate in self.gates for text in gate})
-            known = backbone.encode(texts)
-            empty = set(backbone.tokenize([""])[0].tolist())
-        ours, theirs = cond.embeds.flatten(1).float(), known.embeds.flatten(1).float()
-        cosine = torch.cosine_similarity(ours[:, None], theirs[None], dim=-1)
-        words = [set(row) - empty for row in known.tokens.tolist()]  # pyright: ignore[reportOptionalMemberAccess]
-        rows = [set(row) for row in cond.tokens.tolist()]
-        shared = torch.tensor([[len(row & word) / max(1, len(word)) for word in words] for row in rows])
-        near = torch.maximum(cosine, shared.to(cosine))
-        return torch.stack([near[:, [texts.index(t) for t in gate]].amax(1) for gate in self.gates], 1)
-
     def fused(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The layers' weights with the change in them, for an adapter without gates; ``base`` holds ``LAYER.weight``.
 
         Raises:
-            ExpungeError: if it has gates, which no fixed weight can follow.
+            ExpungeError: if it has a gate, which no fixed weight can follow.
         """
-        if self.gates:
+        if self.gate is not None:
             raise ExpungeError(
                 f"edit {self.id} has gates that read each prompt ({', '.join(g[0] for g in self.gates)}): expected an adapter "
                 "without gates to be fused"
@@ -173,3 +175,15 @@ class Adapter(Edit):
                 weight
             )
         return fused
+
+
+def open_gates(backbone: "Backbone", cond: Conditioning, known: dict[str, Any]) -> dict[str, Float[Tensor, "b r"]]:
+    """How far each row opens the attached adapters with a gate, by id; ``known`` keeps what was read for a generation."""
+    gates: dict[str, Tensor] = {}
+    for edit in backbone.edits:
+        if isinstance(edit, Adapter) and edit.gate is not None:
+            name = f"gates {edit.id}"
+            if name not in known:
+                known[name] = edit.gate.opened(backbone, cond)
+            gates[edit.id] = known[name]
+    return gates

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
-from expunge.core.edit import Edit, Key
+from expunge.core.edit import Edit
 from expunge.core.eraser import Eraser, Task
 from expunge.core.figure import Figure
+from expunge.core.guidance import Key
 from expunge.core.metric import Measurement
 from expunge.core.query import Query, queries
 from expunge.core.record import clustered, in_percent

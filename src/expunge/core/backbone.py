@@ -1,119 +1,24 @@
 """One model family: text, denoising, latents, anatomy, and the stack of edits that it carries."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, NamedTuple, final
 
 import torch
 from jaxtyping import Bool, Float, Int, Real, UInt8
 from torch import Tensor
 
-from expunge.core.adapter import Adapter, as_layers
+from expunge.core import texts
+from expunge.core.adapter import Adapter, Gate, open_gates
+from expunge.core.attention import Attention, AttentionHook, AttentionHooks, Evaluation
+from expunge.core.conditioning import Conditioning
 from expunge.core.cost import Cost
-from expunge.core.edit import Edit, Guidance, GuidedStep, Weights, fingerprints, strengths
-from expunge.core.errors import ExpungeError
+from expunge.core.edit import Edit, Weights
+from expunge.core.guidance import Guided, guided
 from expunge.core.query import LearnedWord, Query
 from expunge.core.stack import Stack
-
-FILLER = "a"
-"""A word that is one token in every vocabulary of the CLIP kind."""
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class InjectedPrompt:
-    """Learned tokens that some cross-attention layers read after the text's own; the layers' own matrices project them."""
-
-    tokens: Float[Tensor, "b k d"]
-    values: Float[Tensor, "b k d"] | None = None
-    """What the projections of values read in the place of ``tokens``, if not the same."""
-    rows: Bool[Tensor, "b"]
-    """Rows that read them; the others attend to the text alone."""
-    blocks: tuple[str, ...]
-    """Which layers: any of ``down``, ``mid``, ``up``."""
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> "InjectedPrompt":
-        """Apply ``change`` to every tensor."""
-        values = None if self.values is None else change(self.values)
-        return replace(self, tokens=change(self.tokens), values=values, rows=change(self.rows))
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Conditioning:
-    """What the denoiser is told, one row an image."""
-
-    embeds: Float[Tensor, "b n d"]
-    pooled: Float[Tensor, "b p"] | None = None
-    mask: Tensor | None = None
-    tokens: Int[Tensor, "b m"] | None = None
-    """Token ids, where the conditioning came from a prompt."""
-    extra: dict[str, Tensor] = field(default_factory=dict)
-    prompt: InjectedPrompt | None = None
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
-        """Apply ``change`` to every tensor."""
-        return Conditioning(
-            embeds=change(self.embeds),
-            pooled=None if self.pooled is None else change(self.pooled),
-            mask=None if self.mask is None else change(self.mask),
-            tokens=None if self.tokens is None else change(self.tokens),
-            extra={k: change(v) for k, v in self.extra.items()},
-            prompt=None if self.prompt is None else self.prompt.map(change),
-        )
-
-    def expand(self, rows: int) -> "Conditioning":
-        """One row repeated ``rows`` times; a batch of that size is returned as it is."""
-        return self if len(self.embeds) == rows else self.map(lambda t: t.expand(rows, *t.shape[1:]))
-
-    def join(self, other: "Conditioning") -> "Conditioning":
-        """Rows of ``self``, then rows of ``other``; tokens are kept only if both have them.
-
-        Raises:
-            ExpungeError: if only one of the two has an injected prompt.
-        """
-        halves = (self.prompt, other.prompt)
-        if len({(p is None, p is not None and p.values is None) for p in halves}) > 1:
-            raise ExpungeError(
-                "one half of a guided pair has an injected prompt, or its values: expected both or neither"
-            )
-        keep = self.tokens is not None and other.tokens is not None
-        first, last = (c if keep else replace(c, tokens=None) for c in (self, other))
-        second = iter(_tensors(last))
-        return first.map(lambda t: torch.cat([t, next(second)]))
-
-    def rows(self, index: Int[Tensor, "b"]) -> "Conditioning":
-        """The rows ``index``, in that order; a row may be taken several times."""
-        return self.map(lambda t: t[index])
-
-
-def _tensors(cond: Conditioning) -> list[Tensor]:
-    found: list[Tensor] = []
-    cond.map(lambda t: (found.append(t), t)[1])
-    return found
-
-
-class Attention(NamedTuple):
-    """One cross-attention layer: names of its four projections, and where it sits."""
-
-    heads: int
-    q: str
-    k: str
-    v: str
-    out: str
-    block: str
-    """``down``, ``mid`` or ``up``."""
-
-
-class Guided(NamedTuple):
-    """A guided prediction, and the two predictions it was combined from."""
-
-    combined: Float[Tensor, "b c h w"]
-    cond: Float[Tensor, "b c h w"]
-    null: Float[Tensor, "b c h w"] | None
-    """None without guidance, where the unconditional prediction is not needed."""
+from expunge.core.training import put_beside, swapped
 
 
 class Images(NamedTuple):
@@ -155,6 +60,9 @@ class Backbone(ABC):
     def __init__(self) -> None:
         self.cost = Cost()
         self.stack = Stack(self)
+        self.attention = AttentionHooks(self)
+        self.evaluation: Evaluation | None = None
+        """What the layers heed in the evaluation that is going on; None outside of one."""
 
     # text -------------------------------------------------------------------------------------------------------------
     @abstractmethod
@@ -185,9 +93,7 @@ class Backbone(ABC):
     @final
     def encode_each(self, prompts: Sequence[str], learned: LearnedWord | None = None) -> Conditioning:
         """Encode prompts, perhaps with a learned word in them, a row for each; one that stands there again is read once."""
-        known = list(dict.fromkeys(prompts))
-        encoded = self.encode(known) if learned is None else self.encode_learned(known, learned.word, learned.vectors)
-        return encoded.rows(torch.tensor([known.index(prompt) for prompt in prompts], device=encoded.embeds.device))
+        return texts.encode_each(self, prompts, learned)
 
     @final
     def encode_learned(self, prompts: Sequence[str], word: str, vectors: Float[Tensor, "k d"]) -> Conditioning:
@@ -199,26 +105,7 @@ class Backbone(ABC):
         Raises:
             ExpungeError: if a prompt does not hold the word, with spaces around it, or is cut off before its end.
         """
-        k, filler = len(vectors), self.tokenize([FILLER])[0, 1]
-        fillers = " ".join([FILLER] * k)
-        ids = self.tokenize([prompt.replace(word, fillers) for prompt in prompts])
-        at = torch.zeros_like(ids, dtype=torch.bool)
-        for row, prompt in enumerate(prompts):
-            parts = prompt.split(word)
-            for i in range(1, len(parts)):
-                before = fillers.join(parts[:i])
-                first = int(self.end(self.tokenize([before.rstrip()]))[0])
-                at[row, first : first + k] = True
-            alone = all(p[-1:].strip() == "" for p in parts[:-1]) and not any(p[:1].isalnum() for p in parts[1:])
-            whole = int(at[row].sum()) == k * (len(parts) - 1) and bool((ids[row][at[row]] == filler).all())
-            if len(parts) == 1 or not (alone and whole):
-                raise ExpungeError(
-                    f"prompt '{prompt}' does not hold '{word}' as a word among those that the model reads: expected it once or "
-                    "more, with spaces around it"
-                )
-        placed = vectors.new_zeros((*ids.shape, vectors.shape[1]))
-        placed = placed.index_put(torch.where(at), vectors.repeat(int(at.sum()) // k, 1))
-        return self.encode(ids, placed, at)
+        return texts.encode_learned(self, prompts, word, vectors)
 
     @property
     @abstractmethod
@@ -228,15 +115,7 @@ class Backbone(ABC):
     @final
     def random_texts(self, rows: int, generator: torch.Generator, most: int = 3) -> Int[Tensor, "b n"]:
         """Token ids of ``rows`` texts of one to ``most`` random tokens each, every token of the vocabulary alike."""
-        ids = self.tokenize([""]).repeat(rows, 1)
-        marks = set(ids[0].tolist())
-        words = torch.tensor([i for i in range(self.vocabulary) if i not in marks])
-        lengths = torch.randint(1, most + 1, (rows,), generator=generator).tolist()
-        start, end = ids[0, :1].clone(), ids[0, 1:2].clone()
-        for row, length in zip(ids, lengths, strict=True):
-            drawn = words[torch.randint(0, len(words), (length,), generator=generator)].to(ids)
-            row[: length + 2] = torch.cat([start, drawn, end])
-        return ids
+        return texts.random_texts(self, rows, generator, most)
 
     def unconditional(self) -> Conditioning:
         """What guidance is guided away from: the empty prompt, as the family's own pipeline reads it."""
@@ -255,34 +134,42 @@ class Backbone(ABC):
     ) -> Float[Tensor, "b c h w"]:
         """The model's own prediction (noise, v, or velocity) for each row; counted in `cost`."""
         cond = cond.expand(len(x))
-        return self._predict(x, t, cond, self.opened(cond))
+        steps = torch.full((len(x),), t, device=x.device) if isinstance(t, int | float) else t
+        return self.evaluated(x, cond, Evaluation(t=steps, gates=open_gates(self, cond, {})))
 
-    def _predict(
-        self,
-        x: Float[Tensor, "b c h w"],
-        t: int | float | Real[Tensor, "b"],
-        cond: Conditioning,
-        gates: dict[str, Float[Tensor, "each r"]],
+    @final
+    def evaluated(
+        self, x: Float[Tensor, "b c h w"], cond: Conditioning, evaluation: Evaluation
     ) -> Float[Tensor, "b c h w"]:
-        rows = len(x)
+        """One evaluation that is counted in `cost`, and whose layers heed ``evaluation``."""
         if torch.is_grad_enabled():
-            self.cost = Cost(forward=self.cost.forward, trained=self.cost.trained + rows)
+            self.cost = Cost(forward=self.cost.forward, trained=self.cost.trained + len(x))
         else:
-            self.cost = Cost(forward=self.cost.forward + rows, trained=self.cost.trained)
-        steps = torch.full((rows,), t, device=x.device) if isinstance(t, int | float) else t
-        with self.stack.opened(gates):
-            return self.denoise(x, steps, cond)
+            self.cost = Cost(forward=self.cost.forward + len(x), trained=self.cost.trained)
+        with self.evaluating(evaluation):
+            return self.denoise(x, evaluation.t, cond)
 
-    def opened(self, cond: Conditioning, state: dict[str, Any] | None = None) -> dict[str, Float[Tensor, "b r"]]:
-        """How far each row opens the attached adapters that have gates; read once a generation, where ``state`` is given."""
-        found: dict[str, Tensor] = {}
-        for edit in self.edits:
-            if isinstance(edit, Adapter) and edit.gates:
-                known = None if state is None else state.get(f"gates {edit.id}")
-                found[edit.id] = edit.opened(self, cond) if known is None else known
-                if state is not None:
-                    state[f"gates {edit.id}"] = found[edit.id]
-        return found
+    @final
+    @contextmanager
+    def evaluating(self, evaluation: Evaluation, hooks: tuple[AttentionHook, ...] | None = None) -> Iterator[None]:
+        """Have the layers heed an evaluation inside; ``hooks`` are all that look at attention, if not those that do now."""
+        before, self.evaluation = self.evaluation, evaluation
+        try:
+            with self.attention.heeding((*evaluation.hooks, *self.attention.active) if hooks is None else hooks):
+                yield
+        finally:
+            self.evaluation = before
+
+    @final
+    def attending(self, *hooks: AttentionHook) -> AbstractContextManager[None]:
+        """Have ``hooks`` look at the cross-attention of every evaluation inside, or change it; after those of edits.
+
+        Run forward AND backward inside, if they should be trained through.
+
+        Raises:
+            ExpungeError: for a model without cross-attention.
+        """
+        return self.attention.heeding((*self.attention.active, *hooks))
 
     @final
     def guided(
@@ -295,41 +182,13 @@ class Backbone(ABC):
         scale: float,
         state: dict[str, Any],
     ) -> Guided:
-        """Classifier-free guidance with every attached guidance edit: the only place where predictions are combined.
+        """Classifier-free guidance with every attached guidance edit; `expunge.core.guidance` says how.
 
         ``step`` counts denoising steps from 0; ``state`` belongs to one generation. A scale of 1 or less is no guidance, as the
         pipelines of diffusers have it: the conditional prediction alone, at half the cost, which guidance edits can only
-        condition. Both halves of a pair open an adapter's gates as the prompt does.
+        condition. Both halves of a pair open an adapter's gate as the prompt does.
         """
-        rows = len(x)
-        cond, null = cond.expand(rows), null.expand(rows)
-        guidances = [e for e in self.edits if isinstance(e, Guidance)]
-        for guidance in guidances:
-            cond, null = guidance.conditioning(self, cond, null, state)
-        gates = self.opened(cond, state)
-        if scale <= 1:
-            alone = self._predict(x, t, cond, gates)
-            return Guided(alone, alone, None)
-        both = self._predict(torch.cat([x, x]), t, null.expand(rows).join(cond.expand(rows)), gates)
-        e_null, e_cond = both.chunk(2)
-        out = e_null + scale * (e_cond - e_null)
-        for guidance in guidances:
-            out = guidance.combine(
-                self,
-                out,
-                GuidedStep(
-                    x=x,
-                    t=t,
-                    index=step,
-                    cond=cond,
-                    null=null,
-                    predicted_cond=e_cond,
-                    predicted_null=e_null,
-                    scale=scale,
-                    state=state,
-                ),
-            )
-        return Guided(out, e_cond, e_null)
+        return guided(self, x, t, step, cond, null, scale, state)
 
     # trajectories -----------------------------------------------------------------------------------------------------
     @abstractmethod
@@ -425,33 +284,14 @@ class Backbone(ABC):
 
     # training ---------------------------------------------------------------------------------------------------------
     @final
-    @contextmanager
-    def weights(self, tensors: dict[str, Tensor]) -> Iterator[None]:
+    def weights(self, tensors: dict[str, Tensor]) -> AbstractContextManager[None]:
         """Put trained tensors in the place of the model's own; run forward AND backward inside; restored on exit."""
-        self.check_trains({name.rpartition(".")[0] for name in tensors})
-        owners = {name: self.parameter(name) for name in tensors}
-        saved = {name: module._parameters[key] for name, (module, key) in owners.items()}
-        try:
-            for name, (module, key) in owners.items():
-                module._parameters[key] = tensors[name]  # pyright: ignore[reportArgumentType]
-            yield
-        finally:
-            for name, (module, key) in owners.items():
-                module._parameters[key] = saved[name]
+        return swapped(self, tensors)
 
     @final
-    @contextmanager
-    def adapted(self, factors: Mapping[str, Tensor], scale: float = 1.0) -> Iterator[None]:
+    def adapted(self, factors: Mapping[str, Tensor], scale: float = 1.0) -> AbstractContextManager[None]:
         """Put low-rank changes (tensors named ``LAYER.down``, ``LAYER.up``) beside layers; forward AND backward inside."""
-        handles: list[Any] = []
-        layers = as_layers(factors)
-        self.check_trains(layers)
-        try:
-            handles = self.stack.put_beside(layers, scale, None)
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return put_beside(self, factors, scale)
 
     # edits ------------------------------------------------------------------------------------------------------------
     @property
@@ -476,27 +316,16 @@ class Backbone(ABC):
         self.stack.attach(edit, strength, any_base)
 
     @final
-    @contextmanager
-    def bare(self) -> Iterator[None]:
+    def bare(self) -> AbstractContextManager[None]:
         """The model without its edits, which are attached again, as they were, on exit."""
-        with ExitStack() as back:
-            for edit, strength in reversed(self.stack.entries):
-                self.detach(edit)
-                back.callback(self.attach, edit, strength=strength, any_base=True)
-            yield
+        return self.stack.bare()
 
     @final
-    @contextmanager
     def attached(
         self, edits: Sequence[Edit], strength: float | Sequence[float] = 1.0, any_base: bool = False
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[None]:
         """Attach edits in order and detach them on exit; ``strength`` is that of all which have weights, or of each."""
-        each = strengths(strength, edits)
-        with ExitStack() as off:  # which takes off all that it can, whatever goes wrong with one
-            for edit, one in zip(edits, each, strict=True):
-                self.attach(edit, strength=one, any_base=any_base)
-                off.callback(self.detach, edit)
-            yield
+        return self.stack.attached(edits, strength, any_base)
 
     @final
     def detach(self, edit: Edit) -> None:
@@ -510,24 +339,12 @@ class Backbone(ABC):
     @final
     def edit_of(self, changed: dict[str, Tensor]) -> Weights:
         """The edit that turns the model as it stands (with its stack) into one with the tensors ``changed``."""
-        base = self.stack.originals(list(changed))
-        now = {n: self.stack.composed(n, base[n]) for n in changed}
-        on_base = {
-            n: changed[n].to(base[n])
-            if now[n] is base[n]
-            else (base[n].float() + changed[n].float() - now[n].float()).to(base[n])
-            for n in changed
-        }
-        return Weights(on_base, base_sha256=fingerprints(base), requires=tuple(e.id for e in self.edits))
+        return self.stack.edit_of(changed)
 
     @final
-    def adapter_of(
-        self, factors: Mapping[str, Tensor], scale: float = 1.0, gates: Sequence[Sequence[str]] = ()
-    ) -> Adapter:
+    def adapter_of(self, factors: Mapping[str, Tensor], scale: float = 1.0, gate: Gate | None = None) -> Adapter:
         """The adapter of this base with ``factors``, on the edits that are attached; see `Adapter` for the arguments."""
-        base = self.stack.originals([f"{layer}.weight" for layer in as_layers(factors)])
-        requires = tuple(e.id for e in self.edits)
-        return Adapter(factors, scale=scale, gates=gates, base_sha256=fingerprints(base), requires=requires)
+        return self.stack.adapter_of(factors, scale, gate)
 
     def check_carries(self, edit: Edit, coming: bool) -> None:
         """Refuse to write or hook what would have no effect, or could not be taken back: a user's pipeline is looked at.

@@ -158,10 +158,10 @@ class Catalog:
 
     def entries(self) -> dict[str, Entry]:
         """Every plug-in by name, sorted."""
-        found = {name: read_entry(name, module) for name, module in self._own().items()}
+        entries = {name: read_entry(name, module) for name, module in self._own().items()}
         for point in importlib.metadata.entry_points(group=f"expunge.{self.kind}"):
-            found.setdefault(point.name, read_entry(point.name, point.module, point.attr))
-        return dict(sorted(found.items()))
+            entries.setdefault(point.name, read_entry(point.name, point.module, point.attr))
+        return dict(sorted(entries.items()))
 
     def entry(self, name: str) -> Entry:
         """The plug-in called ``name``.
@@ -200,13 +200,3 @@ class Catalog:
             return self.load(name)(**{key.strip(): value.strip() for key, _, value in pairs})
         except TypeError as error:
             raise ExpungeError(f"'{spec}': {error}") from error
-
-
-def backbone_of(model: Any) -> Any:
-    """The backbone around ``model``: itself, or the one that belongs to a pipeline (made at the first call, kept on it)."""
-    return importlib.import_module("expunge.backbones").of(model)
-
-
-def store() -> Any:
-    """The module that knows the file formats; it lies above this room, so it is looked up, not imported."""
-    return importlib.import_module("expunge.store")

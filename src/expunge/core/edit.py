@@ -6,21 +6,17 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from expunge.core import catalog
 from expunge.core.cost import Cost
 from expunge.core.errors import ExpungeError
-
-if TYPE_CHECKING:
-    from expunge.core.backbone import Backbone, Conditioning
+from expunge.core.registry import opener, saver
 
 
 @final
@@ -75,6 +71,8 @@ class Edit(ABC):
     kind: ClassVar[str]
     provenance: Provenance | None
     requires: tuple[str, ...]
+    scales: ClassVar[bool] = True
+    """Whether it has weights that a strength scales."""
     private: ClassVar[bool] = False
     """Whether its file is for its owner's eyes only."""
     covers_provenance: bool = True
@@ -102,15 +100,15 @@ class Edit(ABC):
 
     def attach(self, model: Any, strength: float = 1.0, any_base: bool = False) -> None:
         """Attach to a backbone, or to a diffusers pipeline that you already hold; see `Backbone.attach`."""
-        catalog.backbone_of(model).attach(self, strength=strength, any_base=any_base)
+        opener()(model).attach(self, strength=strength, any_base=any_base)
 
     def detach(self, model: Any) -> None:
         """Detach again; after the last detach the model's tensors are bit for bit what they were."""
-        catalog.backbone_of(model).detach(self)
+        opener()(model).detach(self)
 
     def save(self, path: Any, overwrite: bool = False) -> None:
         """Write one safetensors file; an existing file is refused unless ``overwrite``."""
-        catalog.store().save_edit(self, path, overwrite=overwrite)
+        saver()(self, path, overwrite=overwrite)
 
 
 def strengths(strength: float | Sequence[float], edits: Sequence[Edit]) -> list[float]:
@@ -125,12 +123,12 @@ def strengths(strength: float | Sequence[float], edits: Sequence[Edit]) -> list[
             raise ExpungeError(f"strength {one} of an edit: expected a finite number")
     if len(given) != len(edits):
         raise ExpungeError(f"{len(given)} strengths for {len(edits)} edits: expected one, or one for each")
-    aimed = [(edit, one) for edit, one in zip(edits, given, strict=True) if isinstance(edit, Guidance) and one != 1.0]
+    aimed = [(edit, one) for edit, one in zip(edits, given, strict=True) if not edit.scales and one != 1.0]
     if aimed and (len(aimed) == len(edits) or not isinstance(strength, int | float)):
         raise ExpungeError(
             f"strength {aimed[0][1]} for a {aimed[0][0].kind} edit: expected 1, since it has no weights to scale"
         )
-    return [1.0 if isinstance(edit, Guidance) else float(one) for one, edit in zip(given, edits, strict=True)]
+    return [float(one) if edit.scales else 1.0 for one, edit in zip(given, edits, strict=True)]
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
@@ -202,108 +200,3 @@ class Weights(Edit):
     def stored_name(self, name: str) -> str:
         """What the edit's file calls the tensor ``name``: fingerprints and ids are of these names."""
         return self._stored[name]
-
-
-class Guidance(Edit):
-    """A change to how a prompt is denoised: the weights stay as they are.
-
-    Subclasses are frozen dataclasses; their fields are JSON. They live beside their eraser, which names the class.
-    """
-
-    kind = "guidance"
-    eraser: ClassVar[str]
-    """Catalog name of the method it belongs to."""
-    alone: ClassVar[bool] = False
-    """Whether a second edit of the same class would undo this one, so that it is refused."""
-    provenance: Provenance | None = None
-    requires: tuple[str, ...] = ()
-
-    @override
-    def fields(self) -> dict[str, Any]:
-        return {"eraser": self.eraser, **asdict(self)}  # pyright: ignore[reportArgumentType]
-
-    @override
-    def tensors(self) -> dict[str, Tensor]:
-        return {}
-
-    @classmethod
-    def restore(cls, fields: dict[str, Any], tensors: dict[str, Tensor]) -> "Guidance":
-        """The guidance with these ``fields`` (without the eraser's name) and tensors, as they were stored.
-
-        Raises:
-            TypeError: if it has no such field.
-        """
-        return cls(**fields)
-
-    def check(self, backbone: "Backbone") -> None:
-        """Refuse a model that lacks what it changes, before it is attached.
-
-        Raises:
-            ExpungeError: naming what is lacking.
-        """
-        return
-
-    def conditioning(
-        self, backbone: "Backbone", cond: "Conditioning", null: "Conditioning", state: dict[str, Any]
-    ) -> tuple["Conditioning", "Conditioning"]:
-        """Change what the two halves of a guided pair are conditioned on; ``state`` lives for one generation."""
-        return cond, null
-
-    def combine(
-        self, backbone: "Backbone", guided: Float[Tensor, "b *chw"], step: "GuidedStep"
-    ) -> Float[Tensor, "b *chw"]:
-        """Change the combined prediction; ``step`` has its ingredients."""
-        return guided
-
-
-class Key(Guidance):
-    """A private edit that gives a model back what the edit it belongs to took; an eraser with `has_key` makes one.
-
-    Its wrong versions are the controls of a recovery.
-    """
-
-    private = True
-
-    @property
-    @abstractmethod
-    def concepts(self) -> Sequence[str]:
-        """What it can bring back."""
-
-    @abstractmethod
-    def only_for(self, concept: str | None) -> "Key":
-        """A key that brings back this concept whatever a text names; None undoes it.
-
-        Raises:
-            ExpungeError: for a concept that it does not hold.
-        """
-
-    @abstractmethod
-    def random(self, seed: int) -> "Key":
-        """A wrong key: noise as large as the true one."""
-
-    @abstractmethod
-    def rotated(self) -> "Key":
-        """A wrong key: each concept has the next one's part.
-
-        Raises:
-            ExpungeError: if it holds one concept only.
-        """
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class GuidedStep:
-    """The ingredients of one guided prediction, handed to `Guidance.combine`."""
-
-    x: Float[Tensor, "b *chw"]
-    t: int | float
-    """Timestep, as the scheduler counts."""
-    index: int
-    """Number of the denoising step, from 0."""
-    cond: "Conditioning"
-    null: "Conditioning"
-    predicted_cond: Float[Tensor, "b *chw"]
-    predicted_null: Float[Tensor, "b *chw"]
-    scale: float
-    state: dict[str, Any]
-    """Lives for one generation (SLD's momentum, texts that were encoded)."""

@@ -14,8 +14,9 @@ from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.concept import Concept
 from expunge.core.cost import Cost
-from expunge.core.edit import Edit, Key
+from expunge.core.edit import Edit
 from expunge.core.errors import ExpungeError
+from expunge.core.guidance import Key
 from expunge.core.knowledge import Kind, Knowledge, of_settings
 from expunge.core.query import Shot
 

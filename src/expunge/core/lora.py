@@ -1,16 +1,16 @@
-"""LoRA files: what their tensors and their settings say, as an adapter; and an adapter's tensors as such a file."""
+"""LoRA files: what their tensors and their settings say; and an adapter's tensors as such a file."""
 
 import json
 import math
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from expunge.core.adapter import Adapter, LowRank
+from expunge.core.adapter import LowRank
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.lora_names import levelled, place, unknown
 
@@ -53,8 +53,17 @@ def is_lora(names: Iterable[str]) -> bool:
     return any("lora" in name or re.search(pattern, name) for name in names for pattern in _FOREIGN)
 
 
-def read(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, gate: Sequence[str] = ()) -> Adapter:
-    """The adapter in a LoRA file, for any base that it fits; a membrane of SPM's authors keeps its gate.
+class Lora(NamedTuple):
+    """What a LoRA file holds."""
+
+    factors: dict[str, Tensor]
+    """Its low-rank changes; see `factors`."""
+    gates: list[list[str]]
+    """For each component the texts that open it, of a membrane of SPM; empty for a LoRA."""
+
+
+def read(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, gate: Sequence[str] = ()) -> Lora:
+    """What a LoRA file says; a membrane of SPM's authors keeps the words of its gate.
 
     Args:
         tensors: all tensors of the file.
@@ -64,24 +73,24 @@ def read(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = Non
     Raises:
         ExpungeError: as `factors`; also for a gate of a file that has its own.
     """
-    told = metadata or {}
-    found = factors(tensors, settings(told))
-    ranks = {len(t) for name, t in found.items() if name.endswith(".down")}
+    metadata = metadata or {}
+    changes = factors(tensors, settings(metadata))
+    ranks = {len(t) for name, t in changes.items() if name.endswith(".down")}
     # SPM's own files say which words they were trained on, and rank and alpha; LECO's and kohya's say other things
-    words = told.get("prompts", "") if {"rank", "alpha"} <= set(told) else ""
+    words = metadata.get("prompts", "") if {"rank", "alpha"} <= set(metadata) else ""
     texts = [word.strip() for word in words.split(",") if word.strip()]
     if texts and gate:
         raise ExpungeError(f"a membrane that '{texts[0]}' opens, with the gate '{gate[0]}': expected its own")
     if texts or gate:
-        return Adapter(found, gates=[texts or list(gate)] * max(ranks))
+        return Lora(changes, [texts or list(gate)] * max(ranks))
     if ranks == {1} and all(name.startswith("lora_unet_") for name in tensors):
         warnings.warn(
             "every layer of this LoRA has rank 1 and nothing in the file says for which words: if it is a membrane of SPM, its "
             "gate is lost, and it acts on every prompt alike (`expunge import --gate WORDS` puts one in)",
             ExpungeWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
-    return Adapter(found)
+    return Lora(changes, [])
 
 
 def settings(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -93,13 +102,13 @@ def settings(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     if SETTINGS not in metadata:
         return {}
     try:
-        told = dict(json.loads(metadata[SETTINGS]))
+        stored = dict(json.loads(metadata[SETTINGS]))
     except (TypeError, ValueError) as error:
         raise ExpungeError(
             f"a LoRA whose settings ({SETTINGS}) are damaged: expected a JSON object ({error})"
         ) from error
-    found: dict[str, dict[str, Any]] = {}
-    for name, value in told.items():
+    by_component: dict[str, dict[str, Any]] = {}
+    for name, value in stored.items():
         part, _, setting = str(name).rpartition(".")
         if setting == "init_lora_weights":
             known = value in _PLAIN_STARTS
@@ -110,68 +119,68 @@ def settings(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
                 f"a LoRA with the setting {name} = {json.dumps(value)}: expected only settings that expunge knows "
                 f"({', '.join(_HEEDED)}, and those of training)"
             )
-        found.setdefault(part, {})[setting] = value
-    return found
+        by_component.setdefault(part, {})[setting] = value
+    return by_component
 
 
-def factors(tensors: Mapping[str, Tensor], told: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Tensor]:
+def factors(tensors: Mapping[str, Tensor], peft: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Tensor]:
     """Low-rank changes (``LAYER.down``, ``LAYER.up``) from a LoRA file's tensors; their scale goes into each up.
 
     Layers of CLIP text encoders are named without the level ``text_model``: ``text_encoder.encoder.layers.0…``.
 
     Args:
         tensors: all tensors of the file.
-        told: peft's settings by component, as `settings` reads them.
+        peft: peft's settings by component, as `settings` reads them.
 
     Raises:
         ExpungeError: if a tensor is no part of a low-rank change, one is missing, or tensors and settings disagree.
     """
-    found: dict[str, Tensor] = {}
+    changes: dict[str, Tensor] = {}
     named: dict[str, str] = {}
     for name, tensor in tensors.items():
         where = place(name)
         if where is None:
             raise _foreign(name)
         key = f"{where.layer}.{where.part}"
-        if key in found:
+        if key in changes:
             raise ExpungeError(
                 f"a LoRA with '{named[key]}' and '{name}', which are one and the same: expected one of them"
             )
-        found[key], named[key] = tensor, name
-    alphas = {key.removesuffix(".alpha"): found.pop(key) for key in [k for k in found if k.endswith(".alpha")]}
-    layers = dict.fromkeys([*(key.rpartition(".")[0] for key in found), *alphas])
+        changes[key], named[key] = tensor, name
+    alphas = {key.removesuffix(".alpha"): changes.pop(key) for key in [k for k in changes if k.endswith(".alpha")]}
+    layers = dict.fromkeys([*(key.rpartition(".")[0] for key in changes), *alphas])
     for layer in layers:
         for part, other in (("down", "up"), ("up", "down")):
-            if f"{layer}.{part}" not in found:
+            if f"{layer}.{part}" not in changes:
                 given = named.get(f"{layer}.{other}") or named[f"{layer}.alpha"]
                 raise ExpungeError(f"a LoRA with '{given}' but no matrix {part} of that layer: expected down and up")
-        scale = _scale(layer, len(found[f"{layer}.down"]), alphas.get(layer), told or {})
+        scale = _scale(layer, len(changes[f"{layer}.down"]), alphas.get(layer), peft or {})
         if scale != 1:
-            found[f"{layer}.up"] = found[f"{layer}.up"].float() * scale
-    return found
+            changes[f"{layer}.up"] = changes[f"{layer}.up"].float() * scale
+    return changes
 
 
-def _scale(layer: str, rank: int, alpha: Tensor | None, told: Mapping[str, Mapping[str, Any]]) -> float:
+def _scale(layer: str, rank: int, alpha: Tensor | None, peft: Mapping[str, Mapping[str, Any]]) -> float:
     """What a layer's change is multiplied by: alpha / r (rslora: alpha / sqrt r), as tensors or settings say, else 1."""
     part, _, module = layer.partition(".")
     if alpha is not None and alpha.numel() != 1:
         raise ExpungeError(f"a LoRA whose alpha of '{layer}' has shape {tuple(alpha.shape)}: expected one number")
     own = None if alpha is None else float(alpha)
-    given = told.get(part, told.get(""))
+    given = peft.get(part, peft.get(""))
     root = False
     if given is not None:
-        rank_told = _patterned(given.get("rank_pattern"), module, given.get("r", rank))
-        if rank_told != rank:
+        rank_set = _patterned(given.get("rank_pattern"), module, given.get("r", rank))
+        if rank_set != rank:
             raise ExpungeError(
-                f"a LoRA whose settings say rank {rank_told:g} for '{layer}': expected {rank}, its matrices'"
+                f"a LoRA whose settings say rank {rank_set:g} for '{layer}': expected {rank}, its matrices'"
             )
         root = bool(given.get("use_rslora"))
-        alpha_told = _patterned(given.get("alpha_pattern"), module, given.get("lora_alpha", rank))
-        if own is not None and own != alpha_told:
+        alpha_set = _patterned(given.get("alpha_pattern"), module, given.get("lora_alpha", rank))
+        if own is not None and own != alpha_set:
             raise ExpungeError(
-                f"a LoRA with alpha {own:g} for '{layer}' and {alpha_told:g} in its settings: expected one"
+                f"a LoRA with alpha {own:g} for '{layer}' and {alpha_set:g} in its settings: expected one"
             )
-        own = alpha_told
+        own = alpha_set
     if own is None:
         return 1.0
     if not math.isfinite(own) or own == 0:
@@ -220,7 +229,7 @@ def written(layers: Mapping[str, LowRank], layout: Layout, flat: Mapping[str, st
         layout: diffusers' names, or kohya's.
         flat: kohya's names of the layers.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     rank = max((len(part.down) for part in layers.values()), default=0)
     for name, part in layers.items():
         more = rank - len(part.down)
@@ -229,8 +238,8 @@ def written(layers: Mapping[str, LowRank], layout: Layout, flat: Mapping[str, st
         if layout == "diffusers":
             front, _, rest = name.partition(".")
             whole = f"{front}.{levelled(rest) if front.startswith('text_') else rest}"
-            found[f"{whole}.lora_A.weight"], found[f"{whole}.lora_B.weight"] = down, up
+            tensors[f"{whole}.lora_A.weight"], tensors[f"{whole}.lora_B.weight"] = down, up
             continue
-        found[f"{flat[name]}.lora_down.weight"], found[f"{flat[name]}.lora_up.weight"] = down, up
-        found[f"{flat[name]}.alpha"] = torch.tensor(float(rank))  # so that alpha / r is 1
-    return found
+        tensors[f"{flat[name]}.lora_down.weight"], tensors[f"{flat[name]}.lora_up.weight"] = down, up
+        tensors[f"{flat[name]}.alpha"] = torch.tensor(float(rank))  # so that alpha / r is 1
+    return tensors

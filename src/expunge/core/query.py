@@ -53,6 +53,19 @@ class Start:
         if not 0 < self.strength <= 1:
             raise ExpungeError(f"strength {self.strength} of an image to image: expected more than 0, up to 1")
 
+    @cached_property
+    def id(self) -> str:
+        """Sixteen hexadecimal digits of the sha256 of the image, and of its type: pixels are no latents."""
+        return fingerprint({str(self.image.dtype): self.image})[:16]
+
+    @override
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Start) and (self.id, self.strength) == (other.id, other.strength)
+
+    @override
+    def __hash__(self) -> int:
+        return hash((self.id, self.strength))
+
 
 @final
 @dataclass(frozen=True, kw_only=True)

@@ -1,18 +1,19 @@
 """The edits that a model carries: an ordered stack over the base's own values of what they touch."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from expunge.core.adapter import Adapter, LowRank, low_rank
-from expunge.core.edit import Edit, Guidance, Weights, fingerprint_as, strengths
+from expunge.core.adapter import Adapter, Gate, LowRank, as_layers, low_rank
+from expunge.core.attention import check_reads_text
+from expunge.core.edit import Edit, Weights, fingerprint_as, fingerprints, strengths
 from expunge.core.errors import ExpungeError
+from expunge.core.guidance import Guidance, attends
 
 if TYPE_CHECKING:
     from expunge.core.backbone import Backbone
@@ -36,8 +37,6 @@ class Stack:
         """The base's own values of the tensors that attached edits replace."""
         self.beside: dict[str, list[Any]] = {}
         """Handles of the layers that each attached adapter stands beside."""
-        self.gates: dict[str, Float[Tensor, "b r"]] = {}
-        """How far the rows of the evaluation that is going on open each adapter with gates."""
 
     @property
     def edits(self) -> list[Edit]:
@@ -52,6 +51,8 @@ class Stack:
         self._check_names(edit)
         if isinstance(edit, Guidance):
             edit.check(self.backbone)
+        if attends(edit):
+            check_reads_text(self.backbone)
         self.backbone.check_carries(edit, coming=True)
         if isinstance(edit, Weights):
             self._check_base(edit, any_base)
@@ -87,6 +88,44 @@ class Stack:
             self._hook(edit)
             self.backbone.steering_changed()
             raise
+
+    @contextmanager
+    def bare(self) -> Iterator[None]:
+        """The model without its edits; see `Backbone.bare`."""
+        with ExitStack() as back:
+            for edit, strength in reversed(self.entries):
+                self.detach(edit)
+                back.callback(self.attach, edit, strength=strength, any_base=True)
+            yield
+
+    @contextmanager
+    def attached(self, edits: Sequence[Edit], strength: float | Sequence[float], any_base: bool) -> Iterator[None]:
+        """Edits attached inside; see `Backbone.attached`."""
+        each = strengths(strength, edits)
+        with ExitStack() as off:  # which takes off all that it can, whatever goes wrong with one
+            for edit, one in zip(edits, each, strict=True):
+                self.attach(edit, strength=one, any_base=any_base)
+                off.callback(self.detach, edit)
+            yield
+
+    # making -----------------------------------------------------------------------------------------------------------
+    def edit_of(self, changed: Mapping[str, Tensor]) -> Weights:
+        """The edit that turns the model as it stands into one with the tensors ``changed``; see `Backbone.edit_of`."""
+        base = self.originals(list(changed))
+        now = {n: self.composed(n, base[n]) for n in changed}
+        on_base = {
+            n: changed[n].to(base[n])
+            if now[n] is base[n]
+            else (base[n].float() + changed[n].float() - now[n].float()).to(base[n])
+            for n in changed
+        }
+        return Weights(on_base, base_sha256=fingerprints(base), requires=tuple(e.id for e in self.edits))
+
+    def adapter_of(self, factors: Mapping[str, Tensor], scale: float, gate: Gate | None) -> Adapter:
+        """The adapter of this base with ``factors``, on the attached edits; see `Backbone.adapter_of`."""
+        base = self.originals([f"{layer}.weight" for layer in as_layers(factors)])
+        requires = tuple(e.id for e in self.edits)
+        return Adapter(factors, scale=scale, gate=gate, base_sha256=fingerprints(base), requires=requires)
 
     # tensors ----------------------------------------------------------------------------------------------------------
     def originals(self, names: list[str]) -> dict[str, Tensor]:
@@ -160,17 +199,20 @@ class Stack:
 
     # adapters ---------------------------------------------------------------------------------------------------------
     def put_beside(self, layers: Mapping[str, LowRank], scale: float, gated_by: str | None) -> list[Any]:
-        """Hooks that add low-rank changes; ``gated_by`` is the id of the adapter whose gates they listen to."""
+        """Hooks that add low-rank changes; ``gated_by`` is the id of the adapter whose gate they heed."""
 
         def added(layer: torch.nn.Module, args: tuple[Any, ...], output: Tensor, part: LowRank) -> Tensor:
-            gate = None if gated_by is None else self.gates.get(gated_by)
+            evaluation = self.backbone.evaluation
+            gate = None if gated_by is None or evaluation is None else evaluation.gates.get(gated_by)
             return output + scale * low_rank(layer, args[0], part, gate)
 
         hook = added if gated_by is None else torch.compiler.disable(added)  # a gate is another at every call
-        return [
+        handles = [
             self.backbone.parameter(f"{name}.weight")[0].register_forward_hook(partial(hook, part=part))
             for name, part in layers.items()
         ]
+        self.backbone.attention.renew()
+        return handles
 
     def _hook(self, edit: Edit) -> None:
         """Stand an adapter beside its layers, or take it away."""
@@ -180,17 +222,8 @@ class Stack:
             handle.remove()
         strength = next((s for e, s in self.entries if e.id == edit.id), None)
         if strength is not None:
-            gated_by = edit.id if edit.gates else None
+            gated_by = None if edit.gate is None else edit.id
             self.beside[edit.id] = self.put_beside(edit.layers, edit.scale * strength, gated_by)
-
-    @contextmanager
-    def opened(self, gates: dict[str, Float[Tensor, "b r"]]) -> Iterator[None]:
-        """Gates of the adapters that have some, during one evaluation."""
-        before, self.gates = self.gates, gates
-        try:
-            yield
-        finally:
-            self.gates = before
 
     # what fits --------------------------------------------------------------------------------------------------------
     def _check_place(self, edit: Edit, any_base: bool) -> None:
@@ -232,16 +265,16 @@ class Stack:
                     f"edit {edit.id} replaces '{name}' of shape {given}: expected {expected} for {model}"
                 )
         if not any_base:
-            made = {str(t.dtype).removeprefix("torch.") for t in edit.replaced.values()}
+            precisions = {str(t.dtype).removeprefix("torch.") for t in edit.replaced.values()}
             named = {edit.stored_name(n): t for n, t in base.items()}
-            self._check_fingerprints(edit, edit.base_sha256, named, made)
+            self._check_fingerprints(edit, edit.base_sha256, named, precisions)
 
     def _check_fingerprints(
-        self, edit: Edit, wanted: Mapping[str, str], base: dict[str, Tensor], made: AbstractSet[str]
+        self, edit: Edit, wanted: Mapping[str, str], base: dict[str, Tensor], precisions: AbstractSet[str]
     ) -> None:
-        """Refuse an edit that was made for other tensors than ``base``, as they are here or as they read in one of ``made``."""
+        """Refuse an edit that was made for other tensors than ``base``, as they are here or read in one of ``precisions``."""
         here = {str(t.dtype).removeprefix("torch.") for t in base.values()}
-        dtypes = [*here, *sorted(made - here)]  # most edits are known at the first
+        dtypes = [*here, *sorted(precisions - here)]  # most edits are known at the first
         if not any(wanted.get(dtype) == fingerprint_as(base, dtype) for dtype in dtypes if dtype in wanted):
             raise ExpungeError(
                 f"edit {edit.id} was made for another base than {self.backbone.name}: expected its own (or --any-base)"

@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from typing_extensions import override
 
-from expunge.core.backbone import Backbone, Conditioning
+from expunge.core.backbone import Backbone
+from expunge.core.conditioning import Conditioning
 from expunge.core.errors import ExpungeError
 from expunge.core.judge import Judge
 from expunge.core.query import LearnedWord, Query

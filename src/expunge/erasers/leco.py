@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from expunge.core.backbone import Backbone, Conditioning
+from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.concept import phrases
+from expunge.core.conditioning import Conditioning
 from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import check_counts, check_positive

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from expunge.core.backbone import Backbone, Conditioning
+from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
-from expunge.core.edit import Guidance
+from expunge.core.conditioning import Conditioning
 from expunge.core.eraser import Eraser, Step, Task
+from expunge.core.guidance import Guidance
 from expunge.core.knowledge import Kind
 
 

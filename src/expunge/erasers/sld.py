@@ -12,9 +12,9 @@ from typing_extensions import override
 
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
-from expunge.core.edit import Guidance, GuidedStep
 from expunge.core.eraser import Eraser, Step, Task
 from expunge.core.errors import ExpungeError, check_positive
+from expunge.core.guidance import Guidance, GuidedStep
 from expunge.core.knowledge import Kind
 
 UNSAFE = (

@@ -3,22 +3,70 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from expunge.core.adapter import Adapter
-from expunge.core.backbone import Backbone, Conditioning
+from expunge.core.adapter import Adapter, Gate
+from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
+from expunge.core.conditioning import Conditioning
 from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_positive
 from expunge.core.knowledge import Kind
 from expunge.maths.training import Decay, Learned, Optimizer, mse, pace, thin
 from expunge.maths.trajectories import Points, Sampling
+
+
+@final
+class Transport(Gate):
+    """Facilitated transport (2312.16145): a prompt opens a membrane as far as it is near the texts that name its concept."""
+
+    def __init__(self, gates: Sequence[Sequence[str]]) -> None:
+        """A gate for membranes of which each is opened by some texts; the nearest one counts.
+
+        Raises:
+            ExpungeError: if there is no membrane, or one has no text.
+        """
+        if not gates or any(not texts for texts in gates):
+            raise ExpungeError("a gate of an adapter has no text: expected the words that open it")
+        self.texts = tuple(tuple(texts) for texts in gates)
+
+    @override
+    def fields(self) -> dict[str, Any]:
+        return {"gates": [list(texts) for texts in self.texts]}
+
+    @override
+    def opened(self, backbone: Backbone, cond: Conditioning) -> Float[Tensor, "b r"]:
+        """How far the prompts of ``cond`` open each membrane.
+
+        The larger of the cosine between the text's vectors (all of them, as one long vector) and the opening text's, and of the
+        part of the opening text's tokens that stand in the prompt.
+
+        Raises:
+            ExpungeError: if the conditioning did not come from prompts.
+        """
+        if cond.tokens is None:
+            shown = " / ".join(self.texts[0])
+            raise ExpungeError(
+                f"the gate of '{shown}' reads the words of a prompt, and an embedding has none: expected a prompt "
+                "(or an adapter without gates)"
+            )
+        with torch.no_grad():
+            texts = sorted({text for gate in self.texts for text in gate})
+            known = backbone.encode(texts)
+            empty = set(backbone.tokenize([""])[0].tolist())
+        ours, theirs = cond.embeds.flatten(1).float(), known.embeds.flatten(1).float()
+        cosine = torch.cosine_similarity(ours[:, None], theirs[None], dim=-1)
+        words = [set(row) - empty for row in known.tokens.tolist()]  # pyright: ignore[reportOptionalMemberAccess]
+        rows = [set(row) for row in cond.tokens.tolist()]
+        shared = torch.tensor([[len(row & word) / max(1, len(word)) for word in words] for row in rows])
+        near = torch.maximum(cosine, shared.to(cosine))
+        return torch.stack([near[:, [texts.index(t) for t in gate]].amax(1) for gate in self.texts], 1)
 
 
 @final
@@ -32,7 +80,7 @@ class SPM(Eraser):
 
     2312.16145; methods.md A8. The adapter is :math:`y = W x + \gamma U (D x)`, of rank 1, beside every Linear and convolution
     layer of the transformer blocks; :math:`\tilde c` are latent anchors: random directions as long as the concept's own text,
-    taken the likelier the less they resemble it. At inference :math:`\gamma` is each prompt's own (see `Adapter.opened`).
+    taken the likelier the less they resemble it. At inference :math:`\gamma` is each prompt's own (see `Transport`).
     Several targets get a membrane each, trained one after another, and add up. Ignores the retain list.
     Deviations: :math:`\gamma` scales the change once (the authors' code scales both matrices, so it acts squared and mixes
     membranes); points are labelled with their own timestep, and may be pure noise; AdamW in 32 bits instead of 8; one size of
@@ -194,8 +242,8 @@ class _Membrane:
         """All membranes so far, as the components of one adapter."""
         factors = {n: torch.cat([m[n] for m in membranes], 0 if n.endswith(".down") else 1) for n in membranes[0]}
         names = [t.name for t in self.task.targets[: len(membranes)]]
-        gates = [[name] for name in names] if self.method.gated else []
-        return self.backbone.adapter_of(factors, gates=gates)
+        gate = Transport([[name] for name in names]) if self.method.gated else None
+        return self.backbone.adapter_of(factors, gate=gate)
 
     def _state(self, index: int, done: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         whole = [*done, self.student.values()] if index + 1 == self.method.iterations else done

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, final
 from typing_extensions import override
 
 from expunge.core.backbone import Backbone
-from expunge.core.edit import Edit, Key
+from expunge.core.edit import Edit
+from expunge.core.guidance import Key
 from expunge.jobs.job import UNSAID, written_as
 from expunge.jobs.modelled import AskingJob
 from expunge.jobs.workspace import IMAGES, QUERIES, Workspace, model

@@ -11,8 +11,9 @@ import torch
 
 from expunge import backbones
 from expunge.core.backbone import Backbone
-from expunge.core.edit import Edit, Key
+from expunge.core.edit import Edit
 from expunge.core.errors import ExpungeError
+from expunge.core.guidance import Key
 from expunge.store import EDIT, KEY, load_edit
 
 RESULT = "result.json"

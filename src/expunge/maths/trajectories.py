@@ -10,11 +10,12 @@ from jaxtyping import Float, Int, Real
 from torch import Tensor
 from typing_extensions import override
 
-from expunge.core.backbone import Backbone, Conditioning
+from expunge.core.backbone import Backbone
+from expunge.core.conditioning import Conditioning
 from expunge.core.cost import Cost
-from expunge.core.edit import Guidance
 from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError, check_counts
+from expunge.core.guidance import Guidance
 
 
 class Points(NamedTuple):

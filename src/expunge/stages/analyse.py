@@ -9,9 +9,10 @@ from expunge.core.analysis import Analysis, Study, Training
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept, check_targets
-from expunge.core.edit import Edit, Key, Provenance
+from expunge.core.edit import Edit, Provenance
 from expunge.core.eraser import settings_of
 from expunge.core.errors import ExpungeError
+from expunge.core.guidance import Key
 from expunge.results.files import FIGURES
 from expunge.settings import presets
 from expunge.settings.layers import filled

@@ -10,9 +10,10 @@ from PIL import Image, ImageDraw
 from expunge import backbones
 from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept
-from expunge.core.edit import Edit, Key
+from expunge.core.edit import Edit
 from expunge.core.eraser import Eraser, settings_of
 from expunge.core.errors import ExpungeError, check_counts, unknown
+from expunge.core.guidance import Key
 from expunge.core.query import Query, queries
 from expunge.core.record import Record
 from expunge.settings import presets

@@ -6,8 +6,9 @@ from importlib.metadata import version
 
 from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept, check_targets
-from expunge.core.edit import Edit, Key, Provenance
+from expunge.core.edit import Edit, Provenance
 from expunge.core.eraser import Eraser, Task, settings_of
+from expunge.core.guidance import Key
 from expunge.stages.erase import check_model
 from expunge.store import with_provenance
 

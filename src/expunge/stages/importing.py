@@ -10,9 +10,9 @@ from torch import Tensor
 from expunge.core import lora
 from expunge.core.adapter import Adapter
 from expunge.core.backbone import Backbone
-from expunge.core.edit import Edit, Provenance, Weights
+from expunge.core.edit import Edit, Provenance, Weights, plain
 from expunge.core.errors import ExpungeError, unknown
-from expunge.store import Published, read_published, with_provenance
+from expunge.store import Published, lora_adapter, read_published, with_provenance
 
 METHOD = "imported"
 """What an edit's provenance calls a method that nobody named."""
@@ -70,12 +70,12 @@ def run(
 def _adapter(backbone: Backbone, path: Path, published: Published, gate: Sequence[str]) -> Adapter:
     """A LoRA as an adapter of this base."""
     try:
-        adapter = lora.read(published.tensors, published.metadata, gate)
+        adapter = lora_adapter(published, gate)
         with backbone.attached([adapter]):  # which checks that it fits
             pass
     except ExpungeError as error:
         raise ExpungeError(f"'{path}': {error}") from error
-    return backbone.adapter_of(adapter.tensors(), gates=adapter.gates)
+    return backbone.adapter_of(adapter.tensors(), gate=adapter.gate)
 
 
 def _weights(backbone: Backbone, path: Path, published: Published, component: str | None) -> Weights:
@@ -108,7 +108,7 @@ def _named(backbone: Backbone, path: Path, tensors: Mapping[str, Tensor], compon
         raise unknown("component", component, components)
     names = [name for name in tensors if not name.endswith(".position_ids")]  # which count from 0, and are not learned
     fronts = [f"{component}."] if component else ["", *(f"{one}." for one in components)]
-    own_names = {front: [known.get(_plain(front + name)) for name in names] for front in fronts}
+    own_names = {front: [known.get(plain(front + name)) for name in names] for front in fronts}
     fitting = [front for front in fronts if names and None not in own_names[front]]
     if len(fitting) > 1:
         shown = ", ".join(front.removesuffix(".") for front in fitting)
@@ -128,10 +128,5 @@ def _named(backbone: Backbone, path: Path, tensors: Mapping[str, Tensor], compon
 
 
 def _known(backbone: Backbone) -> dict[str, str]:
-    """The model's own names of its parameters, by those without the level ``text_model``, which not every file has."""
-    return {_plain(name): name for name in [*backbone.group("full"), *backbone.group("text-encoder")]}
-
-
-def _plain(name: str) -> str:
-    """A name without what transformers (a level) and compiling (a word) put into it."""
-    return name.replace("_orig_mod.", "").replace(".text_model.", ".", 1)
+    """The model's own names of its parameters, by those without the levels that come and go."""
+    return {plain(name): name for name in [*backbone.group("full"), *backbone.group("text-encoder")]}

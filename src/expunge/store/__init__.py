@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     )
     from expunge.store.listing import PICTURES, ROLES, Listed, read_any_listed, read_listed, read_run
     from expunge.store.locks import claimed
-    from expunge.store.peers import Published, read_published
+    from expunge.store.peers import Published, lora_adapter, read_published
     from expunge.store.pixels import read_pixels, read_views
     from expunge.store.prompts import GUIDANCES, LABELS, PROMPTS, SEEDS, read_prompts
-    from expunge.store.queries import QUERIES, WORDS, StoredQueries, read_queries, write_queries
+    from expunge.store.queries import QUERIES, STARTS, WORDS, StoredQueries, read_queries, write_queries
     from expunge.store.records import write_records
     from expunge.store.sets import read_set
 
@@ -84,6 +84,7 @@ _HOMES = {
     "read_listed": "listing",
     "claimed": "locks",
     "Published": "peers",
+    "lora_adapter": "peers",
     "read_published": "peers",
     "PICTURES": "listing",
     "read_pixels": "pixels",
@@ -94,6 +95,7 @@ _HOMES = {
     "SEEDS": "prompts",
     "read_prompts": "prompts",
     "QUERIES": "queries",
+    "STARTS": "queries",
     "StoredQueries": "queries",
     "WORDS": "queries",
     "read_queries": "queries",
@@ -116,6 +118,7 @@ __all__ = [
     "ROLES",
     "RUN",
     "SEEDS",
+    "STARTS",
     "WORDS",
     "Checkpoint",
     "Checkpoints",
@@ -130,6 +133,7 @@ __all__ = [
     "guidance_class",
     "image_name",
     "load_edit",
+    "lora_adapter",
     "new_file",
     "new_folder",
     "parsed",

@@ -83,7 +83,7 @@ def new_file(path: Path, overwrite: bool = False, mode: int = 0o644) -> Iterator
             if overwrite:
                 temporary.replace(path)
                 return
-        _put(temporary, path, _put_file)
+        _name(temporary, path, _rename_file)
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def new_folder(path: Path, overwrite: bool = False, marker: str = RUN, resume: b
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
         temporary.chmod(0o755)
-        _put(temporary, path, partial(_put_folder, marker=marker) if overwrite else _put_new_folder)
+        _name(temporary, path, partial(_rename_folder, marker=marker) if overwrite else _rename_new_folder)
         _removed(path / RESUME)
 
 
@@ -165,14 +165,14 @@ def _check_ours(path: Path, marker: str) -> None:
             )
 
 
-def _put(temporary: Path, path: Path, put: Callable[[Path, Path], None]) -> None:
-    """Give what is finished its name by ``put``; where it cannot have it, another, so that nothing is lost.
+def _name(temporary: Path, path: Path, rename: Callable[[Path, Path], None]) -> None:
+    """Give what is finished its name by ``rename``; where it cannot have it, another, so that nothing is lost.
 
     Raises:
         ExpungeError: naming where it is then.
     """
     try:
-        put(temporary, path)
+        rename(temporary, path)
     except (OSError, ExpungeError) as error:
         why = "exists by now" if isinstance(error, FileExistsError) else "cannot be replaced"
         kept = _aside(temporary, path)
@@ -184,7 +184,7 @@ def _aside(temporary: Path, path: Path) -> Path:
     for number in range(2, 100):
         free = path.with_name(f"{path.stem}-{number}{path.suffix}")
         try:
-            (_put_new_folder if temporary.is_dir() else _put_file)(temporary, free)
+            (_rename_new_folder if temporary.is_dir() else _rename_file)(temporary, free)
         except FileExistsError:
             continue
         except OSError:
@@ -193,7 +193,7 @@ def _aside(temporary: Path, path: Path) -> Path:
     raise ExpungeError(f"'{path}' and 98 more names like it exist: expected a free one")
 
 
-def _put_file(temporary: Path, path: Path) -> None:
+def _rename_file(temporary: Path, path: Path) -> None:
     """Move a file to a name that nothing has (a rename would replace what has it)."""
     try:
         os.link(temporary, path)
@@ -204,7 +204,7 @@ def _put_file(temporary: Path, path: Path) -> None:
         temporary.replace(path)
 
 
-def _put_new_folder(temporary: Path, path: Path) -> None:
+def _rename_new_folder(temporary: Path, path: Path) -> None:
     """Move a folder to a name that nothing has: what is replaced is an empty folder made here."""
     if os.name != "nt":  # where a rename replaces nothing
         path.mkdir()
@@ -214,14 +214,14 @@ def _put_new_folder(temporary: Path, path: Path) -> None:
         raise FileExistsError(f"'{path}' was written to") from error
 
 
-def _put_folder(temporary: Path, path: Path, marker: str) -> None:
+def _rename_folder(temporary: Path, path: Path, marker: str) -> None:
     """Move a folder to a name that an older one of expunge's may have, which goes once the new one is there."""
     _check_ours(path, marker)
     old = temporary.with_name(f"{temporary.name}.old")
     if path.exists():
         path.rename(old)
     try:
-        _put_new_folder(temporary, path)
+        _rename_new_folder(temporary, path)
     except BaseException:
         if old.exists() and not path.exists():
             old.rename(path)  # what was to be replaced is the only copy

@@ -78,23 +78,25 @@ class Checkpoints:
         if name is not None:
             raise ExpungeError(f"the erasure's '{name}' is NaN or infinite: expected finite numbers, so a lower rate")
         tensors = {n: t.detach().cpu().contiguous() for n, t in checkpoint.state.items()}
-        places = {n: str(t.device) for n, t in checkpoint.state.items() if t.device.type != "cpu"}
-        told: dict[str, Any] = {"of": self._of, "salt": checkpoint.salt, "cost": asdict(checkpoint.cost)}
-        told |= {"seconds": checkpoint.seconds, "devices": places}
+        devices = {n: str(t.device) for n, t in checkpoint.state.items() if t.device.type != "cpu"}
+        metadata: dict[str, Any] = {"of": self._of, "salt": checkpoint.salt, "cost": asdict(checkpoint.cost)}
+        metadata |= {"seconds": checkpoint.seconds, "devices": devices}
         with new_file(self.file, overwrite=True, mode=0o600) as temporary:
-            save_file(tensors, temporary, metadata={"checkpoint": dumped(self.file, told)})
+            save_file(tensors, temporary, metadata={"checkpoint": dumped(self.file, metadata)})
 
     def _read(self) -> Checkpoint:
         try:
             state, metadata = read_tensors(self.file)
-            told = parsed(metadata["checkpoint"])
-            state |= {name: state[name].to(device) for name, device in told["devices"].items()}
-            found = Checkpoint(salt=told["salt"], cost=Cost(**told["cost"]), seconds=told["seconds"], state=state)
+            stored = parsed(metadata["checkpoint"])
+            state |= {name: state[name].to(device) for name, device in stored["devices"].items()}
+            checkpoint = Checkpoint(
+                salt=stored["salt"], cost=Cost(**stored["cost"]), seconds=stored["seconds"], state=state
+            )
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise ExpungeError(f"'{self.file}' is damaged: expected a checkpoint to resume from ({error})") from error
-        if told["of"] != self._of:
+        if stored["of"] != self._of:
             raise ExpungeError(
                 f"'{self.file}' is of an erasure with another model, method, setting, target or seed: expected the same, or "
                 "no --resume"
             )
-        return found
+        return checkpoint

@@ -9,15 +9,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from expunge.core import lora
 from expunge.core.adapter import Adapter
 from expunge.core.catalog import Catalog
 from expunge.core.cost import Cost
-from expunge.core.edit import Edit, Guidance, Provenance, Weights, not_finite
+from expunge.core.edit import Edit, Provenance, Weights, not_finite
 from expunge.core.errors import ExpungeError
+from expunge.core.guidance import Guidance
+from expunge.core.lora import is_lora
 from expunge.store.atomic import dumped, new_file
 from expunge.store.headers import BARE, EDIT_FORMAT, read_header
-from expunge.store.peers import PICKLES, read_safetensors
+from expunge.store.peers import PICKLES, gate_of, lora_adapter, read_safetensors
 from expunge.store.tensors import read_tensors
 
 IMPORT = "`expunge import` makes an edit of what others publish"
@@ -40,9 +41,9 @@ def save_edit(edit: Edit, path: str | Path, overwrite: bool = False) -> None:
         "provenance": None if edit.provenance is None else asdict(edit.provenance),
     }
     tensors = {n: t.detach().cpu().contiguous() for n, t in edit.tensors().items()}
-    told = dumped(Path(path), header)
+    said = dumped(Path(path), header)
     with new_file(Path(path), overwrite, mode=0o600 if edit.private else 0o644) as temporary:
-        save_file(tensors, temporary, metadata={"expunge": told})
+        save_file(tensors, temporary, metadata={"expunge": said})
 
 
 def _check_finite(edit: Edit, what: str) -> None:
@@ -62,10 +63,10 @@ def load_edit(path: str | Path) -> Edit:
     path = Path(path)
     if path.is_dir() or (path.is_file() and path.suffix in PICKLES):
         raise ExpungeError(f"'{path}' is not an edit: expected a safetensors file; {IMPORT}")
-    foreign = _lora(path)
-    if foreign is not None:
-        _check_finite(foreign, f"'{path}'")
-        return foreign
+    lora = _lora(path)
+    if lora is not None:
+        _check_finite(lora, f"'{path}'")
+        return lora
     header = read_header(path)
     try:
         tensors = read_tensors(path).tensors
@@ -93,12 +94,12 @@ def _lora(path: Path) -> Adapter | None:
             names = list(opened.keys())
     except (SafetensorError, OSError):
         return None
-    if not lora.is_lora(names):
+    if not is_lora(names):
         shown = f" such as '{names[0]}'" if names else ""
         raise ExpungeError(f"'{path}' is not an edit, but {len(names)} tensors{shown} of an unknown base; {IMPORT}")
     stored = read_safetensors(path)
     try:
-        return lora.read(stored.tensors, stored.metadata)
+        return lora_adapter(stored)
     except ExpungeError as error:
         raise ExpungeError(f"'{path}': {error}") from error
 
@@ -111,7 +112,9 @@ def _parse(header: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
     if header["kind"] == "weights":
         return Weights(tensors, requires=requires, provenance=provenance, **header["fields"])
     if header["kind"] == "adapter":
-        return Adapter(tensors, requires=requires, provenance=provenance, **header["fields"])
+        fields = dict(header["fields"])
+        gate = gate_of(fields.pop("gates"))
+        return Adapter(tensors, gate=gate, requires=requires, provenance=provenance, **fields)
     if header["kind"] != "guidance":
         raise ExpungeError(f"an edit of kind '{header['kind']}': expected weights, adapter or guidance")
     given = dict(header["fields"])
@@ -129,10 +132,10 @@ def guidance_class(eraser: type) -> type[Guidance]:
     ours = (module.__name__, f"{module.__name__}.")
     known = [c for c in vars(module).values() if isinstance(c, type)]
     mine = [c for c in known if c.__module__ == ours[0] or c.__module__.startswith(ours[1])]
-    found = [c for c in mine if issubclass(c, Guidance)]
-    if len(found) != 1:
-        raise ExpungeError(f"{eraser.__name__} defines {len(found)} guidances: expected one")
-    return found[0]
+    guidances = [c for c in mine if issubclass(c, Guidance)]
+    if len(guidances) != 1:
+        raise ExpungeError(f"{eraser.__name__} defines {len(guidances)} guidances: expected one")
+    return guidances[0]
 
 
 def with_provenance(edit: Edit, provenance: Provenance | None, requires: tuple[str, ...] | None = None) -> Edit:

@@ -81,15 +81,15 @@ def read_entries(folder: Path) -> list[Entry]:
     def closed(error: OSError) -> None:
         files[os.path.relpath(error.filename, folder)] = f"cannot be read: {error.strerror}"
 
-    for place, folders, names in os.walk(folder, onerror=closed):
-        inside = os.path.relpath(place, folder)
-        links = {name for name in folders if os.path.islink(os.path.join(place, name))}
+    for path, folders, names in os.walk(folder, onerror=closed):
+        inside = os.path.relpath(path, folder)
+        links = {name for name in folders if os.path.islink(os.path.join(path, name))}
         files |= {_joined(inside, name): "is a link to a folder" if name in links else "" for name in (*names, *links)}
         if METADATA in names:
-            rows += _listed(Path(place) / METADATA, inside)
-    found = [Entry(n, folder / n, row, files.get(n, "is in the metadata, and not in the folder")) for n, row in rows]
+            rows += _listed(Path(path) / METADATA, inside)
+    listed = [Entry(n, folder / n, row, files.get(n, "is in the metadata, and not in the folder")) for n, row in rows]
     bare = files.keys() - {name for name, _ in rows}
-    return sorted([*found, *(Entry(n, folder / n, {}, files[n]) for n in bare)], key=lambda entry: entry.name)
+    return sorted([*listed, *(Entry(n, folder / n, {}, files[n]) for n in bare)], key=lambda entry: entry.name)
 
 
 def _listed(file: Path, inside: str) -> list[tuple[str, dict[str, Any]]]:
@@ -105,15 +105,15 @@ def _joined(inside: str, name: str) -> str:
     return os.path.normpath(os.path.join(inside, name))
 
 
-def copy_images(folder: Path, names: Sequence[str], place: Path) -> None:
+def copy_images(folder: Path, names: Sequence[str], target: Path) -> None:
     """Copy files of a folder, and their lines of metadata (or bare ones), into an existing folder."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for entry in read_entries(folder):
         rows.setdefault(entry.name, []).append({**entry.row, "file_name": entry.name})
     for name in names:
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / name, place / name)
-    write_lines(place / METADATA, [row for name in names for row in rows[name]])
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, target / name)
+    write_lines(target / METADATA, [row for name in names for row in rows[name]])
 
 
 def roles_in(folder: Path) -> set[str]:
@@ -200,14 +200,14 @@ def read_pairs(unsafe: Path, safe: Path, size: tuple[int, int] | None = None) ->
 
 def _by_name(shots: Sequence[Shot]) -> dict[str, Shot]:
     """Images by file name without its ending."""
-    found: dict[str, Shot] = {}
+    by_name: dict[str, Shot] = {}
     for shot in shots:
-        if shot.path.stem in found:
+        if shot.path.stem in by_name:
             raise ExpungeError(
                 f"'{shot.path.parent}' has two images called '{shot.path.stem}': expected each name once"
             )
-        found[shot.path.stem] = shot
-    return found
+        by_name[shot.path.stem] = shot
+    return by_name
 
 
 def _size(path: Path) -> tuple[int, int]:

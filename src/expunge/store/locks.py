@@ -20,17 +20,17 @@ LOCKLESS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @contextmanager
-def claimed(place: Path, wait: bool = True) -> Iterator[bool]:
-    """Keep other runs from ``place``, where the system has file locks; gives whether it is ours.
+def claimed(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Keep other runs from ``path``, where the system has file locks; gives whether it is ours.
 
     A killed process gives its claims up. With ``wait`` it is always ours, sooner or later. What a thread has claimed it may
     claim again. Folders that had to be made for the lock go again, if nothing else came into them.
     """
-    if held(place):
+    if held(path):
         yield True
         return
-    made = [parent for parent in place.parents if not parent.exists()]
-    file, taken = place.parent / f".{place.name}.lock", False
+    created = [parent for parent in path.parents if not parent.exists()]
+    file, taken = path.parent / f".{path.name}.lock", False
     try:
         try:
             lock = _locked(file, wait)
@@ -39,27 +39,27 @@ def claimed(place: Path, wait: bool = True) -> Iterator[bool]:
         if lock is None:
             yield not taken
             return
-        _held.add(_mine(place))
+        _held.add(_claim(path))
         try:
             yield True
         finally:
-            _held.discard(_mine(place))
+            _held.discard(_claim(path))
             with contextlib.suppress(OSError):
                 file.unlink()  # while it is locked: whoever waits for it looks whether it is still the one
             lock.close()
     finally:
-        for parent in made:
+        for parent in created:
             with contextlib.suppress(OSError):
                 parent.rmdir()
 
 
-def held(place: Path) -> bool:
-    """Whether this thread holds a lock on ``place``, so that whatever other runs left there is a dead run's."""
-    return _mine(place) in _held
+def held(path: Path) -> bool:
+    """Whether this thread holds a lock on ``path``, so that whatever other runs left there is a dead run's."""
+    return _claim(path) in _held
 
 
-def _mine(place: Path) -> tuple[Path, int]:
-    return place.parent.resolve() / place.name, threading.get_ident()
+def _claim(path: Path) -> tuple[Path, int]:
+    return path.parent.resolve() / path.name, threading.get_ident()
 
 
 def _locked(file: Path, wait: bool) -> IO[str] | None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +11,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from expunge.core import lora
+from expunge.core.adapter import Adapter, Gate
 from expunge.core.errors import ExpungeError, reason
 from expunge.core.lora import SETTINGS
+from expunge.erasers.spm import Transport
 from expunge.store.atomic import read_json
 from expunge.store.tensors import Tensors, read_tensors
 
@@ -47,9 +50,9 @@ def read_published(path: str | Path) -> Published:
         if file.suffix in PICKLES:
             tensors.update(_pickled(file))
         else:
-            found = read_safetensors(file)
-            tensors.update(found.tensors)
-            metadata.update(found.metadata)
+            stored = read_safetensors(file)
+            tensors.update(stored.tensors)
+            metadata.update(stored.metadata)
     return Published(tensors, metadata, component, digest.hexdigest())
 
 
@@ -69,6 +72,25 @@ def read_safetensors(path: Path) -> Tensors:
             raise ExpungeError(f"'{path}' is a LoRA of peft without its settings: expected '{beside.name}' beside it")
         metadata[SETTINGS] = json.dumps(read_json(beside))
     return Tensors(tensors, metadata)
+
+
+def lora_adapter(stored: Tensors | Published, gate: Sequence[str] = ()) -> Adapter:
+    """The adapter that a LoRA file holds, for any base that it fits; a membrane of SPM's authors keeps its gate.
+
+    Args:
+        stored: what the file holds.
+        gate: words that open it, if the file does not say them.
+
+    Raises:
+        ExpungeError: if it holds more than low-rank changes, or has a gate of its own.
+    """
+    read = lora.read(stored.tensors, stored.metadata, gate)
+    return Adapter(read.factors, gate=gate_of(read.gates))
+
+
+def gate_of(gates: Sequence[Sequence[str]]) -> Gate | None:
+    """The gate that a file's texts mean, for each component its own; None where there are none. All known ones are SPM's."""
+    return Transport(gates) if gates else None
 
 
 def _files(folder: Path) -> tuple[list[Path], str]:

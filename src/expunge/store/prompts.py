@@ -56,21 +56,21 @@ def read_prompts(
     """
     table = _opened(path, seed_from)
     try:
-        found = _columns(table, dict(columns or {}), label, row_guidance, seed_from)
+        roles = _columns(table, dict(columns or {}), label, row_guidance, seed_from)
     except ExpungeError as error:
         raise ExpungeError(f"'{path}': {error}") from error
-    _tell(path, table, found)
-    shown = _marked(path, table, found, label) if "label" in (columns or {}) else None
+    _warn(path, table, roles)
+    shown = _marked(path, table, roles, label) if "label" in (columns or {}) else None
     queries: list[Query] = []
     for number, row in enumerate(table.rows):
-        place = f"'{path}' line {row.line}"
-        said = None if found.label is None else row.fields[found.label].strip() or None
+        where = f"'{path}' line {row.line}"
+        said = None if roles.label is None else row.fields[roles.label].strip() or None
         queries.append(
             Query(
-                prompt=row.fields[found.prompt].strip(),
-                seed=(seed_from or 0) + number if found.seed is None else _whole(place, table, row, found.seed),
+                prompt=row.fields[roles.prompt].strip(),
+                seed=(seed_from or 0) + number if roles.seed is None else _whole(where, table, row, roles.seed),
                 label=(label or said) if shown is None else shown[number],
-                guidance=guidance if found.guidance is None else _scale(place, table, row, found.guidance),
+                guidance=guidance if roles.guidance is None else _scale(where, table, row, roles.guidance),
                 steps=steps,
             )
         )
@@ -116,7 +116,7 @@ def _columns(
             raise unknown("role of a column", role, ROLES)
         if table.at(name) is None:
             raise unknown(f"column for the {role}", name, [column for column in table.columns if column])
-    seed, prompt = _place(table, "seed", chosen), _place(table, "prompt", chosen)
+    seed, prompt = _column(table, "seed", chosen), _column(table, "prompt", chosen)
     if prompt is None:
         raise _lacking(table, "prompt", "or a .txt of one prompt a line")
     if seed is None and seed_from is None:
@@ -126,7 +126,7 @@ def _columns(
             f"--seed-from beside the column {table.columns[seed]}, which has seeds: expected one of the two"
         )
     wanted = row_guidance or "guidance" in chosen
-    guidance = _place(table, "guidance", chosen) if wanted else None
+    guidance = _column(table, "guidance", chosen) if wanted else None
     if wanted and guidance is None:
         raise _lacking(table, "guidance", "or one scale for all rows")
     several = [name for name in PROMPTS if table.at(name) is not None]
@@ -134,11 +134,11 @@ def _columns(
         raise ExpungeError(
             f"the columns {' and '.join(several)} may each be the prompts: expected --column prompt=NAME"
         )
-    named = None if label is not None and "label" not in chosen else _place(table, "label", chosen)
+    named = None if label is not None and "label" not in chosen else _column(table, "label", chosen)
     return Columns(prompt, seed, named, guidance)
 
 
-def _place(table: Table, role: str, chosen: Mapping[str, str]) -> int | None:
+def _column(table: Table, role: str, chosen: Mapping[str, str]) -> int | None:
     """Where the column of a role stands, if there is one."""
     names = (chosen[role],) if role in chosen else ROLES[role]
     return next((at for at in map(table.at, names) if at is not None), None)
@@ -152,33 +152,33 @@ def _lacking(table: Table, role: str, otherwise: str) -> ExpungeError:
     )
 
 
-def _tell(path: Path, table: Table, found: Columns) -> None:
+def _warn(path: Path, table: Table, roles: Columns) -> None:
     """Warn, once, of columns that might have been meant, and of those that say how an image was made and are not read."""
-    told: list[str] = []
+    remarks: list[str] = []
     for role, names in (("prompt", PROMPTS), ("label", LABELS)):
-        at = getattr(found, role)
+        at = getattr(roles, role)
         known = {plain(name) for name in names}
-        others = [c for i, c in enumerate(table.columns) if i not in found and plain(c) in known]
+        others = [c for i, c in enumerate(table.columns) if i not in roles and plain(c) in known]
         if at is not None and others:
-            told.append(
+            remarks.append(
                 f"{role}s are read from {table.columns[at]}, not from {', '.join(others)} (--column {role}=NAME)"
             )
-    unread = [name for i, name in enumerate(table.columns) if i not in found and re.search(UNREAD, plain(name))]
+    unread = [name for i, name in enumerate(table.columns) if i not in roles and re.search(UNREAD, plain(name))]
     if unread:
         scale = any(plain(name) in map(plain, GUIDANCES) for name in unread)
         hint = " (--row-guidance reads the scale)" if scale else ""
-        told.append(f"{', '.join(unread)} {'is' if len(unread) == 1 else 'are'} not read{hint}")
-    if told:
-        warnings.warn(f"'{path}': {'; '.join(told)}", ExpungeWarning, stacklevel=3)
+        remarks.append(f"{', '.join(unread)} {'is' if len(unread) == 1 else 'are'} not read{hint}")
+    if remarks:
+        warnings.warn(f"'{path}': {'; '.join(remarks)}", ExpungeWarning, stacklevel=3)
 
 
-def _marked(path: Path, table: Table, found: Columns, label: str | None) -> list[str | None] | None:
+def _marked(path: Path, table: Table, roles: Columns, label: str | None) -> list[str | None] | None:
     """Labels from a column of 0 and 1, whose name (or ``label``) is that of what a 1 means; None for a column of words.
 
     Raises:
         ExpungeError: if a label is given beside a column of words.
     """
-    at = found.label or 0
+    at = roles.label or 0
     values = [row.fields[at].strip().casefold() for row in table.rows]
     yes, no = {"1", "1.0", "true"}, {"0", "0.0", "false"}
     if not set(values) <= yes | no:
@@ -190,8 +190,8 @@ def _marked(path: Path, table: Table, found: Columns, label: str | None) -> list
     concept = label or table.columns[at]
     labels = [concept if value in yes else None for value in values]
     count = sum(name is not None for name in labels)
-    told = f"{count} of {len(labels)} rows have a 1 in {table.columns[at]} and are labelled '{concept}', the others nothing"
-    warnings.warn(f"'{path}': {told}", ExpungeWarning, stacklevel=3)
+    remark = f"{count} of {len(labels)} rows have a 1 in {table.columns[at]} and are labelled '{concept}', the others nothing"
+    warnings.warn(f"'{path}': {remark}", ExpungeWarning, stacklevel=3)
     return labels
 
 
@@ -212,16 +212,16 @@ def _fetched(path: Path) -> Path:
         raise ExpungeError(f"prompts '{path}' cannot be fetched from the hub: {reason(error)}") from error
 
 
-def _whole(place: str, table: Table, row: Row, at: int) -> int:
+def _whole(where: str, table: Table, row: Row, at: int) -> int:
     """A seed; one that a table of numbers has written as 7.0 is 7."""
     text = row.fields[at].strip()
-    found = re.fullmatch(r"([0-9]{1,18})(\.0*)?", text)
-    if found is None:
-        raise ExpungeError(f"{place} has {table.columns[at]} '{text}': expected a whole number, 0 or more")
-    return int(found[1])
+    match = re.fullmatch(r"([0-9]{1,18})(\.0*)?", text)
+    if match is None:
+        raise ExpungeError(f"{where} has {table.columns[at]} '{text}': expected a whole number, 0 or more")
+    return int(match[1])
 
 
-def _scale(place: str, table: Table, row: Row, at: int) -> float:
+def _scale(where: str, table: Table, row: Row, at: int) -> float:
     """A scale of guidance."""
     text = row.fields[at].strip()
     try:
@@ -229,5 +229,5 @@ def _scale(place: str, table: Table, row: Row, at: int) -> float:
     except ValueError:
         scale = math.nan
     if not 0 <= scale < math.inf:
-        raise ExpungeError(f"{place} has {table.columns[at]} '{text}': expected a number, 0 or more")
+        raise ExpungeError(f"{where} has {table.columns[at]} '{text}': expected a number, 0 or more")
     return scale

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from expunge.core.backbone import Backbone, Conditioning
+from expunge.core.backbone import Backbone
 from expunge.core.concept import phrases
+from expunge.core.conditioning import Conditioning
 from expunge.core.eraser import Step, Task
 from expunge.core.errors import ExpungeError
 from expunge.erasers.kpop.transfer import Transfer

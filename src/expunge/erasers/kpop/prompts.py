@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from expunge.core.backbone import Backbone, Conditioning, InjectedPrompt
+from expunge.core.backbone import Backbone
+from expunge.core.conditioning import Conditioning, InjectedPrompt
 from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError
 from expunge.erasers.kpop.network import Network, random_network

@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from expunge.core.backbone import Backbone, Conditioning
-from expunge.core.edit import Key
+from expunge.core.backbone import Backbone
+from expunge.core.conditioning import Conditioning
 from expunge.core.errors import ExpungeError, unknown
+from expunge.core.guidance import Key, of_words
 from expunge.erasers.kpop.network import Network
 from expunge.erasers.kpop.prompts import Halves, Place, check_place, injected, last_word, spoken, words_of
 
@@ -107,28 +108,29 @@ class Recovery(Key):
     def conditioning(
         self, backbone: Backbone, cond: Conditioning, null: Conditioning, state: dict[str, Any]
     ) -> tuple[Conditioning, Conditioning]:
-        if "kpop" not in state:
-            state["kpop"] = self._named(backbone, cond)
-        which = torch.tensor([-1 if one is None else one.concept for one in state["kpop"]])
+        known = of_words(state)
+        if "kpop" not in known:
+            known["kpop"] = self._named(backbone, cond)
+        which = torch.tensor([-1 if one is None else one.concept for one in known["kpop"]])
         which = which.to(cond.embeds.device)
         rows = which >= 0
         if not rows.any():
             return cond, null
         tokens = torch.stack(list(self.prompts.values())).to(cond.embeds)[which.clamp(min=0)]
         if self.place == "words":  # a part of the text, so the empty half has no place for them
-            return self._said(backbone, cond, tokens, state), null
+            return self._said(backbone, cond, tokens, known), null
         empty = rows if self.halves == "both" else torch.zeros_like(rows)
         return injected(cond, tokens, self.place, rows), injected(null, tokens, self.place, empty)
 
-    def _said(self, backbone: Backbone, cond: Conditioning, tokens: Tensor, state: dict[str, Any]) -> Conditioning:
+    def _said(self, backbone: Backbone, cond: Conditioning, tokens: Tensor, known: dict[str, Any]) -> Conditioning:
         """``cond`` with each row that names a concept encoded anew, once a generation, its tokens among the words."""
-        rows = [i for i, one in enumerate(state["kpop"]) if one is not None]
-        if "kpop said" not in state:
+        rows = [i for i, one in enumerate(known["kpop"]) if one is not None]
+        if "kpop said" not in known:
             if cond.tokens is None:
                 raise ExpungeError("an embedding has no words that a prompt could stand behind: expected a text")
-            last = [one.last for one in state["kpop"] if one is not None]
-            state["kpop said"] = spoken(backbone, cond.tokens[rows], tokens[rows], last)
-        said: Conditioning = state["kpop said"]
+            last = [one.last for one in known["kpop"] if one is not None]
+            known["kpop said"] = spoken(backbone, cond.tokens[rows], tokens[rows], last)
+        said: Conditioning = known["kpop said"]
         embeds = cond.embeds.clone()
         embeds[rows] = said.embeds.to(embeds)
         pooled = None if cond.pooled is None else cond.pooled.clone()

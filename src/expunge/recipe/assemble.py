@@ -8,10 +8,10 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from safetensors.torch import save_file
 
+from expunge.recipe import denoiser, scenes
 from expunge.store import FORMAT, MODEL, new_folder, write_json
 from expunge.testbed import VERSION
 from expunge.testbed.networks import ARCHITECTURES
-from expunge.testbed.recipe import denoiser, scenes
 
 
 def vocabulary(art: Any) -> dict[str, Any]:

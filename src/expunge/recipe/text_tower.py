@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
+from expunge.recipe.autoencoder import pixels, precision
+from expunge.recipe.captions import LENGTH, NEUTRAL, Captioner
+from expunge.recipe.recognizers import targets
+from expunge.recipe.scenes import Bank
 from expunge.testbed.networks import Recognizer
-from expunge.testbed.recipe.autoencoder import pixels, precision
-from expunge.testbed.recipe.captions import LENGTH, NEUTRAL, Captioner
-from expunge.testbed.recipe.recognizers import targets
-from expunge.testbed.recipe.scenes import Bank
 
 WIDTH = 192
 SHARED = 128

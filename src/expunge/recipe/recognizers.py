@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from expunge.recipe.autoencoder import pixels, precision
+from expunge.recipe.scenes import Bank
 from expunge.testbed.networks import Recognizer
-from expunge.testbed.recipe.autoencoder import pixels, precision
-from expunge.testbed.recipe.scenes import Bank
 
 PAIRS = 0.4
 """Share of two-object scenes in a batch."""

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from expunge.testbed.recipe.autoencoder import pixels, precision
-from expunge.testbed.recipe.captions import LENGTH, Captioner
-from expunge.testbed.recipe.scenes import Bank
+from expunge.recipe.autoencoder import pixels, precision
+from expunge.recipe.captions import LENGTH, Captioner
+from expunge.recipe.scenes import Bank
 
 BATCH = 48
 EMA = 0.9985

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from expunge.testbed.recipe.artwork import Artwork
+from expunge.recipe.artwork import Artwork
 
 SIDE = 64
 """Side of a scene, in pixels."""

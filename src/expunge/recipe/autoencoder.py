@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from expunge import backbones
-from expunge.testbed.recipe.scenes import Bank
+from expunge.recipe.scenes import Bank
 
 
 def build() -> AutoencoderTiny:

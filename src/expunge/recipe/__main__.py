@@ -1,4 +1,4 @@
-"""``python -m expunge.testbed.recipe STAGE … --cache DIR``: each stage is skipped if its result is in the cache."""
+"""``python -m expunge.recipe STAGE … --cache DIR``: each stage is skipped if its result is in the cache."""
 
 import argparse
 import json
@@ -17,9 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from expunge import testbed
-from expunge.store import new_file, new_folder
-from expunge.testbed.networks import ARCHITECTURES, Recognizer
-from expunge.testbed.recipe import (
+from expunge.recipe import (
     artwork,
     assemble,
     autoencoder,
@@ -30,6 +28,8 @@ from expunge.testbed.recipe import (
     score,
     text_tower,
 )
+from expunge.store import new_file, new_folder
+from expunge.testbed.networks import ARCHITECTURES, Recognizer
 
 SCENES = 60_000
 CYCLES = [(3800, 1e-3), (4600, 8e-4)]
@@ -202,7 +202,7 @@ class Recipe:
         """Score what was assembled, in a process that takes it for the testbed; fails below the gates."""
         file = self.cache / "testbed.json"
         if not file.exists():
-            code = "from expunge.testbed.recipe.__main__ import Recipe, score; from pathlib import Path; import sys; "
+            code = "from expunge.recipe.__main__ import Recipe, score; from pathlib import Path; import sys; "
             code += "score.write(Recipe(Path(sys.argv[1])), Path(sys.argv[2]))"
             environment = {**os.environ, "EXPUNGE_TESTBED": str(self.weights)}
             subprocess.run([sys.executable, "-c", code, str(self.cache), str(file)], check=True, env=environment)

@@ -1,0 +1,95 @@
+"""The pipeline of a user's that is calling the denoiser, and which edits its loop can carry."""
+
+import sys
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from expunge.backbones.held import replaced_forward, unwrapped
+from expunge.core.adapter import Adapter
+from expunge.core.edit import Edit
+from expunge.core.errors import ExpungeError
+from expunge.core.guidance import Guidance, combines
+
+
+class Running(NamedTuple):
+    """The pipeline whose loop asks the denoiser, and what it asks."""
+
+    pipe: Any
+    frame: FrameType
+    roles: tuple[str, ...]
+    """What each equal part of the rows is: ``null``, ``cond``, or ``perturbed`` (PAG's, which has the prompt, too)."""
+
+    def rows(self, role: str, total: int) -> slice:
+        """The rows of a role."""
+        each = total // len(self.roles)
+        first = self.roles.index(role) * each
+        return slice(first, first + each)
+
+
+def running(denoiser: torch.nn.Module, part: str, total: int) -> Running:
+    """Which pipeline is calling ``denoiser`` on ``total`` rows: by the call itself, since several may share it.
+
+    Raises:
+        ExpungeError: if no pipeline does, or it does not say what its rows are.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    pipe: Any = None
+    while frame is not None:
+        pipe = frame.f_locals.get("self")
+        if unwrapped(getattr(pipe, part, None)) is denoiser and hasattr(pipe, "components"):
+            break
+        frame = frame.f_back
+    if frame is None:
+        raise ExpungeError(
+            f"the {part} was called outside of a pipeline while edits that steer guidance are attached: expected a call of the "
+            "pipeline (or the edits detached), since nothing says which rows are guided"
+        )
+    latents = frame.f_locals.get("latents")
+    guided = getattr(pipe, "do_classifier_free_guidance", None)
+    roles = ("null", "cond") if guided else ("cond",)
+    if getattr(pipe, "do_perturbed_attention_guidance", False):
+        roles = (*roles, "perturbed")
+    if guided is None or not isinstance(latents, Tensor) or total != len(roles) * len(latents):
+        images = len(latents) if isinstance(latents, Tensor) else "unknown"
+        raise ExpungeError(
+            f"a {type(pipe).__name__} asks for {total} rows at {images} images: expected {' and '.join(roles)} rows of each, "
+            "or edits that do not steer guidance"
+        )
+    return Running(pipe, frame, roles)
+
+
+def check_steers(pipe: Any, part: str, edit: Edit) -> None:
+    """Refuse an edit that a pipeline cannot carry in its own loop.
+
+    Raises:
+        ExpungeError: naming the pipeline and why.
+    """
+    if not hasattr(type(pipe), "do_classifier_free_guidance"):
+        raise ExpungeError(
+            f"a {type(pipe).__name__} does not say which rows are guided: expected a pipeline that does, or an edit of weights"
+        )
+    if not combines(edit):
+        return
+    if hasattr(type(pipe), "do_perturbed_attention_guidance"):
+        raise ExpungeError(
+            f"a {type(pipe).__name__} combines three predictions, and a {method_of(edit)} edit combines them itself: expected "
+            "a pipeline without perturbed attention, or another edit"
+        )
+    if replaced_forward(getattr(pipe, part)):
+        raise ExpungeError(
+            f"the {part} runs somebody else's code that keeps what it computed (DeepCache?), and a {method_of(edit)} edit asks "
+            "it questions of its own: expected that to be switched off, or another edit"
+        )
+
+
+def steers(edit: Edit) -> bool:
+    """Whether an edit has to know the rows of a call."""
+    return isinstance(edit, Guidance) or (isinstance(edit, Adapter) and edit.gate is not None)
+
+
+def method_of(edit: Edit) -> str:
+    """What an edit is called in a message: its method, or its kind."""
+    return edit.eraser if isinstance(edit, Guidance) else edit.kind

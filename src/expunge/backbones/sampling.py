@@ -1,0 +1,115 @@
+"""Sampling: our own loop over the scheduler that a model comes with, from noise or from a given image."""
+
+import inspect
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from expunge.backbones import latent_space
+from expunge.core.backbone import Images
+from expunge.core.errors import ExpungeError, ExpungeWarning
+from expunge.core.guidance import guidances
+from expunge.core.query import Query
+
+if TYPE_CHECKING:
+    from expunge.backbones.pipeline import PipelineBackbone
+
+
+class Beginning(NamedTuple):
+    """Where sampling begins, and the timesteps that are left."""
+
+    x: Float[Tensor, "b c h w"]
+    timesteps: Tensor
+
+
+@torch.no_grad()
+def generate(backbone: "PipelineBackbone", queries: Sequence[Query]) -> Images:
+    """One image a query, in one batch; see `Backbone.generate`.
+
+    Raises:
+        ExpungeError: if the queries cannot be sampled in one batch, or the model cannot be sampled in this loop.
+    """
+    first = queries[0]
+    _check(backbone, queries)
+    scheduler = _scheduler(backbone, first.steps)
+    cond = backbone.encode_each([q.prompt for q in queries], first.learned)
+    null = backbone.encode([first.negative]) if first.negative else backbone.unconditional()
+    generators = [torch.Generator().manual_seed(q.seed) for q in queries]
+    noise = torch.cat([latent_space.drawn(backbone, generator) for generator in generators])
+    x, timesteps = _beginning(backbone, scheduler, queries, noise)
+    options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    state: dict[str, Any] = {}
+    for index, t in enumerate(timesteps):
+        scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        predicted = backbone.guided(scaled, t.item(), index, cond, null, first.guidance, state).combined
+        x = scheduler.step(predicted, t, x, return_dict=False, **options)[0]
+    return Images(backbone.decode(x), x)
+
+
+def _check(backbone: "PipelineBackbone", queries: Sequence[Query]) -> None:
+    """Refuse what this loop cannot sample, and say which edits have no effect in it."""
+    first = queries[0]
+    if not all(q.alike(first) for q in queries):
+        raise ExpungeError(
+            "queries of one batch differ in guidance, steps, negative prompt, strength or learned word: expected the same "
+            "for all"
+        )
+    if backbone.config(backbone.denoiser).get("time_cond_proj_dim") is not None:
+        raise ExpungeError(
+            f"{backbone.name} was distilled to read the scale of guidance (LCM): expected a guided model (or a pipeline "
+            "that you hold, to which edits can be attached)"
+        )
+    idle = [e for e in guidances(backbone.edits) if not e.private]
+    if first.guidance <= 1 and idle:
+        warnings.warn(
+            f"a {idle[0].eraser} edit has no effect at guidance {first.guidance:g}, which is none: expected more than 1",
+            ExpungeWarning,
+            stacklevel=5,
+        )
+
+
+def _scheduler(backbone: "PipelineBackbone", steps: int) -> Any:
+    """A scheduler of our own, as the model's is configured."""
+    template = backbone.component("scheduler")
+    most = template.config.num_train_timesteps
+    if not 1 <= steps <= most:
+        raise ExpungeError(f"{steps} denoising steps: expected 1 to {most}")
+    scheduler = type(template).from_config(template.config)
+    scheduler.set_timesteps(steps, device=backbone.device)
+    return scheduler
+
+
+def _beginning(
+    backbone: "PipelineBackbone", scheduler: Any, queries: Sequence[Query], noise: Float[Tensor, "b c h w"]
+) -> Beginning:
+    """Where sampling begins: at pure noise, or at a given image with the noise of a timestep on the way."""
+    first = queries[0]
+    if first.start is None:
+        return Beginning(noise * getattr(scheduler, "init_noise_sigma", 1.0), scheduler.timesteps)
+    skipped = backbone.skipped(first.steps, first.start.strength)
+    if skipped == first.steps:
+        raise ExpungeError(
+            f"strength {first.start.strength} of {first.steps} steps leaves none: expected {1 / first.steps:.3g} or more"
+        )
+    timesteps = scheduler.timesteps[skipped * scheduler.order :]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(skipped * scheduler.order)
+    starts = torch.cat([_latents_of(backbone, q.start.image) for q in queries if q.start is not None]).to(noise)
+    if starts.shape != noise.shape:
+        given, wanted = tuple(starts.shape[1:]), tuple(noise.shape[1:])
+        raise ExpungeError(
+            f"an image of {given} as latents for {backbone.name}: expected {wanted}, an image of its size"
+        )
+    at = timesteps[:1].expand(len(noise))
+    flow = hasattr(scheduler, "scale_noise")  # which has the same under another name
+    x = scheduler.scale_noise(starts, at, noise) if flow else scheduler.add_noise(starts, noise, at)
+    return Beginning(x, timesteps)
+
+
+def _latents_of(backbone: "PipelineBackbone", image: Tensor) -> Float[Tensor, "1 c h w"]:
+    """Scaled latents of a given image, which may be those already."""
+    return backbone.encode_image(image[None]) if image.dtype == torch.uint8 else image[None].to(backbone.device)

@@ -1,0 +1,162 @@
+"""Texts as a pipeline's CLIP tokenizers and text encoders read them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from expunge.backbones import held
+
+if TYPE_CHECKING:
+    from expunge.backbones.pipeline import PipelineBackbone
+
+TEXT_GROUPS: dict[str, Callable[[str, int], bool]] = {
+    "text-encoder": lambda n, last: True,
+    "text-embedding": lambda n, last: n.endswith("token_embedding.weight"),
+    "text-mlp": lambda n, last: ".mlp." in n,
+    "text-attn": lambda n, last: ".self_attn." in n,
+    "text-last": lambda n, last: f"layers.{last}." in n,
+    "text-mlp-last-attn": lambda n, last: ".mlp." in n or f"layers.{last}.self_attn." in n,
+}
+"""Parameters of CLIP text encoders, by their name and the number of the last layer."""
+
+
+class ReadTwice(NamedTuple):
+    """What the two CLIP text encoders of a family answer."""
+
+    ids: Int[Tensor, "b n"]
+    """The first tokenizer's."""
+    first: Any
+    second: Any
+
+
+@final
+class Texts:
+    """The CLIP tokenizers and text encoders of a backbone, by its components."""
+
+    def __init__(self, backbone: "PipelineBackbone") -> None:
+        """Texts of ``backbone``, whose components are built when they are first used."""
+        self.backbone = backbone
+        self.asking = False
+        """Whether the text encoders are asked by us: not by a user's pipeline."""
+        self.clip_skip: int | None = None
+        """Last layers of the text encoders that are left out, as a call asked for; negative prompts are read by all."""
+
+    # tokens -----------------------------------------------------------------------------------------------------------
+    def ids(self, prompts: Sequence[str], which: str = "") -> Int[Tensor, "b n"]:
+        """Token ids of one of the tokenizers: the first one's, or that of ``which`` (``_2``)."""
+        tokenizer = self.backbone.component(f"tokenizer{which}")
+        length = self._length(tokenizer, f"text_encoder{which}")
+        encoded = tokenizer(
+            list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        )
+        return encoded.input_ids.to(self.backbone.device)
+
+    def _length(self, tokenizer: Any, tower: str) -> int:
+        """Tokens that a text encoder reads."""
+        return min(tokenizer.model_max_length, self.backbone.component(tower).config.max_position_embeddings)
+
+    def cut(self, prompts: Sequence[str]) -> list[str]:
+        """What is not read of each prompt; see `Backbone.cut`."""
+        tokenizer = self.backbone.component("tokenizer")
+        length = self._length(tokenizer, "text_encoder")
+        whole = tokenizer(list(prompts), truncation=False, verbose=False).input_ids if prompts else []
+        return ["" if len(row) <= length else tokenizer.decode(row[length - 1 : -1]) for row in whole]
+
+    def end(self, ids: Int[Tensor, "b n"]) -> Int[Tensor, "b"]:
+        """Position of each prompt's end token."""
+        return (ids == self.backbone.component("tokenizer").eos_token_id).int().argmax(-1)
+
+    def embed(self, ids: Tensor) -> Float[Tensor, "b n d"]:
+        """Token embeddings, those of all towers side by side; see `Backbone.embed`."""
+        tables = [self.table(tower) for tower in self.backbone.clip_towers]
+        soft = ids.is_floating_point()
+        return torch.cat([ids.to(t.weight.dtype) @ t.weight if soft else t(ids) for t in tables], -1)
+
+    def table(self, tower: str) -> Any:
+        """The token embeddings of a text encoder."""
+        return self.backbone.component(tower).get_input_embeddings()
+
+    # reading ----------------------------------------------------------------------------------------------------------
+    def read(
+        self,
+        tower: str,
+        ids: Int[Tensor, "b n"],
+        embeddings: Float[Tensor, "b n d"] | None,
+        at: Bool[Tensor, "b n"] | None,
+    ) -> Any:
+        """What a text encoder answers, with all its hidden states; ``embeddings`` take the place of the ids' own."""
+        model = self.backbone.component(tower)
+        handle = None
+        if embeddings is not None:
+
+            def exchanged(_: Any, args: Any, own: Tensor) -> Tensor:
+                return embeddings if at is None else torch.where(at[..., None], embeddings.to(own), own)
+
+            handle = model.get_input_embeddings().register_forward_hook(exchanged)
+        before, self.asking = self.asking, True
+        try:
+            with held.eager(model):
+                return model(input_ids=ids, output_hidden_states=True)
+        finally:
+            self.asking = before
+            if handle is not None:
+                handle.remove()
+
+    def read_twice(
+        self,
+        prompts: Sequence[str] | Int[Tensor, "b n"],
+        embeddings: Float[Tensor, "b n d"] | None,
+        at: Bool[Tensor, "b n"] | None,
+    ) -> ReadTwice:
+        """The first tokenizer's ids, and what both text encoders answer, of a family that has two.
+
+        The second tokenizer pads with a word of its own, which it reads as padding in a text, too; ids that are given instead
+        of prompts are the first one's, and only padded otherwise. So are ``embeddings``, past the end of their text.
+        """
+        if isinstance(prompts, Tensor):
+            ids = prompts
+            second = torch.where(self._past(ids), self.backbone.component("tokenizer_2").pad_token_id, ids)
+        else:
+            ids, second = self.ids(prompts), self.ids(prompts, "_2")
+        one, two = None, None
+        if embeddings is not None:
+            width = self.table("text_encoder").weight.shape[1]
+            one, two = embeddings.split([width, embeddings.shape[-1] - width], -1)
+            padding = self.table("text_encoder_2")(second)
+            two = torch.where(self._past(ids)[..., None], padding.to(two), two)
+        first = self.read("text_encoder", ids, one, at)
+        return ReadTwice(ids, first, self.read("text_encoder_2", second, two, at))
+
+    def _past(self, ids: Int[Tensor, "b n"]) -> Bool[Tensor, "b n"]:
+        """What stands after the end of each text."""
+        return torch.arange(ids.shape[1], device=ids.device)[None] > self.end(ids)[:, None]
+
+    @contextmanager
+    def skipping(self, layers: int | None) -> Iterator[None]:
+        """Read texts without the last ``layers`` of the text encoders, as ``clip_skip`` of the pipelines does."""
+        self.clip_skip = layers
+        try:
+            yield
+        finally:
+            self.clip_skip = None
+
+    # anatomy ----------------------------------------------------------------------------------------------------------
+    def group(self, name: str) -> list[str]:
+        """Names of the parameters in a group of the text encoders, one of `TEXT_GROUPS`."""
+        names: list[str] = []
+        for tower in self.backbone.clip_towers:
+            model = self.backbone.component(tower)
+            last = model.config.num_hidden_layers - 1
+            names += [f"{tower}.{n}" for n in held.parameters(model) if TEXT_GROUPS[name](n, last)]
+        return names
+
+
+def known_ids(ids: Int[Tensor, "b n"], embeddings: Tensor | None, at: Tensor | None) -> Int[Tensor, "b n"] | None:
+    """Token ids where they say what was read: all, those that were not exchanged (-1 for the others), or none."""
+    if embeddings is None:
+        return ids
+    return None if at is None else ids.masked_fill(at, -1)

@@ -1,0 +1,221 @@
+"""Guidance: edits that steer how a prompt is denoised, and the one place where predictions are combined."""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from typing_extensions import override
+
+from expunge.core.adapter import open_gates
+from expunge.core.attention import AttentionHook, Evaluation
+from expunge.core.conditioning import Conditioning
+from expunge.core.edit import Edit, Provenance
+
+if TYPE_CHECKING:
+    from expunge.core.backbone import Backbone
+
+
+class Guidance(Edit):
+    """A change to how a prompt is denoised: the weights stay as they are.
+
+    Subclasses are frozen dataclasses; their fields are JSON. They live beside their eraser, which names the class. ``state``
+    is what a subclass remembers for one generation; what it knows of the prompt's words goes into ``of_words(state)``.
+    """
+
+    kind = "guidance"
+    scales = False
+    eraser: ClassVar[str]
+    """Catalog name of the method it belongs to."""
+    alone: ClassVar[bool] = False
+    """Whether a second edit of the same class would undo this one, so that it is refused."""
+    provenance: Provenance | None = None
+    requires: tuple[str, ...] = ()
+
+    @override
+    def fields(self) -> dict[str, Any]:
+        return {"eraser": self.eraser, **asdict(self)}  # pyright: ignore[reportArgumentType]
+
+    @override
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    @classmethod
+    def restore(cls, fields: dict[str, Any], tensors: dict[str, Tensor]) -> "Guidance":
+        """The guidance with these ``fields`` (without the eraser's name) and tensors, as they were stored.
+
+        Raises:
+            TypeError: if it has no such field.
+        """
+        return cls(**fields)
+
+    def check(self, backbone: "Backbone") -> None:
+        """Refuse a model that lacks what it changes, before it is attached.
+
+        Raises:
+            ExpungeError: naming what is lacking.
+        """
+        return
+
+    def conditioning(
+        self, backbone: "Backbone", cond: Conditioning, null: Conditioning, state: dict[str, Any]
+    ) -> tuple[Conditioning, Conditioning]:
+        """Change what the two halves of a guided pair are conditioned on; ``state`` lives for one generation."""
+        return cond, null
+
+    def attention(self, backbone: "Backbone", state: dict[str, Any]) -> AttentionHook | None:
+        """What looks at the cross-attention of the next guided evaluation, or changes it; None for nothing.
+
+        Asked once a denoising step, after `conditioning`. Questions that `combine` asks do not heed it.
+        """
+        return None
+
+    def combine(
+        self, backbone: "Backbone", guided: Float[Tensor, "b *chw"], step: "GuidedStep"
+    ) -> Float[Tensor, "b *chw"]:
+        """Change the combined prediction; ``step`` has its ingredients."""
+        return guided
+
+
+class Key(Guidance):
+    """A private edit that gives a model back what the edit it belongs to took; an eraser with `has_key` makes one.
+
+    Its wrong versions are the controls of a recovery.
+    """
+
+    private = True
+
+    @property
+    @abstractmethod
+    def concepts(self) -> Sequence[str]:
+        """What it can bring back."""
+
+    @abstractmethod
+    def only_for(self, concept: str | None) -> "Key":
+        """A key that brings back this concept whatever a text names; None undoes it.
+
+        Raises:
+            ExpungeError: for a concept that it does not hold.
+        """
+
+    @abstractmethod
+    def random(self, seed: int) -> "Key":
+        """A wrong key: noise as large as the true one."""
+
+    @abstractmethod
+    def rotated(self) -> "Key":
+        """A wrong key: each concept has the next one's part.
+
+        Raises:
+            ExpungeError: if it holds one concept only.
+        """
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class GuidedStep:
+    """The ingredients of one guided prediction, handed to `Guidance.combine`."""
+
+    x: Float[Tensor, "b *chw"]
+    t: int | float
+    """Timestep, as the scheduler counts."""
+    index: int
+    """Number of the denoising step, from 0."""
+    cond: Conditioning
+    null: Conditioning
+    predicted_cond: Float[Tensor, "b *chw"]
+    predicted_null: Float[Tensor, "b *chw"]
+    scale: float
+    state: dict[str, Any]
+    """Lives for one generation (SLD's momentum, texts that were encoded)."""
+
+
+class Guided(NamedTuple):
+    """A guided prediction, and the two predictions it was combined from."""
+
+    combined: Float[Tensor, "b c h w"]
+    cond: Float[Tensor, "b c h w"]
+    null: Float[Tensor, "b c h w"] | None
+    """None without guidance, where the unconditional prediction is not needed."""
+
+
+def guidances(edits: Iterable[Edit]) -> list[Guidance]:
+    """Those of some edits that steer, in order."""
+    return [edit for edit in edits if isinstance(edit, Guidance)]
+
+
+def of_words(state: dict[str, Any]) -> dict[str, Any]:
+    """What a generation knows of the prompt's words: emptied when a call exchanges the prompt on the way."""
+    return state.setdefault("words", {})
+
+
+def conditioned(
+    backbone: "Backbone", cond: Conditioning, null: Conditioning, state: dict[str, Any]
+) -> tuple[Conditioning, Conditioning]:
+    """What the two halves of a guided pair are conditioned on, as the attached edits leave it."""
+    for guidance in guidances(backbone.edits):
+        cond, null = guidance.conditioning(backbone, cond, null, state)
+    return cond, null
+
+
+def attending(backbone: "Backbone", state: dict[str, Any]) -> tuple[AttentionHook, ...]:
+    """What the attached edits want to see, or change, of the cross-attention in the next guided evaluation."""
+    hooks = (guidance.attention(backbone, state) for guidance in guidances(backbone.edits))
+    return tuple(hook for hook in hooks if hook is not None)
+
+
+def combined(backbone: "Backbone", step: GuidedStep) -> Float[Tensor, "b *chw"]:
+    """Classifier-free guidance, as the attached edits leave it: the only place where predictions are combined."""
+    out = step.predicted_null + step.scale * (step.predicted_cond - step.predicted_null)
+    for guidance in guidances(backbone.edits):
+        out = guidance.combine(backbone, out, step)
+    return out
+
+
+def guided(
+    backbone: "Backbone",
+    x: Float[Tensor, "b c h w"],
+    t: int | float,
+    index: int,
+    cond: Conditioning,
+    null: Conditioning,
+    scale: float,
+    state: dict[str, Any],
+) -> Guided:
+    """A guided prediction in our own loop; see `Backbone.guided`."""
+    rows = len(x)
+    cond, null = conditioned(backbone, cond.expand(rows), null.expand(rows), state)
+    gates, hooks = open_gates(backbone, cond, of_words(state)), attending(backbone, state)
+    each = torch.full((rows,), t, device=x.device)
+    if scale <= 1:
+        alone = backbone.evaluated(x, cond, Evaluation(t=each, index=index, gates=gates, hooks=hooks))
+        return Guided(alone, alone, None)
+    half = slice(rows, 2 * rows)
+    pair = Evaluation(t=each.repeat(2), index=index, prompted=half, gates=gates, hooks=hooks)
+    both = backbone.evaluated(torch.cat([x, x]), null.expand(rows).join(cond.expand(rows)), pair)
+    e_null, e_cond = both.chunk(2)
+    step = GuidedStep(
+        x=x,
+        t=t,
+        index=index,
+        cond=cond,
+        null=null,
+        predicted_cond=e_cond,
+        predicted_null=e_null,
+        scale=scale,
+        state=state,
+    )
+    return Guided(combined(backbone, step), e_cond, e_null)
+
+
+def combines(edit: Edit) -> bool:
+    """Whether an edit changes the guided prediction itself."""
+    return isinstance(edit, Guidance) and type(edit).combine is not Guidance.combine
+
+
+def attends(edit: Edit) -> bool:
+    """Whether an edit may look at the cross-attention, or change it."""
+    return isinstance(edit, Guidance) and type(edit).attention is not Guidance.attention

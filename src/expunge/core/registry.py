@@ -1,0 +1,25 @@
+"""What the rooms above lend to this one: the package registers it, so that nothing in here names a room above it."""
+
+from collections.abc import Callable
+from typing import Any
+
+Opener = Callable[[Any], Any]
+"""Gives the backbone around a model: itself, or the one that belongs to a pipeline."""
+Saver = Callable[..., None]
+"""Writes an edit to a path; ``overwrite`` says whether a file that exists is replaced."""
+_lent: dict[str, Callable[..., Any]] = {}
+
+
+def register(*, opener: Opener, saver: Saver) -> None:
+    """Lend what opens models and what saves edits: functions that import what they need when they are called."""
+    _lent.update(opener=opener, saver=saver)
+
+
+def opener() -> Opener:
+    """What gives the backbone around a model."""
+    return _lent["opener"]
+
+
+def saver() -> Saver:
+    """What writes an edit to a file."""
+    return _lent["saver"]

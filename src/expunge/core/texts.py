@@ -1,0 +1,65 @@
+"""Texts by way of a model: learned words in prompts, texts read once each, and random texts."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from expunge.core.conditioning import Conditioning
+from expunge.core.errors import ExpungeError
+from expunge.core.query import LearnedWord
+
+if TYPE_CHECKING:
+    from expunge.core.backbone import Backbone
+
+FILLER = "a"
+"""A word that is one token in every vocabulary of the CLIP kind."""
+
+
+def encode_each(backbone: "Backbone", prompts: Sequence[str], learned: LearnedWord | None = None) -> Conditioning:
+    """Encode prompts; see `Backbone.encode_each`."""
+    known = list(dict.fromkeys(prompts))
+    words = None if learned is None else (learned.word, learned.vectors)
+    encoded = backbone.encode(known) if words is None else encode_learned(backbone, known, *words)
+    return encoded.rows(torch.tensor([known.index(prompt) for prompt in prompts], device=encoded.embeds.device))
+
+
+def encode_learned(
+    backbone: "Backbone", prompts: Sequence[str], word: str, vectors: Float[Tensor, "k d"]
+) -> Conditioning:
+    """Encode prompts in which ``word`` is read as ``vectors``; see `Backbone.encode_learned`."""
+    k, filler = len(vectors), backbone.tokenize([FILLER])[0, 1]
+    fillers = " ".join([FILLER] * k)
+    ids = backbone.tokenize([prompt.replace(word, fillers) for prompt in prompts])
+    at = torch.zeros_like(ids, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        parts = prompt.split(word)
+        for i in range(1, len(parts)):
+            before = fillers.join(parts[:i])
+            first = int(backbone.end(backbone.tokenize([before.rstrip()]))[0])
+            at[row, first : first + k] = True
+        alone = all(p[-1:].strip() == "" for p in parts[:-1]) and not any(p[:1].isalnum() for p in parts[1:])
+        whole = int(at[row].sum()) == k * (len(parts) - 1) and bool((ids[row][at[row]] == filler).all())
+        if len(parts) == 1 or not (alone and whole):
+            raise ExpungeError(
+                f"prompt '{prompt}' does not hold '{word}' as a word among those that the model reads: expected it once or "
+                "more, with spaces around it"
+            )
+    placed = vectors.new_zeros((*ids.shape, vectors.shape[1]))
+    placed = placed.index_put(torch.where(at), vectors.repeat(int(at.sum()) // k, 1))
+    return backbone.encode(ids, placed, at)
+
+
+def random_texts(backbone: "Backbone", rows: int, generator: torch.Generator, most: int = 3) -> Int[Tensor, "b n"]:
+    """Token ids of texts of random tokens; see `Backbone.random_texts`."""
+    ids = backbone.tokenize([""]).repeat(rows, 1)
+    marks = set(ids[0].tolist())
+    words = torch.tensor([i for i in range(backbone.vocabulary) if i not in marks])
+    lengths = torch.randint(1, most + 1, (rows,), generator=generator).tolist()
+    start, end = ids[0, :1].clone(), ids[0, 1:2].clone()
+    for row, length in zip(ids, lengths, strict=True):
+        drawn = words[torch.randint(0, len(words), (length,), generator=generator)].to(ids)
+        row[: length + 2] = torch.cat([start, drawn, end])
+    return ids
