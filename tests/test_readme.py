@@ -8,7 +8,11 @@ import expunge
 import pages
 
 ROOT = Path(__file__).parent.parent
-CHEAPER = {"generate --concept": ["--count", "1"], "attack": ["--images", "1", "--iterations", "1"]}
+CHEAPER = {
+    "erase": ["--check-images", "2"],
+    "generate --concept": ["--count", "1", "--steps", "2"],
+    "attack": ["--images", "1", "--iterations", "1", "--query-steps", "2"],
+}
 """What makes the commands cheap enough for a test."""
 
 

@@ -9,7 +9,7 @@ import pages
 PAGE = (Path(__file__).parent.parent / "docs" / "tutorial.md").read_text()
 CHEAPER = {
     "generate --concept": ["--count", "1", "--steps", "2"],
-    "erase": ["--check-images", "1"],
+    "erase": ["--check-images", "2"],
     "erase kpop": ["--iterations", "1", "--trajectories", "1", "--sampling-steps", "2"],
     "attack": ["--images", "1", "--iterations", "1", "--query-steps", "2"],
     "recover": ["--count", "1", "--steps", "2"],
