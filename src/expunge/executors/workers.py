@@ -167,7 +167,7 @@ def _begin(at: Workspace, threads: int) -> _Worker:
     From a server that has imported what jobs need, where the system can fork; it has no thread when it forks.
     """
     methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
         context.set_forkserver_preload(["expunge.jobs"])
     ours, theirs = context.Pipe()

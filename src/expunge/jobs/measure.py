@@ -35,7 +35,7 @@ class MeasureJob(Job):
 
     @override
     def run(self, at: Workspace, out: Path) -> dict[str, Any]:
-        metric = measure.build(self.metric, self.settings)
+        metric = measure.build(self.metric, dict(self.settings))
         images = at.upstream(self.images, "generate") / IMAGES
         reference = None if self.reference is None else at.upstream(self.reference, "generate") / IMAGES
         measured = measure.measured(metric, self.metric, images, list(self.targets), list(self.retain), reference)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import final
+from typing import Any, final
 
 from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept, check_targets
@@ -74,7 +74,7 @@ class Models:
         """Hash of the model's files in a precision."""
         return model(self._plan.model, dtype, self._device).identity()
 
-    def named(self, dtype: str) -> dict[str, str]:
+    def named(self, dtype: str) -> dict[str, Any]:
         """What a job says of its model."""
         return {"model": self._plan.model, "model_sha256": self.identity(dtype), "dtype": dtype}
 

@@ -7,7 +7,7 @@ from typing import Any, final
 
 from expunge.core.cost import Cost
 from expunge.core.eraser import settings_of
-from expunge.jobs import AnalyseJob, GenerateJob, Job
+from expunge.jobs import AnalyseJob, EraseJob, GenerateJob, Job
 from expunge.plans.check import RUNS
 from expunge.plans.erasures import Erasure, Erasures, Models
 from expunge.plans.images import Images
@@ -224,16 +224,16 @@ class _Expansion:
 
     def _analysis(self, cell: _Cell, planned: PlannedAnalysis, keyed: bool) -> AnalyseJob:
         """An analysis of a row: of its edits, or of the erasure that made them, run once more."""
-        edits = () if cell.edit is None else cell.edit.steps
+        edits: Sequence[EraseJob] = () if cell.edit is None else cell.edit.steps
         again = edits[0] if planned.analysis.needs == "training" else None
-        looked = edits if again is None else ()
+        looked: Sequence[EraseJob] = edits if again is None else ()
         targets, retain = self._read.words(cell.targets), self._read.words(cell.kept)
         guidance, steps = self._models.sampling
         eraser = self._read.erasers[cell.method] if cell.edit else None
         images = planned.analysis.images(len(targets), len(retain), eraser)
         training = None if again is None else {k: v for k, v in again.as_json().items() if k != "model"}
         return AnalyseJob(
-            upstream=looked if again is None else again.upstream,
+            upstream=tuple(looked) if again is None else again.upstream,
             cost=Cost(forward=2 * steps * images) + (again.cost if again else Cost()),
             analysis=planned.name,
             version=planned.analysis.version,

@@ -56,7 +56,7 @@ class PlannedAnalysis(NamedTuple):
 
 def planned_metric(named: Named) -> PlannedMetric:
     """A metric with its settings."""
-    built = measure.build(named.name, named.settings)
+    built = measure.build(named.name, dict(named.settings))
     settings = settings_of(built)
     return PlannedMetric(
         name=named.name,
