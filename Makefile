@@ -14,8 +14,8 @@ setup: .venv/installed
 demo: setup  ## erase "church" from the model in the box, recover it with the key, show and measure it
 	$(BIN)/expunge demo --out runs/demo
 
-test: setup
-	$(BIN)/pytest
+test: setup  ## a worker a core, of one thread each; `.venv/bin/pytest tests/maths` for a part in one process
+	$(BIN)/pytest -n auto --dist worksteal
 
 fuzz: setup  ## ten minutes of what users may mistype or hand over: exit 0, or 2 with one line
 	$(BIN)/python tests/fuzz/fuzz_cli.py --seconds 600 --seed $$(date +%s)

@@ -3,7 +3,7 @@
 This one replaces a word's vectors by another word's, and checks that it keeps what every method promises.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -14,6 +14,7 @@ from expunge.backbones import load
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.eraser import Eraser, Step, Task
+from expunge.core.knowledge import Kind
 from expunge.testing import check_eraser
 
 
@@ -26,6 +27,8 @@ class Synonym(Eraser):
     """
 
     paper: ClassVar[Paper] = Paper("An example", "nobody", 2026, "")
+    knows: ClassVar[Mapping[str, Kind]] = {"word": "anchor"}
+    tuning: ClassVar[Sequence[str]] = ()
     word: str = "picture"
     """What targets are taken for."""
 

@@ -1,15 +1,31 @@
 """Real diffusers and transformers classes at a tiny random configuration, saved to disk and loaded with no network."""
 
+import os
 import socket
 from pathlib import Path
 
+# torch and numpy read it when they are imported; the processes that tests start inherit it
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
-import torch
 
-from expunge.backbones.stable_diffusion import StableDiffusion
-from tiny import tiny_pipeline
+from shapes import check_shapes_where_named
 
-torch.set_num_threads(1)
+check_shapes_where_named()  # before expunge is imported; fixtures import it, so that the process that hands tests out need not
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """As many workers for ``-n auto`` as this process may use cores: xdist's own count is of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """Where something had imported torch before this file asked for one thread."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +66,8 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
+    from tiny import tiny_pipeline
+
     path = tmp_path_factory.mktemp("tiny") / "sd"
     tiny_pipeline().save_pretrained(path)
     return path
@@ -58,13 +76,17 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def other_folder(tmp_path_factory) -> Path:
     """Another base of the same shape."""
+    from tiny import tiny_pipeline
+
     path = tmp_path_factory.mktemp("tiny") / "other"
     tiny_pipeline(seed=1).save_pretrained(path)
     return path
 
 
 @pytest.fixture
-def backbone(folder) -> StableDiffusion:
+def backbone(folder):
+    from expunge.backbones.stable_diffusion import StableDiffusion
+
     return StableDiffusion.from_folder(folder, name="tiny")
 
 

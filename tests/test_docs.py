@@ -1,11 +1,106 @@
-"""Pages that repeat what the code knows say the same."""
+"""Pages that repeat what the code knows say the same; lines are short, and links lead somewhere."""
 
+import re
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
+from typing import Any
+
+import pytest
+from expunge.stages.claims import Claim
+from expunge.stages.curves import Curve, Histogram, Line
+from expunge.stages.plan import Also, Fresh, Grid, Method, Others, Plan, Published
 
 from expunge.core.catalog import Catalog
 from expunge.stages.erase import families_table
+from expunge.stages.pairs import Wish
 
 ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PLAN = {
+    "## The plan": Plan,
+    "## Grid": Grid,
+    "## Methods": Method,
+    "## Fresh": Fresh,
+    "## Others": Others,
+    "## Also": Also,
+    "## Paper": Published,
+    "## Pairs": Wish,
+    "## Claims": Claim,
+    "## Figures": Curve,
+    "### Lines": Line,
+    "## Histograms": Histogram,
+}
+"""The sections of the plans' reference, and what each is of."""
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def prose(page: Path) -> list[tuple[int, str]]:
+    """The numbered lines of a page that stand in no block of code."""
+    lines, code = [], False
+    for number, line in enumerate(page.read_text().splitlines(), 1):
+        if line.lstrip().startswith("```"):
+            code = not code
+        elif not code:
+            lines.append((number, line))
+    return lines
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    plain = [re.sub(r"[`*]|\]\([^)]*\)|\[", "", line.lstrip("# ")) for _, line in prose(page) if line.startswith("#")]
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_lines_are_short(page):
+    """Under 160 characters; but for tables, code, and where links lead."""
+    lines = [(n, re.sub(r"\]\([^)]*\)", "]", line)) for n, line in prose(page) if not line.startswith("|")]
+    assert [n for n, line in lines if len(line) >= 160] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_to_pages_and_headings(page):
+    text = re.sub(r"`[^`]*`", "", "\n".join(line for _, line in prose(page)))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file), target
+
+
+def _default(field: Field[Any]) -> str:
+    """How the reference writes a default."""
+    value = field.default
+    if field.default_factory is not MISSING:
+        value = field.default_factory()
+    if value is MISSING:
+        return "required"
+    if value is None or value in ((), {}, ""):
+        return "none"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, tuple):
+        return f"`[{', '.join(map(_toml, value))}]`"
+    return f"`{_toml(value)}`"
+
+
+def _toml(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+@pytest.mark.parametrize(("heading", "of"), PLAN.items(), ids=PLAN)
+def test_the_reference_of_plans_has_every_entry_with_its_default(heading, of):
+    page = (ROOT / "docs" / "plans-reference.md").read_text()
+    section = re.split(r"\n##+ ", page.split(f"\n{heading}\n")[1])[0]
+    rows = [[cell.strip() for cell in line.split(" | ")] for line in section.splitlines() if line.startswith("| `")]
+    shown = {row[0].strip("| `"): row[2] for row in rows}
+    assert {"phrases": "none", **shown} == {"phrases": "none", **{f.name: _default(f) for f in fields(of)}}
 
 
 def test_the_table_of_families_is_what_the_command_prints():

@@ -5,11 +5,11 @@ import time
 import pytest
 
 from expunge.cli import main, progress
+from expunge.cli.bench import _live
 from expunge.cli.options import Talk
-from expunge.cli.plans import _live
 from expunge.cli.progress import Work, duration
-from expunge.stages import bench
-from expunge.stages.planner import Planned
+from expunge.executors import bench
+from expunge.jobs import MeasureJob
 
 
 @pytest.mark.parametrize(
@@ -94,18 +94,18 @@ def test_commands_tell_how_far_they_are(monkeypatch, capsys, folder, tmp_path):
 
 def test_a_plan_s_time_left_passes_while_a_job_runs(monkeypatch, capsys):
     monkeypatch.setattr(progress, "EVERY", 0.05)
-    job = Planned(job={"room": "measure", "metric": "fid"}, method="uce", split="v1")
+    measure = {"metric": "fid", "version": 1, "settings": {}, "judge": "", "targets": [], "retain": []}
+    one, other = (MeasureJob(images=images, **measure) for images in "ab")
     with _live(Talk()) as show:
         time.sleep(0.12)
-        show(bench.Progress(done=1, total=3, job=job, job_seconds=0.3, seconds_left=100.3))
+        show(bench.Progress(done=1, total=3, running=(one, other), seconds_left=100.3))
         time.sleep(0.7)
-        show(bench.Progress(done=3, total=3, job=None, job_seconds=0.0, seconds_left=0.0))
+        show(bench.Progress(done=3, total=3, running=(), seconds_left=0.0))
         time.sleep(0.12)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("0 jobs, 0.")
     assert lines[0].endswith("so far, nobody knows how long: planning")
     running = [line for line in lines if line.startswith("1/3 jobs, ")]
-    assert running[-1].endswith("about 1 min 40 s left: uce v1 fid"), (
-        "longer than it should take: the others' time is left"
-    )
+    assert running[0].endswith("about 1 min 40 s left: measure fid; measure fid")
+    assert running[-1].endswith("about 1 min 40 s left: measure fid; measure fid")
     assert lines[-1].endswith("about 0.0 s left: finished")

@@ -5,21 +5,23 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from expunge.core.analysis import Analysis, Findings, Study
-from expunge.core.attack import Access, Attack
+from expunge.core.attack import Attack, Provocation
 from expunge.core.backbone import Backbone
-from expunge.core.catalog import Paper
+from expunge.core.catalog import Catalog, Paper
 from expunge.core.concept import Concept
 from expunge.core.edit import Edit, Guidance, Key, Weights, fingerprint
-from expunge.core.eraser import Eraser, Redrawn, Step, Task, settings_of
+from expunge.core.eraser import Eraser, Marked, Step, Task, Wish, settings_of
 from expunge.core.errors import ExpungeError
+from expunge.core.knowledge import Kind, undeclared
 from expunge.core.metric import Metric
-from expunge.core.query import Query, Shot
+from expunge.core.query import Box, Query, Shot
+from expunge.core.victim import Access, victim
 from expunge.store import load_edit, save_edit
 
 
@@ -65,9 +67,10 @@ def check_eraser(eraser: Eraser, backbone: Backbone, task: Task | None = None) -
         BrokenPromiseError: naming the promise.
     """
     task = task or Task(targets=[Concept(name="church")], retain=["dog"])
-    wanted = {name: prompts for name, prompts in eraser.needs(task.targets).items() if name not in task.images}
-    task = dataclasses.replace(task, images={**task.images, **_noisy_images(wanted, backbone)})
+    needs = {role: wishes for role, wishes in eraser.needs(task.targets).items() if role not in task.images}
+    task = dataclasses.replace(task, images={**task.images, **_noisy_images(needs, backbone)})
     _settings_object(eraser)
+    _declared(eraser)
     _promise(_is_json(settings_of(eraser)), "settings are JSON")
     before = _snapshot(backbone)
     spent = backbone.cost
@@ -100,22 +103,23 @@ def check_eraser(eraser: Eraser, backbone: Backbone, task: Task | None = None) -
     return edit
 
 
-def _noisy_images(wanted: Mapping[str, Sequence[str | Redrawn]], backbone: Backbone) -> dict[str, list[Shot]]:
+def _noisy_images(needs: Mapping[str, Sequence[Wish]], backbone: Backbone) -> dict[str, list[Shot]]:
+    """Noise for each wish, with whatever marks are wanted."""
     generator = torch.Generator().manual_seed(0)
-    drawn = {
-        name: [
-            (
-                p if isinstance(p, str) else p.prompt,
-                torch.randint(0, 256, (*backbone.image_size, 3), generator=generator).byte(),
-            )
-            for p in prompts
-        ]
-        for name, prompts in wanted.items()
-    }
-    return {
-        name: [Shot(path=Path(p), pixels=lambda x=x: x, prompt=p, seed=0, label=None) for p, x in pairs]
-        for name, pairs in drawn.items()
-    }
+    height, width = backbone.image_size
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    mask[: height // 2] = True
+    images: dict[str, list[Shot]] = {}
+    for role, wishes in needs.items():
+        images[role] = []
+        for wish in wishes:
+            prompt = wish if isinstance(wish, str) else wish.prompt
+            pixels = torch.randint(0, 256, (height, width, 3), generator=generator).byte()
+            shot = Shot(path=Path(prompt), pixels=lambda x=pixels: x, prompt=prompt, seed=0, label=None)
+            if isinstance(wish, Marked):
+                shot = dataclasses.replace(shot, boxes=(Box(0, 0, width, height / 2, prompt),), mask=lambda: mask)
+            images[role].append(shot)
+    return images
 
 
 def _drained(
@@ -181,36 +185,78 @@ def _check_attached(edit: Edit, backbone: Backbone, task: Task, before: str) -> 
     _promise(torch.equal(backbone.generate(asked).latents, plain), "after detaching the same seed gives the same image")
 
 
-def check_attack(attack: Attack, backbone: Backbone, queries: Sequence[Query]) -> list[Query]:
+def check_attack(attack: Attack[Any], backbone: Backbone, queries: Sequence[Query]) -> Provocation:
     """Check what every attack promises, on a small backbone; returns what it makes of ``queries`` that ask for a church.
 
-    It leaves the model and its edits as they were; the same seed gives the same queries, another one others; each keeps the
-    label, seed, guidance and steps of one of ``queries`` that asks for the target; its budget is foreseen.
+    It gets what its access allows, and no more. It leaves the model and its edits as they were; the same seed gives the same
+    answer, another one another; each query keeps the label, seed, guidance and steps of one of ``queries`` that asks for the
+    target; its cost is foreseen, and it stays within its budget of images; an edit that it answers with can be attached on top.
 
     Raises:
         BrokenPromiseError: naming the promise.
     """
     _settings_object(attack)
+    _declared(attack)
+    _promise(_is_json(settings_of(attack)), "settings are JSON")
     _promise(getattr(attack, "access", "") in get_args(Access), "it says what access it needs")
     targets = [Concept(name="church")]
     task = Task(targets=targets, images=_noisy_images(attack.needs(targets), backbone))
     before, edits, spent = _snapshot(backbone), list(backbone.edits), backbone.cost
-    found = list(attack.queries(backbone, task, queries))
+    answer = _provoked(attack, backbone, task, queries)
     spent = backbone.cost - spent
     _promise(_snapshot(backbone) == before and backbone.edits == edits, "attacking leaves the model as it was")
-    _promise(found == list(attack.queries(backbone, task, queries)), "the same seed gives the same queries")
-    other = list(attack.queries(backbone, dataclasses.replace(task, seed=1), queries))
-    _promise(found != other, "another seed gives other queries")
+    same = _provoked(attack, backbone, task, queries)
+    _promise(_content(answer) == _content(same), "the same seed gives the same answer")
+    other = _provoked(attack, backbone, dataclasses.replace(task, seed=1), queries)
+    _promise(_content(answer) != _content(other), "another seed gives another answer")
     asked = [(q.label, q.seed, q.guidance, q.steps) for q in queries if q.label == "church"]
-    kept = all((q.label, q.seed, q.guidance, q.steps) in asked for q in found)
-    _promise(bool(found) and kept, "its queries keep the label, the seed and the sampling of those it was given")
+    kept = all((q.label, q.seed, q.guidance, q.steps) in asked for q in answer.queries)
+    _promise(
+        bool(answer.queries) and kept, "its queries keep the label, the seed and the sampling of those it was given"
+    )
     if spent.equivalents:
-        foreseen = attack.cost(1, len(asked)).equivalents
+        foreseen = attack.foreseen(1, len(queries), queries[0].steps).equivalents
         _promise(
             abs(foreseen / spent.equivalents - 1) < 0.5,
             f"its cost is foreseen ({foreseen}, it took {spent.equivalents})",
         )
-    return found
+    if answer.edit is not None:
+        with backbone.attached([answer.edit]):
+            pass
+        _promise(_snapshot(backbone) == before, "detaching its edit is bit-exact")
+    return answer
+
+
+def _provoked(attack: Attack[Any], backbone: Backbone, task: Task, queries: Sequence[Query]) -> Provocation:
+    """An attack's answer, with the victim that its access, budget and oracles allow."""
+    judges = {name: Catalog("judges").open(name) for name in attack.knowledge().oracles}
+    budget = attack.budget(len(task.targets), len(queries))
+
+    def draw(asked: Sequence[Query]) -> Tensor:
+        return torch.cat([backbone.generate([query]).pixels for query in asked])
+
+    return attack.provoke(victim(attack.access, backbone, draw, judges, budget), task, queries)
+
+
+def _content(answer: Provocation) -> tuple[Sequence[Query], str | None, str | None]:
+    return (list(answer.queries), None if answer.edit is None else answer.edit.id, answer.dtype)
+
+
+def _declared(plug_in: Eraser | Attack[Any]) -> None:
+    """Check that a method says of each of its settings whether it tells the method anything."""
+    cls = type(plug_in)
+    silent = undeclared(cls)
+    _promise(
+        not silent,
+        f"{cls.__name__} declares what its setting '{', '.join(silent)}' tells it: in `knows`, or in `tuning` if nothing",
+    )
+    names = {f.name for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
+    stray = sorted((set(cls.knows) | set(cls.tuning)) - names)
+    _promise(not stray, f"{cls.__name__} declares its own settings, and none called '{', '.join(stray)}'")
+    twice = sorted(set(cls.knows) & set(cls.tuning))
+    _promise(not twice, f"{cls.__name__} declares '{', '.join(twice)}' once, as knowledge or as tuning")
+    odd = sorted(kind for kind in cls.knows.values() if kind not in get_args(Kind))
+    _promise(not odd, f"{cls.__name__} knows one of {', '.join(get_args(Kind))} by a setting, not '{', '.join(odd)}'")
 
 
 def check_metric(metric: Metric, shots: Sequence[Shot], targets: Sequence[str], retain: Sequence[str]) -> None:
@@ -220,20 +266,20 @@ def check_metric(metric: Metric, shots: Sequence[Shot], targets: Sequence[str], 
     """
     _settings_object(metric)
     beside = [dataclasses.replace(s, pixels=lambda s=s: s.pixels().flip(1)) for s in reversed(shots)] * metric.paired
-    found = metric.measure(shots, targets, retain, beside)
+    numbers = metric.measure(shots, targets, retain, beside)
     if metric.paired:
         alike = metric.measure(shots, targets, retain, list(reversed(shots)))
-        apart = [m.interval.value for m in found] != [m.interval.value for m in alike]
+        apart = [m.interval.value for m in numbers] != [m.interval.value for m in alike]
         _promise(apart, "a metric that compares tells mirrored images from the same ones")
-    _promise(bool(found), "a metric measures something")
-    for m in found:
+    _promise(bool(numbers), "a metric measures something")
+    for m in numbers:
         value, low, high = m.interval
         _promise(low <= value <= high, f"{m.metric}'s value lies in its interval")
         kept = len(m.per_image) == len(m.labels) and len(m.labels) in (0, m.n) and m.n > 0
         _promise(kept, f"{m.metric} keeps a value for each of its images, or for none")
         _promise(_is_json(m.instrument), f"{m.metric} tells of its instrument in JSON")
     turned = metric.measure(list(reversed(shots)), targets, retain, beside)
-    same = {m.metric: round(m.interval.value, 9) for m in found} == {
+    same = {m.metric: round(m.interval.value, 9) for m in numbers} == {
         m.metric: round(m.interval.value, 9) for m in turned
     }
     _promise(same, "the order of images does not matter")
@@ -249,15 +295,16 @@ def check_analysis(analysis: Analysis, backbone: Backbone, study: Study) -> Find
     """
     _settings_object(analysis)
     before = _snapshot(backbone)
-    found = analysis.findings(backbone, study)
+    findings = analysis.findings(backbone, study)
     _promise(_snapshot(backbone) == before and not backbone.edits, "analysing leaves the model as it was")
-    _promise(bool(found.measurements) and bool(found.figures), "an analysis finds numbers and figures")
-    for m in found.measurements:
+    _promise(bool(findings.measurements) and bool(findings.figures), "an analysis finds numbers and figures")
+    for m in findings.measurements:
         value, low, high = m.interval
         _promise(low <= value <= high, f"{m.metric}'s value lies in its interval")
         _promise(len(m.per_image) == len(m.labels) and m.n > 0, f"{m.metric} says of what its values are")
     drawn, again = (
-        {name: f.as_json() for name, f in each.figures.items()} for each in (found, analysis.findings(backbone, study))
+        {name: f.as_json() for name, f in each.figures.items()}
+        for each in (findings, analysis.findings(backbone, study))
     )
     for name, figure in drawn.items():
         try:
@@ -265,4 +312,4 @@ def check_analysis(analysis: Analysis, backbone: Backbone, study: Study) -> Find
         except (TypeError, ValueError) as error:
             raise BrokenPromiseError(f"figure {name} is JSON ({error})") from error
     _promise(drawn == again, "the same study gives the same findings")
-    return found
+    return findings

@@ -10,6 +10,7 @@ from expunge.core.cost import Cost
 from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query, Shot
+from expunge.core.victim import WhiteBox
 from expunge.erasers.negative_prompt import NegativePromptGuidance
 from expunge.erasers.sld import SafetyGuidance
 from expunge.erasers.uce import UCE
@@ -32,8 +33,13 @@ SHORT = ConceptInversion(
 QUERY = Query(prompt="a church", label="church", seed=3, guidance=3.0, steps=2)
 
 
+def answered(attack, backbone, asked, task=TASK):
+    """The attack's queries; it asks for no image and no judge."""
+    return attack.provoke(WhiteBox(backbone, lambda queries: PIXELS[:0], {}, 0), task, asked).queries
+
+
 def found(attack, backbone, task=TASK):
-    return next(iter(attack.queries(backbone, task, [QUERY]))).learned
+    return answered(attack, backbone, [QUERY], task)[0].learned
 
 
 def batches(backbone, task=TASK):
@@ -169,7 +175,7 @@ def test_learning_lowers_the_loss_and_random_words_of_the_same_cost_are_worse(ba
 
 def test_queries_keep_what_they_asked_and_only_targets_are_attacked(backbone):
     asked = [QUERY, dataclasses.replace(QUERY, prompt="a dog", label="dog"), dataclasses.replace(QUERY, seed=4)]
-    made = list(SHORT.queries(backbone, TASK, asked))
+    made = answered(SHORT, backbone, asked)
     assert [(q.prompt, q.seed, q.label) for q in made] == [("a <v>", 3, "church"), ("a <v>", 4, "church")]
     assert made[0].learned == made[1].learned
     wide = dataclasses.replace(SHORT, vectors=3)
@@ -203,8 +209,8 @@ def test_defaults_are_the_authors():
 def test_queries_may_ask_by_the_word_alone_each_with_a_seed_of_its_own(backbone):
     attack = dataclasses.replace(SHORT, ask="image of a {}")
     asked = [dataclasses.replace(QUERY, prompt=p, seed=s) for p in ("a church", "a red church") for s in (3, 4)]
-    found = list(attack.queries(backbone, TASK, asked))
-    assert [(q.prompt, q.seed) for q in found] == [("image of a <v>", 3 + i) for i in range(4)]
-    assert all(q.label == "church" for q in found)
+    made = answered(attack, backbone, asked)
+    assert [(q.prompt, q.seed) for q in made] == [("image of a <v>", 3 + i) for i in range(4)]
+    assert all(q.label == "church" for q in made)
     with pytest.raises(ExpungeError, match="has not one"):
         dataclasses.replace(SHORT, ask="a thing")

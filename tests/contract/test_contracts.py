@@ -8,12 +8,15 @@ import torch
 
 from expunge import backbones
 from expunge.core.analysis import Analysis, Study
+from expunge.core.attack import Attack, Provocation
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept
 from expunge.core.eraser import Eraser, Step
+from expunge.core.errors import ExpungeError
 from expunge.core.judge import Judge
 from expunge.core.metric import Metric, share
-from expunge.core.query import queries
+from expunge.core.query import LearnedWord, queries
+from expunge.core.victim import BlackBox, GrayBox, WhiteBox
 from expunge.erasers.uce import UCE
 from expunge.stages import analyse, erase, measure
 from expunge.stages import attack as attacks
@@ -31,6 +34,7 @@ SETTINGS = {
     "duo": {"iterations": 3, "batch": 2, "pairs": 3, "rank": 4},
     "ca": {"anchor": "cat", "anchor_images": 3, "iterations": 3, "batch": 2, "lr": 1e-3},
 }
+ANCHOR = {"anchor": "anchor"}
 JUDGES = {"imagenet": "imagenet:weights=random"}
 OF_METRICS = {"fid": {"minimum": 3}, "kid": {"minimum": 3}, "lpips": {"weights": "random"}}
 
@@ -101,6 +105,120 @@ def test_attack(name, edited, backbone):
         check_attack(attack, backbone, asked)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Guessing(Attack[BlackBox]):
+    """Asks with random words before the prompt, and keeps what a judge is surest of. Deviations: none known."""
+
+    paper, access = UCE.paper, "queries"
+    knows, tuning = {"oracle": "oracles"}, ("tries", "words", "more")
+    oracle: str = "testbed"
+    tries: int = 3
+    words: tuple[str, ...] = ("old", "red", "big", "flat", "wet", "dim", "odd")
+    more: int = 0
+    """Images that it asks for beyond its budget."""
+
+    def budget(self, targets, queries):
+        return targets * self.tries
+
+    def provoke(self, victim, task, queries):
+        answers = []
+        for target in task.targets:
+            mine = [q for q in queries if q.label == target.name]
+            generator = task.generator("guessing", target.name)
+            drawn = torch.randint(0, len(self.words), (self.tries + self.more, 3), generator=generator).tolist()
+            prompts = [" ".join(self.words[i] for i in row) + f" {target.name}" for row in drawn]
+            pixels = victim.images([dataclasses.replace(mine[0], prompt=prompt) for prompt in prompts])
+            best = prompts[int(victim.verdicts(pixels, "church").argmax())]
+            answers += [dataclasses.replace(q, prompt=best) for q in mine]
+        return Provocation(queries=answers)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mimicking(Attack[GrayBox]):
+    """Learns a word whose text reads like the target's, by gradients through the text encoder. Deviations: none known."""
+
+    paper, access = UCE.paper, "text encoder"
+    knows, tuning = {"initial": "words"}, ()
+    initial: str = "dog"
+    lr: float = 0.1
+    iterations: int = 3
+
+    def provoke(self, victim, task, queries):
+        answers = []
+        for target in task.targets:
+            generator = task.generator("mimicking", target.name)
+            with torch.no_grad():
+                goal = victim.encode([f"a {target.name}"]).embeds
+                start = victim.embed(victim.tokenize([self.initial]))[0, 1:2]
+            word = start + 0.01 * torch.randn(start.shape, generator=generator)
+            for _ in range(self.iterations):
+                word = word.detach().requires_grad_(True)
+                loss = (victim.encode_learned(["a <w>"], "<w>", word).embeds - goal).square().mean()
+                word = word - self.lr * torch.autograd.grad(loss, word)[0].sign()
+            learned = LearnedWord(word="<w>", vectors=word.detach())
+            mine = [q for q in queries if q.label == target.name]
+            answers += [dataclasses.replace(q, prompt="a <w>", learned=learned) for q in mine]
+        return Provocation(queries=answers)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shaking(Attack[WhiteBox]):
+    """Moves weights a little, in another precision. Deviations: none known."""
+
+    paper, access, knows, tuning = UCE.paper, "white box", {}, ("size",)
+    size: float = 1e-3
+
+    def provoke(self, victim, task, queries):
+        names = victim.backbone.text_inputs()
+        generator = task.generator("shaking")
+        now = victim.backbone.tensors(names)
+        moved = {n: t + self.size * torch.randn(t.shape, generator=generator).to(t) for n, t in now.items()}
+        mine = [q for q in queries if q.label in {t.name for t in task.targets}]
+        return Provocation(queries=mine, edit=victim.backbone.edit_of(moved), dtype="bfloat16")
+
+
+ASKED = queries([("a church", "church"), ("a dog", "dog")], 2, 5, 3.0, 2)
+
+
+@pytest.mark.parametrize("attack", [Mimicking(), Shaking()])
+def test_attacks_on_a_text_encoder_and_on_weights_keep_the_promises(attack, backbone):
+    check_attack(attack, backbone, ASKED)
+
+
+def test_an_attack_that_can_only_ask_keeps_the_promises_and_its_budget(testbed):
+    check_attack(Guessing(), testbed, ASKED)
+    with pytest.raises(ExpungeError, match="asks for 4 images after 0: expected no more than its budget, 3"):
+        check_attack(Guessing(more=1), testbed, ASKED)
+
+
+def test_an_attack_that_wants_more_than_its_access_fails(backbone):
+    class Peeking(Mimicking):
+        """Wants to read. Deviations: none known."""
+
+        access = "queries"
+
+    class Grabbing(Shaking):
+        """Wants to hold. Deviations: none known."""
+
+        access = "text encoder"
+
+    for greedy, lacking in ((Peeking(), "encode"), (Grabbing(), "backbone")):
+        with pytest.raises(AttributeError, match=f"has no attribute '{lacking}'"):
+            check_attack(greedy, backbone, ASKED)
+
+
+def test_the_contract_wants_an_attack_to_say_its_access_and_what_it_knows(backbone):
+    body = {"__doc__": Shaking.__doc__, "provoke": Shaking.provoke}
+    whole = {"paper": UCE.paper, "access": "white box", "knows": {}, "tuning": ("size",)}
+    for lacking, complaint in (("access", "what access it needs"), ("tuning", "what its setting 'size' tells it")):
+        told = {name: value for name, value in whole.items() if name != lacking}
+        odd = dataclasses.make_dataclass(
+            "Odd", [("size", float, 1e-3)], bases=(Attack,), namespace=body | told, frozen=True, kw_only=True
+        )
+        with pytest.raises(BrokenPromiseError, match=complaint):
+            check_attack(odd(), backbone, ASKED)
+
+
 @pytest.mark.parametrize("name", Catalog("metrics").entries())
 def test_metric(name, images):
     from expunge.store import read_images
@@ -153,7 +271,7 @@ def test_judge(name):
 class Vandal(Eraser):
     """Changes the model it was lent. Deviations: none known."""
 
-    paper = UCE.paper
+    paper, knows, tuning = UCE.paper, ANCHOR, ()
     anchor: str = "cat"
 
     def steps(self, backbone, task, resume=None):
@@ -171,7 +289,7 @@ def test_the_contract_catches_an_eraser_that_leaves_traces(backbone):
 class Idle(Eraser):
     """Does nothing. Deviations: none known."""
 
-    paper = UCE.paper
+    paper, knows, tuning = UCE.paper, ANCHOR, ()
     anchor: str = "cat"
 
     def steps(self, backbone, task, resume=None):
@@ -183,9 +301,31 @@ def test_the_contract_catches_a_silent_no_op(backbone):
         check_eraser(Idle(), backbone)
 
 
+@pytest.mark.parametrize(
+    ("declared", "complaint"),
+    [
+        ({}, "what its setting 'anchor' tells it: in `knows`, or in `tuning` if nothing"),
+        ({"knows": {}}, "what its setting 'anchor' tells it"),
+        ({"knows": {}, "tuning": ()}, "what its setting 'anchor' tells it"),
+        ({"knows": ANCHOR, "tuning": ("anchors",)}, "and none called 'anchors'"),
+        ({"knows": ANCHOR, "tuning": ("anchor",)}, "'anchor' once, as knowledge or as tuning"),
+        ({"knows": {"anchor": "hint"}, "tuning": ()}, "knows one of anchor, phrases, random_texts, words, oracles"),
+    ],
+)
+def test_the_contract_catches_an_eraser_that_does_not_say_what_it_knows(backbone, declared, complaint):
+    def steps(self, backbone, task, resume=None):
+        return UCE(anchor=self.anchor).steps(backbone, task, resume)
+
+    body = {"paper": UCE.paper, "__doc__": "As UCE. Deviations: none known.", "steps": steps, **declared}
+    quiet = dataclasses.make_dataclass(
+        "Quiet", [("anchor", str, "cat")], bases=(Eraser,), namespace=body, frozen=True, kw_only=True
+    )
+    with pytest.raises(BrokenPromiseError, match=complaint):
+        check_eraser(quiet(), backbone)
+
+
 def test_targets_are_checked_before_anything_runs(backbone):
     import expunge
-    from expunge.core.errors import ExpungeError
 
     for targets, retain, words in [
         ([], [], "no target"),

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -51,3 +53,34 @@ def test_a_third_party_s_plug_in_loads(tmp_path, monkeypatch):
     point = EntryPoint("good", "good_eraser:Good", "expunge.erasers")
     monkeypatch.setattr(catalog.importlib.metadata, "entry_points", lambda group: [point])
     assert Catalog("erasers").load("good").__name__ == "Good"
+
+
+def test_what_a_class_writes_out_is_read_without_importing_it(tmp_path, monkeypatch):
+    (tmp_path / "plain_metric.py").write_text(
+        "raise RuntimeError('imported')\n"
+        "class Plain:\n"
+        '    """Counts."""\n'
+        '    meanings: ClassVar[Mapping[str, str]] = {"n": "How " "many."}\n'
+        '    headline = {"any": ("n@*", 3.5)}\n'
+        "    margins: ClassVar = dict(n=3)\n"
+        '    judge: str = "testbed"\n'
+        "    paper: ClassVar[Paper]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    literals = read_entry("plain", "plain_metric", "Plain").literals
+    assert literals["meanings"] == {"n": "How many."}
+    assert literals["headline"] == {"any": ("n@*", 3.5)}
+    assert not {"margins", "judge"} & literals.keys(), "what is computed, or a setting"
+
+
+def test_metrics_say_what_their_numbers_mean_without_torch():
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from expunge.core.catalog import Catalog\n"
+        "assert Catalog('metrics').literals('margins') == {'esr-psr': {'esr': 3.0, 'psr': 5.0}}\n"
+        "meanings = Catalog('metrics').literals('meanings')\n"
+        "assert meanings['dsr']['dsr'].startswith('Images of an attack')\n"
+        "assert set(meanings) == {'clip-score', 'dsr', 'esr-psr', 'ner', 'prior-distance'}\n"
+        "assert set(Catalog('metrics').literals('headline')) == set(Catalog('metrics').entries())\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

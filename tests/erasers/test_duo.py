@@ -11,7 +11,8 @@ from expunge.core.cost import Cost
 from expunge.core.eraser import Redrawn, Task
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Shot
-from expunge.erasers.duo import DUO, Flow, _Cut, _Pairs, cropped
+from expunge.erasers.duo import DUO, Flow
+from expunge.erasers.duo.pairs import Cut, cropped
 from expunge.stages import erase
 from tiny import tiny_sd3_pipeline
 
@@ -258,24 +259,21 @@ def test_latents_are_exact_and_kept_and_pairs_are_turned_together(backbone):
     real = type(backbone).encode_image
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(backbone), "encode_image", lambda self, x: (calls.append(len(x)), real(self, x))[1])
-        pairs = _Pairs(backbone, TASK, dataclasses.replace(SHORT, flip=True))
+        pairs = dataclasses.replace(SHORT, flip=True).paired(backbone, TASK)
         found = [
-            pairs.latents(side, 1, _Cut(f, 0, 0))
-            for _ in range(3)
-            for side in ("safe", "unsafe")
-            for f in (False, True)
+            pairs.latents(side, 1, Cut(f, 0, 0)) for _ in range(3) for side in ("safe", "unsafe") for f in (False, True)
         ]
     assert len(calls) == 1 + 4, "each once"
     expected = [backbone.encode_image(p[None]) for row in (4, 1) for p in (PIXELS[row], PIXELS[row].flip(1))]
     assert all(torch.equal(a, b) for a, b in zip(found, expected * 3, strict=True))
-    still = _Pairs(backbone, TASK, SHORT)
-    assert torch.equal(still.latents("safe", 1, _Cut(True, 0, 0)), expected[0]), "nothing is turned unless asked for"
+    still = SHORT.paired(backbone, TASK)
+    assert torch.equal(still.latents("safe", 1, Cut(True, 0, 0)), expected[0]), "nothing is turned unless asked for"
 
 
 def test_a_window_is_cut_and_enlarged():
     ramp = torch.arange(16).repeat(16, 1)[..., None].expand(-1, -1, 3).byte() * 10
-    assert torch.equal(cropped(ramp, 1.0, _Cut(False, 0.7, 0.2)), ramp)
-    half = cropped(ramp, 0.5, _Cut(False, 1.0, 0.0))
+    assert torch.equal(cropped(ramp, 1.0, Cut(False, 0.7, 0.2)), ramp)
+    half = cropped(ramp, 0.5, Cut(False, 1.0, 0.0))
     assert half.shape == ramp.shape
     assert (half[0, 0, 0].item(), half[0, -1, 0].item()) == (80, 150), "the right half, top"
 
@@ -323,7 +321,7 @@ def test_each_pair_has_its_own_texts(backbone):
     named = [dataclasses.replace(s, prompt=f"a {word}") for s, word in zip(TASK.images["unsafe"], "xyz", strict=True)]
     task = dataclasses.replace(TASK, images={**TASK.images, "unsafe": named})
     for texts, safe in (("unsafe", ["a z", "a x"]), ("given", ["a dog", "a dog"])):
-        pairs = _Pairs(backbone, task, dataclasses.replace(SHORT, texts=texts))
+        pairs = dataclasses.replace(SHORT, texts=texts).paired(backbone, task)
         assert [pairs.texts[i] for i in pairs.rows([2, 0], ("safe", "unsafe"))] == [*safe, "a z", "a x"]
 
 

@@ -13,7 +13,7 @@ from expunge.core.query import Query
 from expunge.erasers.kpop import KPOP, injected
 from expunge.erasers.uce import UCE
 from expunge.maths.trajectories import Sampling
-from expunge.stages import erase, relearn
+from expunge.stages import erase, fresh_key
 from expunge.store import load_edit, save_edit
 
 pytestmark = pytest.mark.filterwarnings("ignore::expunge.core.errors.ExpungeWarning")
@@ -52,7 +52,7 @@ def test_a_fresh_prompt_learns_on_any_method_s_model_which_stays_as_it_was(backb
     names = [*backbone.group("full"), *backbone.group("text-encoder")]
     before = fingerprint(backbone.tensors(names))
     eraser = dataclasses.replace(FRESH, iterations=30)
-    key = relearn.fresh_key(backbone, "kpop", eraser, CHURCH, [edit], seed=3)
+    key = fresh_key.learn(backbone, "kpop", eraser, CHURCH, [edit], seed=3)
     assert fingerprint(backbone.tensors(names)) == before
     assert not backbone.edits
     start = torch.randn((4, 32), generator=Task(targets=CHURCH, seed=3).generator("prompt", "church"))
@@ -84,7 +84,7 @@ def test_an_update_is_equations_5_and_6_on_the_edited_model(backbone, arm):
 def test_a_fresh_key_knows_neither_seed_nor_secret_of_the_private_one(backbone):
     edit = victim(backbone, "kpop")
     settings = dataclasses.replace(FRESH, place="mid", k=10, prompt_lr=1e-9)
-    fresh = relearn.fresh_key(backbone, "kpop", settings, CHURCH, [edit], seed=1)
+    fresh = fresh_key.learn(backbone, "kpop", settings, CHURCH, [edit], seed=1)
     own = edit.key.prompts["church"]
     assert not torch.allclose(fresh.prompts["church"], own, atol=0.5), "the same seed begins elsewhere"
     assert fresh.salt != edit.key.salt
@@ -92,4 +92,4 @@ def test_a_fresh_key_knows_neither_seed_nor_secret_of_the_private_one(backbone):
 
 def test_a_method_without_keys_learns_none(backbone):
     with pytest.raises(ExpungeError, match="UCE makes no key"):
-        relearn.fresh_key(backbone, "uce", UCE(), CHURCH, [], seed=0)
+        fresh_key.learn(backbone, "uce", UCE(), CHURCH, [], seed=0)

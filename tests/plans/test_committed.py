@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from expunge.stages import bench
-from expunge.stages.plan import read_plan
-from expunge.stages.planner import Planner, flattened
+from expunge.executors import bench
+from expunge.jobs import in_order
+from expunge.plans.check import checked
+from expunge.plans.expand import expanded
+from expunge.plans.read import read_plan
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 KEYS = BENCHMARKS / "keys.json.gz"
@@ -21,10 +23,10 @@ PLANS = sorted(path.stem for path in BENCHMARKS.glob("*.toml"))
 
 def keys_of(name: str) -> dict[str, object]:
     """The keys of a plan's jobs, and a digest of its measurements with their places in the table."""
-    measured = Planner(read_plan(BENCHMARKS / f"{name}.toml")).planned()
-    places = [[m.key, m.method, m.split, m.seed, str(m.group), m.variant, m.run] for m in measured]
+    measured = expanded(checked(read_plan(BENCHMARKS / f"{name}.toml")))
+    places = [[m.job.key, m.method, m.split, m.seed, str(m.group), m.variant, m.run] for m in measured]
     return {
-        "jobs": sorted({job.key[:16] for job in flattened(measured)}),
+        "jobs": sorted({job.key[:16] for job in in_order(m.job for m in measured)}),
         "measurements": hashlib.sha256(json.dumps(places).encode()).hexdigest(),
     }
 
@@ -36,7 +38,7 @@ def test_every_job_of_a_committed_plan_keeps_its_key(name: str):
 
 @pytest.mark.parametrize("name", PLANS)
 def test_a_committed_table_is_told_again_bit_for_bit(name: str, tmp_path: Path):
-    bench.retold(read_plan(BENCHMARKS / f"{name}.toml"), BENCHMARKS / f"{name}.jsonl", tmp_path / "again")
+    bench.again(read_plan(BENCHMARKS / f"{name}.toml"), BENCHMARKS / f"{name}.jsonl", tmp_path / "again")
     assert (tmp_path / "again" / "table.md").read_text() == (BENCHMARKS / f"{name}.md").read_text()
     kept = [line for line in (BENCHMARKS / f"{name}.jsonl").read_text().splitlines() if '"provenance"' not in line]
     assert (tmp_path / "again" / "summary.jsonl").read_text().splitlines() == kept

@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from expunge import backbones
 from expunge.cli import main
 from expunge.core.errors import ExpungeError
-from expunge.stages.plan import read_plan
-from expunge.stages.planner import Planner
+from expunge.plans.check import checked
+from expunge.plans.expand import expanded
+from expunge.plans.read import read_plan
 from expunge.store import load_edit
 
 SET = """
@@ -34,6 +36,7 @@ PLAN = """
 about = "A small plan."
 set = "{set}"
 count = 1
+steps = 4
 image_dtype = "float32"
 analyses = {analyses}
 compare = [["kpop", "uce"]]
@@ -133,17 +136,17 @@ def test_a_plan_with_an_unknown_analysis_or_setting_is_refused(tmp_path):
         ("[3]", "plan's analyses name 3"),
     ):
         with pytest.raises(ExpungeError, match=complaint):
-            Planner(read_plan(written(tmp_path, analyses)))
+            checked(read_plan(written(tmp_path, analyses)))
 
 
 def test_an_analysis_s_first_prompt_of_a_word_is_the_set_s(tmp_path):
-    planned = Planner(read_plan(written(tmp_path, '["daam"]'))).planned()
-    jobs = [p for p in planned if p.job["room"] == "analyse"]
+    planned = expanded(checked(read_plan(written(tmp_path, '["daam"]'))))
+    jobs = [p for p in planned if p.job.room == "analyse"]
     assert [p.method for p in jobs] == ["original", "uce", "kpop", "kpop"]
-    assert jobs[0].job["prompts"][:2] == [["image of a church", "church"], ["a drawing of a church", "church"]]
-    assert jobs[0].job["first_seed"] == 9
-    assert [bool(p.job["key"]) for p in jobs] == [False, False, True, True]
-    assert len({p.key for p in jobs}) == 4
+    assert jobs[0].job.prompts[:2] == [["image of a church", "church"], ["a drawing of a church", "church"]]
+    assert jobs[0].job.first_seed == 9
+    assert [bool(p.job.key_job) for p in jobs] == [False, False, True, True]
+    assert len({p.job.key for p in jobs}) == 4
 
 
 @pytest.fixture(scope="module")
@@ -202,3 +205,21 @@ def test_the_command_says_what_is_missing(erased, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
     assert main(["analyse", "--help"]) == 0
     assert "daam" in capsys.readouterr().out
+
+
+def test_an_imported_edit_has_no_training_to_follow(erased, tmp_path, capsys):
+    model = backbones.load("testbed")
+    weights = {n: t + 0.1 for n, t in model.tensors(model.text_inputs()[:1]).items()}
+    save_file({n.removeprefix("unet."): t.contiguous() for n, t in weights.items()}, tmp_path / "theirs.safetensors")
+    edit = tmp_path / "mine" / "edit.safetensors"
+    words = ["--method", "esd", "--target", "church", "--out", str(edit.parent), "--quiet"]
+    assert main(["import", str(tmp_path / "theirs.safetensors"), *words]) == 0
+    capsys.readouterr()
+    assert main(["analyse", "trajectories", "--edit", str(edit), "--out", str(tmp_path / "x")]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "was imported from 'theirs.safetensors', whose training is not known: expected one that expunge trained"
+        in error
+    )
+    assert error.count("\n") == 1
+    assert not (tmp_path / "x").exists()

@@ -17,7 +17,7 @@ from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.query import Query, Start
 from expunge.erasers.duo import DUO
 from expunge.judges.testbed import Testbed
-from expunge.stages import erase, pairs
+from expunge.stages import pairs, wanted
 from expunge.store import read_any_images, read_images, read_lines, read_pixels, read_run, write_lines
 
 WISH = pairs.Wish(
@@ -130,7 +130,7 @@ def test_what_no_judge_accepts_is_refused_and_nothing_written(tmp_path, capsys):
         ({"target": "chruch"}, "did you mean 'church'"),
         ({"keep": "dgo"}, "did you mean 'dog'"),
     ):
-        wish = {"unsafe": ("a dagger",), "safe": ("a dog",), "target": "weapon", "count": 2, "steps": 10, **change}
+        wish = {"unsafe": ("a dagger",), "safe": ("a dog",), "target": "weapon", "count": 2, "steps": 6, **change}
         said = [
             w for name, v in wish.items() for one in (v if isinstance(v, tuple) else (v,)) for w in (f"--{name}", one)
         ]
@@ -140,14 +140,14 @@ def test_what_no_judge_accepts_is_refused_and_nothing_written(tmp_path, capsys):
 
 def test_what_is_kept_may_differ_by_prompt(tmp_path, capsys):
     """Each place's own concept is looked for: what shows dogs is accepted for a dog, and refused for a radio."""
-    said = ["pairs", "--target", "weapon", "--count", "2", "--threshold", "0.05", "--tries", "30", "--quiet"]
+    said = ["pairs", "--target", "weapon", "--count", "1", "--threshold", "0.05", "--tries", "30", "--quiet"]
     said += ["--unsafe", "a dog with crossed swords", "--safe", "a dog", "--keep", "dog", "--out", str(tmp_path / "p")]
     other = ["--unsafe", "a radio with crossed swords", "--safe", "a radio", "--keep", "radio"]
     assert main([*said, *other]) == 0
     judge = Testbed(network="b")
     for role in pairs.ROLES:
         shots = read_images(tmp_path / "p", role)
-        for shot, kept in zip(shots, ("dog", "dog", "radio", "radio"), strict=True):
+        for shot, kept in zip(shots, ("dog", "radio"), strict=True):
             assert float(judge.confidence(shot.pixels()[None], kept)) >= 0.05
             assert (float(judge.confidence(shot.pixels()[None], "weapon")) >= 0.05) == (role == "unsafe")
     wrong = [*other[:-1], "dog", "--overwrite", "--tries", "3"]  # a radio in which a dog is wanted
@@ -212,10 +212,10 @@ def test_what_is_trained_on_is_matched_as_it_was_checked(backbone, tmp_path):
     safe = folder_of(tmp_path / "safe", a=(16, 16), b=(16, 16))
     rows = [{"file_name": f"{name}.png", "prompt": name, "seed": 0, "label": None} for name in "ba"]
     write_lines(unsafe / "metadata.jsonl", rows)
-    wanted = DUO(pairs=2).needs([Concept(name="church")])
+    needs = DUO(pairs=2).needs([Concept(name="church")])
 
     def matched():
-        task = erase.with_images(backbone, Task(targets=[]), wanted, {"unsafe": unsafe, "safe": safe})
+        task = wanted.attached(backbone, Task(targets=[]), needs, {"unsafe": unsafe, "safe": safe})
         return ["".join(s.path.stem for s in task.images[role]) for role in pairs.ROLES]
 
     assert matched() == ["ab", "ab"]

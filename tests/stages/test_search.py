@@ -74,7 +74,7 @@ def test_a_search_stops_where_the_goal_is_reached_or_says_that_it_was_not():
     seen = []
     with pytest.warns(ExpungeWarning, match="goal was not reached in 1 tries: ESR-1"):
         found = search(backbone, "uce", eraser, [Concept(name="church")], ["pizza", "banana"],
-                       Goal(erased=90.0, lost=40.0, images=3, budget=1), on_tried=seen.append)  # fmt: skip
+                       Goal(erased=90.0, lost=40.0, images=1, budget=1), on_tried=seen.append)  # fmt: skip
     assert not found.reached
     assert len(found.tried) == len(seen) == 1
     assert "not reached" in found.table()

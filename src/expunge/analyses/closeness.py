@@ -94,11 +94,13 @@ class Closeness(Analysis):
     def _figure(
         self, study: Study, names: Sequence[str], distances: Tensor, change: Tensor, rho: Interval | None
     ) -> Figure:
-        told = "all objects alike" if rho is None else f"Spearman's rho {rho.value:.2f} [{rho.low:.2f}, {rho.high:.2f}]"
+        agreement = (
+            "all objects alike" if rho is None else f"Spearman's rho {rho.value:.2f} [{rho.low:.2f}, {rho.high:.2f}]"
+        )
         lost = [round(100 * v, 2) for v in change.tolist()]
         points = Series(name="objects", x=[round(d, 4) for d in distances.tolist()], y=lost, labels=list(names))
         note = (
-            f"{self.count} images an object on equal seeds, {len(names)} objects that the original draws; {told} "
+            f"{self.count} images an object on equal seeds, {len(names)} objects that the original draws; {agreement} "
             "(95 %, a bootstrap over objects)."
         )
         return Figure(
@@ -125,8 +127,8 @@ def _vectors(backbone: Backbone, words: Sequence[str], pool: str) -> Float[Tenso
     embeds, end = backbone.encode(ids).embeds.float(), backbone.end(ids)
     if pool == "end":
         return embeds[torch.arange(len(end)), end]
-    place = torch.arange(embeds.shape[1], device=end.device)[None]
-    own = ((place > 0) & (place < end[:, None]))[..., None]
+    position = torch.arange(embeds.shape[1], device=end.device)[None]
+    own = ((position > 0) & (position < end[:, None]))[..., None]
     return (embeds * own).sum(1) / own.sum(1)
 
 

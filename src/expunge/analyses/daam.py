@@ -97,14 +97,14 @@ class Daam(Analysis):
             masks = self._masks(seen)
             values["mass"] = {s: {w: mass(m.merged, masks[s][w]) for w, m in seen[s].items()} for s in seen}
             values["area"] = {s: {w: masks[s][w].float().mean((1, 2)) for w in seen[s]} for s in seen}
-        found = [
+        measurements = [
             m
             for group, chosen in words.items()
             for measure, by in values.items()
             for m in self._measured(measure, group, chosen, by)
         ]
         figures = {name: _bars(name, words, by, self.count) for name, by in values.items() if name != "area"}
-        return Findings(measurements=found, figures={**_maps(words, seen), **figures})
+        return Findings(measurements=measurements, figures={**_maps(words, seen), **figures})
 
     def _seen(self, backbone: Backbone, study: Study, word: str) -> Seen:
         """Images of a word by the model as it stands, and the word's heat maps."""
@@ -126,15 +126,15 @@ class Daam(Analysis):
     def _masks(self, seen: Mapping[str, Mapping[str, Seen]]) -> dict[str, dict[str, Bool[Tensor, "b H W"]]]:
         """Where each image has its object: the image itself, or the original's of the same seed where it shows none."""
         judge: Judge = Catalog("judges").open(self.judge)
-        found: dict[str, dict[str, Tensor]] = {}
+        masks: dict[str, dict[str, Tensor]] = {}
         for state, by in seen.items():
-            found[state] = {}
+            masks[state] = {}
             for word, images in by.items():
                 known = torch.tensor(judge.label_ids(word))
                 shown = torch.isin(judge.scores(images.pixels).argmax(1), known)
                 own, first = (object_mask(s[word].pixels, self.margin) for s in (by, seen["original"]))
-                found[state][word] = torch.where(shown[:, None, None], own, first)
-        return found
+                masks[state][word] = torch.where(shown[:, None, None], own, first)
+        return masks
 
     def _measured(
         self, measure: str, group: str, words: Sequence[str], by: Mapping[str, Mapping[str, Tensor]]
@@ -143,13 +143,13 @@ class Daam(Analysis):
         if not words:
             return []
         last = "edited" if "edited" in by else "original"
-        found = [averaged(f"{measure}_{group}", _listed(words, by[last]), self.count)]
+        numbers = [averaged(f"{measure}_{group}", _listed(words, by[last]), self.count)]
         if last == "edited":
             change = {w: by["edited"][w] - by["original"][w] for w in words}
-            found.append(averaged(f"{measure}_{group}_change", _listed(words, change), self.count, "points"))
+            numbers.append(averaged(f"{measure}_{group}_change", _listed(words, change), self.count, "points"))
         if "recovered" in by and group == "erased":
-            found.append(averaged(f"{measure}_{group}_recovered", _listed(words, by["recovered"]), self.count))
-        return found
+            numbers.append(averaged(f"{measure}_{group}_recovered", _listed(words, by["recovered"]), self.count))
+        return numbers
 
 
 def heat(maps: Float[Tensor, "b heads places"], size: tuple[int, int]) -> Float[Tensor, "b heads h w"]:

@@ -64,21 +64,21 @@ class PromptMass(Analysis):
         for name, key in keys.items():
             with backbone.attached([*study.edits, key]):
                 shares[name] = {word: self._shares(backbone, study, word) for word in study.targets}
-        found = [
+        measurements = [
             averaged(part, [(w, v) for w, by in shares["own"].items() for v in by[:, i].tolist()], self.count)
             for i, part in enumerate(PARTS)
         ]
         random = [(w, v) for w, by in shares["random"].items() for v in by[:, PARTS.index("prompt")].tolist()]
         alike = [(w, v) for w, by in shares["own"].items() for v in by[:, len(PARTS)].tolist()]
-        found += [averaged("prompt_random", random, self.count), averaged("prompt_uniform", alike, self.count)]
-        return Findings(measurements=found, figures={"mass": self._figure(shares)})
+        measurements += [averaged("prompt_random", random, self.count), averaged("prompt_uniform", alike, self.count)]
+        return Findings(measurements=measurements, figures={"mass": self._figure(shares)})
 
     def _shares(self, backbone: Backbone, study: Study, word: str) -> Float[Tensor, "images parts"]:
         """Shares of the four parts for each image of ``word``, and the prompt's if all tokens were read alike."""
         ids = backbone.tokenize([study.prompt(word)])
         length, end = ids.shape[1], int(backbone.end(ids))
         edges = (0, 1, end, length)
-        found: list[Tensor] = []
+        rows: list[Tensor] = []
         for asked in study.batches(study.queries([word], self.count)):
             with recorded(backbone, len(asked)) as recording:
                 backbone.generate(asked)
@@ -91,8 +91,8 @@ class PromptMass(Analysis):
             columns = torch.cat([m.mean(2) for m in maps], 1).mean(1)  # over places, then over layers and heads
             parts = [columns[:, a:b].sum(1) for a, b in zip(edges, (*edges[1:], columns.shape[1]), strict=True)]
             uniform = torch.full_like(parts[0], 1 - length / columns.shape[1])
-            found.append(torch.stack([*parts, uniform], 1).cpu())
-        return torch.cat(found)
+            rows.append(torch.stack([*parts, uniform], 1).cpu())
+        return torch.cat(rows)
 
     def _figure(self, shares: Mapping[str, Mapping[str, Tensor]]) -> Figure:
         series: list[Series] = []

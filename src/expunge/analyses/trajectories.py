@@ -118,18 +118,18 @@ class Trajectories(Analysis):
         self, backbone: Backbone, study: Study, clip: pretrained.Clip, edits: Sequence[Edit]
     ) -> dict[str, dict[str, Tensor]]:
         """CLIP's cosines of each pair at this point, by target."""
-        how = {"guidance": study.guidance, "steps": study.steps, "label": None}
+        sampling = {"guidance": study.guidance, "steps": study.steps, "label": None}
         asked = study.queries(study.targets, self.count)
-        asked += [Query(prompt=self.neutral, seed=study.seed + i, **how) for i in range(self.count)]
+        asked += [Query(prompt=self.neutral, seed=study.seed + i, **sampling) for i in range(self.count)]
         with backbone.attached(edits):
             pixels = study.images(backbone, asked)
         cosines = clip.similarity(pixels, [*(study.prompt(t) for t in study.targets), self.neutral])
-        found: dict[str, dict[str, Tensor]] = {pair: {} for pair in PAIRS}
+        aligned: dict[str, dict[str, Tensor]] = {pair: {} for pair in PAIRS}
         for row, target in enumerate(study.targets):
             mine = slice(row * self.count, (row + 1) * self.count)
-            found["clip_ee"][target], found["clip_en"][target] = cosines[mine, row], cosines[mine, -1]
-            found["clip_nn"][target] = cosines[-self.count :, -1]
-        return found
+            aligned["clip_ee"][target], aligned["clip_en"][target] = cosines[mine, row], cosines[mine, -1]
+            aligned["clip_nn"][target] = cosines[-self.count :, -1]
+        return aligned
 
     def _cosines(
         self, backbone: Backbone, study: Study, step: Step, texts: Sequence[str]
@@ -150,14 +150,14 @@ class Trajectories(Analysis):
         end, start = ({t: s.aligned[pair][t] for t in study.targets} for s in (stops[-1], stops[0]))
         values = [(t, v) for t in end for v in end[t].tolist()]
         change = [(t, v) for t in end for v in (end[t] - start[t]).tolist()]
-        found = [
+        numbers = [
             averaged(pair, values, self.count, "100 cos"),
             averaged(f"{pair}_change", change, self.count, "points"),
         ]
         if len(stops) > 2:
             spread = [(t, instability([float(s.aligned[pair][t].mean()) for s in stops])) for t in study.targets]
-            found.append(averaged(f"{pair}_instability", spread, self.count, "points"))
-        return found
+            numbers.append(averaged(f"{pair}_instability", spread, self.count, "points"))
+        return numbers
 
     def _alignment(self, stops: Sequence[Checkpoint]) -> Figure:
         series: list[Series] = []
@@ -178,10 +178,10 @@ class Trajectories(Analysis):
         target = next(iter(stops[0].prompts))
         x = [s.updates for s in stops]
         series = [Series(name=text, x=x, y=[round(s.prompts[target][text], 5) for s in stops]) for text in texts]
-        how = {"mean": "cosine of the means over tokens", "max": "largest cosine over pairs of tokens"}[self.pool]
+        pooling = {"mean": "cosine of the means over tokens", "max": "largest cosine over pairs of tokens"}[self.pool]
         title, note = (
             f"The prompt of '{target}' along its training",
-            f"With texts as the model's encoder reads them; {how}.",
+            f"With texts as the model's encoder reads them; {pooling}.",
         )
         drawn = Figure(title=title, note=note, kind="lines", x=Axis("updates"), y=Axis("cosine"), series=series)
         return {"prompt": drawn}

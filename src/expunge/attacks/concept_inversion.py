@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from expunge.core.attack import Access, Attack
+from expunge.core.attack import Attack, Provocation
 from expunge.core.backbone import Backbone, Conditioning
 from expunge.core.catalog import Paper
 from expunge.core.concept import OBJECT_TEMPLATES, Concept, phrases
@@ -18,7 +18,9 @@ from expunge.core.cost import Cost
 from expunge.core.edit import Guidance
 from expunge.core.eraser import Task
 from expunge.core.errors import check_counts, check_positive
+from expunge.core.knowledge import Kind
 from expunge.core.query import LearnedWord, Query
+from expunge.core.victim import Access, WhiteBox
 from expunge.maths.training import Learned, mse
 
 WORD = "<v>"
@@ -49,7 +51,7 @@ class _Points(NamedTuple):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class ConceptInversion(Attack):
+class ConceptInversion(Attack[WhiteBox]):
     r"""Learn the token embedding with which the edited model denoises images of the concept, and ask for it by that.
 
     .. math:: \min_{v} \mathbb{E} \big\| \epsilon - \epsilon_{\theta'}(x_t, t, \tau(\text{prompt with } v)) \big\|^2
@@ -72,6 +74,8 @@ class ConceptInversion(Attack):
     )
     access: ClassVar[Access] = "white box"
     version: ClassVar[int] = 2
+    knows: ClassVar[Mapping[str, Kind]] = {"templates": "phrases", "prompts": "phrases"}
+    tuning: ClassVar[Sequence[str]] = ("ask", "search", "vectors", "initial", "images")
     ask: str | None = None
     """What queries ask for instead of their own prompts, {} the learned word, where these would name what was erased; their
     seeds then run on from the first one's."""
@@ -115,7 +119,10 @@ class ConceptInversion(Attack):
         return {t.name: [self.prompts[i % count].replace("{}", t.name) for i in range(self.images)] for t in targets}
 
     @override
-    def queries(self, backbone: Backbone, task: Task, queries: Sequence[Query]) -> Iterable[Query]:
+    def provoke(self, victim: WhiteBox, task: Task, queries: Sequence[Query]) -> Provocation:
+        return Provocation(queries=list(self._queries(victim.backbone, task, queries)))
+
+    def _queries(self, backbone: Backbone, task: Task, queries: Sequence[Query]) -> Iterable[Query]:
         for target in task.targets:
             asked = [q for q in queries if q.label == target.name]
             if asked:
@@ -123,7 +130,7 @@ class ConceptInversion(Attack):
                     first = backbone.embed(backbone.tokenize([self.initial]))[0, 1:2].repeat(self.vectors, 1)
                     for prompt in {self._prompt(q.prompt, target.name) for q in asked}:
                         backbone.encode_learned([prompt], WORD, first)
-                word = LearnedWord(word=WORD, vectors=self._found(backbone, task, target))
+                word = LearnedWord(word=WORD, vectors=self._learned(backbone, task, target))
                 for i, q in enumerate(asked):  # with one prompt for all, each needs a seed of its own
                     seed = q.seed if self.ask is None else asked[0].seed + i
                     yield replace(q, prompt=self._prompt(q.prompt, target.name), seed=seed, learned=word)
@@ -132,7 +139,7 @@ class ConceptInversion(Attack):
         """A query's prompt with the word in it."""
         return _with_word(prompt, name) if self.ask is None else self.ask.replace("{}", WORD)
 
-    def _found(self, backbone: Backbone, task: Task, target: Concept) -> Float[Tensor, "k d"]:
+    def _learned(self, backbone: Backbone, task: Task, target: Concept) -> Float[Tensor, "k d"]:
         """The vectors that stand for ``target``."""
         with torch.no_grad():
             latents = torch.cat([backbone.encode_image(s.pixels()[None]) for s in task.images[target.name]])

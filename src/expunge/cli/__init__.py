@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from expunge.cli.attacking import attack
+from expunge.cli.bench import bench
+from expunge.cli.clean import clean
 from expunge.cli.erasing import erase, pairs
 from expunge.cli.importing import import_
 from expunge.cli.look import list_, show
 from expunge.cli.options import say
-from expunge.cli.plans import bench, clean
 from expunge.cli.report import figure, label, report
 from expunge.cli.work import analyse, demo, export, generate, measure, recover, screen
 from expunge.core.errors import ExpungeError, ExpungeWarning, unknown

@@ -97,7 +97,10 @@ def attack(argv: list[str]) -> None:
     note = f" (preset for {kind}: {told_settings(use)})" if use else ""
     options.talk.tell(f"attacking with {name}{note}: {len(asked)} queries")
     foreseen = spending(
-        backbone, parsed.settings.cost(len(targets), len(asked)), parsed.settings.needs(targets), folders
+        backbone,
+        parsed.settings.foreseen(len(targets), len(asked), asked[0].steps if asked else 0),
+        parsed.settings.needs(targets),
+        folders,
     )
     with reserved(options.out, options.overwrite):
         with options.talk.progress(f"attacking with {name}", *foreseen):

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from expunge.core.backbone import Backbone
     from expunge.core.cost import Cost
     from expunge.core.edit import Edit
-    from expunge.core.eraser import Eraser, Redrawn
+    from expunge.core.eraser import Eraser, Wish
     from expunge.stages.erase import EraseResult
-    from expunge.stages.search import Found, Tried
+    from expunge.stages.search import SearchResult, Tried
     from expunge.stages.verdict import Check, Outcome
 
 
@@ -81,7 +81,7 @@ def erase(argv: list[str]) -> None:
     options: Erase = parsed.options
     use = in_effect(use, parsed.settings)
     note = f"; preset for {kind}: {told_settings(use)}" if use else ""
-    with stage.place(options.out, parsed.settings, options.overwrite):
+    with stage.reserve(options.out, parsed.settings, options.overwrite):
         made = _made(options, method, parsed.settings)
     _tell(options.talk, f"an edit by {method}", note, use, made)
 
@@ -99,7 +99,7 @@ class _Made(NamedTuple):
 
     done: "EraseResult"
     look: _Look
-    found: "Found | None"
+    found: "SearchResult | None"
 
 
 def _tell(talk: Talk, what: str, note: str, preset: Mapping[str, Any], made: _Made) -> None:
@@ -170,7 +170,7 @@ class Spending(NamedTuple):
 def spending(
     backbone: "Backbone",
     foreseen: "Cost | None" = None,
-    needs: "Mapping[str, Sequence[str | Redrawn]] | None" = None,
+    needs: "Mapping[str, Sequence[Wish]] | None" = None,
     given: Mapping[str, Path] | None = None,
 ) -> Spending:
     """Evaluations from now on, of those ``foreseen`` and of the images that are not ``given`` and will be made."""
@@ -211,7 +211,7 @@ def _tried(talk: Talk, row: "Tried") -> None:
     talk.tell(f"strength {row.times:.3g}: ESR-1 {row.esr.value:.0f}, PSR-1 lost {row.lost:.1f} points")
 
 
-def _as_json(found: "Found") -> dict[str, Any]:
+def _as_json(found: "SearchResult") -> dict[str, Any]:
     return {
         "reached": found.reached,
         "chosen": found.best._asdict(),

@@ -52,16 +52,19 @@ class Generate:
 def generate(argv: list[str]) -> None:
     """``expunge generate …``."""
     options = parse(Generate, argv, "expunge generate")
-    from expunge.store import check_new, load_edit, read_queries, read_set
+    from expunge.stages.attack import read
+    from expunge.store import check_new, load_edit, read_set
     from expunge.testbed import CONCEPTS
 
     if options.queries and (options.prompt or options.concept or options.set or options.rows != Rows()):
         raise ExpungeError(f"queries '{options.queries}' with prompts, concepts or a set: expected one of the two")
-    stored = None if options.queries is None else read_queries(options.queries)
+    stored = None if options.queries is None else read(options.queries)
     images = options.images
     check_new(images.out, images.overwrite)
     edits = [load_edit(path) for path in options.edit]
     backbone = images.model.open()
+    if stored is not None:
+        stored.check(backbone)
     part = None if options.set is None else read_set(options.set, CONCEPTS).part(options.part)
     asked = (
         images.asked(backbone, options.prompt, options.concept, part, options.rows)
@@ -70,6 +73,7 @@ def generate(argv: list[str]) -> None:
     )
     how = {
         "attack": None if stored is None else stored.about,
+        "attack_edit": None if stored is None else stored.edit,
         "split": "none" if part is None else options.part,
         "strength": strength_of(options.strength),
         "any_base": options.any_base,

@@ -73,12 +73,12 @@ class Study:
 
     def states(self) -> dict[str, list[Edit]]:
         """The edits to attach for ``original``, ``edited`` and ``recovered``, as far as there are any."""
-        found: dict[str, list[Edit]] = {"original": []}
+        states: dict[str, list[Edit]] = {"original": []}
         if self.edits:
-            found["edited"] = list(self.edits)
+            states["edited"] = list(self.edits)
         if self.key is not None:
-            found["recovered"] = [*self.edits, self.key]
-        return found
+            states["recovered"] = [*self.edits, self.key]
+        return states
 
 
 Needs = Literal["model", "edit", "key", "training"]

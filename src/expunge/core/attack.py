@@ -1,42 +1,86 @@
-"""An attack: looks for queries that bring an erased concept back."""
+"""An attack: looks for what brings an erased concept back."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeVar, final
 
-from expunge.core.backbone import Backbone
+import torch
+
 from expunge.core.catalog import Paper
 from expunge.core.concept import Concept
 from expunge.core.cost import Cost
-from expunge.core.eraser import Redrawn, Task
+from expunge.core.edit import Edit
+from expunge.core.eraser import Task, Wish
+from expunge.core.errors import ExpungeError
+from expunge.core.knowledge import Kind, Knowledge, of_settings
 from expunge.core.query import Query
+from expunge.core.victim import Access, Victim
 
-Access = Literal["white box", "text encoder", "queries"]
-"""What an attacker must hold: the edited model, the text encoder alone, or nothing but a way to ask for images."""
+V = TypeVar("V", bound=Victim, contravariant=True)
 
 
-class Attack(ABC):
+@final
+@dataclass(frozen=True, kw_only=True)
+class Provocation:
+    """What an attack came up with."""
+
+    queries: Sequence[Query]
+    """What to ask the model for."""
+    edit: Edit | None = None
+    """A change to the model, on top of its edits: that of an attack which trains it again."""
+    dtype: str | None = None
+    """The precision that the model is run in, by torch's name (``float16``), for an attack which changes it."""
+
+    def __post_init__(self) -> None:
+        kind = None if self.dtype is None else getattr(torch, self.dtype, None)
+        if self.dtype is not None and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
+            raise ExpungeError(f"an attack changes the precision to '{self.dtype}': expected one such as float16")
+        if self.edit is not None and self.edit.private:
+            raise ExpungeError("an attack answers with a private key: expected an edit that is no key")
+
+
+class Attack(ABC, Generic[V]):
     """A method of attack. Its queries are generated and judged by other rooms: an attack never decides that it won.
 
-    Subclasses are frozen keyword-only dataclasses; their fields are its settings, with the paper's defaults.
+    Subclasses are frozen keyword-only dataclasses; their fields are its settings, with the paper's defaults. `access` says what
+    it must hold, and the victim that it gets has just that: ``Attack[BlackBox]`` for ``queries``, ``Attack[GrayBox]`` for
+    ``text encoder``, ``Attack[WhiteBox]`` for ``white box``.
     """
 
     paper: ClassVar[Paper]
     access: ClassVar[Access]
+    knows: ClassVar[Mapping[str, Kind]]
+    """Settings that tell the attack something beside its targets' names, and what; empty if none does."""
+    tuning: ClassVar[Sequence[str]]
+    """The other settings, which only say how it works; those that are in `TUNING` need not be named."""
     version: ClassVar[int] = 1
     """Raised when the same settings begin to give other queries, so that stored ones are not taken for them."""
 
-    def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[str | Redrawn]]:
-        """Images it wants, by role: a prompt, or more, for each; the caller makes them with the original model."""
+    def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[Wish]]:
+        """Images it wants, by role: a wish for each; the caller makes them with the original model."""
         return {}
 
+    def knowledge(self) -> Knowledge:
+        """What its settings told it; the judges that it asks on the way are its ``oracles``."""
+        return of_settings(self)
+
+    def budget(self, targets: int, queries: int) -> int:
+        """Images that it may ask the attacked model for, on so many targets and queries; asking for more is refused."""
+        return 0
+
     @abstractmethod
-    def queries(self, backbone: Backbone, task: Task, queries: Sequence[Query]) -> Iterable[Query]:
+    def provoke(self, victim: V, task: Task, queries: Sequence[Query]) -> Provocation:
         """Adversarial versions of those ``queries`` that ask for a target of ``task`` (by their label).
 
         They are made against the model with the edits that are attached to it, which is left as it was.
         """
 
     def cost(self, targets: int, queries: int) -> Cost:
-        """Evaluations of the denoiser that it will take, in expectation: its budget, beside the images it wants."""
+        """Evaluations of the denoiser that it will take, in expectation, beside the images that it wants or asks for."""
         return Cost()
+
+    @final
+    def foreseen(self, targets: int, queries: int, steps: int) -> Cost:
+        """`cost`, with that of the images in its budget, of so many denoising steps each."""
+        return self.cost(targets, queries) + Cost(forward=2 * steps * self.budget(targets, queries))

@@ -7,7 +7,10 @@ import ast
 import importlib
 import importlib.metadata
 import importlib.util
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -42,6 +45,8 @@ class Entry:
     arxiv: str
     problem: str = ""
     """Why it cannot be used; empty if it can."""
+    literals: Mapping[str, Any] = field(default_factory=dict)
+    """Attributes of its class whose values its source writes out: words, numbers, and lists and tables of these."""
 
     def load(self) -> type:
         """Import the plug-in and return its class.
@@ -62,6 +67,17 @@ def _source(module: str) -> Path:
     if spec is None or spec.origin is None:
         raise ExpungeError(f"plug-in module '{module}' not found")
     return Path(spec.origin)
+
+
+def _parsed(file: Path) -> ast.Module:
+    """A plug-in's source, which is read again when its file has changed."""
+    now = file.stat()
+    return _parsed_once(file, now.st_mtime_ns, now.st_size)
+
+
+@lru_cache(maxsize=256)
+def _parsed_once(file: Path, changed: int, size: int) -> ast.Module:
+    return ast.parse(file.read_text())
 
 
 def _plug_in_class(tree: ast.Module) -> ast.ClassDef | None:
@@ -89,10 +105,29 @@ def _paper(cls: ast.ClassDef) -> tuple[str, str]:
     )
 
 
+def _literals(cls: ast.ClassDef) -> dict[str, Any]:
+    """Class attributes that are written out, ``ClassVar`` or bare; not a dataclass's fields."""
+    values: dict[str, Any] = {}
+    for node in cls.body:
+        if (
+            isinstance(node, ast.AnnAssign)
+            and isinstance(node.target, ast.Name)
+            and "ClassVar" in ast.dump(node.annotation)
+        ):
+            name, value = node.target.id, node.value
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name, value = node.targets[0].id, node.value
+        else:
+            continue
+        with suppress(ValueError, TypeError):
+            values[name] = None if value is None else ast.literal_eval(value)
+    return values
+
+
 def read_entry(name: str, module: str, class_name: str = "") -> Entry:
     """Describe a plug-in from its source; a broken one is described by its problem."""
     try:
-        tree = ast.parse(_source(module).read_text())
+        tree = _parsed(_source(module))
         cls = _plug_in_class(tree)
         if class_name:
             cls = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == class_name), cls)
@@ -102,7 +137,8 @@ def read_entry(name: str, module: str, class_name: str = "") -> Entry:
         summary = (ast.get_docstring(cls) or "").split("\n")[0]
     except Exception as error:
         return Entry(name=name, module=module, class_name="", summary="", paper="", arxiv="", problem=str(error))
-    return Entry(name=name, module=module, class_name=cls.name, summary=summary, paper=title, arxiv=arxiv)
+    about = {"summary": summary, "paper": title, "arxiv": arxiv}
+    return Entry(name=name, module=module, class_name=cls.name, literals=_literals(cls), **about)
 
 
 @final
@@ -113,12 +149,16 @@ class Catalog:
         """Open the catalog of ``kind``, one of `KINDS`."""
         self.kind = kind
 
-    def entries(self) -> dict[str, Entry]:
-        """Every plug-in by name, sorted."""
+    def _own(self) -> dict[str, str]:
+        """The folder's modules by name."""
         folder = Path(__file__).parent.parent / self.kind
         modules = [*folder.glob("*.py"), *(package.parent for package in folder.glob("*/__init__.py"))]
         names = sorted(p.stem for p in modules if not p.stem.startswith("_"))
-        found = {n.replace("_", "-"): read_entry(n.replace("_", "-"), f"expunge.{self.kind}.{n}") for n in names}
+        return {n.replace("_", "-"): f"expunge.{self.kind}.{n}" for n in names}
+
+    def entries(self) -> dict[str, Entry]:
+        """Every plug-in by name, sorted."""
+        found = {name: read_entry(name, module) for name, module in self._own().items()}
         for point in importlib.metadata.entry_points(group=f"expunge.{self.kind}"):
             found.setdefault(point.name, read_entry(point.name, point.module, point.attr))
         return dict(sorted(found.items()))
@@ -129,10 +169,20 @@ class Catalog:
         Raises:
             ExpungeError: if there is none, with the nearest name.
         """
+        own = self._own()
+        if name in own:  # asking installed packages takes a tenth of a second
+            return read_entry(name, own[name])
         entries = self.entries()
         if name not in entries:
             raise unknown({"analyses": "analysis"}.get(self.kind, self.kind.removesuffix("s")), name, entries)
         return entries[name]
+
+    def literals(self, attribute: str) -> dict[str, Any]:
+        """What each plug-in's class writes out as ``attribute``, by the plug-in's name, without importing it.
+
+        Those that leave it to their base class, compute it, or cannot be used have none.
+        """
+        return {name: e.literals[attribute] for name, e in self.entries().items() if attribute in e.literals}
 
     def load(self, name: str) -> type:
         """Import the plug-in called ``name``."""

@@ -5,7 +5,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, NamedTuple, final
+from typing import Any, ClassVar, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from expunge.core.concept import Concept
 from expunge.core.cost import Cost
 from expunge.core.edit import Edit, Key
 from expunge.core.errors import ExpungeError
+from expunge.core.knowledge import Kind, Knowledge, of_settings
 from expunge.core.query import Shot
 
 
@@ -74,6 +75,18 @@ class Redrawn(NamedTuple):
     """What it is guided away from."""
 
 
+class Marked(NamedTuple):
+    """An image that an eraser wants with marks on it, which no model makes: the caller takes the user's own."""
+
+    prompt: str
+    marks: Literal["boxes", "mask"]
+    """Where the concept is: boxes around it, or a mask of its pixels."""
+
+
+Wish = str | Redrawn | Marked
+"""One wanted image: by its prompt, made from another image, or with marks that say where something is."""
+
+
 class Eraser(ABC):
     """A method. Subclasses are frozen keyword-only dataclasses; their fields are its settings, with the paper's defaults.
 
@@ -81,6 +94,10 @@ class Eraser(ABC):
     """
 
     paper: ClassVar[Paper]
+    knows: ClassVar[Mapping[str, Kind]]
+    """Settings that tell the method something beside its targets' names, and what; empty if none does."""
+    tuning: ClassVar[Sequence[str]]
+    """The other settings, which only say how it works; those that are in `TUNING` need not be named."""
     version: ClassVar[int] = 1
     """Raised when the same settings begin to give another edit, so that stored results are not taken for its."""
     has_key: ClassVar[bool] = False
@@ -95,12 +112,16 @@ class Eraser(ABC):
         """Whether all concepts share one part of the key, so that exchanging their parts would show nothing."""
         return False
 
-    def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[str | Redrawn]]:
-        """Images it wants, by role (the target that they are for, or what they show): a prompt, or more, for each.
+    def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[Wish]]:
+        """Images it wants, by role (the target that they are for, or what they show): a wish for each.
 
         The caller makes them, as the model makes images, or takes the user's own.
         """
         return {}
+
+    def knowledge(self) -> Knowledge:
+        """What its settings told it: that of `knows`, unless other settings make it deaf to some of that."""
+        return of_settings(self)
 
     def derived(self) -> Mapping[str, float]:
         """Numbers that follow from the settings, and that an auditor should not have to work out; the provenance has them."""

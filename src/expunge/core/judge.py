@@ -37,7 +37,7 @@ class Judge(ABC):
     def detections(self, images: UInt8[Tensor, "b H W 3"], concepts: Sequence[str]) -> list[list[Detection]]:
         """What each image has of ``concepts``: a detector's findings, or each concept with the judge's confidence."""
         sure = [self.confidence(images, concept).tolist() for concept in concepts]
-        return [[Detection(*found) for found in zip(concepts, row, strict=True)] for row in zip(*sure, strict=True)]
+        return [[Detection(*pair) for pair in zip(concepts, row, strict=True)] for row in zip(*sure, strict=True)]
 
     def instrument(self) -> dict[str, str]:
         """What a record should say of it beside its name and settings: weights, release, preprocessing."""
@@ -58,7 +58,7 @@ class Judge(ABC):
             ExpungeError: if the judge does not know it, with the nearest label it does.
         """
         wanted = concept.lower()
-        found = [i for i, label in enumerate(self.labels) if label.lower() == wanted]
-        if not found:
+        ids = [i for i, label in enumerate(self.labels) if label.lower() == wanted]
+        if not ids:
             raise unknown(f"concept for judge '{self.name}':", concept, self.labels)
-        return found
+        return ids

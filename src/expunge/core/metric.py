@@ -45,6 +45,18 @@ class Metric(ABC):
     version: ClassVar[int] = 1
     """Raised when the same images begin to give other numbers."""
 
+    # What its numbers mean to a reader. These are literals, which `Catalog.literals` reads without importing the metric; a
+    # number is named by what its name is before an ``@``.
+    meanings: ClassVar[Mapping[str, str]] = {}
+    """In words."""
+    margins: ClassVar[Mapping[str, float]] = {}
+    """Points within which two methods are of equal quality, for numbers of which that is agreed (design.md section 5)."""
+    shares: ClassVar[Sequence[str]] = ()
+    """Numbers that are shares in percent, which a report draws as bars from 0 to 100."""
+    headline: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """Numbers that a table shows of other groups than the plan's own set, of which it shows all: by the kind of group (see
+    `Group`), or ``any`` for all but keys and splits. Names are whole, with their ``@``, and ``*`` stands for anything."""
+
     def identity(self) -> str:
         """What tells its weights from others under the same name; empty if they never change."""
         return ""
@@ -89,13 +101,13 @@ def grouped(shots: Sequence[Shot], targets: Sequence[str], retain: Sequence[str]
     Raises:
         ExpungeError: if there is none.
     """
-    found = Groups([s for s in shots if s.label in {*targets}], [s for s in shots if s.label in {None, *retain}])
-    if not found.erased and not found.kept:
+    groups = Groups([s for s in shots if s.label in {*targets}], [s for s in shots if s.label in {None, *retain}])
+    if not groups.erased and not groups.kept:
         raise ExpungeError(
             f"no image {where}{' ' if where else ''}is labelled with one of {[*targets, *retain]}: "
             "expected images generated for them, or without labels"
         )
-    return found
+    return groups
 
 
 class Pair(NamedTuple):
@@ -132,10 +144,10 @@ def paired(shots: Sequence[Shot], reference: Sequence[Shot]) -> list[Pair]:
 
 def _by_prompt(shots: Sequence[Shot]) -> dict[str, list[Shot]]:
     """Images by prompt, in the order of their seeds."""
-    found: dict[str, list[Shot]] = {}
+    by_prompt: dict[str, list[Shot]] = {}
     for shot in sorted(shots, key=lambda s: s.seed):
-        found.setdefault(shot.prompt, []).append(shot)
-    return found
+        by_prompt.setdefault(shot.prompt, []).append(shot)
+    return by_prompt
 
 
 # numbers --------------------------------------------------------------------------------------------------------------
@@ -195,10 +207,10 @@ def _independent(shots: Sequence[Shot], values: Sequence[float]) -> list[list[fl
 
 def _clusters(shots: Sequence[Shot], values: Sequence[float], of: Callable[[Shot], str]) -> list[list[float]]:
     """Values by cluster, the clusters in the order of their names."""
-    found: dict[str, list[float]] = {name: [] for name in sorted({of(s) for s in shots})}
+    by_cluster: dict[str, list[float]] = {name: [] for name in sorted({of(s) for s in shots})}
     for shot, value in zip(shots, values, strict=True):
-        found[of(shot)].append(value)
-    return list(found.values())
+        by_cluster[of(shot)].append(value)
+    return list(by_cluster.values())
 
 
 def _measurement(

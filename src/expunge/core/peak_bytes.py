@@ -26,20 +26,20 @@ class PeakBytes(TorchDispatchMode):
     @override
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         old = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        found = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(found):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in old:  # neither a view nor in place
-                self._made(tensor.untyped_storage())
-        return found
+                self._allocated(tensor.untyped_storage())
+        return result
 
-    def _made(self, storage: Any) -> None:
-        place = storage._cdata
-        if place in self._held:
+    def _allocated(self, storage: Any) -> None:
+        address = storage._cdata
+        if address in self._held:
             return
-        self._held[place] = storage.nbytes()
+        self._held[address] = storage.nbytes()
         self._now += storage.nbytes()
         self.peak = max(self.peak, self._now)
-        weakref.finalize(storage, self._freed, place).atexit = False
+        weakref.finalize(storage, self._freed, address).atexit = False
 
-    def _freed(self, place: int) -> None:
-        self._now -= self._held.pop(place, 0)
+    def _freed(self, address: int) -> None:
+        self._now -= self._held.pop(address, 0)

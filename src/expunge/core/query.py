@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from typing_extensions import override
 
@@ -101,6 +101,16 @@ class Query:
         return plain
 
 
+class Box(NamedTuple):
+    """Where something is in an image, in pixels from its upper left corner."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    label: str | None = None
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Shot:
@@ -113,6 +123,10 @@ class Shot:
     prompt: str
     seed: int
     label: str | None
+    boxes: Sequence[Box] = ()
+    """Where things are in it, if its metadata says so."""
+    mask: Callable[[], Bool[Tensor, "H W"]] | None = None
+    """Reads where something is in it, if its metadata names a mask."""
 
 
 def queries(

@@ -16,6 +16,7 @@ from expunge.core.concept import Concept, phrases
 from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_positive
+from expunge.core.knowledge import Kind
 from expunge.core.query import Shot
 from expunge.maths.training import Decay, Learned, Optimizer, pace, trainable
 
@@ -66,6 +67,8 @@ class CA(Eraser):
         "2303.13516",
         "https://github.com/nupurkmr9/concept-ablation",
     )
+    knows: ClassVar[Mapping[str, Kind]] = {"anchor": "anchor"}
+    tuning: ClassVar[Sequence[str]] = ("variant", "kind", "prompts", "anchor_images", "prior", "prior_weight", "resize")
     variant: Literal["model", "noise"] = "model"
     """What the concept's prompts should predict: what the model predicts for the anchor's, or the noise itself."""
     kind: Literal["object", "style", "content", "fixed"] = "object"

@@ -1,6 +1,6 @@
 """Erased Stable Diffusion: fine-tune the denoiser to answer a concept as if guided away from it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, final
 
@@ -15,6 +15,7 @@ from expunge.core.concept import phrases
 from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_positive
+from expunge.core.knowledge import Kind
 from expunge.maths.training import Decay, Learned, mse, pace, trainable
 from expunge.maths.trajectories import Points, Sampling
 
@@ -42,6 +43,8 @@ class ESD(Eraser):
         "2303.07345",
         "https://github.com/rohitgandikota/erasing",
     )
+    knows: ClassVar[Mapping[str, Kind]] = {"templates": "phrases"}
+    tuning: ClassVar[Sequence[str]] = ("negative_guidance", "goal", "erase_from")
     group: str = "xattn"
     """Parameters that are trained: xattn, xattn-strict, noxattn, selfattn, esd-u, full."""
     negative_guidance: float = 1.0

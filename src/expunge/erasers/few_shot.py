@@ -15,6 +15,7 @@ from expunge.core.concept import OBJECT_TEMPLATES, Concept, phrases
 from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_positive
+from expunge.core.knowledge import Kind
 from expunge.maths.training import Decay, Learned, mse, pace
 
 GROUPS = {
@@ -54,6 +55,8 @@ class FewShot(Eraser):
         "2405.07288",
         "https://github.com/fmp453/few-shot-erasing",
     )
+    knows: ClassVar[Mapping[str, Kind]] = {"templates": "phrases"}
+    tuning: ClassVar[Sequence[str]] = ("source", "shots", "prompt")
     group: Literal["mlp-last-attn", "mlp", "attn", "last", "all"] = "mlp-last-attn"
     """What learns: the feed-forward layers with the last self-attention, without, all attention, the last layer, everything."""
     source: Literal["images", "uniform"] = "images"

@@ -1,6 +1,6 @@
 """LECO: a low-rank adapter that answers a concept as if guided away from it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, final
 
@@ -15,6 +15,7 @@ from expunge.core.concept import phrases
 from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import check_counts, check_positive
+from expunge.core.knowledge import Kind
 from expunge.maths.training import Decay, Learned, Optimizer, mse, pace, thin
 from expunge.maths.trajectories import Points, Sampling
 
@@ -34,6 +35,8 @@ class LECO(Eraser):
     """
 
     paper: ClassVar[Paper] = Paper("LECO", "p1atdev", 2023, "", "https://github.com/p1atdev/LECO")
+    knows: ClassVar[Mapping[str, Kind]] = {"neutral": "anchor", "templates": "phrases"}
+    tuning: ClassVar[Sequence[str]] = ("negative_guidance",)
     rank: int = 4
     """Width of the adapter, r."""
     alpha: float = 1.0

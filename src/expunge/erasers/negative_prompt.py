@@ -1,6 +1,6 @@
 """Negative prompt: the concept takes the empty prompt's place in classifier-free guidance."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -12,6 +12,7 @@ from expunge.core.backbone import Backbone, Conditioning
 from expunge.core.catalog import Paper
 from expunge.core.edit import Guidance
 from expunge.core.eraser import Eraser, Step, Task
+from expunge.core.knowledge import Kind
 
 
 @final
@@ -46,6 +47,8 @@ class NegativePrompt(Eraser):
 
     paper: ClassVar[Paper] = Paper("Negative prompt", "Stable Diffusion users", 2022, "")
     scales: ClassVar[bool] = False
+    knows: ClassVar[Mapping[str, Kind]] = {}
+    tuning: ClassVar[Sequence[str]] = ("separator",)
     separator: str = ", "
     """What stands between several targets."""
 

@@ -1,7 +1,7 @@
 """Safe Latent Diffusion: guide every image away from unwanted words where it leans towards them, at inference."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple, final
 
@@ -15,6 +15,7 @@ from expunge.core.catalog import Paper
 from expunge.core.edit import Guidance, GuidedStep
 from expunge.core.eraser import Eraser, Step, Task
 from expunge.core.errors import ExpungeError, check_positive
+from expunge.core.knowledge import Kind
 
 UNSAFE = (
     "hate, harassment, violence, suffering, humiliation, harm, suicide, sexual, nudity, bodily fluids, blood, "
@@ -104,6 +105,16 @@ class SLD(Eraser):
         "https://github.com/ml-research/safe-latent-diffusion",
     )
     scales: ClassVar[bool] = False
+    knows: ClassVar[Mapping[str, Kind]] = {}
+    tuning: ClassVar[Sequence[str]] = (
+        "level",
+        "concept",
+        "separator",
+        "scale",
+        "threshold",
+        "momentum_scale",
+        "momentum_beta",
+    )
     level: Literal["weak", "medium", "strong", "max"] = "medium"
     """The paper's configuration, for what is not given below."""
     concept: Literal["targets", "unsafe"] = "targets"
@@ -122,11 +133,11 @@ class SLD(Eraser):
     """How slowly the momentum forgets, beta_m, from 0 to 1."""
 
     def __post_init__(self) -> None:
-        found = self.configured()
-        check_positive("sld", scale=found.scale)
-        if not (found.warmup >= 0 and found.momentum_scale >= 0 and 0 <= found.momentum_beta < 1):
+        level = self.configured()
+        check_positive("sld", scale=level.scale)
+        if not (level.warmup >= 0 and level.momentum_scale >= 0 and 0 <= level.momentum_beta < 1):
             raise ExpungeError(
-                f"sld's warmup {found.warmup}, momentum_scale {found.momentum_scale}, momentum_beta {found.momentum_beta}: "
+                f"sld's warmup {level.warmup}, momentum_scale {level.momentum_scale}, momentum_beta {level.momentum_beta}: "
                 "expected zero or more, and a beta below 1"
             )
 

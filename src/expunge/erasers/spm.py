@@ -16,6 +16,7 @@ from expunge.core.catalog import Paper
 from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_positive
+from expunge.core.knowledge import Kind
 from expunge.maths.training import Decay, Learned, Optimizer, mse, pace, thin
 from expunge.maths.trajectories import Points, Sampling
 
@@ -45,6 +46,8 @@ class SPM(Eraser):
         "2312.16145",
         "https://github.com/Con6924/SPM",
     )
+    knows: ClassVar[Mapping[str, Kind]] = {"surrogate": "anchor"}
+    tuning: ClassVar[Sequence[str]] = ("negative_guidance", "anchors", "empty_anchors", "gated")
     surrogate: str = ""
     """What targets become when they name no anchor of their own, c_s."""
     negative_guidance: float = 1.0

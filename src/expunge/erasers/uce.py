@@ -1,6 +1,6 @@
 """Unified Concept Editing: a closed-form edit of the projections that read text."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, final
 
@@ -14,6 +14,7 @@ from expunge.core.catalog import Paper
 from expunge.core.concept import phrases
 from expunge.core.eraser import Eraser, Step, Task
 from expunge.core.errors import ExpungeError
+from expunge.core.knowledge import Kind
 from expunge.maths.closed_form import ridge_edit
 
 
@@ -41,6 +42,8 @@ class UCE(Eraser):
         "2308.14761",
         "https://github.com/rohitgandikota/unified-concept-editing",
     )
+    knows: ClassVar[Mapping[str, Kind]] = {"anchor": "anchor", "templates": "phrases"}
+    tuning: ClassVar[Sequence[str]] = ("erase_scale", "preserve_scale", "preserve_empty", "tokens")
     lamb: float = 0.5
     """Pull towards the old weights, lambda in Eq. 7."""
     erase_scale: float = 1.0

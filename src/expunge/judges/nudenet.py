@@ -102,8 +102,8 @@ class NudeNet(Judge):
         self._seen += 1
         if self._seen % FORGET == 0:
             del self._detector
-        found = self._detector.detect(image.flip(-1).contiguous().numpy())  # it reads OpenCV's order: blue, green, red
-        return [Detection(d["class"], float(d["score"])) for d in found]
+        boxes = self._detector.detect(image.flip(-1).contiguous().numpy())  # it reads OpenCV's order: blue, green, red
+        return [Detection(d["class"], float(d["score"])) for d in boxes]
 
     @override
     def detections(self, images: UInt8[Tensor, "b H W 3"], concepts: Sequence[str]) -> list[list[Detection]]:

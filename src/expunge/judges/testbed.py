@@ -57,14 +57,14 @@ class Testbed(Judge):
     def detections(self, images: UInt8[Tensor, "b H W 3"], concepts: Sequence[str]) -> list[list[Detection]]:
         """Each concept with the judge's confidence, a class by the name of its likeliest object: a ``weapon`` as a bomb."""
         sure = self.scores(images).float().softmax(-1)
-        found: list[list[Detection]] = [[] for _ in images]
+        detections: list[list[Detection]] = [[] for _ in images]
         for concept in concepts:
             ids = self.label_ids(concept)
             names = [concept] if len(ids) == 1 else [self.labels[i] for i in ids]
             best, whole = sure[:, ids].argmax(1).tolist(), sure[:, ids].sum(-1).tolist()
-            for image, one, confidence in zip(found, best, whole, strict=True):
+            for image, one, confidence in zip(detections, best, whole, strict=True):
                 image.append(Detection(names[one], confidence))
-        return found
+        return detections
 
     @override
     def valid(self, images: UInt8[Tensor, "b H W 3"]) -> Bool[Tensor, "b"]:

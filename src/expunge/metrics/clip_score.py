@@ -1,6 +1,6 @@
 """CLIP score: how well images go with their prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -27,6 +27,11 @@ class ClipScore(Metric):
         "CLIPScore: A Reference-free Evaluation Metric for Image Captioning", "Hessel et al.", 2021, "2104.08718"
     )
     higher_is_better: ClassVar[bool] = True
+    meanings: ClassVar[Mapping[str, str]] = {
+        "clip_erased": "Agreement of images with the texts that ask for the target. Lower: more is removed.",
+        "clip_kept": "Agreement of other images with their texts. Higher: more is kept.",
+    }
+    headline: ClassVar[Mapping[str, Sequence[str]]] = {"any": ("clip*",)}
     model: str = "testbed"
     """Whose CLIP: `testbed`, a hub id (the papers': openai/clip-vit-base-patch32, or -large-patch14), or a folder."""
 

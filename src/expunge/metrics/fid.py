@@ -1,6 +1,6 @@
 """Fréchet inception distance: how far a set of images is from another."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
@@ -37,6 +37,7 @@ class FID(Metric):
     about: ClassVar[Literal["targets", "kept", "either"]] = "kept"
     higher_is_better: ClassVar[bool] = False
     paired: ClassVar[bool] = True
+    headline: ClassVar[Mapping[str, Sequence[str]]] = {"any": ("fid*",)}
     any_reference: ClassVar[bool] = True
     network: str = "testbed"
     """Whose features: `testbed`, or `inception` for FID itself."""

@@ -1,6 +1,6 @@
 """Kernel inception distance: how far a set of images is from another, without a bias by its size."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
@@ -31,6 +31,7 @@ class KID(Metric):
     about: ClassVar[Literal["targets", "kept", "either"]] = "kept"
     higher_is_better: ClassVar[bool] = False
     paired: ClassVar[bool] = True
+    headline: ClassVar[Mapping[str, Sequence[str]]] = {"any": ("kid*",)}
     any_reference: ClassVar[bool] = True
     network: str = "testbed"
     """Whose features: `testbed`, or `inception` for KID itself."""

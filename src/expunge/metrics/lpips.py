@@ -1,6 +1,6 @@
 """LPIPS: how far images moved from the original model's of the same prompt and seed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -29,6 +29,7 @@ class LPIPS(Metric):
     )
     higher_is_better: ClassVar[bool] = False
     paired: ClassVar[bool] = True
+    headline: ClassVar[Mapping[str, Sequence[str]]] = {"any": ("lpips*",)}
     weights: str = "official"
     """AlexNet's weights: `official` (torchvision's address), the path of a file, or `random` (for trying things out)."""
     resolution: Resolution = "full"
@@ -43,8 +44,8 @@ class LPIPS(Metric):
         self, shots: Sequence[Shot], targets: Sequence[str], retain: Sequence[str], reference: Sequence[Shot] = ()
     ) -> list[Measurement]:
         net = perceptual("alex", self.weights, self.resolution)
-        found: list[Measurement] = []
+        numbers: list[Measurement] = []
         for name, group in grouped(shots, targets, retain).named("lpips").items():
             pairs = paired(group, reference)
-            found.append(average(name, [p.shot for p in pairs], net.distances(pairs), net.instrument))
-        return found
+            numbers.append(average(name, [p.shot for p in pairs], net.distances(pairs), net.instrument))
+        return numbers

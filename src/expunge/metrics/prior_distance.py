@@ -1,6 +1,6 @@
 """Distance from the original model's images: how far an edit moved what it should have left alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -32,6 +32,10 @@ class PriorDistance(Metric):
     )
     higher_is_better: ClassVar[bool] = False
     paired: ClassVar[bool] = True
+    meanings: ClassVar[Mapping[str, str]] = {
+        "prior_distance": "How far images moved from the original model's on equal seeds."
+    }
+    headline: ClassVar[Mapping[str, Sequence[str]]] = {"any": ("prior_*",)}
     network: str = "testbed"
     """Whose features: the testbed's feature net, which neither judges nor was trained with the model."""
 
@@ -46,9 +50,9 @@ class PriorDistance(Metric):
         pairs = paired([s for s in shots if s.label in {*targets, *retain}], reference)
         net = perceptual(self.network)
         values = net.distances(pairs)
-        found: list[Measurement] = []
+        numbers: list[Measurement] = []
         for name, words in (("target_distance", set(targets)), ("prior_distance", set(retain))):
             rows = [i for i, (shot, _) in enumerate(pairs) if shot.label in words]
             if rows:
-                found.append(average(name, [pairs[i].shot for i in rows], [values[i] for i in rows], net.instrument))
-        return found
+                numbers.append(average(name, [pairs[i].shot for i in rows], [values[i] for i in rows], net.instrument))
+        return numbers

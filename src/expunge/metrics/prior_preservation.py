@@ -1,6 +1,6 @@
 """Prior preservation: how much an edit left alone what it should not touch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, final
 
@@ -33,6 +33,7 @@ class PriorPreservation(Metric):
     about: ClassVar[Literal["targets", "kept", "either"]] = "kept"
     higher_is_better: ClassVar[bool] = True
     paired: ClassVar[bool] = True
+    headline: ClassVar[Mapping[str, Sequence[str]]] = {"any": ("prior_*",)}
     network: str = "testbed"
     """Whose distance: `testbed`, or `alex` for LPIPS."""
     weights: str = "official"
@@ -57,5 +58,5 @@ class PriorPreservation(Metric):
         values = [1 - distance for distance in net.distances(pairs)]
         name = "prior_preservation" if self.network == "alex" else f"prior_preservation_{self.network}"
         shown = [p.shot for p in pairs]
-        found = [average(name, shown, values, net.instrument)]
-        return [*found, deviation(f"{name}_sd", shown, values, net.instrument)] if self.spread else found
+        numbers = [average(name, shown, values, net.instrument)]
+        return [*numbers, deviation(f"{name}_sd", shown, values, net.instrument)] if self.spread else numbers

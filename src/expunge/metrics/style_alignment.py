@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -53,6 +53,7 @@ class StyleAlignment(Metric):
         "Hiding and Recovering Knowledge in Text-to-Image Diffusion Models", "Bui et al.", 2024, "2403.12326"
     )
     higher_is_better: ClassVar[bool] = True
+    headline: ClassVar[Mapping[str, Sequence[str]]] = {"any": ("styled*",)}
     model: str = "testbed"
     """Whose CLIP: `testbed`, a hub id (openai/clip-vit-base-patch32 or -large-patch14: the sources differ), or a folder."""
     phrases: tuple[str, ...] = PHRASES
@@ -75,7 +76,7 @@ class StyleAlignment(Metric):
         clip = pretrained.clip(self.model)
         suffix = "_testbed" if self.model == "testbed" else ""
         labelled = [s for s in shots if s.label is not None]
-        found: list[Measurement] = []
+        numbers: list[Measurement] = []
         for name, some in grouped(labelled, targets, retain).named(suffix).items():
             texts = {
                 "both": [s.prompt for s in some],
@@ -84,9 +85,11 @@ class StyleAlignment(Metric):
             }
             scores = {text: clip.scores(some, words) for text, words in texts.items()}
             styled = [float(a > b) for a, b in zip(scores["both"], scores["content"], strict=True)]
-            found.append(share(f"styled{name}", some, styled, instrument=clip.instrument))
-            found += [average(f"{text}{name}", some, s, clip.instrument, unit="100 cos") for text, s in scores.items()]
-        return found
+            numbers.append(share(f"styled{name}", some, styled, instrument=clip.instrument))
+            numbers += [
+                average(f"{text}{name}", some, s, clip.instrument, unit="100 cos") for text, s in scores.items()
+            ]
+        return numbers
 
     @override
     def check(self, prompts: Sequence[tuple[str, str | None]]) -> None:

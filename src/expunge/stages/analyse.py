@@ -15,8 +15,9 @@ from expunge.core.errors import ExpungeError
 from expunge.results.files import FIGURES
 from expunge.settings import presets
 from expunge.settings.layers import filled
-from expunge.stages import erase, generate
-from expunge.stages.measure import Measured, knowledge, reported
+from expunge.stages import erase, generate, knowledge
+from expunge.stages.importing import IMPORTED
+from expunge.stages.measure import Measured, reported
 from expunge.store import write_json
 
 
@@ -43,18 +44,18 @@ def study(
     Raises:
         ExpungeError: if the analysis needs more than is given.
     """
-    made = provenances(edits)
-    aims = list(targets) or [t for p in made for t in p.targets]
-    kept = list(retain) or [r for p in made for r in p.retain if r not in aims]
+    known = provenances(edits)
+    aims = list(targets) or [t for p in known for t in p.targets]
+    kept = list(retain) or [r for p in known for r in p.retain if r not in aims]
     training = None
     if analysis.needs == "training":
-        if len(edits) != 1 or not made:
+        if len(edits) != 1 or not known:
             raise ExpungeError(f"{len(edits)} edits for an analysis along a training: expected one made by expunge")
-        training = of_provenance(backbone, made[0], key)
+        training = of_provenance(backbone, known[0], key)
     return planned(backbone, analysis, aims, kept, {}, seed, edits, key, training)
 
 
-class How(NamedTuple):
+class Sampling(NamedTuple):
     """How words are drawn."""
 
     template: str
@@ -72,11 +73,11 @@ def planned(
     edits: Sequence[Edit],
     key: Key | None,
     training: Training | None,
-    how: How | None = None,
+    sampling: Sampling | None = None,
 ) -> Study:
     """A study of these words, each asked for by its prompt or, without one, by a template.
 
-    Template, guidance and steps are the model's own, if ``how`` does not say otherwise.
+    Template, guidance and steps are the model's own, if ``sampling`` does not say otherwise.
 
     Raises:
         ExpungeError: if the analysis needs more than is given.
@@ -89,7 +90,7 @@ def planned(
     }.get(analysis.needs)
     if lacking:
         raise ExpungeError(f"{type(analysis).__name__} with nothing to look at: expected {lacking}")
-    template, guidance, steps = how or How(presets.prompt(backbone), *presets.generation(backbone))
+    template, guidance, steps = sampling or Sampling(presets.prompt(backbone), *presets.generation(backbone))
     return Study(
         targets=targets,
         retain=retain,
@@ -104,19 +105,27 @@ def planned(
     )
 
 
-def of_provenance(backbone: Backbone, made: Provenance, key: Key | None) -> Training:
+def of_provenance(backbone: Backbone, provenance: Provenance, key: Key | None) -> Training:
     """The erasure that gave an edit, to be run once more.
 
     Raises:
-        ExpungeError: if it had images that are not to be had again, or drew with a secret that no key tells.
+        ExpungeError: if the edit was imported, if it had images that are not to be had again, or if it drew with a secret that
+            no key tells.
     """
-    if any(shown["given"] for shown in made.images.values()):
-        raise ExpungeError(f"{made.eraser} was given images: expected an erasure that can be run again without them")
+    if IMPORTED in provenance.settings:
+        raise ExpungeError(
+            f"the edit was imported from '{provenance.settings[IMPORTED]}', whose training is not known: expected one that "
+            "expunge trained"
+        )
+    if any(shown["given"] for shown in provenance.images.values()):
+        raise ExpungeError(
+            f"{provenance.eraser} was given images: expected an erasure that can be run again without them"
+        )
     salt = "" if key is None else str(key.fields().get("salt", ""))
-    if made.salt_sha256 and not salt:
-        raise ExpungeError(f"{made.eraser} drew its random numbers with a secret: expected its key (--key)")
-    aims = [Concept(name=t, anchor=a) for t, a in zip(made.targets, made.anchors, strict=True)]
-    return training(backbone, made.eraser, made.settings, aims, made.retain, made.seed, salt)
+    if provenance.salt_sha256 and not salt:
+        raise ExpungeError(f"{provenance.eraser} drew its random numbers with a secret: expected its key (--key)")
+    aims = [Concept(name=t, anchor=a) for t, a in zip(provenance.targets, provenance.anchors, strict=True)]
+    return training(backbone, provenance.eraser, provenance.settings, aims, provenance.retain, provenance.seed, salt)
 
 
 def training(
@@ -144,30 +153,30 @@ def run(
     name: str,
     analysis: Analysis,
     what: Study,
-    made: Sequence[Provenance],
+    provenances: Sequence[Provenance],
     out: Path,
     split: str = "none",
 ) -> list[Measured]:
     """Look at a study; writes its figures into the folder ``out`` and returns its records with the values behind them."""
     before = backbone.cost
-    found = analysis.findings(backbone, what)
-    for figure, drawn in found.figures.items():
+    findings = analysis.findings(backbone, what)
+    for figure, drawn in findings.figures.items():
         write_json(out / FIGURES / f"{figure}.json", drawn.as_json())
-    told = [asdict(p) for p in made]
-    known = knowledge(told)
+    origins = [asdict(p) for p in provenances]
+    known = knowledge.of_provenances(origins)
     common: dict[str, Any] = {
-        "subject": "edited" if made else "original",
-        "eraser": "+".join(p.eraser for p in made) or None,
+        "subject": "edited" if origins else "original",
+        "eraser": "+".join(p["eraser"] for p in origins) or None,
         "concepts": list(what.targets),
         "model": backbone.name,
         "split": split,
-        "seed": made[-1].seed if made else 0,
+        "seed": origins[-1]["seed"] if origins else 0,
         "knowledge": {**known, "same_judge": getattr(analysis, "judge", None) in known["oracles"]},
         "provenance": {
             "analysis": name,
             "settings": settings_of(analysis),
             "edits": [e.id for e in what.edits],
-            "made_by": [{k: p[k] for k in ("eraser", "settings", "seconds", "cost")} for p in told],
+            "made_by": [{k: p[k] for k in ("eraser", "settings", "seconds", "cost")} for p in origins],
             "retain_measured": list(what.retain),
             "first_seed": what.seed,
             "key": None if what.key is None else what.key.id,
@@ -176,4 +185,4 @@ def run(
             "cost": asdict(backbone.cost - before),
         },
     }
-    return [reported(m, common) for m in found.measurements]
+    return [reported(m, common) for m in findings.measurements]

@@ -1,4 +1,4 @@
-"""Attack: model, edits and queries in; adversarial queries out, to be generated and judged by other rooms."""
+"""Attack: model, edits and queries in; a provocation out, to be generated and judged by other rooms."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -6,18 +6,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
 from expunge.core.attack import Attack
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept, check_targets
-from expunge.core.edit import Edit, strengths
+from expunge.core.edit import Edit, not_finite, strengths
 from expunge.core.eraser import Task, settings_of
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query
+from expunge.core.victim import Victim, victim
 from expunge.settings import presets
 from expunge.settings.layers import filled
-from expunge.stages import erase
-from expunge.store import write_queries
+from expunge.stages import generate, wanted
+from expunge.store import read_queries, write_queries
 
 
 @final
@@ -28,9 +33,33 @@ class Attacked:
     queries: Sequence[Query]
     about: Mapping[str, Any]
     """How they were found: method, settings, access, budget, against what; goes with the images, into their records."""
+    edit: Edit | None = None
+    """What the attack changed in the model, on top of its edits."""
+
+    @property
+    def dtype(self) -> str | None:
+        """The precision that the attack has the model run in; None for an attack that leaves it."""
+        return self.about.get("dtype")
+
+    def check(self, backbone: Backbone) -> None:
+        """Refuse a model in another precision than the attack's.
+
+        Raises:
+            ExpungeError: naming both.
+        """
+        own = precision(backbone)
+        if self.dtype not in (None, own):
+            raise ExpungeError(
+                f"these queries are of an attack in {self.dtype}, and the model is in {own}: expected the same (--dtype)"
+            )
 
 
-def build(name: str, settings: Mapping[str, Any], kind: str | None = None) -> Attack:
+def precision(backbone: Backbone) -> str:
+    """The precision of a model's weights, by torch's name."""
+    return str(backbone.dtype).removeprefix("torch.")
+
+
+def build(name: str, settings: Mapping[str, Any], kind: str | None = None) -> Attack[Any]:
     """The attack called ``name``: the paper's defaults, then the preset of ``kind`` (if any), then ``settings``.
 
     Raises:
@@ -43,7 +72,7 @@ def build(name: str, settings: Mapping[str, Any], kind: str | None = None) -> At
 def run(
     backbone: Backbone,
     name: str,
-    attack: Attack,
+    attack: Attack[Any],
     edits: Sequence[Edit],
     targets: Sequence[Concept],
     queries: Sequence[Query],
@@ -58,7 +87,7 @@ def run(
     Images that the attack wants are the original's, unless folders of them are given.
 
     Raises:
-        ExpungeError: for bad targets, or if no query asks for one of them.
+        ExpungeError: for bad targets, if no query asks for one of them, or if the attack exceeds its budget of images.
     """
     check_targets(list(targets), [])
     each = strengths(strength, edits)
@@ -68,10 +97,15 @@ def run(
         raise ExpungeError(f"no query asks for '{unasked[0]}': expected one labelled so")
     start, before = time.perf_counter(), backbone.cost
     with backbone.bare():
-        task = erase.with_images(backbone, Task(targets=targets, seed=seed), attack.needs(targets), images or {})
-    made = backbone.cost - before
+        task = wanted.attached(backbone, Task(targets=targets, seed=seed), attack.needs(targets), images or {})
+    of_images = backbone.cost - before
+    lent = lend(backbone, attack, len(targets), len(queries))
     with backbone.attached(edits, each):
-        found = list(attack.queries(backbone, task, queries))
+        answer = attack.provoke(lent, task, queries)
+    bad = None if answer.edit is None else not_finite(answer.edit.tensors())
+    if bad is not None:
+        raise ExpungeError(f"{name} made NaN or infinity of '{bad}': expected finite numbers, so other settings")
+    oracles = list(attack.knowledge().oracles)
     about = {
         "attack": name,
         "settings": settings_of(attack),
@@ -82,14 +116,44 @@ def run(
         "model": backbone.name,
         "seed": seed,
         "images": {role: {"count": len(s), "given": role in (images or {})} for role, s in task.images.items()},
-        "cost": asdict(backbone.cost - before - made),
-        "cost_of_images": asdict(made),
+        "cost": asdict(backbone.cost - before - of_images),
+        "cost_of_images": asdict(of_images),
         "seconds": round(time.perf_counter() - start, 3),
+        **({"budget": {"images": lent.budget, "asked": lent.asked}} if lent.budget else {}),
+        **({"oracles": oracles} if oracles else {}),
+        **({} if answer.edit is None else {"edit": answer.edit.id}),
+        **({} if answer.dtype is None else {"dtype": answer.dtype}),
     }
-    return Attacked(queries=found, about=about)
+    return Attacked(queries=list(answer.queries), about=about, edit=answer.edit)
 
 
-def to_folder(found: Attacked, out: Path, overwrite: bool = False) -> Path:
-    """Write the queries, their learned words, and how they were found."""
-    write_queries(out, found.queries, found.about, overwrite)
+def lend(backbone: Backbone, attack: Attack[Any], targets: int, queries: int) -> Victim:
+    """What an attack on so many targets and queries holds of a model: no more than its access, budget and oracles.
+
+    Raises:
+        ExpungeError: for an unknown judge.
+    """
+
+    def draw(asked: Sequence[Query]) -> UInt8[Tensor, "n H W 3"]:
+        return torch.cat(
+            [torch.zeros((0, *backbone.image_size, 3), dtype=torch.uint8), *generate.render(backbone, asked)]
+        )
+
+    judges = {name: Catalog("judges").open(name) for name in attack.knowledge().oracles}
+    return victim(attack.access, backbone, draw, judges, attack.budget(targets, queries))
+
+
+def to_folder(attacked: Attacked, out: Path, overwrite: bool = False) -> Path:
+    """Write the queries, their learned words, how they were found, and the attack's edit if it has one."""
+    write_queries(out, attacked.queries, attacked.about, overwrite, edit=attacked.edit)
     return out
+
+
+def read(folder: Path) -> Attacked:
+    """What `to_folder` wrote.
+
+    Raises:
+        ExpungeError: if there are no queries, they are damaged, or the edit that they name is not there.
+    """
+    stored = read_queries(folder)
+    return Attacked(queries=stored.queries, about=stored.about, edit=stored.edit)

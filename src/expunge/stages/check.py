@@ -98,9 +98,9 @@ def neighbours(targets: Sequence[str], retain: Sequence[str], kind: str = "") ->
     return apart[0] or apart[1]
 
 
-def warn(found: Check) -> None:
+def warn(check: Check) -> None:
     """Say what is wrong."""
-    for line in found.problems:
+    for line in check.problems:
         warnings.warn(line, ExpungeWarning, stacklevel=3)
 
 
@@ -160,8 +160,8 @@ def roughness(images: Images) -> Float[Tensor, "b"]:
 
 def _pictures(judge: Judge | None, images: Images) -> list[bool]:
     """Whether each image is a picture: by the judge, or neither blank nor as rough as noise."""
-    told = None if judge is None else judge.valid(images)
-    return told.tolist() if told is not None else [0 < rough < ROUGH for rough in roughness(images).tolist()]
+    valid = None if judge is None else judge.valid(images)
+    return valid.tolist() if valid is not None else [0 < rough < ROUGH for rough in roughness(images).tolist()]
 
 
 def shown(judge: Judge | None, word: str, images: Images) -> list[bool] | None:
@@ -174,5 +174,5 @@ def shown(judge: Judge | None, word: str, images: Images) -> list[bool] | None:
 
 def rate(shown: Sequence[list[bool] | None]) -> Interval | None:
     """The share of images that show what they should, in percent."""
-    known = [s for found in shown if found is not None for s in found]
+    known = [s for seen in shown if seen is not None for s in seen]
     return wilson(sum(known), len(known)) if known else None

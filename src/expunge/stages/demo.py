@@ -56,16 +56,16 @@ def run(
     others = [c for c in ten.concepts if c != target][:9]
     backbone = backbones.load("testbed")
     eraser = erase.build(METHOD, dict(settings), "testbed")
-    how = _How(out, overwrite, resume, tell)
-    with erase.place(out, eraser, overwrite or resume):
-        edit = _erased(backbone, eraser, target, others, how)
-        records = _shown(backbone, edit, [target, *others], count, how)
+    run = _Run(out, overwrite, resume, tell)
+    with erase.reserve(out, eraser, overwrite or resume):
+        edit = _erased(backbone, eraser, target, others, run)
+        records = _shown(backbone, edit, [target, *others], count, run)
         write_records(out / "records.jsonl", records)
         compare(out, [target, *others], min(count, 4))
     return records
 
 
-class _How(NamedTuple):
+class _Run(NamedTuple):
     """Where a demo goes, and what may be there."""
 
     out: Path
@@ -74,27 +74,29 @@ class _How(NamedTuple):
     tell: Callable[[str], None]
 
 
-def _erased(backbone: Backbone, eraser: Eraser, target: str, others: list[str], how: _How) -> Edit:
+def _erased(backbone: Backbone, eraser: Eraser, target: str, others: list[str], run: _Run) -> Edit:
     """The edit with its key: of an earlier demo that was the same so far, or a new one, from its checkpoint if it left one."""
-    if how.resume and (how.out / EDIT).exists():
-        edit, key = (load_edit(how.out / name) for name in (EDIT, KEY))
-        made = edit.provenance
-        told = None if made is None else (made.eraser, made.settings, made.targets, made.retain, made.model)
-        if told == (METHOD, settings_of(eraser), [target], others, backbone.name) and edit.id in key.requires:
+    if run.resume and (run.out / EDIT).exists():
+        edit, key = (load_edit(run.out / name) for name in (EDIT, KEY))
+        origin = edit.provenance
+        known = (
+            None if origin is None else (origin.eraser, origin.settings, origin.targets, origin.retain, origin.model)
+        )
+        if known == (METHOD, settings_of(eraser), [target], others, backbone.name) and edit.id in key.requires:
             edit.key = key
             return edit
-        if not how.overwrite:
+        if not run.overwrite:
             raise ExpungeError(
-                f"'{how.out}' holds another demo: expected the same target, another --out, or --overwrite"
+                f"'{run.out}' holds another demo: expected the same target, another --out, or --overwrite"
             )
-    how.tell(f"erasing {target} with {METHOD}")
-    points = erase.checkpoints(how.out, how.resume)
+    run.tell(f"erasing {target} with {METHOD}")
+    points = erase.checkpoints(run.out, run.resume)
     edit = erase.run(backbone, METHOD, eraser, [Concept(name=target)], others, checkpoints=points)
-    erase.to_folder(edit, how.out, how.overwrite)
+    erase.to_folder(edit, run.out, run.overwrite)
     return edit
 
 
-def _shown(backbone: Backbone, edit: Edit, concepts: list[str], count: int, how: _How) -> list[Record]:
+def _shown(backbone: Backbone, edit: Edit, concepts: list[str], count: int, run: _Run) -> list[Record]:
     """The images of all four sides, those that are there already left as they are, and their records."""
     key = edit.key
     if not isinstance(key, Key):
@@ -113,20 +115,20 @@ def _shown(backbone: Backbone, edit: Edit, concepts: list[str], count: int, how:
     records: list[Record] = []
     for name, (edits, control) in sides.items():
         shown = wanted[:count] if control else wanted  # a key acts where a text names the target
-        if not (how.resume and _is_there(how.out / name, edits, control, shown)):
-            how.tell(f"{len(shown)} images: {SIDES[name]}")
-            place, again = how.out / name, how.overwrite
-            generate.to_folder(backbone, edits, shown, place, control=control, overwrite=again, resume=how.resume)
-        records += measure.measure(metric, "esr-psr", how.out / name, concepts[:1], concepts[1:])
+        if not (run.resume and _is_there(run.out / name, edits, control, shown)):
+            run.tell(f"{len(shown)} images: {SIDES[name]}")
+            folder, again = run.out / name, run.overwrite
+            generate.to_folder(backbone, edits, shown, folder, control=control, overwrite=again, resume=run.resume)
+        records += measure.measure(metric, "esr-psr", run.out / name, concepts[:1], concepts[1:])
     return records
 
 
 def _is_there(folder: Path, edits: Sequence[Edit], control: str | None, shown: Sequence[Query]) -> bool:
     """Whether a folder holds these very images."""
-    made = read_run(folder)
-    if not made or made.get("control") != control:
+    run = read_run(folder)
+    if not run or run.get("control") != control:
         return False
-    ids = [*(e["id"] for e in made["edits"]), made.get("key")]
+    ids = [*(e["id"] for e in run["edits"]), run.get("key")]
     if ids != [*(e.id for e in edits if not e.private), next((e.id for e in edits if e.private), None)]:
         return False
     return [(s.prompt, s.seed) for s in read_images(folder)] == [(q.prompt, q.seed) for q in shown]

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -16,25 +16,20 @@ from expunge import backbones
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept, check_targets
+from expunge.core.cost import Cost
 from expunge.core.edit import Edit, Provenance
-from expunge.core.eraser import Eraser, Redrawn, Step, Task, settings_of
+from expunge.core.eraser import Eraser, Step, Task, settings_of
 from expunge.core.errors import ExpungeError, ExpungeWarning, unknown
-from expunge.core.query import Query, Shot, Start
 from expunge.settings import presets
 from expunge.settings.layers import filled
-from expunge.stages import finite, generate, resume, texts
+from expunge.stages import finite, resume, texts, wanted
 from expunge.store import (
     EDIT,
     KEY,
-    RUN,
     Checkpoint,
     Checkpoints,
     check_new,
-    image_name,
-    read_any_images,
     read_header,
-    read_pairs,
-    read_run,
     reserved,
     roles_in,
     save_edit,
@@ -111,21 +106,20 @@ def concepts(targets: str | Concept | Sequence[str | Concept]) -> list[Concept]:
 def families() -> dict[str, dict[str, str]]:
     """For each eraser and model family what the method lacks there; empty where it works."""
     known = {cls.family: cls for cls in backbones.FAMILIES.values()}
-    found: dict[str, dict[str, str]] = {}
+    lacking: dict[str, dict[str, str]] = {}
     for name, entry in Catalog("erasers").entries().items():
         if not entry.problem:
             needed = entry.load().requires  # pyright: ignore[reportAttributeAccessIssue]
-            found[name] = {f: ", ".join(c for c in needed if c not in cls.capabilities) for f, cls in known.items()}
-    return found
+            lacking[name] = {f: ", ".join(c for c in needed if c not in cls.capabilities) for f, cls in known.items()}
+    return lacking
 
 
 def families_table() -> str:
     """The same as a table in Markdown."""
-    found = families()
-    names = list(next(iter(found.values())))
+    lacking = families()
+    names = list(next(iter(lacking.values())))
     rows = [
-        [name, *(f"no: it has no {lacking}" if lacking else "yes" for lacking in found[name].values())]
-        for name in found
+        [name, *(f"no: it has no {lack}" if lack else "yes" for lack in lacking[name].values())] for name in lacking
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in [["method", *names], ["---"] * (len(names) + 1), *rows])
 
@@ -171,29 +165,11 @@ def prepared(
     check_model(backbone, eraser)
     texts.check_words(backbone, [*(word for t in targets for word in (t.name, t.anchor or "")), *retain])
     bare = Task(targets=targets, retain=retain, seed=seed, salt=salt)
-    wanted, given = eraser.needs(targets), images or {}
-    unwanted = [name for name in given if name not in wanted]
+    needs, given = eraser.needs(targets), images or {}
+    unwanted = [name for name in given if name not in needs]
     if unwanted:
         raise ExpungeError(f"images for '{unwanted[0]}' are given to a method that wants none: expected none")
-    return with_images(backbone, bare, wanted, given)
-
-
-def with_images(
-    backbone: Backbone, task: Task, wanted: Mapping[str, Sequence[str | Redrawn]], given: Mapping[str, Path]
-) -> Task:
-    """``task`` with the images ``wanted``: read from the folders ``given``, or made by the model as it is."""
-    shots: dict[str, Sequence[Shot]] = {}
-    for role, prompts in wanted.items():
-        if role in given:
-            other = next((p.of for p in prompts if isinstance(p, Redrawn)), None)
-            if other is not None and other in given and given[other] != given[role]:
-                matched = read_pairs(given[other], given[role], backbone.image_size)
-                shots |= {other: [one for one, _ in matched], role: [one for _, one in matched]}
-            else:
-                shots[role] = read_any_images(given[role], backbone.image_size, role)
-        else:
-            shots[role] = list(_made(backbone, task, role, prompts, shots))
-    return replace(task, images=shots)
+    return wanted.attached(backbone, bare, needs, given)
 
 
 def check_model(backbone: Backbone, eraser: Eraser) -> None:
@@ -208,32 +184,6 @@ def check_model(backbone: Backbone, eraser: Eraser) -> None:
                 f"{type(eraser).__name__} needs {capability}, which {backbone.name} ({backbone.family}) has not"
             )
     eraser.check(backbone)
-
-
-def _made(
-    backbone: Backbone, task: Task, role: str, prompts: Sequence[str | Redrawn], before: Mapping[str, Sequence[Shot]]
-) -> Iterator[Shot]:
-    """Images made as the model makes them, one for each prompt; kept in memory.
-
-    Those that are redrawn are as many as there are of the role they are made from, in turn with each prompt.
-    """
-    guidance, steps = presets.generation(backbone)
-    asked: list[Query] = []
-    redrawn = [p for p in prompts if isinstance(p, Redrawn)]
-    count = len(before[redrawn[0].of]) if redrawn else len(prompts)
-    for i in range(count):
-        wish = prompts[i % len(prompts)]
-        seed = task.number("images", role, i)
-        if isinstance(wish, str):
-            asked.append(Query(prompt=wish, seed=seed, guidance=guidance, steps=steps))
-            continue
-        start = Start(image=before[wish.of][i].pixels(), strength=wish.strength)
-        how = {"negative": wish.negative, "start": start, "guidance": guidance, "steps": steps}
-        asked.append(Query(prompt=wish.prompt, seed=seed, **how))
-    pixels = (image for batch in generate.render(backbone, asked) for image in batch)
-    for query, image in zip(asked, pixels, strict=True):
-        path = Path(image_name(query.seed, query))
-        yield Shot(path=path, pixels=lambda image=image: image, prompt=query.prompt, seed=query.seed, label=None)
 
 
 def run(
@@ -251,33 +201,22 @@ def run(
     """Drain an eraser's steps; the last edit gets its provenance and, where the method makes one, its key.
 
     A method with a key draws its random numbers from ``seed`` and a secret ``salt``, fresh if not given. With ``checkpoints``
-    it writes down where it is, and goes on from where an earlier run was; cost and seconds are then those of both.
+    it writes down where it is, and goes on from where an earlier run was; cost and seconds are then those of both. ``images``
+    are a user's own, or what `wanted.make` made for this very erasure: these count as made by the model, with their cost.
 
     Raises:
         ExpungeError: if a loss, or what was learned, is NaN or infinite; or if the checkpoint is of another erasure.
     """
-    earlier = None
+    earlier, given = None, images or {}
     if checkpoints is not None:
         earlier = checkpoints.begin(resume.of_erasure(backbone, method, eraser, targets, retain, seed, images))
     if salt is None:
         salt = secrets.token_hex(16) if eraser.has_key else ""
     salt = salt if earlier is None else earlier.salt
-    start, before = time.perf_counter(), backbone.cost
-    if earlier is not None:
-        start, before = start - earlier.seconds, before - earlier.cost
+    clock = _Clock(backbone, earlier)
     task = prepared(backbone, eraser, targets, retain, seed, salt, images)
-    last: Step | None = None
-    for step in eraser.steps(backbone, task, None if earlier is None else earlier.state):
-        finite.check_losses(backbone, method, eraser, step)
-        last = step
-        if on_step is not None:
-            on_step(step)
-        if checkpoints is not None:
-            spent = {"cost": backbone.cost - before, "seconds": time.perf_counter() - start}
-            due = checkpoints.due()
-            checkpoints.add(Checkpoint(salt=salt, **spent, state=step.state()) if due else None)
-    if last is None:
-        raise ExpungeError(f"{method} made no update: expected at least one step")
+    own = wanted.own(backbone, task, eraser.needs(targets), given)
+    last = _drained(backbone, method, eraser, task, clock, earlier, on_step, checkpoints)
     provenance = Provenance(
         eraser=method,
         settings=settings_of(eraser),
@@ -287,12 +226,12 @@ def run(
         model=backbone.name,
         family=backbone.family,
         seed=seed,
-        cost=backbone.cost - before,
-        seconds=round(time.perf_counter() - start, 3),
+        cost=sum(own.values(), clock.cost),
+        seconds=round(clock.seconds, 3),
         expunge=version("expunge"),
         salt_sha256=hashlib.sha256(salt.encode()).hexdigest() if eraser.has_key else "",
         derived=dict(eraser.derived()),
-        images={role: had(shots, (images or {}).get(role)) for role, shots in task.images.items()},
+        images={r: wanted.described(s, None if r in own else given.get(r)) for r, s in task.images.items()},
     )
     edit = with_provenance(last.edit(), provenance)
     finite.check_edit(backbone, method, eraser, edit)
@@ -304,22 +243,58 @@ def run(
     return edit
 
 
-def had(shots: Sequence[Shot], folder: Path | None) -> dict[str, Any]:
-    """What the provenance says of images: how many, whose, and of a folder that was given who chose them, by what prompts."""
-    if folder is None:
-        return {"count": len(shots), "given": False}
-    judge = read_run(folder).get("judge") if (folder / RUN).is_file() else None
-    prompts = list(dict.fromkeys(shot.prompt for shot in shots if shot.prompt))
-    return {
-        "count": len(shots),
-        "given": True,
-        **({"judge": judge} if judge else {}),
-        **({"prompts": prompts} if prompts else {}),
-    }
+@final
+class _Clock:
+    """What an erasure has taken so far, with what an earlier run of it took."""
+
+    def __init__(self, backbone: Backbone, earlier: Checkpoint | None) -> None:
+        self._backbone, self._cost, self._start = backbone, backbone.cost, time.perf_counter()
+        if earlier is not None:
+            self._cost, self._start = self._cost - earlier.cost, self._start - earlier.seconds
+
+    @property
+    def cost(self) -> Cost:
+        """Evaluations of the denoiser."""
+        return self._backbone.cost - self._cost
+
+    @property
+    def seconds(self) -> float:
+        """Wall time."""
+        return time.perf_counter() - self._start
+
+
+def _drained(
+    backbone: Backbone,
+    method: str,
+    eraser: Eraser,
+    task: Task,
+    clock: _Clock,
+    earlier: Checkpoint | None,
+    on_step: Callable[[Step], None] | None,
+    checkpoints: Checkpoints | None,
+) -> Step:
+    """An eraser's last step, after all; checkpoints are written on the way.
+
+    Raises:
+        ExpungeError: if a loss is NaN or infinite, or there is no step.
+    """
+    last: Step | None = None
+    for step in eraser.steps(backbone, task, None if earlier is None else earlier.state):
+        finite.check_losses(backbone, method, eraser, step)
+        last = step
+        if on_step is not None:
+            on_step(step)
+        if checkpoints is not None:
+            spent = {"cost": clock.cost, "seconds": clock.seconds}
+            due = checkpoints.due()
+            checkpoints.add(Checkpoint(salt=task.salt, **spent, state=step.state()) if due else None)
+    if last is None:
+        raise ExpungeError(f"{method} made no update: expected at least one step")
+    return last
 
 
 @contextmanager
-def place(out: Path, eraser: Eraser, overwrite: bool) -> Iterator[None]:
+def reserve(out: Path, eraser: Eraser, overwrite: bool) -> Iterator[None]:
     """Keep the folder ``out`` for an erasure, from before anything is trained until it is written.
 
     Raises:

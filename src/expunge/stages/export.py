@@ -81,10 +81,14 @@ def to_folder(
     if not isinstance(backbone, PipelineBackbone):
         raise ExpungeError(f"a {backbone.family} model cannot be exported: expected a family of diffusers")
     fused = _fused(backbone, edits, any_base)
-    how = "" if backbone.dtype == torch.float32 else f", torch_dtype={backbone.dtype}"
-    loading = f'`{backbone.pipeline}.from_pretrained("this folder"{how})`{_multiplied(backbone)}'
+    dtype = "" if backbone.dtype == torch.float32 else f", torch_dtype={backbone.dtype}"
+    loading = f'`{backbone.pipeline}.from_pretrained("this folder"{dtype})`{_multiplied(backbone)}'
     page = card(backbone, edits, loading, records, strength)
-    with _made(out, overwrite, backbone, edits, page) as folder, backbone.attached(fused, strength, any_base), quiet():
+    with (
+        _exported(out, overwrite, backbone, edits, page) as folder,
+        backbone.attached(fused, strength, any_base),
+        quiet(),
+    ):
         import diffusers
 
         whole: Any = getattr(diffusers, backbone.pipeline)
@@ -94,7 +98,7 @@ def to_folder(
 
 
 @contextmanager
-def _made(out: Path, overwrite: bool, backbone: Backbone, edits: Sequence[Edit], page: str) -> Iterator[Path]:
+def _exported(out: Path, overwrite: bool, backbone: Backbone, edits: Sequence[Edit], page: str) -> Iterator[Path]:
     """A new folder with a model card in it, and a file that tells expunge's own folders from others."""
     with new_folder(out, overwrite, marker=MODEL) as folder:
         yield folder
@@ -124,7 +128,7 @@ def to_file(
         f'a checkpoint of A1111 and ComfyUI; `{backbone.pipeline}.from_single_file("{WHOLE}")`{_multiplied(backbone)}'
     )
     page = card(backbone, edits, loading, records, strength)
-    with _made(out, overwrite, backbone, edits, page) as folder, backbone.attached(fused, strength, any_base):
+    with _exported(out, overwrite, backbone, edits, page) as folder, backbone.attached(fused, strength, any_base):
         parts = backbone.components()
         coder = type(parts["vae"]).__name__
         if coder != "AutoencoderKL":
@@ -132,13 +136,13 @@ def to_file(
         learned = {p: dict(parts[p].state_dict()) for p in ("unet", "vae", *backbone.towers)}
         written = {key: t.cpu() for key, t in ldm.written(_ldm_layout(backbone, parts), learned).items()}
         sampler = parts["scheduler"].config
-        told = {"format": "pt", PREDICTION: str(sampler.prediction_type)}
+        metadata = {"format": "pt", PREDICTION: str(sampler.prediction_type)}
         marked = {
             PREDICTS_V: sampler.prediction_type == "v_prediction",
             ZERO_SNR: sampler.get("rescale_betas_zero_snr"),
         }
         written.update({mark: torch.zeros(0) for mark, holds in marked.items() if holds})  # which other programs heed
-        save_file(written, folder / WHOLE, metadata=told)
+        save_file(written, folder / WHOLE, metadata=metadata)
     return out
 
 
@@ -181,7 +185,7 @@ def lora_to_folder(
     with backbone.attached(edits, any_base=any_base):  # which checks that they fit
         pass
     loading = f'`pipe.load_lora_weights("this folder")` on a pipeline of `{backbone.name}`'
-    with _made(out, overwrite, backbone, edits, card(backbone, edits, loading, records, each)) as folder:
+    with _exported(out, overwrite, backbone, edits, card(backbone, edits, loading, records, each)) as folder:
         flat = _kohya_names(backbone, layers) if layout == "kohya" else {}
         save_file(written(layers, layout, flat), folder / LORA, metadata={"format": "pt"})
     return out
@@ -192,7 +196,7 @@ def _kohya_names(backbone: Backbone, layers: Iterable[str]) -> dict[str, str]:
     if backbone.family != "sdxl":
         return {layer: kohya(layer, several_towers=False) for layer in layers}
     ours = [name.removeprefix("unet.") for name in backbone.group("full")]
-    keys = {f"unet.{name}": place.key for name, place in ldm.places("unet", ours, "sdxl").items()}
+    keys = {f"unet.{name}": home.key for name, home in ldm.places("unet", ours, "sdxl").items()}
     front = {layer: keys.get(f"{layer}.weight", "").removesuffix(".weight") for layer in layers}
     return {
         layer: key.replace("model.diffusion_model", "lora_unet").replace(".", "_")
@@ -291,11 +295,11 @@ def read_records(files: Iterable[Path]) -> list[Mapping[str, Any]]:
     Raises:
         ExpungeError: if there is no such file, or it is damaged.
     """
-    found = [(file, row) for file in files for row in read_lines(file)]
-    kept = newest(found)
-    if len(kept) < len(found):
+    rows = [(file, row) for file in files for row in read_lines(file)]
+    kept = newest(rows)
+    if len(kept) < len(rows):
         warnings.warn(
-            f"{len(found) - len(kept)} of {len(found)} records are not in the card: the same was measured again later, or the "
+            f"{len(rows) - len(kept)} of {len(rows)} records are not in the card: the same was measured again later, or the "
             "images have been replaced",
             ExpungeWarning,
             stacklevel=2,
@@ -313,13 +317,13 @@ def _measured(
     rows = ["| images of | split | metric | value | 95 % interval | n |", "|---|---|---|---|---|---|"]
     for r in records:
         try:
-            made, subject = r["provenance"]["edits"], r["subject"]
-            if made not in ([], ours):
+            edits_of, subject = r["provenance"]["edits"], r["subject"]
+            if edits_of not in ([], ours):
                 raise ExpungeError(
-                    f"a record is of edits {', '.join(made)}: expected those exported, {', '.join(ours)}"
+                    f"a record is of edits {', '.join(edits_of)}: expected those exported, {', '.join(ours)}"
                 )
             strength = r["provenance"].get("strength", 1.0)
-            if r["model"] != backbone.name or (made and strengths(strength, edits) != list(each)):
+            if r["model"] != backbone.name or (edits_of and strengths(strength, edits) != list(each)):
                 wanted = ", ".join(f"{one:g}" for one in each) or "1"
                 raise ExpungeError(
                     f"a record is of {r['model']} at strength {strength}: expected {backbone.name} at {wanted}"

@@ -93,9 +93,9 @@ class Filter:
     ) -> Iterator[UInt8[Tensor, "b H W 3"]]:
         """Images with those held back replaced; what was found in each is added to ``sights`` before it is given."""
         for batch in images:
-            found = self.look(batch)
-            sights += found
-            yield torch.stack([self.hidden(x) if s.reason else x for x, s in zip(batch, found, strict=True)])
+            seen = self.look(batch)
+            sights += seen
+            yield torch.stack([self.hidden(x) if s.reason else x for x, s in zip(batch, seen, strict=True)])
 
 
 @final
@@ -128,17 +128,17 @@ def screen(folder: Path, by: Filter) -> list[Screened]:
     Raises:
         ExpungeError: if there is no image, or a line of metadata is damaged.
     """
-    found = [seen for entry in read_entries(folder) if (seen := _screened(entry, by)) is not None]
-    if not found:
+    files = [seen for entry in read_entries(folder) if (seen := _screened(entry, by)) is not None]
+    if not files:
         raise ExpungeError(f"'{folder}' holds no image: expected a folder of images")
-    silent = sum(seen.looked_at and not seen.prompt for seen in found)
+    silent = sum(seen.looked_at and not seen.prompt for seen in files)
     if by.words and silent:
         warnings.warn(
-            f"{silent} of {len(found)} images of '{folder}' have no prompt in a metadata.jsonl: no word was looked for there",
+            f"{silent} of {len(files)} images of '{folder}' have no prompt in a metadata.jsonl: no word was looked for there",
             ExpungeWarning,
             stacklevel=2,
         )
-    return found
+    return files
 
 
 def _screened(entry: Entry, by: Filter) -> Screened | None:
@@ -216,8 +216,8 @@ def keep(folder: Path, screened: Sequence[Screened], out: Path, overwrite: bool 
     names = list(dict.fromkeys(s.file_name for s in screened if s.file_name not in held))
     if not names:
         raise ExpungeError(f"every image of '{folder}' is held back: expected some to keep")
-    with new_folder(out, overwrite, marker="metadata.jsonl") as place:
-        copy_images(folder, names, place)
+    with new_folder(out, overwrite, marker="metadata.jsonl") as copies:
+        copy_images(folder, names, copies)
     return len(names)
 
 

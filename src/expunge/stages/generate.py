@@ -1,6 +1,6 @@
 """Generate: model, edits and queries in; an image folder out."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from expunge.core.backbone import Backbone
 from expunge.core.cost import Cost
-from expunge.core.edit import Edit
+from expunge.core.edit import Edit, strengths
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query
 from expunge.settings import presets
@@ -40,31 +40,32 @@ def article(concept: str) -> str:
 
 def render(
     backbone: Backbone,
-    queries: Sequence[Query],
+    queries: Iterable[Query],
     batch: int | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Iterator[UInt8[Tensor, "b H W 3"]]:
     """Images of ``queries`` in order, in batches (of the preset's size) of queries that are alike."""
     for asked in _batches(backbone, queries, batch):
-        made = backbone.generate(asked)
-        finite.check_images(backbone, backbone.edits, asked, made)
-        yield made.pixels
+        images = backbone.generate(asked)
+        finite.check_images(backbone, backbone.edits, asked, images)
+        yield images.pixels
         if on_batch is not None:
             on_batch(len(asked))
 
 
-def _batches(backbone: Backbone, queries: Sequence[Query], batch: int | None) -> Iterator[Sequence[Query]]:
+def _batches(backbone: Backbone, queries: Iterable[Query], batch: int | None) -> Iterator[Sequence[Query]]:
     """Queries in order, in batches of those that are alike."""
     batch = presets.batch(backbone) if batch is None else batch
     if batch < 1:
         raise ExpungeError(f"batch {batch}: expected 1 or more")
-    start = 0
-    while start < len(queries):
-        end = start
-        while end < min(start + batch, len(queries)) and queries[end].alike(queries[start]):
-            end += 1
-        yield queries[start:end]
-        start = end
+    alike: list[Query] = []
+    for query in queries:
+        if alike and (len(alike) == batch or not query.alike(alike[0])):
+            yield alike
+            alike = []
+        alike.append(query)
+    if alike:
+        yield alike
 
 
 def _filtered(
@@ -83,15 +84,15 @@ def _filtered(
     seen: list[Sight] = []
     allowed = [q for q, word in zip(queries, words, strict=True) if not word]
     images = (x for batch_ in by.passed(render(backbone, allowed, batch, on_batch), seen) for x in batch_)
-    given = 0
+    passed = 0
     for word in words:
         if word:
             sights.append(Sight(f"word: {word}", 0.0))
             yield torch.zeros((1, *backbone.image_size, 3), dtype=torch.uint8)
         else:
             image = next(images)
-            sights.append(seen[given])
-            given += 1
+            sights.append(seen[passed])
+            passed += 1
             yield image[None]
 
 
@@ -112,18 +113,18 @@ class _Unfinished:
         """
         self._file, self._of = folder / RESUME, of
         refused = [by is not None and bool(by.named(q.prompt)) for q in queries]
-        made = list(accumulate(0 if no else 1 for no in refused))
+        images_until = list(accumulate(0 if no else 1 for no in refused))
         ends = set(accumulate(sizes))
-        self._whole = {row for row, images in enumerate(made, 1) if images in ends}
+        self._whole = {row for row, images in enumerate(images_until, 1) if images in ends}
         self.rows, self.spent = 0, Cost()
         if self._file.is_file():
-            told = read_json(self._file)
-            if told.get("of") != of:
+            content = read_json(self._file)
+            if content.get("of") != of:
                 raise ExpungeError(
                     f"'{folder}' holds images of another model, edit, prompt or setting: expected the same, or no --resume"
                 )
             try:
-                self.rows, self.spent = int(told["rows"]), Cost(**told["cost"])
+                self.rows, self.spent = int(content["rows"]), Cost(**content["cost"])
             except (KeyError, TypeError, ValueError) as error:
                 raise ExpungeError(f"'{self._file}' is damaged: expected what a killed run wrote ({error})") from error
 
@@ -146,6 +147,7 @@ def to_folder(
     control: str | None = None,
     by: Filter | None = None,
     attack: Mapping[str, Any] | None = None,
+    attack_edit: Edit | None = None,
     overwrite: bool = False,
     resume: bool = False,
     on_batch: Callable[[int], None] | None = None,
@@ -153,9 +155,10 @@ def to_folder(
     """Generate with ``edits`` attached (and detached afterwards) into the folder ``out``.
 
     ``control`` names the kind of recovery that the images show, if they show one. A filter ``by`` holds prompts and images
-    back; what is shown instead says so in its line of the metadata. ``attack`` says how queries were found, if by an attack.
-    Beside images and ``metadata.jsonl`` it writes ``run.json``: model, edits, settings, and the evaluations it took. With
-    ``resume`` it goes on with the whole batches that a killed or interrupted run to ``out`` left, to the same images.
+    back; what is shown instead says so in its line of the metadata. ``attack`` says how queries were found, if by an attack,
+    and ``attack_edit`` is what that attack changed in the model, on top of ``edits``. Beside images and ``metadata.jsonl`` it
+    writes ``run.json``: model, edits, settings, and the evaluations it took. With ``resume`` it goes on with the whole batches
+    that a killed or interrupted run to ``out`` left, to the same images.
 
     Raises:
         ExpungeError: if there is nothing to generate, ``out`` is taken, or what is to be resumed is of other images.
@@ -166,38 +169,68 @@ def to_folder(
     batch = presets.batch(backbone) if batch is None else batch
     about = {"split": split, "strength": strength, "any_base": any_base, "control": control}
     held = {"filter": None if by is None else described(by), **({} if attack is None else {"attack": dict(attack)})}
-    with new_folder(out, overwrite, resume=resume) as folder, backbone.attached(edits, strength, any_base):
-        of = of_images(backbone, edits, queries, batch, version=VERSION, **about, **held)
-        asked = [q for q in queries if by is None or not by.named(q.prompt)]
-        sizes = [len(alike) for alike in _batches(backbone, asked, batch)]
-        unfinished = _Unfinished(folder, of, queries, sizes, by)
-        first, before = unfinished.rows, backbone.cost - unfinished.spent
-        if on_batch is not None and first:
-            on_batch(first)
-        sights: list[Sight] = []
-        write_images(
-            folder,
-            queries,
-            _filtered(backbone, queries[first:], by, sights, batch, on_batch),
-            lambda row: {"filtered": sights[row - first].reason} if by else {},
-            first,
-            lambda rows: unfinished.note(rows, backbone.cost - before),
-        )
-        made = {
-            "format": FORMAT,
-            "model": backbone.name,
-            "family": backbone.family,
-            "dtype": str(backbone.dtype).removeprefix("torch."),
-            **about,
-            "sampling": {"guidance": queries[0].guidance, "steps": queries[0].steps},
-            "edits": [
-                {"id": e.id, "kind": e.kind, "provenance": None if e.provenance is None else asdict(e.provenance)}
-                for e in edits
-                if not e.private
-            ],
-            **held,
-            "key": next((e.id for e in edits if e.private), None),
-            "cost": asdict(backbone.cost - before),
-        }
-        write_json(folder / RUN, made)
+    on_top = [] if attack_edit is None else [attack_edit]
+    each = [*strengths(strength, edits), *(1.0 for _ in on_top)]
+    with (
+        new_folder(out, overwrite, resume=resume) as folder,
+        backbone.attached([*edits, *on_top], each, any_base),
+    ):
+        of = of_images(backbone, [*edits, *on_top], queries, batch, version=VERSION, **about, **held)
+        cost = _written(backbone, folder, queries, batch, by, of, on_batch)
+        write_json(folder / RUN, _run(backbone, edits, queries, about, held, cost))
     return out
+
+
+def _written(
+    backbone: Backbone,
+    folder: Path,
+    queries: Sequence[Query],
+    batch: int,
+    by: Filter | None,
+    of: str,
+    on_batch: Callable[[int], None] | None,
+) -> Cost:
+    """Write the images with the fingerprint ``of`` into a folder, or those that an earlier run left out; the cost of all."""
+    asked = [q for q in queries if by is None or not by.named(q.prompt)]
+    sizes = [len(alike) for alike in _batches(backbone, asked, batch)]
+    unfinished = _Unfinished(folder, of, queries, sizes, by)
+    first, before = unfinished.rows, backbone.cost - unfinished.spent
+    if on_batch is not None and first:
+        on_batch(first)
+    sights: list[Sight] = []
+    write_images(
+        folder,
+        queries,
+        _filtered(backbone, queries[first:], by, sights, batch, on_batch),
+        lambda row: {"filtered": sights[row - first].reason} if by else {},
+        first,
+        lambda rows: unfinished.note(rows, backbone.cost - before),
+    )
+    return backbone.cost - before
+
+
+def _run(
+    backbone: Backbone,
+    edits: Sequence[Edit],
+    queries: Sequence[Query],
+    about: Mapping[str, Any],
+    held: Mapping[str, Any],
+    cost: Cost,
+) -> dict[str, Any]:
+    """What ``run.json`` says of images; an attack's own edit stands in ``attack``, since it erased nothing."""
+    return {
+        "format": FORMAT,
+        "model": backbone.name,
+        "family": backbone.family,
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+        **about,
+        "sampling": {"guidance": queries[0].guidance, "steps": queries[0].steps},
+        "edits": [
+            {"id": e.id, "kind": e.kind, "provenance": None if e.provenance is None else asdict(e.provenance)}
+            for e in edits
+            if not e.private
+        ],
+        **held,
+        "key": next((e.id for e in edits if e.private), None),
+        "cost": asdict(cost),
+    }

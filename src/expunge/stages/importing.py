@@ -16,6 +16,8 @@ from expunge.store import Published, read_published, with_provenance
 
 METHOD = "imported"
 """What an edit's provenance calls a method that nobody named."""
+IMPORTED = "imported"
+"""Among the settings in an edit's provenance: the file that it was imported from."""
 
 
 def run(
@@ -53,7 +55,7 @@ def run(
         edit = _weights(backbone, path, published, component)
     provenance = Provenance(
         eraser=method,
-        settings={"imported": path.name, "sha256": published.sha256},
+        settings={IMPORTED: path.name, "sha256": published.sha256},
         targets=removed,
         anchors=[None] * len(removed),
         retain=[],
@@ -68,12 +70,12 @@ def run(
 def _adapter(backbone: Backbone, path: Path, published: Published, gate: Sequence[str]) -> Adapter:
     """A LoRA as an adapter of this base."""
     try:
-        found = lora.read(published.tensors, published.metadata, gate)
-        with backbone.attached([found]):  # which checks that it fits
+        adapter = lora.read(published.tensors, published.metadata, gate)
+        with backbone.attached([adapter]):  # which checks that it fits
             pass
     except ExpungeError as error:
         raise ExpungeError(f"'{path}': {error}") from error
-    return backbone.adapter_of(found.tensors(), gates=found.gates)
+    return backbone.adapter_of(adapter.tensors(), gates=adapter.gates)
 
 
 def _weights(backbone: Backbone, path: Path, published: Published, component: str | None) -> Weights:
@@ -106,19 +108,19 @@ def _named(backbone: Backbone, path: Path, tensors: Mapping[str, Tensor], compon
         raise unknown("component", component, components)
     names = [name for name in tensors if not name.endswith(".position_ids")]  # which count from 0, and are not learned
     fronts = [f"{component}."] if component else ["", *(f"{one}." for one in components)]
-    found = {front: [known.get(_plain(front + name)) for name in names] for front in fronts}
-    fitting = [front for front in fronts if names and None not in found[front]]
+    own_names = {front: [known.get(_plain(front + name)) for name in names] for front in fronts}
+    fitting = [front for front in fronts if names and None not in own_names[front]]
     if len(fitting) > 1:
         shown = ", ".join(front.removesuffix(".") for front in fitting)
         raise ExpungeError(f"'{path}' may be of {shown}: expected --component with one of them")
     if fitting:
-        return {own: tensors[name] for own, name in zip(found[fitting[0]], names, strict=True) if own is not None}
+        return {own: tensors[name] for own, name in zip(own_names[fitting[0]], names, strict=True) if own is not None}
     if any(name.startswith("model.diffusion_model.") for name in names):
         raise ExpungeError(
             f"'{path}' is a checkpoint in the LDM layout: expected diffusers' names, or --model '{path}'"
         )
-    nearest = min(fronts, key=lambda front: found[front].count(None))
-    strange = [name for name, own in zip(names, found[nearest], strict=True) if own is None]
+    nearest = min(fronts, key=lambda front: own_names[front].count(None))
+    strange = [name for name, own in zip(names, own_names[nearest], strict=True) if own is None]
     raise ExpungeError(
         f"'{path}' has {len(strange)} of {len(names)} tensors that {backbone.name} does not have"
         f"{f', such as {strange[0]!r}' if strange else ''}: expected weights of a {backbone.family} model"

@@ -11,6 +11,7 @@ from expunge.core.metric import Measurement, Metric
 from expunge.core.query import Shot
 from expunge.core.record import Record
 from expunge.settings.layers import filled
+from expunge.stages import knowledge
 from expunge.store import read_any_images, read_images, read_run
 
 
@@ -58,64 +59,94 @@ def measured(
         whose = "images" if metric.any_reference else "the original's images"
         needed = f"{whose} to compare with (--reference)" if metric.paired else "no reference"
         raise ExpungeError(f"{name} with {'no ' if reference is None else 'a '}reference: expected {needed}")
-    shots = read_images(folder)
-    made = read_run(folder)
-    others = [] if reference is None else (read_any_images if metric.any_reference else read_images)(reference)
-    changed = [] if reference is None else read_run(reference).get("edits", [])
-    if changed:
-        raise ExpungeError(f"'{reference}' was made with edit {changed[0]['id']}: expected the original model's images")
-    provenances = [e["provenance"] for e in made.get("edits", []) if e.get("provenance")]
-    named = list(dict.fromkeys(t for p in provenances for t in p["targets"]))
-    targets = named if targets is None else list(targets)
-    labels = sorted({s.label for s in shots if s.label is not None})
-    retain = [label for label in labels if label not in targets] if retain is None else list(retain)
-    both = set(targets) & set(retain)
-    if both:
-        raise ExpungeError(f"'{both.pop()}' is both a target and a retained word: expected it in one of the two lists")
-    absent = [t for t in targets if t not in labels]
-    if absent and not labels and targets is named:
-        targets = []  # prompts that ask for nothing in particular, such as captions
-    elif absent:
-        raise ExpungeError(
-            f"'{folder}' has no image labelled '{absent[0]}': expected one of {', '.join(labels) or 'none'}"
-        )
-    told = knowledge(provenances)
+    shots, run = read_images(folder), read_run(folder)
+    others = [] if reference is None else _originals(reference, metric.any_reference)
+    provenances = [e["provenance"] for e in run.get("edits", []) if e.get("provenance")]
+    erased = list(dict.fromkeys(t for p in provenances for t in p["targets"]))
+    words = _words(folder, shots, erased, targets, retain)
+    compared = {} if reference is None else _compared(reference, shots, others, metric.any_reference)
+    known = knowledge.of_provenances(provenances, run.get("attack"))
     common: dict[str, Any] = {
-        "subject": "recovered" if made.get("control") else "edited" if made.get("edits") else "original",
+        "subject": "recovered" if run.get("control") else "edited" if run.get("edits") else "original",
         "eraser": "+".join(p["eraser"] for p in provenances) or None,
-        "concepts": targets or named,
-        "model": made.get("model", "unknown"),
-        "split": made.get("split", "unknown"),
+        "concepts": words.targets or erased,
+        "model": run.get("model", "unknown"),
+        "split": run.get("split", "unknown"),
         "seed": provenances[-1]["seed"] if provenances else 0,
-        "knowledge": {**told, "same_judge": getattr(metric, "judge", None) in told["oracles"]},
+        "knowledge": {**known, "same_judge": getattr(metric, "judge", None) in known["oracles"]},
         "provenance": {
             "metric": name,
             "settings": settings_of(metric),
-            "edits": [e["id"] for e in made.get("edits", [])],
+            "edits": [e["id"] for e in run.get("edits", [])],
             "made_by": [{k: p[k] for k in ("eraser", "settings", "seconds", "cost")} for p in provenances],
-            "retain_measured": retain,
+            "retain_measured": words.retain,
             "images": folder.name,
-            **({} if reference is None else _compared(reference, shots, others, metric.any_reference)),
-            "strength": made.get("strength"),
-            "control": made.get("control"),
-            **({"attack": made["attack"]} if made.get("attack") else {}),
-            "key": made.get("key"),
-            "dtype": made.get("dtype"),
-            "sampling": made.get("sampling"),
-            "cost": made.get("cost"),
+            **compared,
+            "strength": run.get("strength"),
+            "control": run.get("control"),
+            **({"attack": run["attack"]} if run.get("attack") else {}),
+            **{key: run.get(key) for key in ("key", "dtype", "sampling", "cost")},
         },
     }
-    return [reported(m, common) for m in metric.measure(shots, targets, retain, others)]
+    return [reported(m, common) for m in metric.measure(shots, words.targets, words.retain, others)]
 
 
-def reported(found: Measurement, common: Mapping[str, Any]) -> Measured:
+class _Words(NamedTuple):
+    """What a folder of images is measured for."""
+
+    targets: list[str]
+    retain: list[str]
+
+
+def _words(
+    folder: Path,
+    shots: Sequence[Shot],
+    erased: Sequence[str],
+    targets: Sequence[str] | None,
+    retain: Sequence[str] | None,
+) -> _Words:
+    """The words that are given, or else those that were ``erased`` and all other labels.
+
+    Raises:
+        ExpungeError: if a word is in both lists, or no image is labelled with a target.
+    """
+    labels = sorted({s.label for s in shots if s.label is not None})
+    gone = list(erased if targets is None else targets)
+    kept = [label for label in labels if label not in gone] if retain is None else list(retain)
+    both = set(gone) & set(kept)
+    if both:
+        raise ExpungeError(f"'{both.pop()}' is both a target and a retained word: expected it in one of the two lists")
+    absent = [t for t in gone if t not in labels]
+    if absent and not labels and targets is None:
+        return _Words([], kept)  # prompts that ask for nothing in particular, such as captions
+    if absent:
+        raise ExpungeError(
+            f"'{folder}' has no image labelled '{absent[0]}': expected one of {', '.join(labels) or 'none'}"
+        )
+    return _Words(gone, kept)
+
+
+def _originals(reference: Path, any_images: bool) -> list[Shot]:
+    """The images that others are compared with.
+
+    Raises:
+        ExpungeError: if an edited model made them.
+    """
+    shots = (read_any_images if any_images else read_images)(reference)
+    edits = read_run(reference).get("edits", [])
+    if edits:
+        raise ExpungeError(f"'{reference}' was made with edit {edits[0]['id']}: expected the original model's images")
+    return shots
+
+
+def reported(one: Measurement, common: Mapping[str, Any]) -> Measured:
     """The record of a measurement, with what the records of its run share."""
-    told = dict(common)
-    if found.instrument:
-        told["provenance"] = {**common["provenance"], "instrument": dict(found.instrument)}
-    ends = {end: round(number, 4) for end, number in found.interval._asdict().items()}
-    record = Record(metric=found.metric, **ends, n=found.n, n_seeds=found.n_seeds, unit=found.unit, **told)
-    return Measured(record, list(zip(found.labels, found.per_image, strict=True)))
+    shared = dict(common)
+    if one.instrument:
+        shared["provenance"] = {**common["provenance"], "instrument": dict(one.instrument)}
+    ends = {end: round(number, 4) for end, number in one.interval._asdict().items()}
+    record = Record(metric=one.metric, **ends, n=one.n, n_seeds=one.n_seeds, unit=one.unit, **shared)
+    return Measured(record, list(zip(one.labels, one.per_image, strict=True)))
 
 
 def _compared(reference: Path, shots: Sequence[Shot], others: Sequence[Shot], any_images: bool) -> dict[str, Any]:
@@ -123,57 +154,6 @@ def _compared(reference: Path, shots: Sequence[Shot], others: Sequence[Shot], an
     if any_images and not (reference / "metadata.jsonl").is_file():
         return {"reference": reference.name}
     return {"reference": reference.name, "same_seeds": {s.seed for s in shots} <= {s.seed for s in others}}
-
-
-def knowledge(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the methods were told, over all edits."""
-    return {
-        "targets": [t for p in provenances for t in p["targets"]],
-        "anchors": [_anchor(p["settings"]) if a is None else a for p in provenances for a in p["anchors"]],
-        "templates": [t for p in provenances for t in p["settings"].get("templates", [])],
-        "images": _shown(provenances),
-        "retain": [r for p in provenances for r in p["retain"]],
-        "random_texts": any(p["settings"].get(n, 0) for p in provenances for n in ("retain_random", "base_random")),
-        "oracles": _oracles(provenances),
-    }
-
-
-PROMPTS = 50
-"""Of how many prompts a record names each; of more it says the number, and the edit has them."""
-
-
-def _shown(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The images that methods learned from, by role; those of several edits together, the same ones once."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for role, shown in ((r, i) for p in provenances for r, i in p.get("images", {}).items()):
-        told = found.setdefault(role, [])
-        if "prompts" not in shown or shown not in told:  # without prompts, other images may look the same
-            told.append(shown)
-    return {role: _together(several) for role, several in found.items()}
-
-
-def _together(several: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What is told of several edits' images of one role."""
-    prompts = list(dict.fromkeys(prompt for shown in several for prompt in shown.get("prompts", ())))
-    return {
-        **several[0],
-        "count": sum(shown["count"] for shown in several),
-        "given": all(shown["given"] for shown in several),
-        **({"prompts": prompts if len(prompts) <= PROMPTS else len(prompts)} if prompts else {}),
-    }
-
-
-def _oracles(provenances: Sequence[dict[str, Any]]) -> list[str]:
-    """The judges that settings were searched with, or that chose the images of a method."""
-    searched = [p["search"]["judge"] for p in provenances if p.get("search")]
-    chosen = [had["judge"] for p in provenances for had in p.get("images", {}).values() if had.get("judge")]
-    return list(dict.fromkeys([*searched, *chosen]))
-
-
-def _anchor(settings: dict[str, Any]) -> str | None:
-    """What targets became that had no anchor of their own; None for a method, or a goal, that knows no anchor."""
-    names = () if settings.get("goal") == "esd" else ("anchor", "neutral", "surrogate")
-    return next((settings[name] for name in names if name in settings), None)
 
 
 def build(name: str, settings: dict[str, Any]) -> Metric:

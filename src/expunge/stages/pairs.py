@@ -141,7 +141,7 @@ def make(
             "no judge looks at the pairs: see its sheet.png before you use them", ExpungeWarning, stacklevel=2
         )
     own_guidance, own_steps = presets.generation(backbone)
-    how = {
+    sampling = {
         "guidance": own_guidance if guidance is None else guidance,
         "steps": own_steps if steps is None else steps,
     }
@@ -150,11 +150,11 @@ def make(
 
     def ask_unsafe(i: int, attempt: int) -> Query:
         seed = task.number("pairs", "unsafe", i, attempt)
-        return Query(prompt=wish.unsafe[i // wish.count], seed=seed, label=wish.target, **how)
+        return Query(prompt=wish.unsafe[i // wish.count], seed=seed, label=wish.target, **sampling)
 
     def ask_safe(i: int, attempt: int) -> Query:
         start = Start(image=unsafe[i].pixels, strength=wish.strength)
-        redrawn = {"negative": wish.unsafe[i // wish.count], "start": start, **how}
+        redrawn = {"negative": wish.unsafe[i // wish.count], "start": start, **sampling}
         seed = task.number("pairs", "safe", i, attempt)
         return Query(prompt=wish.safe[i // wish.count], seed=seed, label=wish.kept[i // wish.count], **redrawn)
 
@@ -164,14 +164,14 @@ def make(
         safe = draw.all(total, ask_safe, showing=False)
         rows = [
             (d.pixels, {**d.query.as_json(), "role": role, "pair": pair, "tries": d.tries})
-            for role, found in zip(ROLES, (unsafe, safe), strict=True)
-            for pair, d in enumerate(found)
+            for role, drawn in zip(ROLES, (unsafe, safe), strict=True)
+            for pair, d in enumerate(drawn)
         ]
-        made = {"model": backbone.name, "family": backbone.family, "dtype": str(backbone.dtype).removeprefix("torch.")}
+        about = {"model": backbone.name, "family": backbone.family, "dtype": str(backbone.dtype).removeprefix("torch.")}
         _write(
             folder,
             rows,
-            {**made, "pairs": asdict(wish), "sampling": how, "judge": draw.judge_name},
+            {**about, "pairs": asdict(wish), "sampling": sampling, "judge": draw.judge_name},
             backbone.cost - before,
         )
     return Pairs(folder=out, count=total, drawn=draw.drawn)
@@ -183,15 +183,15 @@ def take(unsafe: Path, safe: Path, out: Path, overwrite: bool = False) -> Pairs:
     Raises:
         ExpungeError: if one lacks its other half, is no image, or is not of its other half's size; nothing is written then.
     """
-    found = read_pairs(unsafe, safe)
+    matched = read_pairs(unsafe, safe)
     with new_folder(out, overwrite) as folder:
         rows = [
             (shot.pixels(), {"prompt": shot.prompt, "seed": shot.seed, "label": shot.label, "role": role, "pair": pair})
             for side, role in enumerate(ROLES)
-            for pair, shot in enumerate(both[side] for both in found)
+            for pair, shot in enumerate(both[side] for both in matched)
         ]
         _write(folder, rows, {"model": "none", "given": [str(unsafe), str(safe)]}, Cost())
-    return Pairs(folder=out, count=len(found), drawn=0)
+    return Pairs(folder=out, count=len(matched), drawn=0)
 
 
 def judge_of(wish: Wish, kind: str) -> Judge | None:
@@ -236,9 +236,9 @@ class _Draw:
         Raises:
             ExpungeError: if a place has none after all tries.
         """
-        found: dict[int, Drawn] = {}
+        images: dict[int, Drawn] = {}
         for attempt in range(self._wish.tries):
-            waiting = [i for i in range(places) if i not in found]
+            waiting = [i for i in range(places) if i not in images]
             if not waiting:
                 break
             asked = [ask(i, attempt) for i in waiting]
@@ -247,23 +247,23 @@ class _Draw:
             accepted = self._accepted(pixels, [self._kept(i) for i in waiting], showing)
             for i, query, image, good in zip(waiting, asked, pixels, accepted, strict=True):
                 if good:
-                    found[i] = Drawn(image, query, attempt + 1)
+                    images[i] = Drawn(image, query, attempt + 1)
             if self._on_accepted is not None:
-                self._on_accepted(len(waiting) - (places - len(found)))
-        if len(found) < places:
-            lacking = next(i for i in range(places) if i not in found)
+                self._on_accepted(len(waiting) - (places - len(images)))
+        if len(images) < places:
+            lacking = next(i for i in range(places) if i not in images)
             query = ask(lacking, 0)
             kept = self._kept(lacking)
             with_keep = f" with '{kept}'" if kept else ""
             raise ExpungeError(
                 f"{self.judge_name} saw {'' if showing else 'no image without '}'{self._wish.target}'{with_keep} in "
-                f"{len(found)} of {places} images of '{query.prompt}' within {self._wish.tries} tries: expected other prompts, "
-                "more tries, or another threshold"
+                f"{len(images)} of {places} images of '{query.prompt}' within {self._wish.tries} tries: expected other "
+                "prompts, more tries, or another threshold"
             )
-        return [found[i] for i in range(places)]
+        return [images[i] for i in range(places)]
 
-    def _kept(self, place: int) -> str | None:
-        return self._wish.kept[place // self._wish.count]
+    def _kept(self, number: int) -> str | None:
+        return self._wish.kept[number // self._wish.count]
 
     def _accepted(
         self, pixels: UInt8[Tensor, "b H W 3"], kept: Sequence[str | None], showing: bool
@@ -281,7 +281,7 @@ class _Draw:
 
 
 def _write(
-    folder: Path, rows: Sequence[tuple[UInt8[Tensor, "... 3"], dict[str, Any]]], made: Mapping[str, Any], cost: Cost
+    folder: Path, rows: Sequence[tuple[UInt8[Tensor, "... 3"], dict[str, Any]]], about: Mapping[str, Any], cost: Cost
 ) -> None:
     """Images, ``metadata.jsonl``, ``run.json`` and the sheet, into an existing folder."""
     lines: list[dict[str, Any]] = []
@@ -290,7 +290,7 @@ def _write(
         Image.fromarray(pixels.numpy()).save(folder / name)
         lines.append({"file_name": name, **row})
     write_lines(folder / "metadata.jsonl", lines)
-    run = {"format": FORMAT, "edits": [], "split": "none", "strength": 1.0, "cost": asdict(cost), **made}
+    run = {"format": FORMAT, "edits": [], "split": "none", "strength": 1.0, "cost": asdict(cost), **about}
     write_json(folder / RUN, run)
     _sheet([pixels for pixels, _ in rows]).save(folder / SHEET)
 

@@ -16,13 +16,13 @@ from expunge.core.query import Query
 
 
 def of_images(
-    backbone: Backbone, edits: Sequence[Edit], queries: Sequence[Query], batch: int | None, **told: Any
+    backbone: Backbone, edits: Sequence[Edit], queries: Sequence[Query], batch: int | None, **about: Any
 ) -> str:
     """The fingerprint of a folder of images."""
     asked = [q.as_json() for q in queries]
     starts = [fingerprint({"start": q.start.image}) for q in queries if q.start is not None]
-    made = {"edits": [e.id for e in edits], "queries": asked, "starts": starts, "batch": batch}
-    return _digest({"model": _model(backbone), **made, **told})
+    drawn = {"edits": [e.id for e in edits], "queries": asked, "starts": starts, "batch": batch}
+    return _digest({"model": _model(backbone), **drawn, **about})
 
 
 def of_erasure(
@@ -36,16 +36,22 @@ def of_erasure(
 ) -> str:
     """The fingerprint of an erasure."""
     shown = {role: _files(folder) for role, folder in (images or {}).items()}
-    how = {"method": method, "version": eraser.version, "settings": settings_of(eraser), "seed": seed, "images": shown}
+    erasure = {
+        "method": method,
+        "version": eraser.version,
+        "settings": settings_of(eraser),
+        "seed": seed,
+        "images": shown,
+    }
     words = {"targets": [asdict(t) for t in targets], "retain": list(retain), "on": [e.id for e in backbone.edits]}
-    return _digest({"model": _model(backbone), **how, **words})
+    return _digest({"model": _model(backbone), **erasure, **words})
 
 
 def _model(backbone: Backbone) -> dict[str, Any]:
     """The model by its name, precision, the matrices that read text, and its files: these may be many gigabytes."""
-    told = {"name": backbone.name, "family": backbone.family, "dtype": str(backbone.dtype), "on": str(backbone.device)}
+    about = {"name": backbone.name, "family": backbone.family, "dtype": str(backbone.dtype), "on": str(backbone.device)}
     reads = fingerprint(backbone.tensors(backbone.text_inputs()))
-    return {**told, "reads": reads, "files": list(_sizes_and_times(backbone))}
+    return {**about, "reads": reads, "files": list(_sizes_and_times(backbone))}
 
 
 def _sizes_and_times(backbone: Backbone) -> Iterator[tuple[str, int, int]]:
@@ -53,8 +59,8 @@ def _sizes_and_times(backbone: Backbone) -> Iterator[tuple[str, int, int]]:
     path, parts = Path(backbone.name), backbone.parts if isinstance(backbone, PipelineBackbone) else ()
     for file in [path] if path.is_file() else sorted(f for part in parts for f in (path / part).glob("*")):
         if file.is_file():
-            told = file.stat()
-            yield str(file), told.st_size, told.st_mtime_ns
+            stat = file.stat()
+            yield str(file), stat.st_size, stat.st_mtime_ns
 
 
 def _files(folder: Path) -> Iterable[tuple[str, str]]:

@@ -56,7 +56,7 @@ def goal_of(words: Sequence[str], budget: int = 8, judge: str | None = None) -> 
     Raises:
         ExpungeError: if they are of another form.
     """
-    found: dict[str, float] = {}
+    shares: dict[str, float] = {}
     for word in words:
         match = re.fullmatch(r"\s*(esr@1|psr@1)=([-+]?\d*\.?\d+)\s*", word)
         low, high = (-1.0, 0.0) if match is not None and match[1] == "psr@1" else (0.0, 1.0)
@@ -64,10 +64,10 @@ def goal_of(words: Sequence[str], budget: int = 8, judge: str | None = None) -> 
             raise ExpungeError(
                 f"'{word}' is no goal: expected esr@1=0 to 1, or psr@1=-1 to 0 (points lost, as a share)"
             )
-        found[match[1]] = float(match[2])
-    if "esr@1" not in found:
+        shares[match[1]] = float(match[2])
+    if "esr@1" not in shares:
         raise ExpungeError(f"'{words[0]}' alone is no goal: expected how much to erase, such as esr@1=0.97")
-    return Goal(erased=100 * found["esr@1"], lost=-100 * found.get("psr@1", -0.05), budget=budget, judge=judge)
+    return Goal(erased=100 * shares["esr@1"], lost=-100 * shares.get("psr@1", -0.05), budget=budget, judge=judge)
 
 
 class Tried(NamedTuple):
@@ -90,7 +90,7 @@ class Tried(NamedTuple):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class SearchResult:
     """What a search gave."""
 
     edit: Edit
@@ -127,7 +127,7 @@ def search(
     seed: int = 0,
     on_step: Callable[[Step], None] | None = None,
     on_tried: Callable[[Tried], None] | None = None,
-) -> Found:
+) -> SearchResult:
     """Look for a strength that reaches ``goal``, from the settings of ``eraser`` on: doubled or halved, then in between.
 
     The first that reaches it is taken, else the nearest. The images that choose have other seeds and another phrase than those
@@ -168,12 +168,12 @@ def search(
             stacklevel=2,
         )
     if edit.provenance is not None:
-        told = {"goal": asdict(goal), "judge": looked.name, "neighbours": looked.kept, "first_seed": SEED}
-        told["shown_before"] = looked.drawn
-        told["tried"] = [t._asdict() for t in tried]
+        record = {"goal": asdict(goal), "judge": looked.name, "neighbours": looked.kept, "first_seed": SEED}
+        record["shown_before"] = looked.drawn
+        record["tried"] = [t._asdict() for t in tried]
         spent, seconds = backbone.cost - begun, round(time.perf_counter() - start, 3)
-        with_provenance(edit, replace(edit.provenance, search=told, cost=spent, seconds=seconds))
-    return Found(edit=edit, best=chosen, reached=reached, tried=sorted(tried, key=lambda t: t.times))
+        with_provenance(edit, replace(edit.provenance, search=record, cost=spent, seconds=seconds))
+    return SearchResult(edit=edit, best=chosen, reached=reached, tried=sorted(tried, key=lambda t: t.times))
 
 
 def _at(eraser: Eraser, times: float, tried: Sequence[Tried]) -> Eraser | None:
@@ -232,8 +232,8 @@ class _Looked:
 
     def _shown(self, seen: Mapping[str, check.Images]) -> Interval:
         """Percent of all these images that show their word."""
-        found = check.rate([check.shown(self.judge, word, images) for word, images in seen.items()])
-        return Interval(0.0, 0.0, 100.0) if found is None else found
+        rate = check.rate([check.shown(self.judge, word, images) for word, images in seen.items()])
+        return Interval(0.0, 0.0, 100.0) if rate is None else rate
 
     def at(self, times: float, settings: Mapping[str, Any], edit: Edit) -> Tried:
         """What ``edit`` gives."""

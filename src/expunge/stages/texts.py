@@ -34,17 +34,17 @@ def tell_of(backbone: Backbone, prompts: Sequence[str]) -> None:
     cut = [(prompt, lost) for prompt, lost in zip(known, backbone.cut(known), strict=True) if lost]
     if cut:
         prompt, lost = map(_short, cut[0])
-        told = f"{len(cut)} of {len(known)} prompts are longer than {backbone.name}'s text encoder reads"
-        warnings.warn(f"{told}: of '{prompt}' it cuts '{lost}'", ExpungeWarning, stacklevel=3)
+        long = f"{len(cut)} of {len(known)} prompts are longer than {backbone.name}'s text encoder reads"
+        warnings.warn(f"{long}: of '{prompt}' it cuts '{lost}'", ExpungeWarning, stacklevel=3)
     _tell_of_marks(known)
 
 
 def _tell_of_marks(texts: Sequence[str]) -> None:
-    marked = [(text, found[0]) for text in texts if (found := MARKS.search(text))]
+    marked = [(text, match[0]) for text in texts if (match := MARKS.search(text))]
     if marked:
         text, mark = map(_short, marked[0])
-        told = f"weights and tags of other programs are read as plain text, in {len(marked)} of {len(texts)} texts"
-        warnings.warn(f"{told}: '{mark}' in '{text}'", ExpungeWarning, stacklevel=4)
+        weighted = f"weights and tags of other programs are read as plain text, in {len(marked)} of {len(texts)} texts"
+        warnings.warn(f"{weighted}: '{mark}' in '{text}'", ExpungeWarning, stacklevel=4)
 
 
 def _short(text: str) -> str:

@@ -130,32 +130,32 @@ class Check:
     @property
     def loss(self) -> Loss | None:
         """What the neighbours lost that the model draws well; None if there is none that a judge knows."""
-        told = [(k.word, k.before.value, k.after.value) for k in self.kept if k.measure and k.before and k.after]
-        if not told:
+        rates = [(k.word, k.before.value, k.after.value) for k in self.kept if k.measure and k.before and k.after]
+        if not rates:
             return None
-        words, before, after = zip(*told, strict=True)
+        words, before, after = zip(*rates, strict=True)
         return Loss(", ".join(words), mean(before), mean(after))
 
     @property
     def problems(self) -> list[str]:
         """What is wrong, each in a line with its figures."""
-        found: list[str] = []
+        lines: list[str] = []
         for target in self.targets:
             if target.moved < STILL:
-                found.append(
+                lines.append(
                     f"the edit changes next to nothing: images of {target.word} moved by {100 * target.moved:.1f} % of the "
                     f"difference between two seeds (expected {100 * STILL:.0f} % or more)"
                 )
             elif target.after is not None and (target.there or target.partly):
-                found.append(
+                lines.append(
                     f"{target.word} is still shown in {target.after.value:.0f} % of images (expected {GONE:.0f} % or less)"
                 )
         if self.ruined:
-            found.append(
+            lines.append(
                 f"only {self.pictures:.0f} % of the images are pictures, before {self.pictures_before:.0f} %: "
                 f"expected {WHOLE:.0f} % or more (a smaller step?)"
             )
-        return found + self._harm
+        return lines + self._harm
 
     @property
     def _harm(self) -> list[str]:
@@ -192,9 +192,9 @@ class Check:
             elif not one.measure:
                 parts.append(f"{one.word} is drawn in {one.before.value:.0f} % before: no measure")
         parts += ["neighbours suffer"] if self._harm else []
-        return f"{'; '.join(parts)} ({self._told()}, n = {self.images} a word)"
+        return f"{'; '.join(parts)} ({self._judged_by()}, n = {self.images} a word)"
 
-    def _told(self) -> str:
+    def _judged_by(self) -> str:
         if self.judge is None:
             return "no judge told"
         strange = [s.word for s in (*self.targets, *self.kept) if s.before is None]
@@ -218,8 +218,8 @@ class Check:
 
 def _moved(share: float) -> str:
     """How far images moved, in words."""
-    told = f"images moved by {100 * share:.0f} % of the difference between two seeds"
-    return f"unchanged, {told}" if share < STILL else told
+    moved = f"images moved by {100 * share:.0f} % of the difference between two seeds"
+    return f"unchanged, {moved}" if share < STILL else moved
 
 
 def mean(values: Sequence[float]) -> float:

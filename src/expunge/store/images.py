@@ -17,6 +17,7 @@ from expunge.core.errors import ExpungeError
 from expunge.core.query import Query, Shot
 from expunge.store.atomic import read_lines, write_lines
 from expunge.store.listing import METADATA, ROLES, Listed, read_any_listed, read_listed
+from expunge.store.marks import fitted, read_boxes, read_mask
 from expunge.store.pixels import read_pixels
 
 
@@ -129,7 +130,7 @@ def read_images(folder: Path, role: str | None = None) -> list[Shot]:
     Raises:
         ExpungeError: if it has none, a line is damaged, or a path leads out of the folder.
     """
-    return [_shot(listed) for listed in read_listed(folder, role)]
+    return [_shot(listed, folder) for listed in read_listed(folder, role)]
 
 
 def read_any_images(folder: Path, size: tuple[int, int] | None = None, role: str | None = None) -> list[Shot]:
@@ -140,12 +141,29 @@ def read_any_images(folder: Path, size: tuple[int, int] | None = None, role: str
     Raises:
         ExpungeError: if there is none.
     """
-    return [_shot(listed, size) for listed in read_any_listed(folder, role)]
+    return [fitted(_shot(listed, folder), size) for listed in read_any_listed(folder, role)]
 
 
-def _shot(listed: Listed, size: tuple[int, int] | None = None) -> Shot:
-    pixels = partial(read_pixels, listed.path, size)
-    return Shot(path=listed.path, pixels=pixels, prompt=listed.prompt, seed=listed.seed, label=listed.label)
+def _shot(listed: Listed, folder: Path) -> Shot:
+    """An image of a folder with its marks."""
+    try:
+        boxes, mask = read_boxes(listed.row), listed.row.get("mask_file_name")
+        masked = None if mask is None else (folder / str(mask)).resolve()
+    except (OSError, TypeError, ValueError, OverflowError) as error:
+        raise ExpungeError(f"{listed.line} is damaged: expected file_name, prompt and seed ({error})") from error
+    if masked is not None and not masked.is_relative_to(folder.resolve()):
+        raise ExpungeError(f"{listed.line} names '{mask}', which leads out of the folder: expected a file in it")
+    if masked is not None and not masked.is_file():
+        raise ExpungeError(f"{listed.line} names '{mask}', which does not exist")
+    return Shot(
+        path=listed.path,
+        pixels=partial(read_pixels, listed.path),
+        prompt=listed.prompt,
+        seed=listed.seed,
+        label=listed.label,
+        boxes=boxes,
+        mask=None if masked is None else partial(read_mask, masked, listed.path),
+    )
 
 
 def read_pairs(unsafe: Path, safe: Path, size: tuple[int, int] | None = None) -> list[tuple[Shot, Shot]]:

@@ -47,6 +47,8 @@ class Listed(NamedTuple):
     label: str | None
     row: Mapping[str, Any]
     """Its whole line of metadata; empty if there is none."""
+    line: str = ""
+    """What errors call that line."""
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -99,7 +101,7 @@ def _listed(folder: Path, line: str, row: Mapping[str, Any]) -> Listed:
         raise ExpungeError(f"{line} names '{name}', which leads out of the folder: expected a file in it")
     if not there:
         raise ExpungeError(f"{line} names '{name}', which does not exist")
-    return Listed(path, prompt, seed, label, row)
+    return Listed(path, prompt, seed, label, row, line)
 
 
 def _pair(file: Path, row: Mapping[str, Any]) -> int:

@@ -31,6 +31,21 @@ def read_pixels(path: Path, size: tuple[int, int] | None = None) -> UInt8[Tensor
         raise _unreadable(path, error) from error
 
 
+def shown_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image as `read_pixels` reads it.
+
+    Raises:
+        ExpungeError: if it is not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # by a quarter, as its EXIF says
+            return (width, height) if turned else (height, width)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
 def read_views(path: Path) -> Iterator[UInt8[Tensor, "H W 3"]]:
     """All that an image file shows: each frame as in `read_pixels`, and what lies under transparency, which many loaders show.
 

@@ -14,6 +14,7 @@ from expunge.core.cost import Cost
 from expunge.core.edit import Edit
 from expunge.core.eraser import LATER, Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_positive
+from expunge.core.knowledge import Kind, Knowledge
 from expunge.erasers.kpop.erasure import Erasure
 from expunge.erasers.kpop.prompts import BLOCKS, Halves, Place, Scope, Values, check_place, injected
 from expunge.erasers.kpop.recovery import Recovery
@@ -56,6 +57,11 @@ class KPOP(Eraser):
     )
     has_key: ClassVar[bool] = True
     requires: ClassVar[Sequence[str]] = ("cross-attention",)
+    knows: ClassVar[Mapping[str, Kind]] = {"neutral": "anchor", "templates": "phrases", "retain_random": "random_texts"}
+    tuning: ClassVar[Sequence[str]] = (
+        *("goal", "keep", "place", "k", "halves", "retain_weight", "retain_points"),
+        *("prompt_scope", "prompt_values", "prompt_std", "prompt_lr", "prompt_steps", "prompt_optimizer"),
+    )
     neutral: str = "a photo"
     """What targets become when they name no anchor of their own, c_n."""
     goal: Literal["neutral", "esd"] = "neutral"
@@ -139,6 +145,12 @@ class KPOP(Eraser):
     @override
     def shares_key(self) -> bool:
         return self.prompt_scope == "shared"
+
+    @override
+    def knowledge(self) -> Knowledge:
+        """Of its own anchor only where that is the goal: ESD's is the target's own prediction."""
+        known = super().knowledge()
+        return replace(known, anchor=None) if self.goal == "esd" else known
 
     @override
     def check(self, backbone: Backbone) -> None:

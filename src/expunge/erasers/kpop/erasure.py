@@ -155,7 +155,7 @@ class Erasure:
         with self.backbone.weights(self.student.tensors()):
             terms = {"erase": mse(ask(points.x, points.t, cond), frozen.goal)}
             if frozen.target is not None:
-                prompted = self.transfer.told(points, self.transfer.learned.values())
+                prompted = self.transfer.prompted(points, self.transfer.learned.values())
                 terms["keep"] = mse(ask(points.x, points.t, prompted), frozen.target)
             elif method.keep == "weights":
                 terms["keep"] = self.student.squared_distance(self.origin)

@@ -37,8 +37,8 @@ class Network:
 
     def prompts(self) -> dict[str, Tensor]:
         """The prompt of each concept; differentiable in the weights."""
-        made = amortised(self.weights, torch.stack(list(self.texts.values())))
-        return dict(zip(self.texts, made.unflatten(1, self.shape[:-1]), strict=True))
+        prompts = amortised(self.weights, torch.stack(list(self.texts.values())))
+        return dict(zip(self.texts, prompts.unflatten(1, self.shape[:-1]), strict=True))
 
 
 def random_network(
@@ -57,6 +57,6 @@ def random_network(
     drawn = {name: torch.randn(size, generator=generator) / math.sqrt(size[-1]) for name, size in sizes.items()}
     drawn |= {"queries": drawn["queries"] * math.sqrt(WIDTH), "bias": torch.zeros(HIDDEN)}
     weights = {name: weight.to(like) for name, weight in drawn.items()}
-    made = torch.stack(list(Network(weights=weights, texts=texts, shape=shape).prompts().values()))
-    weights["out"] = weights["out"] * (std / float(made.float().std()))
+    prompts = torch.stack(list(Network(weights=weights, texts=texts, shape=shape).prompts().values()))
+    weights["out"] = weights["out"] * (std / float(prompts.float().std()))
     return Network(weights=weights, texts=texts, shape=shape)

@@ -46,9 +46,9 @@ class Recovery(Key):
     @override
     def fields(self) -> dict[str, Any]:
         order = list(self.prompts)  # which a file of tensors does not keep
-        told = {"place": self.place, "halves": self.halves, "only": self.only, "concepts": order}
-        made = {} if self.network is None else {"shape": list(self.network.shape)}
-        return {"eraser": self.eraser, "salt": self.salt, **told, **made}
+        reading = {"place": self.place, "halves": self.halves, "only": self.only, "concepts": order}
+        network = {} if self.network is None else {"shape": list(self.network.shape)}
+        return {"eraser": self.eraser, "salt": self.salt, **reading, **network}
 
     @override
     def tensors(self) -> dict[str, Tensor]:
@@ -109,7 +109,7 @@ class Recovery(Key):
     ) -> tuple[Conditioning, Conditioning]:
         if "kpop" not in state:
             state["kpop"] = self._named(backbone, cond)
-        which = torch.tensor([-1 if found is None else found.concept for found in state["kpop"]])
+        which = torch.tensor([-1 if one is None else one.concept for one in state["kpop"]])
         which = which.to(cond.embeds.device)
         rows = which >= 0
         if not rows.any():
@@ -122,11 +122,11 @@ class Recovery(Key):
 
     def _said(self, backbone: Backbone, cond: Conditioning, tokens: Tensor, state: dict[str, Any]) -> Conditioning:
         """``cond`` with each row that names a concept encoded anew, once a generation, its tokens among the words."""
-        rows = [i for i, found in enumerate(state["kpop"]) if found is not None]
+        rows = [i for i, one in enumerate(state["kpop"]) if one is not None]
         if "kpop said" not in state:
             if cond.tokens is None:
                 raise ExpungeError("an embedding has no words that a prompt could stand behind: expected a text")
-            last = [found.last for found in state["kpop"] if found is not None]
+            last = [one.last for one in state["kpop"] if one is not None]
             state["kpop said"] = spoken(backbone, cond.tokens[rows], tokens[rows], last)
         said: Conditioning = state["kpop said"]
         embeds = cond.embeds.clone()
@@ -149,12 +149,12 @@ class Recovery(Key):
             return [Named(only, 0) for _ in cond.embeds]
         words = words_of(backbone, names)
         longest = sorted(range(len(names)), key=lambda i: -len(words[i])) if only is None else [only]
-        found: list[Named | None] = []
+        rows: list[Named | None] = []
         for text, end in zip(cond.tokens.tolist(), backbone.end(cond.tokens).tolist(), strict=True):
             ends = ((i, last_word(text, words[i])) for i in longest)
             named = next((Named(i, last) for i, last in ends if last is not None), None)
-            found.append(Named(only, end - 1) if named is None and only is not None else named)
-        return found
+            rows.append(Named(only, end - 1) if named is None and only is not None else named)
+        return rows
 
 
 class Named(NamedTuple):

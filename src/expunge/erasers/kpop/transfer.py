@@ -43,10 +43,10 @@ class Transfer:
         self.start = self.prompts.start(std, task, like)
         self.learned = Learned(self.start, method.prompt_lr, method.prompt_optimizer)
 
-    def told(self, points: Points, learned: Mapping[str, Tensor]) -> Conditioning:
+    def prompted(self, points: Points, learned: Mapping[str, Tensor]) -> Conditioning:
         """Each point's text with the prompt of its concept: what follows the predictor's ``c_e`` is ``c_e, p``."""
-        made = list(self.prompts.of(learned).values())
-        tokens = torch.stack([made[c // self.ways] for c in points.concept.tolist()])
+        prompts = list(self.prompts.of(learned).values())
+        tokens = torch.stack([prompts[c // self.ways] for c in points.concept.tolist()])
         cond = self.targets.rows(points.concept)
         if cond.tokens is not None and self.last:
             return spoken(self.backbone, cond.tokens, tokens, [self.last[c] for c in points.concept.tolist()])
@@ -56,7 +56,7 @@ class Transfer:
         """Update the prompts against the model as it stands; returns the last loss."""
         value = 0.0
         for _ in range(self.method.prompt_steps):
-            answer = self.backbone.predict(points.x, points.t, self.told(points, self.learned.tensors()))
+            answer = self.backbone.predict(points.x, points.t, self.prompted(points, self.learned.tensors()))
             loss = mse(answer, wanted)  # Eq. 5
             value = self.learned.descend(loss, pace(self.method.decay, index, self.method.iterations))  # Eq. 6
         return value
@@ -76,17 +76,17 @@ class Transfer:
 
     def warnings(self) -> list[str]:
         """Say which prompts hardly moved: then the key is noise."""
-        found: list[str] = []
+        lines: list[str] = []
         first = self.prompts.of(self.start)
         for name, p in self.prompts.of(self.learned.values()).items():
             start = first[name].float()
             moved = float((p.float() - start).norm() / max(start.norm(), p.float().norm()))
             if moved < 0.01:
-                found.append(
+                lines.append(
                     f"the prompt of '{name}' moved by {100 * moved:.2g} % of its norm, so the key is little more than noise: "
                     "expected at least 1 % (a larger prompt_lr, or more iterations)"
                 )
-        return found
+        return lines
 
 
 def _last_words(backbone: Backbone, texts: Conditioning, names: Sequence[str], ways: int) -> list[int]:
@@ -97,13 +97,13 @@ def _last_words(backbone: Backbone, texts: Conditioning, names: Sequence[str], w
     """
     words = words_of(backbone, names)
     rows = [] if texts.tokens is None else texts.tokens.tolist()
-    found = [last_word(row, words[i // ways]) for i, row in enumerate(rows)]
-    missing = next((i for i, last in enumerate(found) if last is None), None)
+    positions = [last_word(row, words[i // ways]) for i, row in enumerate(rows)]
+    missing = next((i for i, last in enumerate(positions) if last is None), None)
     if missing is not None:
         raise ExpungeError(
             f"a phrase hides the words '{names[missing // ways]}': expected templates with {{}} by itself"
         )
-    return [last for last in found if last is not None]
+    return [last for last in positions if last is not None]
 
 
 class Lesson(NamedTuple):

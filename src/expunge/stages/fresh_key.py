@@ -1,4 +1,4 @@
-"""Relearn: an edited model and a method with keys in; a key that was learned without the private one out."""
+"""Fresh key: an edited model and a method with keys in; a key that was learned without the private one out."""
 
 import time
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from expunge.stages.erase import check_model
 from expunge.store import with_provenance
 
 
-def fresh_key(
+def learn(
     backbone: Backbone, method: str, eraser: Eraser, targets: Sequence[Concept], edits: Sequence[Edit], seed: int = 0
 ) -> Key:
     """A key to the model with ``edits``, learned anew with the settings of ``eraser``: how cheaply does a concept come back?

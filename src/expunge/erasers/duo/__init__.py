@@ -5,24 +5,22 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
-from jaxtyping import Float, Real, UInt8
+from jaxtyping import Float, Real
 from torch import Tensor
-from torch.nn import functional
 from typing_extensions import override
 
 from expunge.core.backbone import Backbone, Conditioning
 from expunge.core.catalog import Paper
 from expunge.core.concept import Concept, phrases
 from expunge.core.cost import Cost
-from expunge.core.eraser import Eraser, Redrawn, Step, Task
+from expunge.core.eraser import Eraser, Redrawn, Step, Task, Wish
 from expunge.core.errors import ExpungeError, check_counts, check_positive
-from expunge.core.query import Shot
+from expunge.core.knowledge import Kind
+from expunge.erasers.duo.pairs import SAFE, UNSAFE, Cut, Pairs, Texts
 from expunge.maths import preference
 from expunge.maths.preference import Changes, NoGrad, row_errors
 from expunge.maths.training import Learned, thin
 
-SAFE, UNSAFE = "safe", "unsafe"
-"""The roles of a pair's images."""
 SIDES = {"dpo": (SAFE, UNSAFE), "kto": (SAFE, UNSAFE), "both": (SAFE, UNSAFE), "finetune": (SAFE,), "ascent": (UNSAFE,)}
 """The images that each loss looks at."""
 COMPARED: Mapping[str, Callable[[Changes, float], Tensor]] = {"dpo": preference.dpo, "kto": preference.kto}
@@ -56,14 +54,6 @@ class _Batch(NamedTuple):
     """What squared errors are multiplied by."""
 
 
-class _Cut(NamedTuple):
-    """How both images of a pair are turned and cut."""
-
-    flipped: bool
-    left: float
-    top: float
-
-
 @final
 @dataclass(frozen=True, kw_only=True)
 class DUO(Eraser):
@@ -89,6 +79,11 @@ class DUO(Eraser):
         "2407.21035",
         "https://github.com/naver-ai/DUO",
     )
+    knows: ClassVar[Mapping[str, Kind]] = {"anchor": "anchor", "base_random": "random_texts"}
+    tuning: ClassVar[Sequence[str]] = (
+        *("loss", "base_lr", "base_lamb", "base_keep", "dynamic_lamb", "no_grad", "timesteps", "t_max"),
+        *("texts", "prompt", "pairs", "strength", "crop", "bank", "flow"),
+    )
     loss: Literal["dpo", "kto", "finetune", "ascent", "both"] = "dpo"
     """What is minimised: the preference, its KTO variant (one timestep a batch, safe images averaged), or a baseline on the
     same pairs: the error on safe images, minus that on unsafe ones, or both."""
@@ -112,7 +107,7 @@ class DUO(Eraser):
     """Whether the images of a pair have a timestep each (the code), or one (Diffusion-DPO)."""
     t_max: int = 750
     """Timesteps are drawn below this, of 1000."""
-    texts: Literal["empty", "given", "unsafe"] = "empty"
+    texts: Texts = "empty"
     """What images are denoised with: the empty prompt (the code), the prompts they were made with (the paper), or both with the
     unsafe one's (Diffusion-DPO: one prompt, two images), so that what it asks for becomes the safe image."""
     anchor: str = ""
@@ -188,7 +183,7 @@ class DUO(Eraser):
         return {"lr": self.lr, "lamb": self.lamb, **self._scaled()}
 
     @override
-    def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[str | Redrawn]]:
+    def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[Wish]]:
         asked: list[str] = []
         redrawn: list[Redrawn] = []
         for target in targets:
@@ -211,7 +206,7 @@ class DUO(Eraser):
 
     @override
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:
-        pairs = _Pairs(backbone, task, self)
+        pairs = self.paired(backbone, task)
         start = thin(backbone, backbone.layers(self._layers(backbone)), self.rank, task.generator("duo"), "gaussian")
         student = Learned(start, self.lr, "adamw", {"weight_decay": self.weight_decay})
         first, scale = 0, self.alpha / self.rank
@@ -236,13 +231,18 @@ class DUO(Eraser):
                 state=lambda index=index: {**student.state("student"), "next": torch.tensor(index + 1)},
             )
 
-    def _batch(self, backbone: Backbone, task: Task, pairs: "_Pairs", number: int) -> _Batch:
+    def paired(self, backbone: Backbone, task: Task) -> Pairs:
+        """The pairs of ``task``, as the settings have them looked at."""
+        sides = SIDES[self.loss]
+        return Pairs(backbone, task, sides=sides, texts=self.texts, flip=self.flip, crop=self.crop)
+
+    def _batch(self, backbone: Backbone, task: Task, pairs: Pairs, number: int) -> _Batch:
         """What update ``number`` is about: the same noise for both images of a pair, and for the row of pure noise."""
         generator = task.generator("duo", number)
         which = [_shuffled(task, "duo pairs", number * self.batch + i, pairs.count) for i in range(self.batch)]
         noise = torch.randn((self.batch, *pairs.shape), generator=generator).to(backbone.device)
         times = self._times(backbone, generator)
-        cuts = [_Cut(bool(f < 0.5), x, y) for f, x, y in torch.rand(self.batch, 3, generator=generator).tolist()]
+        cuts = [Cut(bool(f < 0.5), x, y) for f, x, y in torch.rand(self.batch, 3, generator=generator).tolist()]
         sides, random = SIDES[self.loss], self.batch if self.base_random else 0
         x0 = {
             side: torch.cat([pairs.latents(side, i, cut) for i, cut in zip(which, cuts, strict=True)])
@@ -349,70 +349,3 @@ def _shuffled(task: Task, purpose: str, number: int, among: int) -> int:
     """The ``number``-th of an endless row of numbers below ``among``: all of them in random order, again and again."""
     order = torch.randperm(among, generator=task.generator(purpose, number // among))
     return int(order[number % among])
-
-
-@final
-class _Pairs:
-    """Latents and texts of the pairs; an image is encoded once for each way it is turned."""
-
-    def __init__(self, backbone: Backbone, task: Task, eraser: DUO) -> None:
-        """Take the images of ``task``.
-
-        Raises:
-            ExpungeError: if they are not in pairs, or lack the prompts that the settings ask for.
-        """
-        self._backbone, self._eraser = backbone, eraser
-        self._shots: dict[str, Sequence[Shot]] = {side: task.images[side] for side in (SAFE, UNSAFE)}
-        self.count = len(self._shots[SAFE])
-        if self.count != len(self._shots[UNSAFE]) or not self.count:
-            raise ExpungeError(
-                f"duo has {len(self._shots[UNSAFE])} unsafe images and {self.count} safe ones: expected pairs (`expunge pairs`)"
-            )
-        self._known: dict[tuple[str, int, bool], Tensor] = {}
-        self.shape = self.latents(SAFE, 0, _Cut(False, 0, 0), whole=True).shape[1:]
-        self.texts = [""]
-        if eraser.texts != "empty":
-            self.texts += sorted({s.prompt for side in SIDES[eraser.loss] for s in self._named(side)} - {""})
-            if len(self.texts) == 1:
-                raise ExpungeError(
-                    f"duo's texts are '{eraser.texts}', and the images have no prompts: expected some that have, or texts "
-                    "'empty'"
-                )
-        with torch.no_grad():
-            null = backbone.unconditional()
-            self.cond = null if len(self.texts) == 1 else null.join(backbone.encode(self.texts[1:]))
-        """The empty prompt, and then the images' own."""
-
-    def latents(self, side: str, pair: int, cut: _Cut, whole: bool = False) -> Float[Tensor, "1 c h w"]:
-        """Latents of one image, cut unless ``whole``."""
-        flipped = cut.flipped and self._eraser.flip
-        if self._eraser.crop < 1 and not whole:
-            return self._encoded(side, pair, flipped, cut)
-        if (side, pair, flipped) not in self._known:
-            self._known[side, pair, flipped] = self._encoded(side, pair, flipped, None)
-        return self._known[side, pair, flipped]
-
-    def _encoded(self, side: str, pair: int, flipped: bool, cut: _Cut | None) -> Float[Tensor, "1 c h w"]:
-        pixels = self._shots[side][pair].pixels()
-        pixels = pixels.flip(1) if flipped else pixels
-        return self._backbone.encode_image((pixels if cut is None else cropped(pixels, self._eraser.crop, cut))[None])
-
-    def rows(self, which: Sequence[int], sides: Sequence[str]) -> list[int]:
-        """Rows of `cond` for the images of some pairs."""
-        if self._eraser.texts == "empty":
-            return [0] * (len(which) * len(sides))
-        return [self.texts.index(self._named(side)[i].prompt) for side in sides for i in which]
-
-    def _named(self, side: str) -> Sequence[Shot]:
-        """The images whose prompts the images of ``side`` are denoised with."""
-        return self._shots[UNSAFE if self._eraser.texts == "unsafe" else side]
-
-
-def cropped(pixels: UInt8[Tensor, "H W 3"], share: float, cut: _Cut) -> UInt8[Tensor, "H W 3"]:
-    """The window of ``share`` of each side at a place from 0 to 1, enlarged to the image's size."""
-    height, width = pixels.shape[:2]
-    h, w = max(1, round(height * share)), max(1, round(width * share))
-    top, left = round(cut.top * (height - h)), round(cut.left * (width - w))
-    window = pixels[top : top + h, left : left + w].permute(2, 0, 1)[None].float()
-    scaled = functional.interpolate(window, (height, width), mode="bilinear", antialias=True)[0]
-    return scaled.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)

@@ -1,0 +1,41 @@
+"""`expunge clean`: what finished jobs take on disk."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import OmitArgPrefixes, UseAppendAction
+
+from expunge.cli.options import Talk, parse
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clean:
+    """Show what finished jobs take on disk, and free it."""
+
+    room: UseAppendAction[
+        tuple[
+            Literal["pairs", "erase", "memory", "attack", "relearn", "generate", "measure", "analyse", "leftovers"], ...
+        ]
+    ] = ()
+    """What to delete: pairs, edits, counts of memory, attacks, fresh keys, images, measurements, analyses, or leftovers of
+    killed runs. Repeat for several. Nothing if not given."""
+    store: Path = Path("runs/store")
+    """Folder of finished jobs."""
+    talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
+
+
+def clean(argv: list[str]) -> None:
+    """``expunge clean``."""
+    options = parse(Clean, argv, "expunge clean")
+    from expunge.jobs import disk
+
+    freed = disk.clean(options.store, options.room) if options.room else 0
+    left = disk.disk(options.store)
+    lines = [f"{room:10} {r.jobs:>6} jobs {r.bytes / 1e6:>10.1f} MB" for room, r in left.items()]
+    if options.room:
+        lines.append(f"freed {freed / 1e6:.1f} MB")
+    options.talk.result(
+        {"freed_bytes": freed, "rooms": {room: r._asdict() for room, r in left.items()}},
+        "\n".join(lines) or f"{options.store}: nothing",
+    )

@@ -1,0 +1,164 @@
+"""Bench: run a plan's jobs, each once, and put their records and a table together."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from expunge.core.errors import ExpungeError
+from expunge.executors.executor import Executor
+from expunge.executors.gathered import gathered, wanted
+from expunge.executors.machine import usable_cores
+from expunge.executors.pace import Pace, pace
+from expunge.executors.serial import Serial
+from expunge.executors.workers import Workers
+from expunge.jobs import Job, Workspace, in_order
+from expunge.jobs.workspace import model
+from expunge.plans.check import checked
+from expunge.plans.expand import Measurement, expanded
+from expunge.plans.read import typed
+from expunge.plans.schema import Plan
+from expunge.results import summary
+from expunge.results.files import PLAN
+from expunge.store import FORMAT, read_json, write_json
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands, whenever a job begins or ends."""
+
+    done: int
+    total: int
+    running: Sequence[Job]
+    """Jobs that are being done, what began first first."""
+    seconds_left: float
+    """What all that is not done should take; what was finished before the run is in none of these."""
+
+
+def executor(workers: int | None, device: str) -> Executor:
+    """What runs jobs: ``workers`` processes, as many as there are cores if not given, but one here for a GPU.
+
+    Raises:
+        ExpungeError: if ``workers`` is below 1.
+    """
+    if workers is not None and workers < 1:
+        raise ExpungeError(f"--workers {workers}: expected 1 or more")
+    count = (usable_cores() if device == "cpu" else 1) if workers is None else workers
+    return Serial() if count == 1 else Workers(count=count)
+
+
+def waiting(measurements: Sequence[Measurement], at: Workspace) -> list[Job]:
+    """The jobs still to be run, in order; what only finished measurements stand on is not made again."""
+    return in_order((m.job for m in measurements), lambda job: job.result(at) is not None)
+
+
+def run(
+    plan: Plan,
+    store: Path,
+    out: Path,
+    *,
+    workers: int | None = 1,
+    device: str = "cpu",
+    changed: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Run what is missing and write ``records.jsonl``, ``summary.jsonl`` and ``table.md``; returns the summary's rows.
+
+    Killed at any moment and started again, it ends with the same numbers, bit for bit on the same machine with as many threads.
+
+    Args:
+        plan: what to run.
+        store: folder of finished jobs.
+        out: folder of the results.
+        workers: jobs at a time, each in a process of one thread; None for as many as there are cores; 1 for one after another
+            in this process.
+        device: where models are put; no part of a job's key.
+        changed: accept that the plan's text is another than that of the results in ``out``.
+        on_progress: told whenever a job begins or ends.
+
+    Raises:
+        ExpungeError: if ``out`` belongs to another plan or to an earlier text of this one, unless ``changed``.
+    """
+    at, runs = Workspace(store=store, device=device), executor(workers, device)
+    read = checked(plan)
+    measurements = expanded(read, device)
+    _claim(plan, out, changed)
+    todo = waiting(measurements, at)
+    at_once = runs.count if isinstance(runs, Workers) else 1
+    runs.run(todo, at, _Watch(todo, on_progress, at_once, lambda: plan_pace(plan, read.image_dtype, at)))
+    return summary.write(wanted(read), gathered(measurements, at), out)
+
+
+def again(plan: Plan, results: Path, out: Path) -> list[dict[str, Any]]:
+    """Judge the claims of ``plan`` and draw its figures from the records and summary in ``results``, and run nothing.
+
+    Raises:
+        ExpungeError: if the file is no JSON Lines, has no summary or another plan's; or if ``out`` holds a run's results.
+    """
+    return summary.write_again(wanted(checked(plan)), results, out)
+
+
+def plan_pace(plan: Plan, image_dtype: str, at: Workspace) -> Pace:
+    """How long a plan's jobs take here."""
+    hashes = {model(plan.model, dtype, at.device).identity() for dtype in (plan.dtype, image_dtype)}
+    return pace(lambda: model(plan.model, plan.dtype, at.device), hashes, at)
+
+
+def _claim(plan: Plan, out: Path, changed: bool) -> None:
+    """Write down which plan the results in ``out`` belong to."""
+    file = out / PLAN
+    if file.is_file() and not changed and not _same(plan, read_json(file)):
+        raise ExpungeError(
+            f"'{out}' holds results of another text of this plan: expected the same text, another --out, or --changed "
+            "(finished jobs that it still asks for are kept)"
+        )
+    write_json(file, {"format": FORMAT, **plan.source, "model": plan.model}, overwrite=True)
+
+
+def _same(plan: Plan, kept: Mapping[str, Any]) -> bool:
+    """Whether the plan that results were kept with says the same."""
+    try:
+        return typed("plan", {name: value for name, value in kept.items() if name != "format"}) == plan
+    except ExpungeError:
+        return False
+
+
+@final
+class _Watch:
+    """Counts jobs as they begin and end, and tells what is left."""
+
+    def __init__(
+        self,
+        todo: Sequence[Job],
+        on_progress: Callable[[Progress], None] | None,
+        at_once: int,
+        times: Callable[[], Pace],
+    ) -> None:
+        self._left = {job.key: job for job in todo}
+        self._total, self._at_once = len(todo), at_once
+        self._running: dict[str, Job] = {}
+        self._tell, self._pace = on_progress, None if on_progress is None else times()
+        if not todo:
+            self._say()
+
+    def started(self, job: Job) -> None:
+        """A job begins."""
+        self._running[job.key] = job
+        self._say()
+
+    def finished(self, job: Job, result: Mapping[str, Any]) -> None:
+        """A job is done."""
+        del self._left[job.key], self._running[job.key]
+        if self._pace is not None:
+            self._pace.add(job, job.cost.equivalents, result["seconds"])
+        self._say()
+
+    def _say(self) -> None:
+        if self._tell is None or self._pace is None:
+            return
+        seconds = [self._pace.seconds(job) for job in self._left.values()]
+        left = max(max(seconds, default=0.0), sum(seconds) / self._at_once)
+        done = self._total - len(self._left)
+        running = tuple(self._running.values())
+        self._tell(Progress(done=done, total=self._total, running=running, seconds_left=left))

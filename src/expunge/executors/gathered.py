@@ -1,0 +1,88 @@
+"""What a plan's jobs left in the store, gathered as finished measurements; nothing is run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from expunge.core.cost import Cost
+from expunge.core.errors import ExpungeError
+from expunge.jobs import GenerateJob, Job, MeasureJob, Workspace, in_order
+from expunge.jobs.workspace import IMAGES
+from expunge.plans.expand import Measurement
+from expunge.plans.opened import OpenedPlan
+from expunge.results.files import FIGURES
+from expunge.results.finished import Finished, Spent, Wanted
+from expunge.store import EDIT
+
+
+def wanted(read: OpenedPlan) -> Wanted:
+    """What a plan wants to be told of its measurements."""
+    plan = read.plan
+    return Wanted(
+        about=plan.about,
+        methods=plan.grid.method,
+        sets=[str(more.group) for more in read.more],
+        compare=plan.compare,
+        by_split=plan.by_split,
+        claims=plan.claims,
+        figures=plan.figures,
+        histograms=plan.histograms,
+        published=read.published,
+    )
+
+
+def gathered(measurements: Sequence[Measurement], at: Workspace) -> list[Finished]:
+    """The finished measurements of a plan, with what the jobs that they stand on took.
+
+    Raises:
+        ExpungeError: if one of them has no result in the store.
+    """
+    return [_finished(measurement, at) for measurement in measurements]
+
+
+def _finished(measurement: Measurement, at: Workspace) -> Finished:
+    """One measurement, from its stored result."""
+    job = measurement.job
+    result = job.result(at)
+    if result is None:
+        raise ExpungeError(f"'{job.folder(at)}' has no result: expected job {job.key[:8]} to be done first")
+    spent = _spent(measurement, at)
+    measured = job.images if isinstance(job, MeasureJob) else job.key
+    images = next((up for up in job.upstream if isinstance(up, GenerateJob) and up.key == measured), None)
+    return Finished(
+        method=measurement.method,
+        split=measurement.split,
+        seed=measurement.seed,
+        group=measurement.group,
+        variant=measurement.variant,
+        run=measurement.run,
+        images=measured,
+        folder="" if images is None else (images.folder(Workspace(store=Path())) / IMAGES).as_posix(),
+        model_sha256="" if images is None else images.model_sha256,
+        records=result["records"],
+        values=[[(label, value) for label, value in values] for values in result["values"]],
+        figures=sorted((job.folder(at) / FIGURES).glob("*.json")),
+        peak_bytes=result.get("peak_bytes"),
+        erase=[] if None in spent["erase"] else [one for one in spent["erase"] if one is not None],
+        pairs=[one for one in spent["pairs"] if one is not None],
+        fresh_keys=[one for one in spent["relearn"] if one is not None],
+    )
+
+
+def _spent(measurement: Measurement, at: Workspace) -> dict[str, list[Spent | None]]:
+    """What the jobs took that a measurement stands on and costs are told of, by room; None for what the store lacks."""
+    group = measurement.group
+    fresh = group.kind == "key" and group.control == "fresh"
+    counted = ("erase", "pairs") if group.kind == "set" else ("relearn",) if fresh else ()
+    spent: dict[str, list[Spent | None]] = {"erase": [], "pairs": [], "relearn": []}
+    for job in in_order([measurement.job]) if counted else ():
+        if job.room in counted:
+            spent[job.room].append(_took(job, at))
+    return spent
+
+
+def _took(job: Job, at: Workspace) -> Spent | None:
+    result = job.result(at)
+    if result is None:
+        return None
+    size = (job.folder(at) / EDIT).stat().st_size if job.room == "erase" else 0
+    return Spent(key=job.key, cost=Cost(**result["cost"]), seconds=result["seconds"], bytes=size)

@@ -1,0 +1,33 @@
+"""Jobs: what a plan is made of. A room each, pure JSON in, one result file out; a result that exists is not computed again."""
+
+from expunge.jobs.analyse import AnalyseJob
+from expunge.jobs.attack import AttackJob
+from expunge.jobs.erase import EraseJob
+from expunge.jobs.fresh_key import FreshKeyJob
+from expunge.jobs.generate import GenerateJob
+from expunge.jobs.job import Job, in_order
+from expunge.jobs.measure import MeasureJob
+from expunge.jobs.memory import MemoryJob
+from expunge.jobs.pairs import PairsJob
+from expunge.jobs.workspace import Workspace
+
+__all__ = [
+    "ROOMS",
+    "AnalyseJob",
+    "AttackJob",
+    "EraseJob",
+    "FreshKeyJob",
+    "GenerateJob",
+    "Job",
+    "MeasureJob",
+    "MemoryJob",
+    "PairsJob",
+    "Workspace",
+    "in_order",
+]
+
+ROOMS: dict[str, type[Job]] = {
+    job.room: job
+    for job in (PairsJob, EraseJob, MemoryJob, AttackJob, FreshKeyJob, GenerateJob, MeasureJob, AnalyseJob)
+}
+"""Kinds of jobs by the name of their room."""

@@ -1,0 +1,46 @@
+"""Attack: adversarial queries against edits, or against the original."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+from typing_extensions import override
+
+from expunge.core.concept import Concept
+from expunge.jobs.modelled import AskingJob
+from expunge.jobs.workspace import QUERIES, Workspace
+from expunge.stages import attack
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class AttackJob(AskingJob):
+    """One run of an attack. What it asks for is what it is to change."""
+
+    room: ClassVar[str] = "attack"
+
+    attack: str
+    """Catalog name."""
+    version: int
+    settings: Mapping[str, Any]
+    targets: Sequence[str]
+    draws: int
+    """Seed of the attack's own draws."""
+    generates: int
+    """Version of the images."""
+
+    @override
+    def run(self, at: Workspace, out: Path) -> dict[str, Any]:
+        backbone, edits = self.backbone(at), at.edits(self.edits)
+        targets = [Concept(name=name) for name in self.targets]
+        built = attack.build(self.attack, self.settings)
+        before = backbone.cost
+        asked = self.queries()
+        gave = attack.run(backbone, self.attack, built, edits, targets, asked, self.draws, strength=self.strength)
+        attack.to_folder(gave, out / QUERIES)
+        return {"cost": asdict(backbone.cost - before), "queries": len(gave.queries)}
+
+    @override
+    def describe(self) -> str:
+        return f"{self.attack} on {'edited' if self.edits else 'original'}: {', '.join(self.targets)}"

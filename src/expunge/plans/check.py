@@ -1,0 +1,225 @@
+"""What in a plan contradicts something else in it, found before anything runs."""
+
+from expunge.core.catalog import Catalog
+from expunge.core.concept import Concept, check_targets
+from expunge.core.errors import ExpungeError, check_counts, check_positive, each_once, unknown
+from expunge.plans.opened import OpenedPlan, opened
+from expunge.plans.schema import ASKED, CONTROLS, KEYLESS, Method, Plan
+from expunge.results.files import figure_file
+from expunge.results.group import Group
+from expunge.stages import pairs
+
+RUNS = 1_000
+"""How far apart the draws and seeds of an attack's runs are."""
+
+
+def checked(plan: Plan) -> OpenedPlan:
+    """``plan`` with all that it names opened, none of it in contradiction.
+
+    Raises:
+        ExpungeError: for an unknown method, eraser, metric, setting, set or split, or what does not go together.
+    """
+    _check_numbers(plan)
+    read = opened(plan)
+    _check_compared(plan)
+    _check_attacks(read)
+    for wish in plan.pairs.values():
+        pairs.judge_of(wish, read.kind)
+    _check_more(read)
+    _check_labels(read)
+    _check_histograms(read)
+    _check_pairs(read)
+    _check_needs(read)
+    for name in plan.method:
+        _check_method(read, name)
+    _check_nameless(read)
+    return read
+
+
+def _check_numbers(plan: Plan) -> None:
+    check_counts("plan", count=plan.count, control_count=plan.control_count, attack_runs=plan.attack_runs)
+    if plan.steps is not None:
+        check_counts("plan", steps=plan.steps)
+    if plan.guidance is not None:
+        check_positive("plan", guidance=plan.guidance)
+    seeds = plan.grid.seed
+    if plan.attacks and max(seeds) - min(seeds) >= RUNS:
+        raise ExpungeError(f"attacks with training seeds {list(seeds)}: expected them within {RUNS} of each other")
+
+
+def _check_compared(plan: Plan) -> None:
+    """What the table is compared with and drawn as names rows of the plan."""
+    for pair in each_once("plan's compare", plan.compare):
+        if len(pair) != 2:
+            raise ExpungeError(f"plan's compare names {list(pair)}: expected pairs of methods")
+        for name in pair:
+            if name not in plan.grid.method:
+                raise unknown("method of the grid to compare", name, plan.grid.method)
+    for named in (*plan.claims, *plan.figures, *plan.histograms):
+        named.check(plan.grid.method)
+    files = [figure_file(figure.title) for figure in (*plan.figures, *plan.histograms)]
+    for name in files:
+        if files.count(name) > 1:
+            raise ExpungeError(f"two figures of the plan would be '{name}': expected titles that differ in words")
+
+
+def _check_attacks(read: OpenedPlan) -> None:
+    """Claims and figures may name attacks, which the table must tell apart."""
+    called = [f"{a.name}{a.variant}" for a in read.attacks]
+    asked = [claim.group for claim in read.plan.claims]
+    asked += [group for curve in read.plan.figures for group in (curve.x_group, *(line.group for line in curve.read))]
+    for group in map(Group.parse, asked):
+        if group.kind == "attack" and group.name not in called:
+            raise unknown("attack of the plan in a claim or figure", group.name, called)
+    for name in called:
+        if called.count(name) > 1:
+            raise ExpungeError(
+                f"two attacks of the plan are both '{name}' in the table: expected settings that tell them apart"
+            )
+
+
+def _check_more(read: OpenedPlan) -> None:
+    names = [shown.group for shown in read.more]
+    for name in names:
+        if names.count(name) > 1:
+            raise ExpungeError(f"two further sets of the plan are called '{name}': expected each once")
+
+
+def _check_labels(read: OpenedPlan) -> None:
+    """Refuse a concept that a metric's judge does not know, or prompts that it cannot read, before anything is trained."""
+    own = (read.metrics, read.set.concepts, read.prompts())
+    erased = {c for targets in read.splits.values() for c in (*targets, *read.words(targets))}
+    for metrics, concepts, prompts in [own, *((f.metrics, f.concepts, f.part.prompts) for f in read.more)]:
+        for metric in metrics:
+            metric.check(prompts)
+            judge = metric.settings.get("judge")
+            if judge is not None:
+                known = Catalog("judges").open(judge)
+                for concept in concepts if metric.asks_kept else erased.intersection(concepts):
+                    known.label_ids(concept)
+
+
+def _check_histograms(read: OpenedPlan) -> None:
+    """Refuse bars of images whose detections nothing counts, or two metrics do."""
+    gone = {c for targets in read.splits.values() for c in (*targets, *read.words(targets))}
+    counted = {"set": read.metrics, **{str(f.group): f.metrics for f in read.more if gone.intersection(f.concepts)}}
+    for bars in read.plan.histograms:
+        if [metric.name for metric in counted.get(bars.group, ())].count("ner") != 1:
+            raise ExpungeError(
+                f"histogram '{bars.title}' of '{bars.group}': expected a set with targets and the metric 'ner' once"
+            )
+
+
+def _check_pairs(read: OpenedPlan) -> None:
+    """Refuse pairs that a method cannot learn from."""
+    for name, method in read.plan.method.items():
+        if method.images is None:
+            continue
+        given = [method.images] if isinstance(method.images, str) else list(method.images)
+        for pairs_name in given:
+            if pairs_name not in read.plan.pairs:
+                raise unknown(f"pairs of method '{name}'", pairs_name, read.plan.pairs)
+        if method.order == "sequential" or len(read.chosen) > 1:
+            raise ExpungeError(
+                f"method '{name}' learns from pairs {given} for targets one after another, or several splits: "
+                "expected one split, erased at once or apart"
+            )
+        words = [w for split in read.chosen for w in read.words(read.splits[split])]
+        if method.order == "joint" and len(given) != 1:
+            raise ExpungeError(f"method '{name}' learns from pairs {given}, erased at once: expected the name of one")
+        if method.order == "apart" and len(given) != len(words):
+            raise ExpungeError(
+                f"method '{name}' learns from {len(given)} of the plan's pairs, {given}: expected one for each of {words}"
+            )
+        wanted = set(read.erasers[name].needs([Concept(name=word) for word in read.words(read.set.concepts)]))
+        if wanted != set(pairs.ROLES):
+            wants = f"{' and '.join(sorted(wanted))} images" if wanted else "no images"
+            raise ExpungeError(
+                f"method '{name}' learns from pairs {given}, but {method.eraser} wants {wants}: expected a method "
+                f"that wants {' and '.join(pairs.ROLES)} ones"
+            )
+
+
+def _check_needs(read: OpenedPlan) -> None:
+    """Have erasers that make their own images refuse targets that they lack something for."""
+    for name, eraser in read.erasers.items():
+        if read.plan.method[name].images is None:
+            for split in read.chosen:
+                eraser.needs([Concept(name=word) for word in read.words(read.splits[split])])
+
+
+def _check_method(read: OpenedPlan, name: str) -> None:
+    """Refuse a strength, an order or a control that the method cannot have."""
+    method, eraser = read.plan.method[name], read.erasers[name]
+    _check_strength(read, name, method)
+    if method.order == "apart":
+        if eraser.has_key:
+            raise ExpungeError(f"method '{name}' with keys, erased apart: expected order joint or sequential")
+        for split in read.chosen:
+            check_targets([Concept(name=word) for word in read.words(read.splits[split])], [])
+    for control in each_once(f"plan's controls of '{name}'", method.controls or ()):
+        _check_control(read, name, control)
+    unnamed = _unnamed(read) if read.controls(name, read.set.concepts) else None
+    if unnamed is not None:
+        raise ExpungeError(
+            f"method '{name}' with keys, and no prompt for '{unnamed}' has one of its words: expected no controls"
+        )
+    if not (eraser.has_key or set(method.controls or ()) <= set(KEYLESS)):
+        raise ExpungeError(
+            f"method '{name}' has controls, but {method.eraser} makes no key: expected no others than "
+            f"{' and '.join(KEYLESS)}"
+        )
+
+
+def _check_strength(read: OpenedPlan, name: str, method: Method) -> None:
+    """Refuse a strength that is none, or scales nothing, or that steps, analyses or a key learned anew ignore."""
+    check_positive(f"method '{name}'", strength=method.strength)
+    if method.strength != 1.0 and not read.erasers[name].scales:
+        raise ExpungeError(
+            f"method '{name}' with strength {method.strength}, and no weights to scale: expected strength 1"
+        )
+    looked = [named.name for named in read.analyses]
+    looked += [word for word in (*(method.controls or ()), method.order) if word in ("fresh", "sequential")]
+    if method.strength != 1.0 and looked:
+        raise ExpungeError(f"method '{name}' with strength {method.strength} and {looked[0]}: expected strength 1")
+
+
+def _check_control(read: OpenedPlan, name: str, control: str) -> None:
+    """Refuse a recovery that is none, or cannot be made here."""
+    known = (*CONTROLS, *ASKED, *read.plan.method)
+    if control not in known:
+        raise unknown(f"control of method '{name}'", control, known)
+    if control == "other":
+        _check_exchange(read, name)
+    if control == "other seed" and len(read.plan.grid.seed) < 2:
+        raise ExpungeError(f"method '{name}' with control other seed in a grid of one: expected two or more")
+    if control in ("neutral", "other") and read.plan.words:
+        raise ExpungeError(
+            f"method '{name}' with control {control} for a class of several words: expected another control"
+        )
+
+
+def _check_exchange(read: OpenedPlan, name: str) -> None:
+    """Refuse the control that exchanges prompts where a key has none to exchange."""
+    if any(len(read.splits[s]) < 2 for s in read.chosen):
+        raise ExpungeError(f"method '{name}' with control other on a split of one target: expected two or more")
+    if read.alone(name):
+        how = "sequential" if read.plan.method[name].order == "sequential" else "shared"
+        raise ExpungeError(f"method '{name}' with control other and {how} keys: expected a key of several prompts")
+
+
+def _unnamed(read: OpenedPlan) -> str | None:
+    """A class none of whose prompts holds one of its words, so that its keys are never used."""
+    for concept, words in read.plan.words.items():
+        prompts = [p for p, c in read.prompts() if c == concept]
+        if not any(word in prompt for word in words for prompt in prompts):
+            return concept
+    return None
+
+
+def _check_nameless(read: OpenedPlan) -> None:
+    """Refuse a metric that reads what prompts name, where attacks or keys ask for a target without naming it."""
+    for targets in (read.splits[split] for split in read.chosen):
+        if read.attacks or any("neutral" in read.controls(name, targets) for name in read.plan.method):
+            for metric in read.metrics:
+                metric.check([(read.plan.neutral, target) for target in targets])

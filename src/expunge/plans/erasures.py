@@ -1,0 +1,164 @@
+"""The jobs in which a plan's methods erase: edits, the pairs that they learn from, and keys that are learned anew."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import final
+
+from expunge.core.backbone import Backbone
+from expunge.core.concept import Concept, check_targets
+from expunge.core.cost import Cost
+from expunge.core.eraser import Eraser, settings_of
+from expunge.jobs import EraseJob, FreshKeyJob, MemoryJob, PairsJob
+from expunge.jobs.workspace import model
+from expunge.plans.opened import OpenedPlan
+from expunge.plans.schema import Fresh, Plan
+from expunge.settings import presets
+from expunge.stages import generate, pairs
+
+SALT = "a benchmark's keys are not secret"
+"""In the place of a secret, so that a plan gives the same keys every time."""
+UPDATES = 3
+"""Updates whose memory is counted: optimizers hold their state from the first on."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Erasure:
+    """How a method erases a split: in one step, or one target after another, or each apart."""
+
+    steps: tuple[EraseJob, ...]
+    """A sequential method's each on top of those before it."""
+    targets: tuple[tuple[str, ...], ...]
+    """What each step erases."""
+    strength: float = 1.0
+    """What the steps' edits are attached with."""
+
+    def step_of(self, target: str) -> EraseJob:
+        """The step that erases ``target``, whose key brings it back."""
+        return next(step for step, erased in zip(self.steps, self.targets, strict=True) if target in erased)
+
+    def after(self, steps: int) -> "Erasure":
+        """The first ``steps`` of it."""
+        return replace(self, steps=self.steps[:steps], targets=self.targets[:steps])
+
+
+@final
+class Models:
+    """The plan's model in the precisions that it is used in."""
+
+    def __init__(self, plan: Plan, device: str = "cpu") -> None:
+        """Open the model of ``plan`` when it is first asked for."""
+        self._plan, self._device = plan, device
+
+    @property
+    def backbone(self) -> Backbone:
+        """The model that edits are made on."""
+        return model(self._plan.model, self._plan.dtype, self._device)
+
+    @cached_property
+    def sampling(self) -> tuple[float, int]:
+        """Guidance and steps of the plan's images."""
+        guidance, steps = presets.generation(self.backbone)
+        return (
+            guidance if self._plan.guidance is None else self._plan.guidance,
+            steps if self._plan.steps is None else self._plan.steps,
+        )
+
+    @property
+    def draws(self) -> int:
+        """Version of the images: guidance of 1 or less is none since the second, and all other keys stay as they were."""
+        return generate.VERSION + (self.sampling[0] <= 1)
+
+    def identity(self, dtype: str) -> str:
+        """Hash of the model's files in a precision."""
+        return model(self._plan.model, dtype, self._device).identity()
+
+    def named(self, dtype: str) -> dict[str, str]:
+        """What a job says of its model."""
+        return {"model": self._plan.model, "model_sha256": self.identity(dtype), "dtype": dtype}
+
+
+@final
+class Erasures:
+    """Makes the erase jobs of a plan, and those that they stand on or that stand for them."""
+
+    def __init__(self, read: OpenedPlan, models: Models) -> None:
+        """Of a plan and its model."""
+        self._read, self._plan, self._models = read, read.plan, models
+
+    def trained(self, name: str) -> bool:
+        """Whether a row is a method that depends on the training seed."""
+        return name in self._plan.method and self._read.erasers[name].cost(1, 1) != Cost()
+
+    def of(self, name: str, targets: list[str], kept: list[str], seed: int) -> Erasure:
+        """The steps in which method ``name`` erases ``targets``."""
+        method = self._plan.method[name]
+        words = self._read.words(targets) if method.order == "apart" else targets
+        parts = [words] if method.order == "joint" else [[word] for word in words]
+        each = method.images if isinstance(method.images, tuple) else [method.images] * len(parts)
+        steps: list[EraseJob] = []
+        for part, given in zip(parts, each, strict=True):
+            on = tuple(steps) if method.order == "sequential" else ()
+            steps.append(self._step(name, part, kept, seed, on, given))
+        return Erasure(steps=tuple(steps), targets=tuple(map(tuple, parts)), strength=method.strength)
+
+    def _step(
+        self, name: str, targets: list[str], kept: list[str], seed: int, on: tuple[EraseJob, ...], given: str | None
+    ) -> EraseJob:
+        """An erasure on top of the erasures ``on``, from the plan's pairs ``given`` if any."""
+        method, eraser = self._plan.method[name], self._read.erasers[name]
+        words = self._read.words(targets)
+        told_to_keep = self._read.words(kept if method.retain else [])
+        retain = list(method.retain) if isinstance(method.retain, tuple) else told_to_keep
+        check_targets([Concept(name=word) for word in words], retain)
+        made = None if given is None else self._pairs(self._plan.pairs[given])
+        return EraseJob(
+            upstream=on if made is None else (*on, made),
+            cost=eraser.cost(len(words), len(retain)),
+            eraser=method.eraser,
+            version=eraser.version,
+            settings=settings_of(eraser),
+            targets=words,
+            retain=retain,
+            seed=seed if self.trained(name) else self._plan.grid.seed[0],
+            salt=SALT if eraser.has_key else "",
+            on=[step.key for step in on] or (),
+            images=None if made is None else made.key,
+            **self._models.named(self._plan.dtype),
+        )
+
+    def memory(self, step: EraseJob) -> MemoryJob:
+        """What the first updates of an erasure take of memory."""
+        return MemoryJob.from_json({**step.as_json(), "updates": UPDATES}).standing_on(*step.upstream)
+
+    def _pairs(self, wish: pairs.Wish) -> PairsJob:
+        """The pairs that a method learns from; planned as if the judge accepted each first draw."""
+        guidance, steps = self._models.sampling
+        judge = pairs.judge_of(wish, self._models.backbone.kind)
+        images = wish.count * len(wish.unsafe) * steps
+        return PairsJob(
+            cost=Cost(forward=2 * images + 2 * round(images * wish.strength)),
+            version=pairs.VERSION,
+            pairs=asdict(wish),
+            judge="" if judge is None else judge.identity(),
+            guidance=guidance,
+            steps=steps,
+            generates=self._models.draws,
+            **self._models.named(self._plan.dtype),
+        )
+
+    def fresh_key(self, eraser: Eraser, edit: Erasure, targets: Sequence[str], seed: int) -> FreshKeyJob:
+        """A key for all targets, learned anew on the model that ``edit`` left."""
+        words = self._read.words(targets)
+        return FreshKeyJob(
+            upstream=edit.steps,
+            cost=eraser.fresh_cost(len(words)),
+            eraser=(self._plan.fresh or Fresh()).eraser,
+            version=eraser.version,
+            settings=settings_of(eraser),
+            targets=words,
+            seed=seed,
+            edits=[step.key for step in edit.steps],
+            **self._models.named(self._plan.dtype),
+        )

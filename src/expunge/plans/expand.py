@@ -1,0 +1,255 @@
+"""A checked plan becomes measurements: each a job with the jobs it stands on, and its place in the table."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, final
+
+from expunge.core.cost import Cost
+from expunge.core.eraser import settings_of
+from expunge.jobs import AnalyseJob, GenerateJob, Job
+from expunge.plans.check import RUNS
+from expunge.plans.erasures import Erasure, Erasures, Models
+from expunge.plans.images import Images
+from expunge.plans.opened import OpenedPlan
+from expunge.plans.plugins import PlannedAnalysis, PlannedMetric
+from expunge.plans.schema import ORIGINAL, precision_of
+from expunge.results.group import MEMORY, SET, Group
+from expunge.settings import presets
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A job whose numbers the table has, and where."""
+
+    job: Job
+    method: str
+    split: str
+    seed: int
+    """Training seed."""
+    group: Group
+    variant: str = ""
+    """How a metric, an attack or an analysis differs from its defaults."""
+    run: int = 0
+    """Which run of an attack it is of."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Cell:
+    """A row of the grid on one split and training seed."""
+
+    method: str
+    split: str
+    seed: int
+    targets: list[str]
+    kept: list[str]
+    edit: Erasure | None
+    """None for the model as it is."""
+
+    def of(self, job: Job, group: Group, variant: str = "", run: int = 0) -> Measurement:
+        """A measurement of it."""
+        place: dict[str, Any] = {"method": self.method, "split": self.split, "seed": self.seed}
+        return Measurement(job=job, group=group, variant=variant, run=run, **place)
+
+
+def expanded(read: OpenedPlan, device: str = "cpu") -> list[Measurement]:
+    """What the plan measures, each with the jobs it stands on.
+
+    Raises:
+        ExpungeError: for a precision or a parameter group that the model does not have.
+    """
+    models = Models(read.plan, device)
+    for dtype in (read.image_dtype, *filter(None, map(precision_of, read.plan.grid.method))):
+        models.identity(dtype)
+    for eraser in (*read.erasers.values(), *read.fresh.values()):
+        eraser.check(models.backbone)
+    return list(_Expansion(read, models).measurements())
+
+
+@final
+class _Expansion:
+    """Makes the measurements of a plan, in the order of its table."""
+
+    def __init__(self, read: OpenedPlan, models: Models) -> None:
+        self._read, self._plan, self._models = read, read.plan, models
+        self._erasures, self._images = Erasures(read, models), Images(read, models)
+
+    def measurements(self) -> Iterator[Measurement]:
+        """All of them: row by row, split by split, seed by seed."""
+        grid = self._plan.grid
+        for name, split, seed in product(grid.method, self._read.chosen, grid.seed):
+            targets = list(self._read.splits[split])
+            kept = [c for c in self._read.set.concepts if c not in targets]
+            edit = self._erasures.of(name, targets, kept, seed) if name in self._plan.method else None
+            cell = _Cell(method=name, split=split, seed=seed, targets=targets, kept=kept, edit=edit)
+            # nothing but attacks depends on the seed of what is not trained
+            once = self._erasures.trained(name) or seed == grid.seed[0]
+            if once:
+                yield from self._shown(cell)
+            if precision_of(name) is not None:
+                continue
+            yield from self._attacked(cell)
+            if not once:
+                continue
+            if edit is not None:
+                if self._plan.method[name].order == "sequential":
+                    yield from self._between(cell, edit)
+                for control in self._read.controls(name, targets):
+                    yield from self._recoveries(cell, edit, control)
+            yield from self._analysed(cell)
+
+    def _shown(self, cell: _Cell) -> Iterator[Measurement]:
+        """Measurements of the plan's own set and of further ones; and, once a method, what its erasure takes of memory."""
+        first = (cell.split, cell.seed) == (self._read.chosen[0], self._plan.grid.seed[0])
+        if cell.edit is not None and self._plan.memory and first:
+            yield cell.of(self._erasures.memory(cell.edit.steps[0]), MEMORY)
+        dtype = precision_of(cell.method)
+        part = self._read.part
+        images = self._images.of(part.prompts, self._plan.count, part.seed, cell.edit, dtype=dtype, seeds=part.seeds)
+        yield from self._measured(cell, SET, images, cell.targets, cell.kept, against=self._against(images, cell))
+        gone = {*cell.targets, *self._read.words(cell.targets)}
+        for more in self._read.more:
+            part = more.part
+            images = self._images.of(part.prompts, more.images, part.seed, cell.edit, dtype=dtype, seeds=part.seeds)
+            targets = [c for c in more.concepts if c in gone]
+            kept = [c for c in more.concepts if c not in gone]
+            against = self._against(images, cell)
+            yield from self._measured(cell, more.group, images, targets, kept, more.metrics, against)
+
+    def _between(self, cell: _Cell, edit: Erasure) -> Iterator[Measurement]:
+        """Measurements after each step of a sequential erasure: of each target so far, of the rest, and of each key so far."""
+        for done in range(1, len(edit.steps) + 1):
+            so_far = edit.after(done)
+            gone = [target for erased in so_far.targets for target in erased]
+            images = self._images.own(so_far)
+            against, group = self._against(images, cell), Group(kind="after", step=done)
+            for target in gone:
+                yield from self._measured(cell, group, images, [target], [], against=against)
+            rest = [c for c in self._read.set.concepts if c not in gone]
+            yield from self._measured(cell, group, images, [], rest, against=against)
+            if "own" in self._read.controls(cell.method, gone):
+                group = Group(kind="key", control="own", step=done)
+                for target in gone:
+                    images = self._images.recovered(target, so_far, "own", so_far.step_of(target))
+                    yield from self._measured(cell, group, images, [target], [])
+
+    def _against(self, images: GenerateJob, cell: _Cell) -> GenerateJob:
+        """What a row's images are compared with: the original's on equal seeds; its own on other seeds, for the original."""
+        prompts = [(prompt, label) for prompt, label in images.prompts]
+        original = self._images.of(prompts, images.count, images.seed, None, seeds=images.seeds)
+        return self._images.other_seeds(original) if cell.method == ORIGINAL else original
+
+    def _attacked(self, cell: _Cell) -> Iterator[Measurement]:
+        """Measurements of the targets under each run of each attack: against the edit, or the original."""
+        for attack in self._read.attacks:
+            group = Group(kind="attack", name=f"{attack.name}{attack.variant}")
+            for run, built in enumerate(attack.runs):
+                apart = RUNS * run
+                images = self._images.attacked(
+                    attack.name,
+                    built,
+                    cell.edit,
+                    cell.targets,
+                    first=self._read.part.seed + apart,
+                    draws=cell.seed + apart,
+                )
+                yield from self._measured(cell, group, images, cell.targets, [], run=run)
+
+    def _recoveries(self, cell: _Cell, edit: Erasure, control: str) -> Iterator[Measurement]:
+        """Measurements of the targets with a key: each with its own prompt, whatever words ask for it.
+
+        (A class has a prompt for each of its words, so there they go where a text names one.)
+        """
+        for target in cell.targets:
+            if control == "fresh":
+                for updates, eraser in self._read.fresh.items():
+                    key = self._erasures.fresh_key(eraser, edit, cell.targets, cell.seed)
+                    images = self._images.recovered(target, edit, control, key)
+                    group = Group(kind="key", control="fresh", step=updates)
+                    yield from self._measured(cell, group, images, [target], [])
+                continue
+            images = self._images.own(edit) if control == "none" else self._keyed(cell, edit, control, target)
+            yield from self._measured(cell, Group(kind="key", control=control), images, [target], [])
+
+    def _keyed(self, cell: _Cell, edit: Erasure, control: str, target: str) -> GenerateJob:
+        """Images of a target with a private key, or what a control makes of it or of the model around it."""
+        inside: Erasure | None = edit
+        injected, key, prompts = "own", edit.step_of(target), None
+        if control == "original":
+            inside = None
+        elif control == "other seed":
+            seeds = self._plan.grid.seed
+            after = seeds[(seeds.index(cell.seed) + 1) % len(seeds)]
+            injected = control
+            key = self._erasures.of(cell.method, cell.targets, cell.kept, after).step_of(target)
+        elif control in self._plan.method:
+            inside = self._erasures.of(control, cell.targets, cell.kept, cell.seed)
+        elif control == "neutral":
+            prompts = [(self._plan.neutral, target)]
+        else:
+            injected = control
+        return self._images.recovered(target, inside, injected, key, prompts)
+
+    def _measured(
+        self,
+        cell: _Cell,
+        group: Group,
+        images: GenerateJob,
+        targets: list[str],
+        kept: list[str],
+        metrics: Sequence[PlannedMetric] | None = None,
+        against: GenerateJob | None = None,
+        run: int = 0,
+    ) -> Iterator[Measurement]:
+        """Images by each metric that has something to measure there."""
+        for metric in self._read.metrics if metrics is None else metrics:
+            job = self._images.measured(metric, images, targets, kept, against)
+            if job is not None:
+                yield cell.of(job, group, metric.variant, run)
+
+    def _analysed(self, cell: _Cell) -> Iterator[Measurement]:
+        """The analyses that have something to look at here."""
+        steps = () if cell.edit is None else cell.edit.steps
+        # one after another there is neither one key nor one training
+        whole = steps[0] if len(steps) == 1 else None
+        keyed = whole is not None and self._read.erasers[cell.method].has_key
+        trained = whole is not None and self._erasures.trained(cell.method)
+        able = {"model": True, "edit": cell.edit is not None, "key": keyed, "training": trained}
+        for planned in self._read.analyses:
+            if able[planned.analysis.needs]:
+                job = self._analysis(cell, planned, keyed)
+                yield cell.of(job, Group(kind="analysis", name=planned.name), planned.variant)
+
+    def _analysis(self, cell: _Cell, planned: PlannedAnalysis, keyed: bool) -> AnalyseJob:
+        """An analysis of a row: of its edits, or of the erasure that made them, run once more."""
+        edits = () if cell.edit is None else cell.edit.steps
+        again = edits[0] if planned.analysis.needs == "training" else None
+        looked = edits if again is None else ()
+        targets, retain = self._read.words(cell.targets), self._read.words(cell.kept)
+        guidance, steps = self._models.sampling
+        eraser = self._read.erasers[cell.method] if cell.edit else None
+        images = planned.analysis.images(len(targets), len(retain), eraser)
+        training = None if again is None else {k: v for k, v in again.as_json().items() if k != "model"}
+        return AnalyseJob(
+            upstream=looked if again is None else again.upstream,
+            cost=Cost(forward=2 * steps * images) + (again.cost if again else Cost()),
+            analysis=planned.name,
+            version=planned.analysis.version,
+            settings=settings_of(planned.analysis),
+            judge=planned.judge,
+            targets=targets,
+            retain=retain,
+            prompts=[list(pair) for pair in self._read.prompts() if pair[1] in (*targets, *retain)],
+            first_seed=self._read.part.seed,
+            guidance=guidance,
+            steps=steps,
+            template=presets.prompt(self._models.backbone),
+            generates=self._models.draws,
+            part=self._plan.part,
+            edits=[step.key for step in looked],
+            key_job=looked[0].key if looked and keyed else None,
+            training=training,
+            **self._models.named(self._plan.dtype if again else self._read.image_dtype),
+        )

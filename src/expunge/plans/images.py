@@ -1,0 +1,141 @@
+"""The jobs that show what a plan's methods did: images, attacks that ask for them, and measurements of them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, final
+
+from expunge.core.attack import Attack
+from expunge.core.cost import Cost
+from expunge.core.eraser import settings_of
+from expunge.jobs import AttackJob, FreshKeyJob, GenerateJob, MeasureJob
+from expunge.jobs.erase import EraseJob
+from expunge.plans.erasures import Erasure, Models
+from expunge.plans.opened import OpenedPlan
+from expunge.plans.plugins import PlannedMetric
+
+OTHER_SEEDS = 500_000
+"""How far the seeds are that the original is compared with itself on."""
+
+
+@final
+class Images:
+    """Makes the jobs of images of a plan, and what is done with them."""
+
+    def __init__(self, read: OpenedPlan, models: Models) -> None:
+        """Of a plan and its model."""
+        self._read, self._plan, self._models = read, read.plan, models
+
+    def of(
+        self,
+        prompts: Sequence[tuple[str, str]],
+        count: int,
+        seed: int,
+        edit: Erasure | None,
+        *,
+        dtype: str | None = None,
+        seeds: Sequence[int] = (),
+    ) -> GenerateJob:
+        """Images of prompts, by the model with an erasure, or as it is."""
+        guidance, steps = self._models.sampling
+        edits = () if edit is None else edit.steps
+        return GenerateJob(
+            upstream=edits,
+            cost=Cost(forward=2 * steps * count * len(prompts)),
+            version=self._models.draws,
+            prompts=[list(pair) for pair in prompts],
+            count=count,
+            seed=seed,
+            guidance=guidance,
+            steps=steps,
+            part=self._plan.part,
+            edits=[step.key for step in edits],
+            control=None,
+            key_job=None,
+            only=None,
+            strength=1.0 if edit is None else edit.strength,
+            seeds=list(seeds) or (),
+            **self._models.named(dtype or self._read.image_dtype),
+        )
+
+    def own(self, edit: Erasure | None) -> GenerateJob:
+        """Images of the plan's own prompts, in the number that the table has."""
+        return self.of(self._read.prompts(), self._plan.count, self._read.part.seed, edit)
+
+    def recovered(
+        self,
+        target: str,
+        inside: Erasure | None,
+        control: str,
+        key: EraseJob | FreshKeyJob,
+        prompts: Sequence[tuple[str, str]] | None = None,
+    ) -> GenerateJob:
+        """Images of ``target`` (by its own prompts, if not given) with the key of a job."""
+        asked = [(p, c) for p, c in self._read.prompts() if c == target] if prompts is None else prompts
+        images = self.of(asked, self._plan.control_count, self._read.part.seed, inside)
+        return replace(
+            images,
+            upstream=tuple({job.key: job for job in (*images.upstream, key)}.values()),
+            control=control,
+            key_job=key.key,
+            key_room=key.room,
+            only=None if target in self._plan.words else target,
+        )
+
+    def other_seeds(self, images: GenerateJob) -> GenerateJob:
+        """The original's images of the same prompts on other seeds."""
+        prompts = [(prompt, label) for prompt, label in images.prompts]
+        seeds = [seed + OTHER_SEEDS for seed in images.seeds]
+        return self.of(prompts, images.count, images.seed + OTHER_SEEDS, None, seeds=seeds)
+
+    def attacked(
+        self, name: str, attack: Attack[Any], edit: Erasure | None, targets: list[str], first: int, draws: int
+    ) -> GenerateJob:
+        """Images of what an attack asks, from queries for the targets whose first seed is ``first``."""
+        asked = [(p, c) for p, c in self._read.prompts() if c in targets]
+        plain = self.of(asked, self._plan.control_count, first, edit)
+        job = AttackJob(
+            upstream=plain.upstream,
+            cost=attack.foreseen(len(targets), len(asked) * self._plan.control_count, plain.steps),
+            prompts=plain.prompts,
+            count=plain.count,
+            seed=plain.seed,
+            guidance=plain.guidance,
+            steps=plain.steps,
+            edits=plain.edits,
+            strength=plain.strength,
+            attack=name,
+            version=attack.version,
+            settings=settings_of(attack),
+            targets=targets,
+            draws=draws,
+            generates=self._models.draws,
+            **self._models.named(self._plan.dtype),
+        )
+        return replace(plain, queries_job=job.key, upstream=(*plain.upstream, job))
+
+    def measured(
+        self,
+        metric: PlannedMetric,
+        images: GenerateJob,
+        targets: list[str],
+        kept: list[str],
+        against: GenerateJob | None,
+    ) -> MeasureJob | None:
+        """A metric of images, compared with those ``against`` if it compares; None where it has nothing to measure."""
+        if metric.paired and against is None:
+            return None  # what a key brings back is not compared
+        if not {"targets": targets, "kept": kept, "either": True}[metric.about]:
+            return None
+        # sets of images are compared on other seeds, the original's own too
+        beside = self.other_seeds(images) if metric.any_reference else against if metric.paired else None
+        return MeasureJob(
+            upstream=(images,) if beside is None else (images, beside),
+            metric=metric.name,
+            version=metric.version,
+            settings=metric.settings,
+            judge=metric.judge,
+            images=images.key,
+            targets=targets,
+            retain=kept,
+            reference=None if beside is None else beside.key,
+        )

@@ -1,0 +1,103 @@
+"""The metrics, attacks and analyses that a plan names, opened."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from expunge.core.analysis import Analysis
+from expunge.core.attack import Attack
+from expunge.core.catalog import Catalog
+from expunge.core.eraser import settings_of
+from expunge.core.errors import ExpungeError
+from expunge.plans.read import APART, words_of
+from expunge.plans.schema import Named
+from expunge.pretrained import clip
+from expunge.stages import analyse, attack, measure
+
+
+class PlannedMetric(NamedTuple):
+    """A metric that a plan names."""
+
+    name: str
+    settings: dict[str, Any]
+    version: int
+    judge: str
+    """What its judge, or the weights it uses itself, are told by, so that retrained ones measure again."""
+    variant: str
+    paired: bool
+    """Whether it compares with the original's images."""
+    asks_kept: bool
+    """Whether its judge must know retained concepts too."""
+    any_reference: bool
+    """Whether it compares sets of images, and not image by image."""
+    about: str
+    """Which images it cannot do without: targets, kept, either."""
+    check: Callable[[Sequence[tuple[str, str | None]]], None]
+    """Refuses prompts whose images it could not measure."""
+
+
+class PlannedAttack(NamedTuple):
+    """An attack that a plan names."""
+
+    name: str
+    runs: Sequence[Attack[Any]]
+    """One for each of its runs on a row and training seed."""
+    variant: str
+
+
+class PlannedAnalysis(NamedTuple):
+    """An analysis that a plan names."""
+
+    name: str
+    analysis: Analysis
+    judge: str
+    """What its judge is told by."""
+    variant: str
+
+
+def planned_metric(named: Named) -> PlannedMetric:
+    """A metric with its settings."""
+    built = measure.build(named.name, named.settings)
+    settings = settings_of(built)
+    return PlannedMetric(
+        name=named.name,
+        settings=settings,
+        version=built.version,
+        judge=_judge(settings) or built.identity(),
+        variant=named.variant,
+        paired=built.paired,
+        asks_kept=built.asks_kept,
+        any_reference=built.any_reference,
+        about=built.about,
+        check=built.check,
+    )
+
+
+def planned_attack(named: Named, kind: str, runs: int = 1) -> PlannedAttack:
+    """An attack with the preset of a kind of model, unless its table says ``preset = false``.
+
+    With ``apart = true`` each of its ``prompts`` is attacked alone, ``runs`` times.
+    """
+    settings = dict(named.settings)
+    flags = {flag: settings.pop(flag, default) for flag, default in (("preset", True), (APART, False))}
+    for flag, value in flags.items():
+        if not isinstance(value, bool):
+            raise ExpungeError(f"attack '{named.name}' with {flag} {value!r}: expected true or false")
+    preset = kind if flags["preset"] else None
+    alone = [settings]
+    if flags[APART]:
+        prompts = words_of(f"{named.name} prompts", settings.get("prompts", []))
+        alone = [{**settings, "prompts": [prompt]} for prompt in prompts]
+    built = [attack.build(named.name, one, preset) for one in alone]
+    return PlannedAttack(named.name, built * runs, named.variant)
+
+
+def planned_analysis(named: Named) -> PlannedAnalysis:
+    """An analysis with its settings."""
+    built = analyse.build(named.name, named.settings)
+    return PlannedAnalysis(named.name, built, _judge(settings_of(built)), named.variant)
+
+
+def _judge(settings: Mapping[str, Any]) -> str:
+    """What the judge or the CLIP in a plug-in's settings is told by; empty where there is none, or nothing to tell."""
+    judge = Catalog("judges").open(settings["judge"]).identity() if "judge" in settings else ""
+    return judge or (clip.identity(settings["clip"]) if "clip" in settings else "")

@@ -1,0 +1,217 @@
+"""Workers: the same bits as one job after another, as many at a time as memory allows, and gone when the parent is."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from expunge import backbones
+from expunge.core.cost import Cost
+from expunge.core.errors import ExpungeError
+from expunge.executors.bench import executor
+from expunge.executors.machine import available_memory, usable_cores
+from expunge.executors.serial import Serial
+from expunge.executors.workers import PROCESS_BYTES, RESERVE, Workers, _Queue
+from expunge.jobs import EraseJob, GenerateJob, Job, Workspace, in_order
+from expunge.jobs.workspace import RESULT
+from expunge.store import load_edit, read_json
+
+
+class Log:
+    """What began and ended, and how many ran at a time."""
+
+    def __init__(self):
+        self.order: list[str] = []
+        self.most = self._now = 0
+
+    def started(self, job: Job):
+        self.order.append(job.key)
+        self._now += 1
+        self.most = max(self.most, self._now)
+
+    def finished(self, job: Job, result):
+        assert result["seconds"] >= 0
+        self._now -= 1
+
+
+def a_model(folder: Path) -> dict[str, str]:
+    return {"model": str(folder), "model_sha256": backbones.load(str(folder)).identity(), "dtype": "float32"}
+
+
+def images(folder: Path, seed: int, edits: tuple[EraseJob, ...] = (), **changes) -> GenerateJob:
+    """Two images of a tiny model in two steps."""
+    fields = {
+        "upstream": edits,
+        "cost": Cost(forward=8),
+        "version": 1,
+        "prompts": [["a church", "church"]],
+        "count": 2,
+        "seed": seed,
+        "guidance": 3.0,
+        "steps": 2,
+        "part": "test",
+        "edits": [edit.key for edit in edits],
+        "control": None,
+        "key_job": None,
+        "only": None,
+        **a_model(folder),
+        **changes,
+    }
+    return GenerateJob(**fields)
+
+
+def an_erasure(folder: Path) -> EraseJob:
+    return EraseJob(
+        eraser="uce",
+        version=1,
+        settings={},
+        targets=["church"],
+        retain=[],
+        seed=0,
+        salt="",
+        **a_model(folder),
+    )
+
+
+@pytest.fixture
+def some(folder: Path) -> list[Job]:
+    """An erasure with images on it, and two sets of images that stand on nothing."""
+    edited = images(folder, 7, (an_erasure(folder),))
+    return in_order([edited, images(folder, 1), images(folder, 2)])
+
+
+def test_results_are_those_of_serial_with_one_thread_to_the_last_bit(some: list[Job], tmp_path: Path):
+    assert torch.get_num_threads() == 1
+    one, several = Workspace(store=tmp_path / "one"), Workspace(store=tmp_path / "several")
+    Serial().run(some, one, Log())
+    log = Log()
+    Workers(count=2).run(some, several, log)
+    assert log.most == 2
+    for job in some:
+        here, there = job.folder(one), job.folder(several)
+        files = sorted(path.relative_to(here) for path in here.rglob("*.*"))
+        assert files == sorted(path.relative_to(there) for path in there.rglob("*.*"))
+        for file in files:
+            if file.suffix == ".png":
+                assert (here / file).read_bytes() == (there / file).read_bytes()
+            elif file.suffix == ".safetensors":
+                ours, theirs = load_edit(here / file).tensors(), load_edit(there / file).tensors()
+                assert all(torch.equal(ours[name], theirs[name]) for name in {*ours, *theirs})
+        both = [read_json(at / RESULT) for at in (here, there)]
+        assert both[0]["computed_with"] == both[1]["computed_with"]
+        assert both[0]["computed_with"]["threads"] == 1
+        assert both[0]["cost"] == both[1]["cost"]
+
+
+def test_what_more_work_waits_for_comes_first_and_nothing_before_what_it_stands_on(some: list[Job]):
+    costly = replace(some[2], cost=Cost(forward=1000), seed=99)
+    queue = _Queue([*some, costly])
+    first = [job.key for job in queue.ready()]
+    assert first[0] == costly.key
+    assert some[1].key not in first, "its erasure is not done"
+    queue.begin(some[0])
+    queue.end(some[0])
+    assert some[1].key in [job.key for job in queue.ready()]
+
+
+def test_no_more_run_at_once_than_fit_into_memory_and_what_is_too_large_runs_alone(folder: Path, tmp_path: Path):
+    room = int(2.5 * PROCESS_BYTES / RESERVE)
+    small = [images(folder, seed, memory=10_000) for seed in (1, 2)]
+    large = [images(folder, seed, memory=5 * PROCESS_BYTES) for seed in (3, 4)]
+    log = Log()
+    Workers(count=3, memory=room).run(small, Workspace(store=tmp_path / "small"), log)
+    assert log.most == 2
+    log = Log()
+    Workers(count=3, memory=room).run([*large, *small], Workspace(store=tmp_path / "large"), log)
+    assert log.order[:2] != [job.key for job in small]
+    store = Workspace(store=tmp_path / "large")
+    assert all(job.result(store) for job in [*large, *small])
+
+
+def test_a_job_that_fails_ends_the_run_with_its_own_line(folder: Path, tmp_path: Path):
+    wrong = images(folder, 1, model_sha256="0" * 64)
+    with pytest.raises(ExpungeError, match="has changed since the job was planned: expected the same files"):
+        Workers(count=2).run([wrong], Workspace(store=tmp_path), Log())
+    assert not wrong.result(Workspace(store=tmp_path))
+
+
+def test_a_worker_that_dies_is_told_of(folder: Path, tmp_path: Path):
+    class Killer(Log):
+        def started(self, job: Job):
+            super().started(job)
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGKILL)
+
+    with pytest.raises(ExpungeError, match=r"a worker ended by signal 9 in job .* \(generate: .*\): expected enough"):
+        Workers(count=1).run([images(folder, 1)], Workspace(store=tmp_path), Killer())
+
+
+PARENT = """
+import sys
+from pathlib import Path
+import multiprocessing, json
+from expunge.executors.workers import Workers
+from expunge.jobs import GenerateJob, Workspace
+
+class Tell:
+    def started(self, job):
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    def finished(self, job, result):
+        print("finished", flush=True)
+
+if __name__ == "__main__":
+    job = GenerateJob.from_json(json.loads(sys.argv[1]))
+    Workers(count=2).run([job], Workspace(store=Path(sys.argv[2])), Tell())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at processes in /proc")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_workers_are_gone_when_their_parent_is(how: signal.Signals, folder: Path, tmp_path: Path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    long = images(folder, 1, steps=1000, count=500)
+    given = [json.dumps(long.as_json()), str(tmp_path / "store")]
+    command = [sys.executable, str(tmp_path / "parent.py"), *given]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        workers = [int(pid) for pid in parent.stdout.readline().split()]
+        assert workers
+        parent.send_signal(how)
+        parent.wait(timeout=30)
+    end = time.monotonic() + 20
+    while alive := [pid for pid in workers if _runs(pid)]:
+        assert time.monotonic() < end, f"{alive} still run"
+        time.sleep(0.1)
+    assert not long.result(Workspace(store=tmp_path / "store"))
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and is no corpse."""
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_what_the_machine_has():
+    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
+    assert 100_000_000 < available_memory() < 2**62
+
+
+@pytest.mark.parametrize(
+    ("workers", "device", "count"), [(None, "cuda", 1), (1, "cpu", 1), (3, "cpu", 3), (2, "cuda", 2)]
+)
+def test_a_gpu_has_one_worker_unless_told_otherwise(workers: int | None, device: str, count: int):
+    chosen = executor(workers, device)
+    assert (chosen.count if isinstance(chosen, Workers) else 1) == count
+    with pytest.raises(ExpungeError, match="--workers 0: expected 1 or more"):
+        executor(0, device)
