@@ -11,7 +11,8 @@ from expunge.core.edit import Edit
 from expunge.core.errors import ExpungeError
 from expunge.core.query import LearnedWord, Query
 from expunge.store.atomic import FORMAT, new_folder, parsed, write_json
-from expunge.store.edits import EDIT, load_edit, save_edit
+from expunge.store.edits import load_edit, save_edit
+from expunge.store.headers import EDIT
 from expunge.store.tensors import read_tensors
 
 QUERIES, WORDS = "queries.json", "words.safetensors"
