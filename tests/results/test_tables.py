@@ -96,4 +96,4 @@ def test_meanings_and_margins_are_of_a_metric_whatever_its_settings():
     assert meaning("esr@5 (judge b)") == meaning("esr@1") != ""
     assert meaning("new_metric@1") == ""
     assert (margin("esr@1"), margin("psr@5 (ks [5])"), margin("recovery"), margin("dsr")) == (3.0, 5.0, 5.0, None)
-    assert list(glossary(["psr@1", "valid_rate_kept", "esr@1", "esr@5"])) == ["esr", "psr", "valid_rate_kept"]
+    assert list(glossary(["psr@1", "valid_rate_kept", "esr@1", "esr@5", "new"])) == ["psr", "valid_rate_kept", "esr"]

@@ -87,29 +87,36 @@ def _placed(records: Sequence[Mapping[str, Any]], sides: Sequence[Side]) -> list
         if "analysis" in provenance:
             group = Group(kind="analysis", name=provenance["analysis"])
         method = images if group == SET else owners.get(edits, images)
-        place = {"method": method, "group": str(group), "variant": "", "training_seed": 0}
-        rows.append({**record, "provenance": {"split": "", **provenance, **place}})
+        where = {"method": method, "group": str(group), "variant": "", "training_seed": 0}
+        rows.append({**record, "provenance": {"split": "", **provenance, **where}})
     return rows
 
 
 def _as_summary(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record as a row of a summary."""
-    place = record["provenance"]
+    provenance = record["provenance"]
     spent = {}
-    if place["made_by"] and place["group"] == str(SET):
-        costs = [Cost(**p["cost"]).equivalents for p in place["made_by"]]
-        spent = {"erase_equivalents": sum(costs), "erase_seconds": sum(p["seconds"] for p in place["made_by"])}
+    if provenance["made_by"] and provenance["group"] == str(SET):
+        costs = [Cost(**p["cost"]).equivalents for p in provenance["made_by"]]
+        spent = {"erase_equivalents": sum(costs), "erase_seconds": sum(p["seconds"] for p in provenance["made_by"])}
     numbers = {name: record[name] for name in ("metric", "value", "low", "high", "n")}
-    return {"method": place["method"], "group": place["group"], **numbers, "training_seeds": 1, "splits": 1, **spent}
+    return {
+        "method": provenance["method"],
+        "group": provenance["group"],
+        **numbers,
+        "training_seeds": 1,
+        "splits": 1,
+        **spent,
+    }
 
 
 def _as_record(header: Mapping[str, Any]) -> dict[str, Any]:
     """What an edit's own header says, in the form in which records say it."""
     provenance = header["provenance"]
-    place = {"method": provenance["eraser"], "group": str(SET), "split": ""}
+    where = {"method": provenance["eraser"], "group": str(SET), "split": ""}
     return {
         "eraser": provenance["eraser"],
         "seed": provenance["seed"],
         "knowledge": {name: provenance[name] for name in ("targets", "anchors", "retain")},
-        "provenance": {"edits": [header["id"]], "made_by": [provenance], **place},
+        "provenance": {"edits": [header["id"]], "made_by": [provenance], **where},
     }

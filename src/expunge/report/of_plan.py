@@ -41,16 +41,18 @@ def _sides(records: Sequence[Mapping[str, Any]], store: Path, plan: Mapping[str,
     """The image folders of a plan's records: of the first training seed, for each set of prompts."""
     first, own = dict[str, int](), Path(plan["set"]).stem
     for record in records:
-        place = record["provenance"]
-        seed = first.setdefault(place["method"], place["training_seed"])
-        if seed != place["training_seed"] or "model_sha256" not in place:  # an older expunge did not say where
+        provenance = record["provenance"]
+        seed = first.setdefault(provenance["method"], provenance["training_seed"])
+        if (
+            seed != provenance["training_seed"] or "model_sha256" not in provenance
+        ):  # an older expunge did not say where
             continue
-        group, name = group_of(place), place["method"]
+        group, name = group_of(provenance), provenance["method"]
         keyed = group.kind == "key"
         yield Side(
             name=f"{name}, {injected(group)}" if keyed and group != BARE else name,
-            scene=f"{own if keyed or group.kind == 'set' else group}, {place['split']}",
-            folder=_within(store, place["images"]),
+            scene=f"{own if keyed or group.kind == 'set' else group}, {provenance['split']}",
+            folder=_within(store, provenance["images"]),
             targets=tuple(record["concepts"]),
         )
 

@@ -127,5 +127,5 @@ def _point(series: Series, number: int) -> list[str]:
     return [series.name, label, _number(series.x[number]), _number(series.y[number]), limits]
 
 
-def _number(value: float | str | None) -> str:
+def _number(value: float | int | str | None) -> str:
     return value if isinstance(value, str) else "–" if value is None else f"{value:.4g}"

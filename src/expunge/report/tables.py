@@ -23,7 +23,7 @@ class Titled:
 
 def tables(summary: Sequence[Row]) -> list[Titled]:
     """What was measured, paired differences, claims, recoveries and costs; empty ones are left out."""
-    found = [
+    every = [
         Titled(title="Removed and kept", note="Percent, with 95 % intervals.", table=results.measured(summary)),
         Titled(
             title="Differences on equal prompts and seeds",
@@ -57,4 +57,4 @@ def tables(summary: Sequence[Row]) -> list[Titled]:
             table=results.costs(summary),
         ),
     ]
-    return [titled for titled in found if titled.table.rows]
+    return [titled for titled in every if titled.table.rows]

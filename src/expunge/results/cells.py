@@ -8,7 +8,7 @@ from expunge.results.finished import Finished
 from expunge.results.group import Group
 
 
-class Place(NamedTuple):
+class CellKey(NamedTuple):
     """What a number of a table is of."""
 
     method: str
@@ -17,8 +17,8 @@ class Place(NamedTuple):
     """With its settings in brackets, where they differ from the metric's defaults."""
 
 
-Cells = dict[Place, dict[int, dict[str, list[tuple[str, float]]]]]
-"""Values by place, training seed and split, each with the concept that it is of."""
+Cells = dict[CellKey, dict[int, dict[str, list[tuple[str, float]]]]]
+"""Values by cell, training seed and split, each with the concept that it is of."""
 
 
 def cells(finished: Sequence[Finished], once: bool) -> Cells:
@@ -26,27 +26,25 @@ def cells(finished: Sequence[Finished], once: bool) -> Cells:
 
     Under an attack the label says which run of it, too.
     """
-    found: Cells = {}
-    counted: set[tuple[Place, str, str]] = set()
+    values_at: Cells = {}
+    counted: set[tuple[CellKey, str, str]] = set()
     for one in finished:
         for record, values in zip(one.records, one.values, strict=True):
             if record["metric"].startswith("became@") or not values:
                 continue
-            place = Place(one.method, one.group, record["metric"] + one.variant)
-            kept = found.setdefault(place, {}).setdefault(one.seed, {}).setdefault(one.split, [])
+            cell = CellKey(one.method, one.group, record["metric"] + one.variant)
+            kept = values_at.setdefault(cell, {}).setdefault(one.seed, {}).setdefault(one.split, [])
             run = f", run {one.run}" if one.group.kind == "attack" else ""
             named = [(f"{label}{run}", value) for label, value in values]
-            kept.extend(
-                (label, value) for label, value in named if not (once and (place, one.images, label) in counted)
-            )
-            counted.update((place, one.images, label) for label, _ in named)
-    return found
+            kept.extend((label, value) for label, value in named if not (once and (cell, one.images, label) in counted))
+            counted.update((cell, one.images, label) for label, _ in named)
+    return values_at
 
 
-def points(finished: Sequence[Finished]) -> set[Place]:
+def points(finished: Sequence[Finished]) -> set[CellKey]:
     """The places whose values are differences already, in points."""
     return {
-        Place(one.method, one.group, record["metric"] + one.variant)
+        CellKey(one.method, one.group, record["metric"] + one.variant)
         for one in finished
         for record in one.records
         if record.get("unit") == "points"

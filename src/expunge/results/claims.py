@@ -72,7 +72,7 @@ def verdict(claim: Claim, points: Interval) -> str:
 def judged(claims: Sequence[Claim], summary: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row of the summary for each claim, from the rows that the summary has."""
     known = known_rows(summary)
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for claim in claims:
         name = " - ".join(claim.rows)
         row: dict[str, Any] = {
@@ -86,10 +86,10 @@ def judged(claims: Sequence[Claim], summary: Sequence[Mapping[str, Any]]) -> lis
         }
         measured = find_row(known, name, claim.group, claim.metric)
         if measured is None:
-            found.append({**row, "claim_verdict": NOT_MEASURED})
+            rows.append({**row, "claim_verdict": NOT_MEASURED})
             continue
         than = 0.0 if claim.than is None else claim.than
         points = Interval(measured["value"] - than, measured["low"] - than, measured["high"] - than)
         numbers = {name: measured[name] for name in ("value", "low", "high", "n")}
-        found.append({**row, **numbers, "claim_verdict": verdict(claim, points)})
-    return found
+        rows.append({**row, **numbers, "claim_verdict": verdict(claim, points)})
+    return rows

@@ -41,11 +41,11 @@ def costs(finished: Sequence[Finished]) -> dict[str, dict[str, Any]]:
     for one in finished:
         if one.group.kind != "set":
             continue
-        for made in one.pairs:
-            pairs.setdefault(one.method, {})[made.key] = made.cost.equivalents
+        for pair in one.pairs:
+            pairs.setdefault(one.method, {})[pair.key] = pair.cost.equivalents
         if one.erase:
             erasures.setdefault(one.method, {})[tuple(step.key for step in one.erase)] = one.erase
-    found: dict[str, dict[str, Any]] = {
+    taken: dict[str, dict[str, Any]] = {
         method: {
             "erase_equivalents": round(fmean(sum(s.cost.equivalents for s in steps) for steps in each.values()), 1),
             "erase_seconds": round(median(sum(s.seconds for s in steps) for steps in each.values()), 1),
@@ -54,11 +54,11 @@ def costs(finished: Sequence[Finished]) -> dict[str, dict[str, Any]]:
         for method, each in erasures.items()
     }
     for method, equivalents in pairs.items():
-        found.setdefault(method, {})["pairs_equivalents"] = sum(equivalents.values())
+        taken.setdefault(method, {})["pairs_equivalents"] = sum(equivalents.values())
     for one in finished:
         if one.peak_bytes is not None:
-            found.setdefault(one.method, {})["erase_peak_bytes"] = one.peak_bytes
-    return found
+            taken.setdefault(one.method, {})["erase_peak_bytes"] = one.peak_bytes
+    return taken
 
 
 def fresh_key_costs(finished: Sequence[Finished]) -> dict[tuple[str, Group], dict[str, float]]:
@@ -67,4 +67,4 @@ def fresh_key_costs(finished: Sequence[Finished]) -> dict[tuple[str, Group], dic
     for one in finished:
         for learned in one.fresh_keys:
             taken.setdefault((one.method, one.group), {})[learned.key] = learned.cost.equivalents
-    return {place: {"relearn_equivalents": round(fmean(each.values()), 1)} for place, each in taken.items()}
+    return {cell: {"relearn_equivalents": round(fmean(each.values()), 1)} for cell, each in taken.items()}

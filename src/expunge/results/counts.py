@@ -4,9 +4,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from expunge.results.cells import Place
+from expunge.results.cells import CellKey
 from expunge.results.finished import Finished
 from expunge.results.group import SET
+from expunge.results.meanings import DETECTIONS
 from expunge.store.atomic import FORMAT
 
 MOST = 3
@@ -25,15 +26,15 @@ def became(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     total: Counter[str] = Counter()
     counted: set[tuple[str, str, int]] = set()
     for record in records:
-        place = record["provenance"]
-        if place["group"] != str(SET) or place["variant"] or not record["metric"].startswith("became@"):
+        provenance = record["provenance"]
+        if provenance["group"] != str(SET) or provenance["variant"] or not record["metric"].startswith("became@"):
             continue
         label = record["metric"].removeprefix("became@")
-        shown.setdefault(place["method"], Counter())[label] += round(record["value"] * record["n"] / 100)
-        run = (place["method"], place["split"], place["training_seed"])
+        shown.setdefault(provenance["method"], Counter())[label] += round(record["value"] * record["n"] / 100)
+        run = (provenance["method"], provenance["split"], provenance["training_seed"])
         if run not in counted:
             counted.add(run)
-            total[place["method"]] += record["n"]
+            total[provenance["method"]] += record["n"]
     return [
         {
             "format": FORMAT,
@@ -58,24 +59,24 @@ def detections(finished: Sequence[Finished]) -> list[dict[str, Any]]:
 
     The number of images stands beside, since rows may have several training seeds.
     """
-    counted: dict[Place, Counter[str]] = {}
-    images: Counter[Place] = Counter()
+    counted: dict[CellKey, Counter[str]] = {}
+    images: Counter[CellKey] = Counter()
     for one in finished:
-        place = Place(one.method, one.group, f"detections{one.variant}")
+        cell = CellKey(one.method, one.group, f"{DETECTIONS}{one.variant}")
         for record in one.records:
             instrument = record["provenance"].get("instrument", {})
             if "detections" in instrument and not record["metric"].startswith("ner_kept"):
-                counted.setdefault(place, Counter()).update(instrument["detections"])
-                images[place] += record["n"]
+                counted.setdefault(cell, Counter()).update(instrument["detections"])
+                images[cell] += record["n"]
                 break  # every threshold's record has the same
     return [
         {
             "format": FORMAT,
-            "method": place.method,
-            "group": str(place.group),
-            "metric": place.metric,
+            "method": cell.method,
+            "group": str(cell.group),
+            "metric": cell.metric,
             "counts": dict(labels.most_common()),
-            "n": images[place],
+            "n": images[cell],
         }
-        for place, labels in counted.items()
+        for cell, labels in counted.items()
     ]

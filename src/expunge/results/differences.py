@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from expunge.core.errors import ExpungeError
 from expunge.core.record import Interval, Runs, hull, in_percent, mean_of, nested, of_attacks, paired_proportions
-from expunge.results.cells import Cells, Place, cells
+from expunge.results.cells import CellKey, Cells, cells
 from expunge.results.claims import direction
 from expunge.results.finished import Finished
 from expunge.results.group import Group
@@ -32,19 +32,19 @@ def differences(pairs: Sequence[Sequence[str]], finished: Sequence[Finished]) ->
         ExpungeError: if the two were not measured on the same images of a split.
     """
     values = cells(finished, once=False)
-    values = {place: runs for place, runs in values.items() if place.group.kind != "key"} | recovered(values)
-    found: list[dict[str, Any]] = []
+    values = {cell: runs for cell, runs in values.items() if cell.group.kind != "key"} | recovered(values)
+    rows: list[dict[str, Any]] = []
     for one, other in pairs:
-        for place in [place for place in values if place.method == one]:
-            against = values.get(place._replace(method=other), {})
+        for cell in [cell for cell in values if cell.method == one]:
+            against = values.get(cell._replace(method=other), {})
             if not against:
                 continue
-            both = _paired(values[place], against, (one, other))
-            interval, n = _points(both, place.group), len(both.ones)
-            there = place._replace(method=f"{one} - {other}")
-            shown = verdict(interval, place.metric, n, len(both.differences))
-            found.append({**row(there, interval, n, both.differences), "unit": "points", **shown})
-    return found
+            both = _paired(values[cell], against, (one, other))
+            interval, n = _points(both, cell.group), len(both.ones)
+            there = cell._replace(method=f"{one} - {other}")
+            shown = verdict(interval, cell.metric, n, len(both.differences))
+            rows.append({**row(there, interval, n, both.differences), "unit": "points", **shown})
+    return rows
 
 
 def _paired(mine: Runs, theirs: Runs, names: tuple[str, str]) -> Paired:
@@ -76,12 +76,12 @@ def _points(both: Paired, group: Group) -> Interval:
 def recovered(values: Cells) -> Cells:
     """Whether each target came back with its own key, or with a fresh one: what ESR-1 counts, turned round."""
     return {
-        Place(place.method, place.group, RECOVERY + place.metric.removeprefix("esr@1")): {
+        CellKey(cell.method, cell.group, RECOVERY + cell.metric.removeprefix("esr@1")): {
             seed: {split: [(label, 1 - erased) for label, erased in pairs] for split, pairs in by_split.items()}
             for seed, by_split in runs.items()
         }
-        for place, runs in values.items()
-        if place.group.recovered and plain(place.metric) == "esr@1"
+        for cell, runs in values.items()
+        if cell.group.recovered and plain(cell.metric) == "esr@1"
     }
 
 

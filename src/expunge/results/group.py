@@ -41,20 +41,20 @@ class Group:
         """The group that is written ``text``; what is no kind's is the name of a further set."""
         if text in PLAIN:
             return cls(kind=text)  # pyright: ignore[reportArgumentType]
-        found: Any = re.fullmatch(r"after (\d+)", text)
-        if found:
-            return cls(kind="after", step=int(found[1]))
+        match: Any = re.fullmatch(r"after (\d+)", text)
+        if match:
+            return cls(kind="after", step=int(match[1]))
         kind, colon, name = text.partition(": ")
         if not colon or kind not in PREFIXED:
             return cls(kind="further", name=text)
         if kind != "key":
             return cls(kind=kind, name=name)  # pyright: ignore[reportArgumentType]
-        found = re.fullmatch(r"fresh (\d+)", name)
-        if found:
-            return cls(kind="key", control="fresh", step=int(found[1]))
-        found = re.fullmatch(r"(.+) after (\d+)", name)
-        if found:
-            return cls(kind="key", control=found[1], step=int(found[2]))
+        match = re.fullmatch(r"fresh (\d+)", name)
+        if match:
+            return cls(kind="key", control="fresh", step=int(match[1]))
+        match = re.fullmatch(r"(.+) after (\d+)", name)
+        if match:
+            return cls(kind="key", control=match[1], step=int(match[2]))
         return cls(kind="key", control=name)
 
     @property

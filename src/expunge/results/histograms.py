@@ -7,7 +7,7 @@ from typing import Any, final
 from expunge.core.errors import ExpungeError
 from expunge.core.figure import Axis, Figure, Series
 from expunge.results.lookup import check_rows
-from expunge.results.meanings import plain
+from expunge.results.meanings import DETECTIONS, plain
 
 
 @final
@@ -37,7 +37,7 @@ def histogram(bars: Histogram, summary: Sequence[Mapping[str, Any]]) -> Figure:
     Raises:
         ExpungeError: if the summary has none of these rows' detections.
     """
-    kept = [r for r in summary if plain(r["metric"]) == "detections" and r["group"] == bars.group]
+    kept = [r for r in summary if plain(r["metric"]) == DETECTIONS and r["group"] == bars.group]
     counted = {r["method"]: r for r in kept}
     rates = {
         row: {label: 100 * count / counted[row]["n"] for label, count in counted[row]["counts"].items()}

@@ -12,13 +12,13 @@ Images = Mapping[str, Mapping[str, Any]]
 
 def knowledge(finished: Sequence[Finished]) -> dict[str, str]:
     """What each edited row was told, in words, by its first measurement on the plan's own set."""
-    found: dict[str, str] = {}
+    words: dict[str, str] = {}
     for one in finished:
-        if one.group.kind == "set" and one.method not in found and one.records:
+        if one.group.kind == "set" and one.method not in words and one.records:
             known = one.records[0]["knowledge"]
             if known["targets"]:
-                found[one.method] = in_words(known)
-    return found
+                words[one.method] = in_words(known)
+    return words
 
 
 def in_words(known: Mapping[str, Any]) -> str:
@@ -35,7 +35,7 @@ def in_words(known: Mapping[str, Any]) -> str:
         "images made": any(not shown["given"] for shown in images.values()),
         "oracle": known["oracles"],
     }
-    return ", ".join(words for words, so in says.items() if so)
+    return ", ".join(word for word, so in says.items() if so)
 
 
 def _pairs(images: Images) -> int:

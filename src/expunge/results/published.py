@@ -10,9 +10,9 @@ SAYS = ("table", "published_as", "source", "knowledge", "note")
 
 def sources(summary: Sequence[Row]) -> dict[str, list[str]]:
     """Where the published figures of each row of the table come from, in words."""
-    found: dict[str, list[str]] = {}
+    words_of: dict[str, list[str]] = {}
     for row in summary:
         if group_of(row).kind == "paper":
             words = [str(row[name]) for name in SAYS if row.get(name)]
-            found[row["method"]] = list(dict.fromkeys([*found.get(row["method"], []), *words]))
-    return found
+            words_of[row["method"]] = list(dict.fromkeys([*words_of.get(row["method"], []), *words]))
+    return words_of

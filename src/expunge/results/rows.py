@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from expunge.core.record import Interval, Runs
-from expunge.results.cells import Cells, Place, cells, interval, points
+from expunge.results.cells import CellKey, Cells, cells, interval, points
 from expunge.results.finished import Finished
 from expunge.results.group import Group
 from expunge.store.atomic import FORMAT
@@ -31,26 +31,26 @@ def numbers(summary: Sequence[Row]) -> list[Row]:
 def rows(finished: Sequence[Finished]) -> list[dict[str, Any]]:
     """A row for each method, group and metric, over splits and training seeds; an image counts once."""
     signed = points(finished)
-    found = [_number(place, runs, place in signed) for place, runs in cells(finished, once=True).items()]
-    return [*found, *_of_images_together(finished)]
+    per_image = [_number(cell, runs, cell in signed) for cell, runs in cells(finished, once=True).items()]
+    return [*per_image, *_of_images_together(finished)]
 
 
 def rows_by_split(finished: Sequence[Finished]) -> list[dict[str, Any]]:
     """The plan's own set's rows once more, one for each split; what exists only for images together is left out."""
     signed = points(finished)
-    own: Cells = {place: runs for place, runs in cells(finished, once=False).items() if place.group.kind == "set"}
-    found: list[dict[str, Any]] = []
-    for place, runs in own.items():
+    own: Cells = {cell: runs for cell, runs in cells(finished, once=False).items() if cell.group.kind == "set"}
+    lines: list[dict[str, Any]] = []
+    for cell, runs in own.items():
         for split in dict.fromkeys(split for by_split in runs.values() for split in by_split):
             alone = {seed: {split: by_split[split]} for seed, by_split in runs.items() if split in by_split}
-            there = place._replace(group=Group(kind="split", name=split))
-            found.append(_number(there, alone, place in signed))
-    return found
+            there = cell._replace(group=Group(kind="split", name=split))
+            lines.append(_number(there, alone, cell in signed))
+    return lines
 
 
-def _number(place: Place, runs: Runs, signed: bool) -> dict[str, Any]:
+def _number(cell: CellKey, runs: Runs, signed: bool) -> dict[str, Any]:
     values = [value for by_split in runs.values() for pairs in by_split.values() for _, value in pairs]
-    return row(place, interval(place.group, values, runs, signed=signed), len(values), runs)
+    return row(cell, interval(cell.group, values, runs, signed=signed), len(values), runs)
 
 
 def _of_images_together(finished: Sequence[Finished]) -> list[dict[str, Any]]:
@@ -58,14 +58,14 @@ def _of_images_together(finished: Sequence[Finished]) -> list[dict[str, Any]]:
 
     (A run's record has the interval; nothing is left per image that could be resampled here.)
     """
-    by_place: dict[Place, list[tuple[Finished, Row]]] = {}
+    by_cell: dict[CellKey, list[tuple[Finished, Row]]] = {}
     for one in finished:
         for record, values in zip(one.records, one.values, strict=True):
             if not values and not record["metric"].startswith("became@"):
-                place = Place(one.method, one.group, record["metric"] + one.variant)
-                by_place.setdefault(place, []).append((one, record))
-    found: list[dict[str, Any]] = []
-    for place, several in by_place.items():
+                cell = CellKey(one.method, one.group, record["metric"] + one.variant)
+                by_cell.setdefault(cell, []).append((one, record))
+    lines: list[dict[str, Any]] = []
+    for cell, several in by_cell.items():
         records = [record for _, record in several]
         hull = Interval(
             fmean(record["value"] for record in records),
@@ -74,18 +74,18 @@ def _of_images_together(finished: Sequence[Finished]) -> list[dict[str, Any]]:
         )
         seeds = {one.seed for one, _ in several}
         runs: Runs = {seed: {one.split: [] for one, _ in several if one.seed == seed} for seed in seeds}
-        found.append(row(place, hull, sum(record["n"] for record in records), runs))
-    return found
+        lines.append(row(cell, hull, sum(record["n"] for record in records), runs))
+    return lines
 
 
-def row(place: Place, number: Interval, n: int, runs: Runs) -> dict[str, Any]:
+def row(cell: CellKey, number: Interval, n: int, runs: Runs) -> dict[str, Any]:
     """A line of a summary: a number and its interval, of ``n`` values from ``runs``."""
     splits = {split for by_split in runs.values() for split in by_split}
     return {
         "format": FORMAT,
-        "method": place.method,
-        "group": str(place.group),
-        "metric": place.metric,
+        "method": cell.method,
+        "group": str(cell.group),
+        "metric": cell.metric,
         **{name: round(value, 3) for name, value in number._asdict().items()},
         "n": n,
         "training_seeds": len(runs),

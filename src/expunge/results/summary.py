@@ -12,11 +12,11 @@ from expunge.results.files import FIGURES, PLAN, RECORDS, SUMMARY, TABLE, figure
 from expunge.results.finished import Finished, Wanted
 from expunge.results.group import Group
 from expunge.results.knowledge import knowledge
-from expunge.results.meanings import plain
+from expunge.results.meanings import DETECTIONS, plain
 from expunge.results.rows import rows, rows_by_split
 from expunge.store.atomic import new_file, read_json, read_lines, write_json, write_lines
 
-SHAPES = {"became": ("shares", "n"), "detections": ("counts", "n")}
+SHAPES = {"became": ("shares", "n"), DETECTIONS: ("counts", "n")}
 """What rows of a summary hold that are no numbers with an interval."""
 
 
@@ -43,13 +43,13 @@ def summarised(
     for method, words in knowledge(finished).items():
         beside.setdefault(method, {})["told"] = words
     fresh = fresh_key_costs(finished)
-    found = [
+    lines = [
         {**row, **beside.get(row["method"], {}), **fresh.get((row["method"], Group.parse(row["group"])), {})}
         for row in rows(finished)
     ]
     alone = rows_by_split(finished) if wanted.by_split else []
     shown = [*counts.became(records), *counts.detections(finished)]
-    return [*found, *alone, *shown, *differences(wanted.pairs, finished)]
+    return [*lines, *alone, *shown, *differences(wanted.pairs, finished)]
 
 
 def write_again(wanted: Wanted, results: Path, out: Path) -> list[dict[str, Any]]:
@@ -77,9 +77,9 @@ def checked(wanted: Wanted, kept: Sequence[Mapping[str, Any]], where: str) -> li
     Raises:
         ExpungeError: if ``kept``, read from ``where``, has no summary, a damaged one, or that of another plan.
     """
-    found = [dict(r) for r in kept if "provenance" not in r and "claim" not in r and r.get("group") != "paper"]
+    lines = [dict(r) for r in kept if "provenance" not in r and "claim" not in r and r.get("group") != "paper"]
     sets = ("set", "memory", *wanted.sets)
-    for row in found:
+    for row in lines:
         names = ("method", "group", "metric", *SHAPES.get(plain(str(row.get("metric"))), ("value", "low", "high", "n")))
         lacking = [name for name in names if name not in row]
         if lacking:
@@ -91,15 +91,15 @@ def checked(wanted: Wanted, kept: Sequence[Mapping[str, Any]], where: str) -> li
                 raise unknown(f"method of the grid in '{where}'", name, wanted.methods)
         if Group.parse(row["group"]).kind in ("set", "others", "memory", "further") and row["group"] not in sets:
             raise unknown(f"set of the plan in '{where}'", row["group"], sets)
-    lacking = [name for name in wanted.methods if name not in {row["method"] for row in found}]
+    lacking = [name for name in wanted.methods if name not in {row["method"] for row in lines}]
     if lacking:
         raise ExpungeError(f"'{where}' has no row of '{lacking[0]}': expected the summary of this plan")
-    return found
+    return lines
 
 
-def _write_summary(wanted: Wanted, found: Sequence[Mapping[str, Any]], out: Path) -> list[dict[str, Any]]:
+def _write_summary(wanted: Wanted, lines: Sequence[Mapping[str, Any]], out: Path) -> list[dict[str, Any]]:
     """Write the summary with claims and papers' figures, its table and its figures, all made before the first is written."""
-    summary = [*map(dict, found), *claims.judged(wanted.claims, found), *map(dict, wanted.published)]
+    summary = [*map(dict, lines), *claims.judged(wanted.claims, lines), *map(dict, wanted.published)]
     drawn = [
         *(curves.figure(curve, summary) for curve in wanted.figures),
         *(histograms.histogram(bars, summary) for bars in wanted.histograms),
@@ -115,13 +115,13 @@ def _write_summary(wanted: Wanted, found: Sequence[Mapping[str, Any]], out: Path
 
 def _placed(one: Finished, record: Mapping[str, Any]) -> dict[str, Any]:
     """A record with its place in the table, and where in the store its images are (or were)."""
-    place: dict[str, Any] = {"method": one.method, "split": one.split, "training_seed": one.seed}
-    place |= {"group": str(one.group), "variant": one.variant}
+    where: dict[str, Any] = {"method": one.method, "split": one.split, "training_seed": one.seed}
+    where |= {"group": str(one.group), "variant": one.variant}
     if one.group.kind == "attack":
-        place["attack_run"] = one.run
+        where["attack_run"] = one.run
     if one.folder:
-        place |= {"images": one.folder, "model_sha256": one.model_sha256}
-    return {**record, "provenance": {**record["provenance"], **place}}
+        where |= {"images": one.folder, "model_sha256": one.model_sha256}
+    return {**record, "provenance": {**record["provenance"], **where}}
 
 
 def _copy_figures(finished: Sequence[Finished], out: Path) -> None:

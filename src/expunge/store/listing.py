@@ -56,16 +56,16 @@ def read_run(folder: Path) -> dict[str, Any]:
     file = folder / RUN
     if not file.is_file():
         return {}
-    made = read_json(file)
-    if made.get("format") != FORMAT:
+    run = read_json(file)
+    if run.get("format") != FORMAT:
         raise ExpungeError(
-            f"'{file}' has format {made.get('format')!r}: expected {FORMAT}, as `expunge generate` writes it"
+            f"'{file}' has format {run.get('format')!r}: expected {FORMAT}, as `expunge generate` writes it"
         )
-    check_shape(f"'{file}'", made, shapes.RUN)
-    for edit in made["edits"]:
+    check_shape(f"'{file}'", run, shapes.RUN)
+    for edit in run["edits"]:
         if edit["provenance"] is not None:
             check_shape(f"an edit in '{file}'", edit["provenance"], shapes.PROVENANCE)
-    return made
+    return run
 
 
 def read_listed(folder: Path, role: str | None = None) -> list[Listed]:
