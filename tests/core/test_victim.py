@@ -11,7 +11,7 @@ from expunge.core.backbone import Backbone
 from expunge.core.catalog import Catalog
 from expunge.core.errors import ExpungeError
 from expunge.core.judge import Judge
-from expunge.core.query import LearnedWord, Query
+from expunge.core.query import LearnedWord, Query, Start
 from expunge.core.victim import BlackBox, GrayBox, WhiteBox, victim
 
 QUERY = Query(prompt="a church", label="church", seed=3, guidance=3.0, steps=2)
@@ -101,6 +101,12 @@ def test_words_that_are_in_no_vocabulary_need_the_text_encoder(backbone):
     with pytest.raises(ExpungeError, match="'a <w>' holds a learned word"):
         held(backbone, "queries").images([query])
     assert held(backbone, "text encoder").images([query]).shape == (1, 16, 16, 3)
+    pixels = backbone.generate([QUERY]).pixels[0]
+    redrawn = dataclasses.replace(QUERY, start=Start(image=pixels, strength=0.5))
+    assert held(backbone, "queries").images([redrawn]).shape == (1, 16, 16, 3)
+    inside = dataclasses.replace(QUERY, start=Start(image=backbone.noise(0)[0], strength=0.5))
+    with pytest.raises(ExpungeError, match="'a church' holds latents: expected words, and perhaps an image"):
+        held(backbone, "queries").images([inside])
 
 
 def test_an_oracle_is_the_judge_that_it_names(backbone):

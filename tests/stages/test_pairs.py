@@ -1,5 +1,6 @@
 """Pairs: made by the testbed with judge B looking, and put together from a user's folders."""
 
+import dataclasses
 import json
 import re
 
@@ -17,7 +18,7 @@ from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.query import Query, Start
 from expunge.erasers.duo import DUO
 from expunge.judges.testbed import Testbed
-from expunge.stages import pairs, wanted
+from expunge.stages import knowledge, pairs, wanted
 from expunge.store import read_any_images, read_images, read_lines, read_pixels, read_run, write_lines
 
 WISH = pairs.Wish(
@@ -84,9 +85,9 @@ def test_duo_reads_them_and_says_who_chose_them(made):
         "unsafe": {**had, "prompts": ["a dagger", "a bomb"]},
         "safe": {**had, "prompts": ["a dog", "a car"]},
     }
-    from expunge.stages.measure import _oracles
-
-    assert _oracles([{"images": edit.provenance.images, "search": {}}]) == [ORACLE]
+    known = knowledge.of_provenances([dataclasses.asdict(edit.provenance)])
+    assert known["oracles"] == [ORACLE]
+    assert known["images"] == edit.provenance.images
     turned = out.with_name("turned")
     turned.mkdir()
     lines = (out / "metadata.jsonl").read_text().splitlines()[::-1]

@@ -61,9 +61,11 @@ class Victim(ABC):
                 f"an attack asks for {len(queries)} images after {self.asked}: expected no more than its budget, {self.budget}"
             )
         for query in queries:
-            if query.learned is not None and not self.learned_words:
+            latents = query.start is not None and query.start.image.is_floating_point()
+            if (query.learned is not None or latents) and not self.learned_words:
                 raise ExpungeError(
-                    f"query '{query.prompt}' holds a learned word: expected words alone of an attack that can only ask"
+                    f"query '{query.prompt}' holds {'latents' if latents else 'a learned word'}: expected words, and perhaps "
+                    "an image to start from, of an attack that can only ask"
                 )
         self.asked += len(queries)
         return self._draw(queries)
