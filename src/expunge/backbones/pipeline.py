@@ -79,8 +79,9 @@ class PipelineBackbone(Backbone):
         if isinstance(parts, Files):
             return parts.device
         where = next(parts.get(self.denoiser).parameters()).device
-        offloaded = where.type == "meta" and isinstance(parts, held.Pipeline)
-        return parts.pipe._execution_device if offloaded else where
+        if where.type == "meta" and isinstance(parts, held.Pipeline):  # offloaded
+            return parts.pipe._execution_device
+        return where
 
     @property
     @override
