@@ -12,7 +12,13 @@ from expunge.cli import main
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
-    ["expunge.cli", "expunge.stages.bench", "expunge.backbones.stable_diffusion", "expunge.judges.testbed"]
+    [
+        "expunge.cli",
+        "expunge.stages.bench",
+        "expunge.backbones.stable_diffusion",
+        "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+        "transformers.models.clip.modeling_clip",
+    ]
 )
 
 

@@ -34,7 +34,7 @@ def measured(tmp_path_factory) -> Path:
         steps=8,
         metrics=METRICS,
         by_split=True,
-        others={"set": str(others), "count": 1},
+        others={"set": str(others), "count": 2},
         claims=[{"says": "UCE keeps as much", "rows": ["uce", "original"], "metric": "psr@1", "expected": "equal"}],
         compare=[["uce", "original"]],
     )
@@ -88,7 +88,7 @@ def test_two_judges_are_two_columns_and_others_are_measured(measured):
     by = by_name(rows_of(measured))
     for metric in ("esr@1", "esr@1 (judge testbed:network=b)"):
         assert by["uce", "set", metric]["n"] == 2 * 2 * 2, "two targets on each of two splits, two images each"
-    assert by["uce", "others", "psr@1"]["n"] == 2, "the one concept that is not the plan's own, on each split"
+    assert by["uce", "others", "psr@1"]["n"] == 2 * 2, "the one concept that is not the plan's own, on each split"
     assert by["uce", "set", "became"]["n"] == 2 * 2 * 2
 
 
