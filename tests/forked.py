@@ -14,7 +14,7 @@ _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
     [
         "expunge.cli",
-        "expunge.stages.bench",
+        "expunge.executors.bench",
         "expunge.backbones.stable_diffusion",
         "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
         "transformers.models.clip.modeling_clip",

@@ -6,6 +6,12 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from expunge.jobs import Job, Workspace, in_order
+from expunge.plans.check import checked
+from expunge.plans.expand import Measurement, expanded
+from expunge.plans.opened import OpenedPlan
+from expunge.plans.read import read_plan
+
 Lines = list[dict[str, Any]]
 
 SET: dict[str, Any] = {
@@ -79,7 +85,26 @@ def tiny_plan(folder: Path, /, **changes: Any) -> Path:
 
 def bench_words(plan: Path, *more: str) -> list[str]:
     """The command that runs a plan, with its store and its results beside it."""
-    return ["bench", str(plan), "--store", str(plan.parent / "store"), "--out", str(plan.parent / "out"), *more]
+    folders = ["--store", str(plan.parent / "store"), "--out", str(plan.parent / "out")]
+    return ["bench", str(plan), *folders, "--workers", "1", *more]
+
+
+def opened(plan: Path) -> OpenedPlan:
+    return checked(read_plan(plan))
+
+
+def measurements_of(plan: Path) -> list[Measurement]:
+    return expanded(opened(plan))
+
+
+def jobs_of(plan: Path) -> list[Job]:
+    """What a plan does, in an order that can be run."""
+    return in_order(m.job for m in measurements_of(plan))
+
+
+def store_of(plan: Path) -> Workspace:
+    """Where `bench_words` puts finished jobs."""
+    return Workspace(store=plan.parent / "store")
 
 
 def read_rows(file: Path) -> Lines:

@@ -11,7 +11,7 @@ from plans_of import bench_words, read_rows, tiny_plan, without_times
 def test_a_job_that_another_process_does_is_waited_for(tmp_path):
     """Two runs of one plan at a time: each job is done once, and both end well."""
     plan = tiny_plan(tmp_path, grid__method=["original"])
-    command = ["bench", plan, "--quiet", "--store", tmp_path / "store", "--out"]
+    command = ["bench", plan, "--quiet", "--workers", "1", "--store", tmp_path / "store", "--out"]
     both = [started([*command, tmp_path / f"out{i}"], tmp_path / f"err{i}") for i in range(2)]
     assert [ended(process) for process in both] == [0, 0]
     first, second = (without_times(read_rows(tmp_path / f"out{i}" / "records.jsonl")) for i in range(2))
@@ -21,7 +21,7 @@ def test_a_job_that_another_process_does_is_waited_for(tmp_path):
 
 def test_killed_at_random_moments_it_ends_with_the_same_numbers(tmp_path):
     plan = tiny_plan(tmp_path, grid__method=["original", "uce", "kpop"], steps=8)
-    command = ["bench", str(plan), "--quiet"]
+    command = ["bench", str(plan), "--quiet", "--workers", "1"]
     whole, torn = ([*command, "--store", tmp_path / n, "--out", tmp_path / f"{n}-out"] for n in ("whole", "torn"))
     start = time.monotonic()
     assert ended(started(whole, tmp_path / "err")) == 0

@@ -4,22 +4,23 @@ import json
 
 import pytest
 import torch
-from expunge.stages.plan import read_plan
-from expunge.stages.planner import SALT, Planner, flattened
 
 from expunge import backbones
 from expunge.cli import main
 from expunge.core.concept import Concept
 from expunge.core.errors import ExpungeError
-from expunge.stages import erase, jobs
+from expunge.jobs import EraseJob, FreshKeyJob, GenerateJob, MemoryJob, PairsJob
+from expunge.plans.erasures import SALT
+from expunge.stages import erase
 from expunge.store import EDIT, KEY, load_edit
-from plans_of import KPOP, bench_words, read_rows, tiny_plan
+from plans_of import KPOP, bench_words, jobs_of, measurements_of, opened, read_rows, store_of, tiny_plan
 
 pytestmark = pytest.mark.filterwarnings("ignore::expunge.core.errors.ExpungeWarning")
 
 
-def steps_of(plan):
-    return flattened(Planner(read_plan(plan)).planned())
+def of_kind(plan, *kinds):
+    """A plan's jobs of these very kinds."""
+    return [job for job in jobs_of(plan) if type(job) in kinds]
 
 
 def results_of(plan, name):
@@ -28,18 +29,17 @@ def results_of(plan, name):
 
 def test_targets_are_erased_one_after_another_and_measured_after_each(tmp_path):
     plan = tiny_plan(tmp_path, grid__method=["kpop"], method__kpop__order="sequential")
-    first, second = (p for p in steps_of(plan) if p.job["room"] == "erase")
-    assert (first.job["targets"], second.job["targets"]) == (["church"], ["dog"])
-    assert "on" not in first.job
-    assert second.job["on"] == [first.key]
+    first, second = of_kind(plan, EraseJob)
+    assert (first.targets, second.targets) == (["church"], ["dog"])
+    assert "on" not in first.as_json()
+    assert second.on == [first.key]
     assert main(bench_words(plan, "--quiet")) == 0
-    store = tmp_path / "store"
-    folders = [jobs.folder(p.key, "erase", store) for p in (first, second)]
+    folders = [job.folder(store_of(plan)) for job in (first, second)]
     one, two = (load_edit(path / EDIT) for path in folders)
     assert two.requires == (one.id,)
 
     backbone = backbones.load("testbed")
-    eraser = erase.build("kpop", first.job["settings"], None)
+    eraser = first.built()
     with backbone.attached([one]):
         by_hand = erase.run(backbone, "kpop", eraser, [Concept(name="dog")], [], 0, SALT)
     assert by_hand.id == two.id, "the second is an erasure of the model that the first left"
@@ -52,7 +52,7 @@ def test_targets_are_erased_one_after_another_and_measured_after_each(tmp_path):
     numbers = {g: (by[g, "esr@1"]["n"], by[g, "psr@1"]["n"]) for g in ("after 1", "after 2", "set")}
     assert numbers == {"after 1": (1, 2), "after 2": (2, 1), "set": (2, 1)}
     assert [by[f"key: own after {n}", "esr@1"]["n"] for n in (1, 2)] == [1, 2]
-    spent = [jobs.result(p.job, store)["cost"] for p in (first, second)]
+    spent = [job.result(store_of(plan))["cost"] for job in (first, second)]
     assert by["set", "esr@1"]["erase_equivalents"] == sum(c["forward"] + 3 * c["trained"] for c in spent)
     records = results_of(plan, "records.jsonl")
     last = [r for r in records if r["provenance"]["group"] == "after 2" and r["metric"] == "esr@1"]
@@ -68,10 +68,10 @@ def test_targets_are_erased_one_after_another_and_measured_after_each(tmp_path):
 def test_the_key_of_another_seed_is_tried_in_this_one_s_model(tmp_path):
     two = {"grid__method": ["kpop"], "grid__seed": [0, 7], "method__kpop__controls": ["own", "other seed"]}
     plan = tiny_plan(tmp_path, **two)
-    planned = Planner(read_plan(plan)).planned()
-    images = {p.upstream[0].key: (p, p.upstream[0].job) for p in planned if p.group == "key: other seed"}
-    erased = {p.key: p.job["seed"] for p in flattened(planned) if p.job["room"] == "erase"}
-    tried = {(p.seed, erased[job["edits"][0]], erased[job["key"]], job["control"]) for p, job in images.values()}
+    planned = [m for m in measurements_of(plan) if str(m.group) == "key: other seed"]
+    images = {m.job.upstream[0].key: (m.seed, m.job.upstream[0]) for m in planned}
+    erased = {job.key: job.seed for job in of_kind(plan, EraseJob)}
+    tried = {(seed, erased[job.edits[0]], erased[job.key_job], job.control) for seed, job in images.values()}
     assert tried == {(0, 0, 7, "other seed"), (7, 7, 0, "other seed")}
     assert main(bench_words(plan, "--quiet")) == 0
     shown = {r["group"]: r["n"] for r in results_of(plan, "summary.jsonl") if r["metric"] == "esr@1"}
@@ -83,8 +83,7 @@ def test_erasures_can_stand_on_closed_forms_too(tmp_path):
     """UCE after UCE: both edits touch the same matrices, and the stack adds their changes up."""
     plan = tiny_plan(tmp_path, grid__method=["uce"], method__uce={"eraser": "uce", "order": "sequential"})
     assert main(bench_words(plan, "--quiet")) == 0
-    one, two = (p for p in steps_of(plan) if p.job["room"] == "erase")
-    edits = [load_edit(jobs.folder(p.key, "erase", tmp_path / "store") / EDIT) for p in (one, two)]
+    edits = [load_edit(job.folder(store_of(plan)) / EDIT) for job in of_kind(plan, EraseJob)]
     backbone = backbones.load("testbed")
     names = list(edits[0].replaced)
     base = backbone.stored(names)
@@ -103,25 +102,22 @@ def test_fresh_keys_are_learned_on_every_method_s_model_and_counted(tmp_path, ca
     }
     learning = {"prompt_lr": 0.1, "sampling": {"sampling_steps": 2, "arm": "bank"}}
     plan = tiny_plan(tmp_path, **rows, fresh={"preset": False, "settings": learning, "updates": [1, 3]})
-    planned = steps_of(plan)
-    learned = {(p.job["settings"]["iterations"], tuple(p.job["edits"])) for p in planned if p.job["room"] == "relearn"}
-    erased = [p.key for p in planned if p.job["room"] == "erase"]
+    fresh_keys = of_kind(plan, FreshKeyJob)
+    learned = {(job.settings["iterations"], tuple(job.edits)) for job in fresh_keys}
+    erased = [job.key for job in of_kind(plan, EraseJob)]
     assert len(erased) == 2
     assert learned == {(n, (key,)) for n in (1, 3) for key in erased}
-    shown = [p.job for p in planned if p.job["room"] == "generate" and p.job["control"] == "fresh"]
-    fresh = {p.key for p in planned if p.job["room"] == "relearn"}
-    assert {(job["key_room"], job["key"] in fresh) for job in shown} == {("relearn", True)}
-    assert not any("key_room" in p.job for p in planned if p.job.get("control") == "own")
+    shown = {control: [j for j in of_kind(plan, GenerateJob) if j.control == control] for control in ("fresh", "own")}
+    fresh = {job.key for job in fresh_keys}
+    assert {(job.key_room, job.key_job in fresh) for job in shown["fresh"]} == {("relearn", True)}
+    assert shown["own"]
+    assert not any("key_room" in job.as_json() for job in shown["own"])
     assert main(bench_words(plan, "--quiet")) == 0
     by = {(r["method"], r["group"], r["metric"]): r for r in results_of(plan, "summary.jsonl")}
     for method in ("kpop", "uce"):
         for updates in (1, 3):
             row = by[method, f"key: fresh {updates}", "esr@1"]
-            spent = [
-                jobs.result(p.job, tmp_path / "store")["cost"]
-                for p in planned
-                if p.job["room"] == "relearn" and p.job["settings"]["iterations"] == updates
-            ]
+            spent = [job.result(store_of(plan))["cost"] for job in fresh_keys if job.settings["iterations"] == updates]
             assert row["n"] == 2
             assert {c["trained"] for c in spent} == {updates}
             assert row["relearn_equivalents"] in {c["forward"] + 3 * c["trained"] for c in spent}
@@ -155,11 +151,9 @@ def test_a_method_learns_from_the_plans_pairs_which_are_made_once(tmp_path, caps
         analyses=[{"name": "trajectories", "every": 1, "count": 1}],
         steps=8,  # with fewer, the judge takes none of the unsafe ones for a weapon
     )
-    steps = steps_of(plan)
-    pairs = [p for p in steps if p.job["room"] == "pairs"]
-    erasures = [p for p in steps if p.job["room"] in ("erase", "memory")]
+    pairs, erasures = of_kind(plan, PairsJob), of_kind(plan, EraseJob, MemoryJob)
     assert (len(pairs), len(erasures)) == (1, 3), "two training seeds and a count of bytes, on the same pairs"
-    assert all(e.job["images"] == pairs[0].key and pairs[0] in e.upstream for e in erasures)
+    assert all(e.images == pairs[0].key in [up.key for up in e.upstream] for e in erasures)
     assert main(bench_words(plan, "--dry-run")) == 0
     assert "2 pairs of weapon" in capsys.readouterr().out
     assert main(bench_words(plan, "--json")) == 0
@@ -169,13 +163,13 @@ def test_a_method_learns_from_the_plans_pairs_which_are_made_once(tmp_path, caps
     assert all("random texts" in t and "2 pairs given" in t and "oracle" in t for t in told)
     spent = [r["pairs_equivalents"] for r in summary if "pairs_equivalents" in r]
     assert spent
-    assert set(spent) == {jobs.result(pairs[0].job, tmp_path / "store")["cost"]["forward"]}
+    assert set(spent) == {pairs[0].result(store_of(plan))["cost"]["forward"]}
     again = [
         r["knowledge"] for r in results_of(plan, "records.jsonl") if r["provenance"].get("analysis") == "trajectories"
     ]
     assert again
     assert all(k["images"]["unsafe"]["given"] and k["oracles"] for k in again), "trained again on the same pairs"
-    path = jobs.folder(pairs[0].key, "pairs", tmp_path / "store")
+    path = pairs[0].folder(store_of(plan))
     assert len(list((path / "images").glob("*-safe.png"))) == 2
     drawn = json.loads((path / "result.json").read_text())
     assert drawn["cost"]["forward"] >= 2 * 2 * 8 + 2 * 2 * 6, (
@@ -191,13 +185,12 @@ def test_words_erased_apart_are_edits_of_their_own_attached_together(tmp_path, c
         "pairs__two": {"unsafe": ["a dog"], "safe": ["a radio"], "count": 2},
     }
     plan = tiny_plan(tmp_path, **rows)
-    steps = steps_of(plan)
-    erasures = [p for p in steps if p.job["room"] == "erase"]
-    assert [e.job["targets"] for e in erasures] == [["church"], ["dog"]]
-    assert len({e.job["images"] for e in erasures}) == 2
-    assert not any("on" in e.job for e in erasures), "each on the model as it is"
-    (images,) = [p for p in steps if p.job["room"] == "generate"]
-    assert images.job["edits"] == [e.key for e in erasures]
+    erasures = of_kind(plan, EraseJob)
+    assert [e.targets for e in erasures] == [["church"], ["dog"]]
+    assert len({e.images for e in erasures}) == 2
+    assert not any("on" in e.as_json() for e in erasures), "each on the model as it is"
+    (images,) = of_kind(plan, GenerateJob)
+    assert images.edits == [e.key for e in erasures]
     assert main(bench_words(plan, "--json")) == 0
     summary = json.loads(capsys.readouterr().out)["summary"]
     took = next(r["erase_equivalents"] for r in summary if "erase_equivalents" in r)
@@ -206,4 +199,4 @@ def test_words_erased_apart_are_edits_of_their_own_attached_together(tmp_path, c
     first = results_of(plan, "records.jsonl")[0]
     assert first["knowledge"]["images"]["unsafe"]["prompts"] == ["a church", "a dog"], "of both edits"
     with pytest.raises(ExpungeError, match="target 'dog' is given twice"):
-        Planner(read_plan(tiny_plan(tmp_path, **rows, words={"church": ["dog"]})))
+        opened(tiny_plan(tmp_path, **rows, words={"church": ["dog"]}))

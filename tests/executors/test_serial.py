@@ -3,13 +3,15 @@
 import json
 
 import pytest
-from expunge.stages.plan import read_plan
-from expunge.stages.planner import Planner, flattened
 
 from expunge.cli import main
 from expunge.core.errors import ExpungeError
-from expunge.stages import bench, jobs
-from plans_of import bench_words, read_rows, tiny_plan, without_times
+from expunge.executors import bench
+from expunge.executors.pace import pace
+from expunge.jobs import ROOMS, GenerateJob, MeasureJob, MemoryJob
+from expunge.jobs.workspace import RESULT, Workspace, model
+from expunge.results.files import PLAN
+from plans_of import bench_words, jobs_of, measurements_of, read_rows, store_of, tiny_plan, without_times
 
 EVERY = ["none", "own", "random", "other", "neutral", "original", "uce"]
 
@@ -72,7 +74,7 @@ def test_a_plan_runs_once_and_only_what_is_missing(tmp_path, capsys):
     assert main(bench_words(plan, "--dry-run", "--json")) == 0
     assert json.loads(capsys.readouterr().out)["total"]["waiting"] == 0, "measured images are not made again"
 
-    file = tmp_path / "out" / bench.PLAN
+    file = tmp_path / "out" / PLAN
     file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "also"}))
     assert main(bench_words(plan, "--quiet")) == 0, "results of an expunge whose plans had fewer entries"
 
@@ -83,38 +85,37 @@ def test_a_plan_runs_once_and_only_what_is_missing(tmp_path, capsys):
 
 
 def test_a_retrained_erasure_is_not_needed_where_its_images_are(tmp_path):
-    planned = Planner(read_plan(tiny_plan(tmp_path, grid__method=["original", "uce", "kpop"]))).planned()
-    store = tmp_path / "store"
-    for p in flattened(planned):
-        if p.job["room"] == "generate":
-            path = jobs.folder(p.key, "generate", store)
+    plan = tiny_plan(tmp_path, grid__method=["original", "uce", "kpop"])
+    for job in jobs_of(plan):
+        if isinstance(job, GenerateJob):
+            path = job.folder(store_of(plan))
             path.mkdir(parents=True)
-            (path / jobs.RESULT).write_text("{}")
-    assert {p.job["room"] for p in bench.waiting(planned, store)} == {"measure"}
+            (path / RESULT).write_text("{}")
+    assert {job.room for job in bench.waiting(measurements_of(plan), store_of(plan))} == {"measure"}
 
 
 def test_a_job_without_its_upstream_is_refused(tmp_path):
-    planned = flattened(Planner(read_plan(tiny_plan(tmp_path))).planned())
-    measurement = next(p for p in planned if p.job["room"] == "measure")
+    plan = tiny_plan(tmp_path)
+    measurement = next(job for job in jobs_of(plan) if isinstance(job, MeasureJob))
     with pytest.raises(ExpungeError, match="to be done first"):
-        jobs.run_job(measurement.job, tmp_path / "store")
+        measurement.finish(store_of(plan))
 
 
 def test_the_memory_of_a_job_does_not_depend_on_what_is_loaded(tmp_path):
-    planned = Planner(read_plan(tiny_plan(tmp_path, grid__method=["kpop"], memory=True))).planned()
-    (count,) = [p.job for p in planned if p.job["room"] == "memory"]
+    plan = tiny_plan(tmp_path, grid__method=["kpop"], memory=True)
+    (count,) = [job for job in jobs_of(plan) if isinstance(job, MemoryJob)]
     peaks = []
     for fresh in (True, False):
         if fresh:
-            jobs.model.cache_clear()
-        peaks.append(jobs.run_job(count, tmp_path / f"store{fresh}")["peak_bytes"])
+            model.cache_clear()
+        peaks.append(count.finish(Workspace(store=tmp_path / f"store{fresh}"))["peak_bytes"])
     assert peaks[0] == pytest.approx(peaks[1], rel=0.01)
     assert peaks[0] > 1e6
 
 
 def test_what_jobs_take_is_told_by_the_store_s_own_of_this_model(tmp_path):
-    planner = Planner(read_plan(tiny_plan(tmp_path)))
-    sha = planner.identity("float32")
+    testbed = model("testbed", "float32")
+    sha = testbed.identity()
     finished = [
         ({"room": "generate", "model_sha256": sha}, 40, 20, 4.0),
         ({"room": "erase", "eraser": "kpop", "model_sha256": "another model"}, 40, 20, 1.0),
@@ -127,22 +128,24 @@ def test_what_jobs_take_is_told_by_the_store_s_own_of_this_model(tmp_path):
         path = tmp_path / "store" / f"{job['room']}-{number}"
         path.mkdir(parents=True)
         done = {"job": job, "cost": {"forward": forward, "trained": trained}, "seconds": seconds}
-        (path / jobs.RESULT).write_text(json.dumps(done))
-    pace = bench.pace(planner, tmp_path / "store")
-    assert pace.seconds({"room": "generate"}, 200) == pytest.approx(200 * 4 / (40 + 3 * 20))
-    assert pace.seconds({"room": "erase", "eraser": "kpop"}, 50) == pytest.approx(50 * 4 / 100), "of all that evaluates"
-    assert pace.seconds({"room": "memory", "eraser": "kpop"}, 100) == pytest.approx(9), "counted slowly"
-    assert pace.seconds({"room": "measure", "metric": "esr-psr"}, 0) == pytest.approx(2)
-    assert pace.seconds({"room": "measure", "metric": "dsr"}, 0) == pytest.approx(34 / 3), "as measurements take"
-    assert pace.seconds({"room": "erase", "eraser": "uce"}, 0) == pytest.approx(34 / 3)
-    pace.add({"room": "erase", "eraser": "kpop"}, 100, 60.0)
-    assert pace.seconds({"room": "erase", "eraser": "kpop"}, 50) == pytest.approx(30), "this run's own come first"
-    assert pace.seconds({"room": "measure", "metric": "fid"}, 0) == pytest.approx(30)
-    fresh = bench.pace(planner, tmp_path / "none")
+        (path / RESULT).write_text(json.dumps(done))
+    known = pace(lambda: testbed, {sha}, Workspace(store=tmp_path / "store"))
+    assert known.seconds({"room": "generate"}, 200) == pytest.approx(200 * 4 / (40 + 3 * 20))
+    assert known.seconds({"room": "erase", "eraser": "kpop"}, 50) == pytest.approx(50 * 4 / 100), (
+        "of all that evaluates"
+    )
+    assert known.seconds({"room": "memory", "eraser": "kpop"}, 100) == pytest.approx(9), "counted slowly"
+    assert known.seconds({"room": "measure", "metric": "esr-psr"}, 0) == pytest.approx(2)
+    assert known.seconds({"room": "measure", "metric": "dsr"}, 0) == pytest.approx(34 / 3), "as measurements take"
+    assert known.seconds({"room": "erase", "eraser": "uce"}, 0) == pytest.approx(34 / 3)
+    known.add({"room": "erase", "eraser": "kpop"}, 100, 60.0)
+    assert known.seconds({"room": "erase", "eraser": "kpop"}, 50) == pytest.approx(30), "this run's own come first"
+    assert known.seconds({"room": "measure", "metric": "fid"}, 0) == pytest.approx(30)
+    fresh = pace(lambda: testbed, {sha}, Workspace(store=tmp_path / "none"))
     assert fresh.seconds({"room": "generate"}, 200) > 0
     assert fresh.seconds({"room": "measure", "metric": "fid"}, 0) == 0
 
 
 def test_every_room_can_be_cleaned(tmp_path, capsys):
-    for room in (*jobs.ROOMS, "leftovers"):
+    for room in (*ROOMS, "leftovers"):
         assert main(["clean", "--room", room, "--store", str(tmp_path)]) == 0, capsys.readouterr().err

@@ -1,12 +1,10 @@
 """Plans that cannot be are refused, in one line, before anything runs."""
 
 import pytest
-from expunge.stages.plan import read_plan
-from expunge.stages.planner import Planner
 
 from expunge.cli import main
 from expunge.core.errors import ExpungeError
-from plans_of import Raw, bench_words, tiny_plan, tiny_set
+from plans_of import Raw, bench_words, opened, tiny_plan, tiny_set
 
 ALL = {"grid__method": ["original", "uce", "kpop"], "grid__seed": [0, 1]}
 ONE_PAIR = {"unsafe": ["a"], "safe": ["b"]}
@@ -122,23 +120,23 @@ def test_figures_that_nothing_can_fill_are_refused(tmp_path):
     with pytest.raises(
         ExpungeError, match="histogram 'kinds' of 'set': expected a set with targets and the metric 'ner' once"
     ):
-        Planner(read_plan(tiny_plan(tmp_path, histograms=kinds)))
+        opened(tiny_plan(tmp_path, histograms=kinds))
     lines = [{"name": "a", "rows": ["uce"], "metrics": ["esr@1"]}]
     curve = {"title": "t", "x": [1], "x_label": "x", "lines": lines}
     with pytest.raises(ExpungeError, match=r"two figures of the plan would be 't\.json'"):
-        Planner(read_plan(tiny_plan(tmp_path, figures=[curve, curve])))
+        opened(tiny_plan(tmp_path, figures=[curve, curve]))
 
 
 def test_prompts_that_a_metric_cannot_read_are_refused(tmp_path):
     """Its own, and those of attacks and keys, which ask without naming what they ask for."""
     styles = {"grid__method": ["kpop"], "metrics": ["style-alignment"]}
-    Planner(read_plan(tiny_plan(tmp_path, **styles)))
+    opened(tiny_plan(tmp_path, **styles))
     for more in ({"attacks": ["concept-inversion"]}, {"method__kpop__controls": ["own", "neutral"]}):
         with pytest.raises(ExpungeError, match="prompt 'a picture': expected it to name the artist 'church'"):
-            Planner(read_plan(tiny_plan(tmp_path, **styles, **more)))
+            opened(tiny_plan(tmp_path, **styles, **more))
     tiny_set(tmp_path / "three.toml", test__prompts__dog=["image of a hound"])
     with pytest.raises(ExpungeError, match="prompt 'image of a hound': expected it to name the artist 'dog'"):
-        Planner(read_plan(tiny_plan(tmp_path, **styles)))
+        opened(tiny_plan(tmp_path, **styles))
 
 
 @pytest.mark.parametrize(
@@ -154,15 +152,15 @@ def test_prompts_that_a_metric_cannot_read_are_refused(tmp_path):
 def test_orders_of_erasure_that_cannot_be_are_refused(tmp_path, changes, expected):
     plan = tiny_plan(tmp_path, **{"grid__method": ["kpop"], "method__kpop__order": "sequential", **changes})
     with pytest.raises(ExpungeError, match=expected):
-        Planner(read_plan(plan))
+        opened(plan)
 
 
 def test_a_shared_prompt_is_not_exchanged(tmp_path):
     shared = {"grid__method": ["kpop"], "method__kpop__settings__prompt_scope": "shared"}
-    own = Planner(read_plan(tiny_plan(tmp_path, **shared, method__kpop__controls=None)))
+    own = opened(tiny_plan(tmp_path, **shared, method__kpop__controls=None))
     assert "other" not in own.controls("kpop", ["church", "dog"])
     with pytest.raises(ExpungeError, match="control other and shared keys"):
-        Planner(read_plan(tiny_plan(tmp_path, **shared, method__kpop__controls=["other"])))
+        opened(tiny_plan(tmp_path, **shared, method__kpop__controls=["other"]))
 
 
 @pytest.mark.parametrize(
@@ -176,4 +174,4 @@ def test_a_shared_prompt_is_not_exchanged(tmp_path):
 )
 def test_fresh_keys_that_cannot_be_are_refused(tmp_path, changes, expected):
     with pytest.raises(ExpungeError, match=expected):
-        Planner(read_plan(tiny_plan(tmp_path, **{"grid__method": ["kpop"], **changes})))
+        opened(tiny_plan(tmp_path, **{"grid__method": ["kpop"], **changes}))

@@ -3,13 +3,12 @@
 import json
 
 import pytest
-from expunge.stages.plan import read_plan
-from expunge.stages.planner import Planner, flattened
 
 from expunge.core.errors import ExpungeError
-from expunge.stages import jobs
+from expunge.jobs import AttackJob, EraseJob, GenerateJob, Job, MeasureJob
+from expunge.jobs.job import key_of
 from expunge.store import read_set
-from plans_of import tiny_plan, written
+from plans_of import jobs_of, measurements_of, opened, tiny_plan, written
 
 CLASS = {
     "about": "A class, whose name is no word that a model is told.",
@@ -19,14 +18,23 @@ CLASS = {
 }
 
 
-def planner(folder, **changes) -> Planner:
-    return Planner(read_plan(tiny_plan(folder, **changes)))
+def measurements(folder, **changes):
+    return measurements_of(tiny_plan(folder, **changes))
+
+
+def jobs(folder, kind=Job, **changes):
+    """The plan's jobs of a kind."""
+    return [job for job in jobs_of(tiny_plan(folder, **changes)) if isinstance(job, kind)]
+
+
+def plan(folder, **changes):
+    return opened(tiny_plan(folder, **changes))
 
 
 def test_a_job_s_key_is_of_what_changes_its_result():
     job = {"room": "erase", "model": "testbed", "model_sha256": "a", "seed": 0}
-    assert jobs.key(job) == jobs.key({**job, "model": "/elsewhere/testbed"})
-    assert len({jobs.key({**job, **c}) for c in ({}, {"model_sha256": "b"}, {"seed": 1}, {"room": "generate"})}) == 4
+    assert key_of(job) == key_of({**job, "model": "/elsewhere/testbed"})
+    assert len({key_of({**job, **c}) for c in ({}, {"model_sha256": "b"}, {"seed": 1}, {"room": "generate"})}) == 4
 
 
 def test_the_images_of_a_method_are_made_once_for_all_metrics(tmp_path):
@@ -36,11 +44,13 @@ def test_the_images_of_a_method_are_made_once_for_all_metrics(tmp_path):
         "grid__seed": [0, 1],
         "method__kpop__controls": ["own", "random"],
     }
-    planned = flattened(planner(tmp_path, metrics=two, **every).planned())
-    rooms = [p.job["room"] for p in planned]
+    planned = jobs(tmp_path, metrics=two, **every)
+    rooms = [job.room for job in planned]
     assert rooms.count("erase") == 1 + 2, "a closed form has no training seeds"
     assert rooms.count("measure") == 2 * rooms.count("generate")
-    assert all(json.loads(json.dumps(p.job)) == p.job for p in planned), "jobs are pure JSON"
+    for job in planned:
+        again = type(job).from_json(json.loads(json.dumps(job.as_json())))
+        assert (again.as_json(), again.key) == (job.as_json(), job.key), "jobs are pure JSON"
     seen = set()
     for p in planned:
         assert all(u.key in seen for u in p.upstream)
@@ -48,54 +58,54 @@ def test_the_images_of_a_method_are_made_once_for_all_metrics(tmp_path):
 
 
 def test_every_image_is_made_with_the_plan_s_guidance_and_steps(tmp_path):
-    planned = planner(tmp_path, grid__method=["kpop"], guidance=2.5, steps=3, analyses=["closeness"]).planned()
-    asked = [p.job for p in flattened(planned) if "guidance" in p.job]
-    assert {job["room"] for job in asked} == {"generate", "analyse"}
-    assert {(job["guidance"], job["steps"]) for job in asked} == {(2.5, 3)}
+    planned = jobs(tmp_path, grid__method=["kpop"], guidance=2.5, steps=3, analyses=["closeness"])
+    asked = [job for job in planned if hasattr(job, "guidance")]
+    assert {job.room for job in asked} == {"generate", "analyse"}
+    assert {(job.guidance, job.steps) for job in asked} == {(2.5, 3)}
 
 
 def test_the_original_in_another_precision_is_a_row_and_a_scale(tmp_path):
     precise = {"image_dtype": "bfloat16", "metrics": ["prior-distance"]}
-    measured = planner(tmp_path, grid__method=["original", "original in float32"], **precise).planned()
-    own, scale = (next(m for m in measured if m.method == n) for n in ("original", "original in float32"))
+    measured = measurements(tmp_path, grid__method=["original", "original in float32"], **precise)
+    own, scale = (next(m.job for m in measured if m.method == n) for n in ("original", "original in float32"))
     image, against = scale.upstream
-    assert (image.job["dtype"], image.job["edits"]) == ("float32", [])
+    assert (image.dtype, list(image.edits)) == ("float32", [])
     assert against.key == own.upstream[0].key, "on equal seeds"
-    assert own.upstream[1].job["seed"] != own.upstream[0].job["seed"], "on other seeds"
+    assert own.upstream[1].seed != own.upstream[0].seed, "on other seeds"
     with pytest.raises(ExpungeError, match="did you mean 'float32'"):
-        planner(tmp_path, grid__method=["original", "original in float31"], **precise).planned()
+        measurements(tmp_path, grid__method=["original", "original in float31"], **precise)
 
 
 def test_a_metric_that_compares_gets_the_original_s_images_and_other_seeds_for_the_original(tmp_path):
-    planned = planner(tmp_path, metrics=["esr-psr", "prior-distance"]).planned()
-    compared = {p.method: p.job for p in planned if p.job["metric"] == "prior-distance"}
-    assert compared["uce"]["reference"] == compared["original"]["images"] != compared["original"]["reference"]
+    planned = measurements(tmp_path, metrics=["esr-psr", "prior-distance"])
+    compared = {m.method: m.job for m in planned if m.job.metric == "prior-distance"}
+    assert compared["uce"].reference == compared["original"].images != compared["original"].reference
 
 
 def test_a_metric_is_left_out_where_it_has_nothing_to_look_at(tmp_path):
     metrics = ["esr-psr", "ner", "fid", "prior-distance"]
     rows = {"grid__method": ["original", "uce", "kpop"], "others": {"set": "everyday"}}
-    planned = planner(tmp_path, metrics=metrics, **rows).planned()
-    groups = {name: {p.group for p in planned if p.job.get("metric") == name} for name in ("esr-psr", "ner", "fid")}
+    planned = [m for m in measurements(tmp_path, metrics=metrics, **rows) if isinstance(m.job, MeasureJob)]
+    groups = {name: {str(m.group) for m in planned if m.job.metric == name} for name in ("esr-psr", "ner", "fid")}
     assert groups["esr-psr"] >= {"set", "others"}
     assert groups["ner"] == {g for g in groups["esr-psr"] if g != "others"}, "nobody is erased among the others"
     assert groups["fid"] == {"set", "others"}, "what a key brings back keeps nothing"
-    fids = {(p.method, p.group): p.job for p in planned if p.job.get("metric") == "fid"}
-    assert (
-        fids["original", "set"]["reference"] == fids["uce", "set"]["reference"] != fids["original", "set"]["images"]
-    ), "sets are compared on other seeds, the original's too"
-    (distance,) = [p for p in planned if (p.method, p.group, p.job.get("metric")) == ("uce", "set", "prior-distance")]
-    assert distance.job["reference"] == fids["original", "set"]["images"], "pairs stay on equal seeds beside sets"
+    fids = {(m.method, str(m.group)): m.job for m in planned if m.job.metric == "fid"}
+    assert fids["original", "set"].reference == fids["uce", "set"].reference != fids["original", "set"].images, (
+        "sets are compared on other seeds, the original's too"
+    )
+    (distance,) = [m for m in planned if (m.method, str(m.group), m.job.metric) == ("uce", "set", "prior-distance")]
+    assert distance.job.reference == fids["original", "set"].images, "pairs stay on equal seeds beside sets"
 
 
 @pytest.mark.parametrize(("eraser", "settings"), [("few-shot", {}), ("ca", {"group": "embedding", "anchor": "cat"})])
 def test_a_plan_takes_methods_whose_groups_are_not_the_denoiser_s(tmp_path, eraser, settings):
-    planned = flattened(planner(tmp_path, method__uce={"eraser": eraser, "settings": settings}).planned())
-    assert eraser in {p.job.get("eraser") for p in planned}
+    erasures = jobs(tmp_path, EraseJob, method__uce={"eraser": eraser, "settings": settings})
+    assert eraser in {job.eraser for job in erasures}
 
 
 def test_what_a_joint_erasure_is_called_does_not_change(tmp_path):
-    job = next(p.job for p in flattened(planner(tmp_path, grid__method=["kpop"]).planned()))
+    job = jobs(tmp_path, EraseJob, grid__method=["kpop"])[0].as_json()
     assert job["targets"] == ["church", "dog"]
     assert set(job) == {
         *("room", "eraser", "version", "settings", "targets", "retain", "seed", "salt"),
@@ -113,60 +123,58 @@ def test_a_class_is_erased_by_its_words(tmp_path):
         "method__kpop__controls": None,
     }
     written(tmp_path / "class.toml", CLASS)
-    made = planner(tmp_path, set=str(tmp_path / "class.toml"), **rows)
-    steps = flattened(made.planned())
-    erasures = [p.job for p in steps if p.job["room"] == "erase"]
-    assert all(j["targets"] == ["dog", "fish"] for j in erasures)
-    assert [j["retain"] for j in erasures] == [["radio"], ["bomb"], []]
-    keys = [p.job for p in steps if p.job["room"] == "generate" and p.job["control"]]
+    erasures = jobs(tmp_path, EraseJob, set=str(tmp_path / "class.toml"), **rows)
+    assert all(job.targets == ["dog", "fish"] for job in erasures)
+    assert [job.retain for job in erasures] == [["radio"], ["bomb"], []]
+    keys = [job for job in jobs(tmp_path, GenerateJob, set=str(tmp_path / "class.toml"), **rows) if job.control]
     assert keys, "a class has recoveries"
-    assert all(j["only"] is None for j in keys), "a text gets the prompt of the word that it names"
-    assert made.controls("kpop", ["animal"]) == ["none", "own", "random", "original"]
+    assert all(job.only is None for job in keys), "a text gets the prompt of the word that it names"
+    read = plan(tmp_path, set=str(tmp_path / "class.toml"), **rows)
+    assert read.controls("kpop", ["animal"]) == ["none", "own", "random", "original"]
     hidden = {**rows, "words": {"animal": "poodle", "weapon": "bomb"}}
     with pytest.raises(ExpungeError, match="no prompt for 'animal' has one of its words"):
-        planner(tmp_path, set=str(tmp_path / "class.toml"), **hidden)
+        plan(tmp_path, set=str(tmp_path / "class.toml"), **hidden)
 
 
 def test_a_claim_names_an_attack_as_the_table_does(tmp_path):
     inversion = {"name": "concept-inversion", "apart": True, "prompts": ["a {}", "{}"]}
     claim = {"says": "x", "rows": ["uce", "original"], "group": "attack: concept-inversion", "metric": "esr@1"}
-    made = planner(tmp_path, attacks=[inversion], claims=[claim])
-    groups = {m.group for m in made.planned() if m.group.startswith("attack")}
-    assert groups == {made.claims[0].group}
+    planned = measurements(tmp_path, attacks=[inversion], claims=[claim])
+    assert {str(m.group) for m in planned if m.group.kind == "attack"} == {claim["group"]}
     with pytest.raises(
         ExpungeError, match=r"in a claim or figure 'concept-inversion': did you mean .concept-inversion .lr 0\.1"
     ):
-        planner(tmp_path, attacks=[{**inversion, "lr": 0.1}], claims=[claim])
+        plan(tmp_path, attacks=[{**inversion, "lr": 0.1}], claims=[claim])
     with pytest.raises(ExpungeError, match="expected them within 1000 of each other"):
-        planner(tmp_path, attacks=[inversion], grid__seed=[0, 1000])
+        plan(tmp_path, attacks=[inversion], grid__seed=[0, 1000])
 
 
 def test_rows_that_differ_by_strength_share_an_erasure(tmp_path):
     half = {"eraser": "uce", "retain": True, "strength": 0.5}
     rows = {"grid__method": ["uce", "half"], "compare": [["half", "uce"]], "attacks": ["concept-inversion"]}
-    steps = flattened(planner(tmp_path, **rows, method__half=half).planned())
-    by = {room: [p.job for p in steps if p.job["room"] == room] for room in ("erase", "attack", "generate")}
-    assert len(by["erase"]) == 1
-    assert [job.get("strength") for job in by["attack"]] == [None, 0.5]
-    assert [job.get("strength") for job in by["generate"]] == [None, None, 0.5, 0.5], (
+    steps = jobs(tmp_path, **rows, method__half=half)
+    by = {kind: [job for job in steps if isinstance(job, kind)] for kind in (EraseJob, AttackJob, GenerateJob)}
+    assert len(by[EraseJob]) == 1
+    assert [job.as_json().get("strength") for job in by[AttackJob]] == [None, 0.5]
+    assert [job.as_json().get("strength") for job in by[GenerateJob]] == [None, None, 0.5, 0.5], (
         "the images, and those of the attack"
     )
     with pytest.raises(ExpungeError, match=r"method .half. with strength 0\.5 and closeness"):
-        planner(tmp_path, **rows, method__half=half, analyses=["closeness"])
+        plan(tmp_path, **rows, method__half=half, analyses=["closeness"])
     for bad, expected in (
         ({"strength": 0.0}, "positive number"),
         ({"strength": float("nan")}, "finite number"),
         ({"order": "sequential"}, "0.5 and sequential"),
     ):
         with pytest.raises(ExpungeError, match=expected):
-            planner(tmp_path, **rows, method__half={**half, **bad})
+            plan(tmp_path, **rows, method__half={**half, **bad})
     with pytest.raises(ExpungeError, match=r"method .half. with strength 0\.5, and no weights to scale"):
-        planner(tmp_path, **rows, method__half={"eraser": "sld", "strength": 0.5})
+        plan(tmp_path, **rows, method__half={"eraser": "sld", "strength": 0.5})
 
 
 def test_phrases_of_pairs_are_all_combinations(tmp_path):
     table = {"phrases": ["image of {}", "{}"], "unsafe": ["a bomb", "a dagger"], "safe": ["a dog", "a cat", "a fish"]}
-    wish = planner(tmp_path, pairs__p={**table, "count": 2}).pairs["p"]
+    wish = plan(tmp_path, pairs__p={**table, "count": 2}).plan.pairs["p"]
     assert (len(wish.unsafe), len(set(zip(wish.unsafe, wish.safe, strict=True))), wish.count) == (12, 12, 2)
     assert wish.unsafe[:4] == ("image of a bomb",) * 3 + ("a bomb",)
     assert wish.safe[2:5] == ("image of a fish", "a dog", "a cat")
@@ -174,8 +182,8 @@ def test_phrases_of_pairs_are_all_combinations(tmp_path):
 
 def test_what_pairs_show_is_not_counted_as_never_named(tmp_path):
     others = {"others": {"set": "everyday"}}
-    free = planner(tmp_path, **others).further[0].concepts
-    shown = planner(tmp_path, **others, pairs__p={"unsafe": ["a bomb"], "safe": ["a red rose"]}).further[0].concepts
+    free = plan(tmp_path, **others).more[0].concepts
+    shown = plan(tmp_path, **others, pairs__p={"unsafe": ["a bomb"], "safe": ["a red rose"]}).more[0].concepts
     assert set(free) - set(shown) == {"rose"}
 
 
@@ -188,10 +196,10 @@ def test_a_published_csv_is_a_set_with_the_rows_own_seeds(tmp_path):
     with pytest.raises(ExpungeError, match="does not say what 'a church' asks for"):
         read_set(str(file), tmp_path)
     also = {"set": str(file), "count": 1, "label": "church", "metrics": ["esr-psr", "prior-distance"]}
-    planned = planner(tmp_path, also=[also]).planned()
-    (shown,) = {p.upstream[0].key: p.upstream[0].job for p in planned if (p.group, p.method) == ("i2p", "uce")}.values()
-    assert [(q.prompt, q.seed) for q in jobs._asked(shown)] == [("a church", 7), ("a church", 8)]
+    planned = [m.job for m in measurements(tmp_path, also=[also]) if (str(m.group), m.method) == ("i2p", "uce")]
+    (shown,) = {job.upstream[0].key: job.upstream[0] for job in planned}.values()
+    assert [(q.prompt, q.seed) for q in shown.queries()] == [("a church", 7), ("a church", 8)]
     with pytest.raises(ExpungeError, match="with part 'dev': expected test"):
-        planner(tmp_path, also=[also], part="dev")
+        plan(tmp_path, also=[also], part="dev")
     with pytest.raises(ExpungeError, match="with label 'church': expected one for a CSV only"):
-        planner(tmp_path, also=[{**also, "set": "everyday"}])
+        plan(tmp_path, also=[{**also, "set": "everyday"}])

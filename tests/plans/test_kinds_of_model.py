@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from expunge.stages.plan import read_plan
-from expunge.stages.planner import Planner, flattened
 
 from expunge.cli import main
 from expunge.core.errors import ExpungeError
+from expunge.jobs import EraseJob, in_order
+from expunge.plans.check import checked
+from expunge.plans.expand import expanded
+from expunge.plans.read import read_plan
 from plans_of import SET, read_rows, tiny_plan, written
 
 PAPER = [f"kpop-{what}" for what in (*(f"table{n}" for n in range(2, 8)), *(f"fig{n}" for n in range(1, 7)))]
@@ -25,7 +27,7 @@ def test_a_plan_runs_on_another_kind_of_model_by_its_name(folder, tmp_path, caps
     }
     rows = {"others": {"set": "everyday"}, "method__kpop__controls": [], "grid__method": ["original", "kpop"]}
     plan = tiny_plan(tmp_path, **rows, on={"sd": on})
-    said = ["bench", str(plan), "--store", str(tmp_path / "store"), "--quiet"]
+    said = ["bench", str(plan), "--store", str(tmp_path / "store"), "--workers", "1", "--quiet"]
     own = read_plan(plan)
     assert (own.model, own.about) == ("testbed", "A small plan.")
     assert read_plan(plan, "testbed") == own
@@ -64,19 +66,16 @@ def test_every_plan_of_the_paper_can_be_planned_on_stable_diffusion(name, folder
     (tmp_path / "artists.csv").write_text("\n".join(["prompt,artist,evaluation_seed", *lines]) + "\n")
     monkeypatch.chdir(tmp_path)
     plan = read_plan(Path("benchmarks") / f"{name}.toml", str(folder))
-    planner = Planner(plan)
-    measured = planner.planned()
-    steps = flattened(measured)
+    measured = expanded(checked(plan))
+    steps = in_order(m.job for m in measured)
     assert steps
-    assert '"testbed' not in json.dumps([p.job for p in steps]), "nothing of the testbed judges photographs"
+    assert '"testbed' not in json.dumps([job.as_json() for job in steps]), "nothing of the testbed judges photographs"
     said = (plan.about, plan.figures, plan.histograms, plan.claims)
     assert "estbed" not in str(said)
     of_rows: dict[str, set[str]] = {}
     for m in measured:
-        of_rows.setdefault(m.method, set()).update(
-            u.key for p in m.upstream for u in (p, *p.upstream) if u.job["room"] == "erase"
-        )
+        of_rows.setdefault(m.method, set()).update(job.key for job in in_order([m.job]) if isinstance(job, EraseJob))
     erasures = [frozenset(keys) for row, keys in of_rows.items() if row != "original"]
     assert len(set(erasures)) == len(erasures), "two rows are the same erasure"
-    for claim in planner.claims:
-        assert set(claim.rows) <= set(planner.grid.method)
+    for claim in plan.claims:
+        assert set(claim.rows) <= set(plan.grid.method)

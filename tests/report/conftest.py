@@ -95,7 +95,10 @@ def bench_run(tmp_path_factory):
     (place / "three.toml").write_text(SET)
     (place / "plan.toml").write_text(PLAN.format(set=place / "three.toml"))
     store, out, page = place / "store", place / "out", place / "report.html"
-    assert main(["bench", str(place / "plan.toml"), "--store", str(store), "--out", str(out), "--quiet"]) == 0
+    assert (
+        main(["bench", str(place / "plan.toml"), "--store", str(store), "--out", str(out), "--workers", "1", "--quiet"])
+        == 0
+    )
     assert main(["report", str(out), "--store", str(store), "--out", str(page), "--quiet"]) == 0
     return SimpleNamespace(out=out, store=store, page=page)
 

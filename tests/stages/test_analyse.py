@@ -72,7 +72,10 @@ def test_a_plan_analyses_each_edit_and_pairs_methods(tmp_path):
         { name = "prompt-mass", count = 1 }, { name = "trajectories", every = 1, count = 1 }]"""
     plan = written(tmp_path, '[{ name = "daam", count = 2, kept = 1 }' + others)
     out = tmp_path / "out"
-    assert main(["bench", str(plan), "--store", str(tmp_path / "store"), "--out", str(out), "--quiet"]) == 0
+    assert (
+        main(["bench", str(plan), "--store", str(tmp_path / "store"), "--out", str(out), "--workers", "1", "--quiet"])
+        == 0
+    )
     rows = [r for r in lines(out / "summary.jsonl") if r["group"] == "analysis: daam"]
     variant = " (count 2, kept 1)"
     by = {(r["method"], r["metric"].removesuffix(variant)): r for r in rows}
@@ -99,7 +102,10 @@ def test_a_plan_analyses_each_edit_and_pairs_methods(tmp_path):
     assert len(figures) == 4 * (1 + 1 + 2)
     assert json.loads((out / "figures" / min(figures)).read_text())["format"] == 1
     again = json.dumps(rows, sort_keys=True)
-    assert main(["bench", str(plan), "--store", str(tmp_path / "store"), "--out", str(out), "--quiet"]) == 0
+    assert (
+        main(["bench", str(plan), "--store", str(tmp_path / "store"), "--out", str(out), "--workers", "1", "--quiet"])
+        == 0
+    )
     assert (
         json.dumps([r for r in lines(out / "summary.jsonl") if r["group"] == "analysis: daam"], sort_keys=True) == again
     )
@@ -153,7 +159,7 @@ def test_an_analysis_s_first_prompt_of_a_word_is_the_set_s(tmp_path):
 def erased(tmp_path_factory):
     """A folder with an edit and its key."""
     out = tmp_path_factory.mktemp("erased") / "kpop"
-    words = ["--target", "church", "--retain", "dog", "--no-check", "--out", str(out), "--quiet"]
+    words = ["--target", "church", "--retain", "dog", "--no-check", "--out", str(out), "--workers", "1", "--quiet"]
     assert main(["erase", "kpop", *words, "--iterations", "3", "--sampling-steps", "2"]) == 0
     return out
 

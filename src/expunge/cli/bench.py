@@ -94,7 +94,7 @@ def _dry_run(plan: "Plan", options: Bench) -> None:
             "done": job.result(at) is not None,
             "waiting": job.key in todo,
             "equivalents": job.cost.equivalents,
-            "minutes": round(pace.seconds(job) / 60, 3),
+            "minutes": round(pace.seconds(job, job.cost.equivalents) / 60, 3),
         }
         for job in in_order(m.job for m in measurements)
     ]

@@ -157,7 +157,7 @@ class _Watch:
     def _say(self) -> None:
         if self._tell is None or self._pace is None:
             return
-        seconds = [self._pace.seconds(job) for job in self._left.values()]
+        seconds = [self._pace.seconds(job, job.cost.equivalents) for job in self._left.values()]
         left = max(max(seconds, default=0.0), sum(seconds) / self._at_once)
         done = self._total - len(self._left)
         running = tuple(self._running.values())

@@ -42,9 +42,8 @@ class Pace:
             before = tallies.get(kind, Tally(0, 0, 0.0))
             tallies[kind] = Tally(before.jobs + 1, before.equivalents + equivalents, before.seconds + seconds)
 
-    def seconds(self, job: Job) -> float:
-        """What a job should take."""
-        equivalents = job.cost.equivalents
+    def seconds(self, job: Job | Mapping[str, Any], equivalents: int) -> float:
+        """What a job (or its JSON) of so many evaluations should take."""
         for kind in _kinds(job, equivalents):
             tally = self._now.get(kind) or self._earlier.get(kind)
             if tally is not None:
