@@ -261,10 +261,7 @@ def test_latents_are_exact_and_kept_and_pairs_are_turned_together(backbone):
         patch.setattr(type(backbone), "encode_image", lambda self, x: (calls.append(len(x)), real(self, x))[1])
         pairs = dataclasses.replace(SHORT, flip=True).paired(backbone, TASK)
         found = [
-            pairs.latents(side, 1, Cut(f, 0, 0))
-            for _ in range(3)
-            for side in ("safe", "unsafe")
-            for f in (False, True)
+            pairs.latents(side, 1, Cut(f, 0, 0)) for _ in range(3) for side in ("safe", "unsafe") for f in (False, True)
         ]
     assert len(calls) == 1 + 4, "each once"
     expected = [backbone.encode_image(p[None]) for row in (4, 1) for p in (PIXELS[row], PIXELS[row].flip(1))]
