@@ -26,7 +26,7 @@ PLAN: dict[str, Any] = {
     "about": "A small plan.",
     "count": 1,
     "control_count": 1,
-    "steps": 4,
+    "steps": 2,
     "grid": {"method": ["original", "uce"], "split": ["a"], "seed": [0]},
     "method": {
         "uce": {"eraser": "uce", "retain": True},
