@@ -8,18 +8,16 @@ from tyro.conf import OmitArgPrefixes, UseAppendAction
 
 from expunge.cli.options import Talk, parse
 
+Room = Literal["pairs", "wanted", "erase", "memory", "attack", "relearn", "generate", "measure", "analyse", "leftovers"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clean:
     """Show what finished jobs take on disk, and free it."""
 
-    room: UseAppendAction[
-        tuple[
-            Literal["pairs", "erase", "memory", "attack", "relearn", "generate", "measure", "analyse", "leftovers"], ...
-        ]
-    ] = ()
-    """What to delete: pairs, edits, counts of memory, attacks, fresh keys, images, measurements, analyses, or leftovers of
-    killed runs. Repeat for several. Nothing if not given."""
+    room: UseAppendAction[tuple[Room, ...]] = ()
+    """What to delete: pairs, images that methods want, edits, counts of memory, attacks, fresh keys, images, measurements,
+    analyses, or leftovers of killed runs. Repeat for several. Nothing if not given."""
     store: Path = Path("runs/store")
     """Folder of finished jobs."""
     talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)

@@ -85,4 +85,5 @@ def _took(job: Job, at: Workspace) -> Spent | None:
     if result is None:
         return None
     size = (job.folder(at) / EDIT).stat().st_size if job.room == "erase" else 0
-    return Spent(key=job.key, cost=Cost(**result["cost"]), seconds=result["seconds"], bytes=size)
+    seconds = result["seconds"] + result.get("seconds_of_images", 0.0)
+    return Spent(key=job.key, cost=Cost(**result["cost"]), seconds=seconds, bytes=size)

@@ -9,6 +9,7 @@ from expunge.jobs.job import Job, in_order
 from expunge.jobs.measure import MeasureJob
 from expunge.jobs.memory import MemoryJob
 from expunge.jobs.pairs import PairsJob
+from expunge.jobs.wanted import WantedJob
 from expunge.jobs.workspace import Workspace
 
 __all__ = [
@@ -22,12 +23,13 @@ __all__ = [
     "MeasureJob",
     "MemoryJob",
     "PairsJob",
+    "WantedJob",
     "Workspace",
     "in_order",
 ]
 
 ROOMS: dict[str, type[Job]] = {
     job.room: job
-    for job in (PairsJob, EraseJob, MemoryJob, AttackJob, FreshKeyJob, GenerateJob, MeasureJob, AnalyseJob)
+    for job in (PairsJob, WantedJob, EraseJob, MemoryJob, AttackJob, FreshKeyJob, GenerateJob, MeasureJob, AnalyseJob)
 }
 """Kinds of jobs by the name of their room."""

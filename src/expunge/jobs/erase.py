@@ -7,13 +7,16 @@ from typing import Any, ClassVar
 
 from typing_extensions import override
 
+from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept
 from expunge.core.cost import Cost
-from expunge.core.eraser import Eraser
+from expunge.core.eraser import Eraser, Marked, Redrawn
 from expunge.jobs.job import UNSAID
 from expunge.jobs.modelled import ModelJob
+from expunge.jobs.wanted import WantedJob
 from expunge.jobs.workspace import IMAGES, Workspace
-from expunge.stages import erase, pairs
+from expunge.settings import presets
+from expunge.stages import erase, pairs, wanted
 from expunge.store import EDIT, KEY, save_edit
 
 
@@ -54,7 +57,14 @@ class EraseJob(ModelJob):
         save_edit(edit, out / EDIT)
         if edit.key is not None:
             save_edit(edit.key, out / KEY)
-        return {"edit": edit.id, "cost": asdict(edit.provenance.cost) if edit.provenance else asdict(Cost())}
+        cost = asdict(edit.provenance.cost) if edit.provenance else asdict(Cost())
+        return {"edit": edit.id, "cost": cost, **self._seconds_of_images(backbone, at)}
+
+    def _seconds_of_images(self, backbone: Backbone, at: Workspace) -> dict[str, float]:
+        """What it took to make the images it wants, which its cost counts, where another job made them."""
+        job = self.wanted(backbone)
+        result = None if job is None else job.result(at)
+        return {} if result is None else {"seconds_of_images": result["seconds"]}
 
     @override
     def describe(self) -> str:
@@ -71,7 +81,31 @@ class EraseJob(ModelJob):
         return [Concept(name=name) for name in self.targets]
 
     def given(self, at: Workspace) -> dict[str, Path]:
-        """The folders of its pairs by role, if it learns from some."""
-        if self.images is None:
-            return {}
-        return dict.fromkeys(pairs.ROLES, at.upstream(self.images, "pairs") / IMAGES)
+        """The folders of its images by role: the pairs that it learns from, or images it wants that are made already."""
+        if self.images is not None:
+            return dict.fromkeys(pairs.ROLES, at.upstream(self.images, "pairs") / IMAGES)
+        job = self.wanted(self.backbone(at))
+        return {} if job is None or job.result(at) is None else job.folders(job.folder(at))
+
+    def wanted(self, backbone: Backbone) -> WantedJob | None:
+        """The job that makes the images it wants; None if it wants none, is given some, or wants what no model makes."""
+        needs = {} if self.images is not None else self.built().needs(self.concepts())
+        wishes = [wish for role in needs.values() for wish in role]
+        if not wishes or any(isinstance(wish, Marked) for wish in wishes):
+            return None
+        guidance, steps = presets.generation(backbone)
+        redrawn = sum(len(needs[role[0].of]) for role in needs.values() if isinstance(role[0], Redrawn))
+        plain = sum(isinstance(wish, str) for wish in wishes)
+        return WantedJob(
+            cost=Cost(forward=2 * steps * (plain + redrawn)),
+            version=wanted.VERSION,
+            wishes={role: [w if isinstance(w, str) else list(w) for w in each] for role, each in needs.items()},
+            seed=self.seed,
+            salt=self.salt,
+            guidance=guidance,
+            steps=steps,
+            on=self.on,
+            model=self.model,
+            model_sha256=self.model_sha256,
+            dtype=self.dtype,
+        )

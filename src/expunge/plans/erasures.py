@@ -113,7 +113,7 @@ class Erasures:
         retain = list(method.retain) if isinstance(method.retain, tuple) else told_to_keep
         check_targets([Concept(name=word) for word in words], retain)
         made = None if given is None else self._pairs(self._plan.pairs[given])
-        return EraseJob(
+        job = EraseJob(
             upstream=on if made is None else (*on, made),
             cost=eraser.cost(len(words), len(retain)),
             eraser=method.eraser,
@@ -127,6 +127,8 @@ class Erasures:
             images=None if made is None else made.key,
             **self._models.named(self._plan.dtype),
         )
+        images = job.wanted(self._models.backbone)
+        return job if images is None else job.standing_on(*job.upstream, images)
 
     def memory(self, step: EraseJob) -> MemoryJob:
         """What the first updates of an erasure take of memory."""
