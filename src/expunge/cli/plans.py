@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
-
-from expunge.cli.options import Talk, parse
+from expunge.cli.parsing import Positional, Repeated, parse
 from expunge.cli.progress import duration, lines
+from expunge.cli.reporting import Reporting
 from expunge.core.errors import ExpungeError
 
 
@@ -35,7 +34,7 @@ class Bench:
     """Folder of finished jobs, shared by all plans."""
     out: Path | None = None
     """Folder for records, summary and table; runs/bench/NAME (NAME-again with --results) if not given."""
-    talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
+    reporting: Reporting = dataclasses.field(default_factory=Reporting)
 
 
 def bench(argv: list[str]) -> None:
@@ -56,11 +55,11 @@ def bench(argv: list[str]) -> None:
     out = options.out or Path("runs/bench") / f"{options.plan.stem}{kind}{again}"
     if options.results is not None:
         rows = stage.retold(plan, options.results, out)
-        options.talk.result({"folder": str(out), "summary": rows}, f"{summary.table(rows)}{out}: table.md")
+        options.reporting.result({"folder": str(out), "summary": rows}, f"{summary.table(rows)}{out}: table.md")
         return
-    with _live(options.talk) as show:
+    with _live(options.reporting) as show:
         rows = stage.run(plan, options.store, out, changed=options.changed, on_progress=show)
-    options.talk.result({"folder": str(out), "summary": rows}, f"{summary.table(rows)}{out}: records.jsonl, table.md")
+    options.reporting.result({"folder": str(out), "summary": rows}, f"{summary.table(rows)}{out}: records.jsonl, table.md")
 
 
 def _dry_run(plan: Any, options: Bench) -> None:
@@ -105,7 +104,7 @@ def _dry_run(plan: Any, options: Bench) -> None:
         f"{total['waiting']} of {total['jobs']} jobs to do: {total['equivalents']:,} forward-equivalents, "
         f"about {duration(60 * total['minutes'])}"
     )
-    options.talk.result({"rows": rows, "total": total}, "\n".join(lines))
+    options.reporting.result({"rows": rows, "total": total}, "\n".join(lines))
 
 
 def _what(job: Any) -> str:
@@ -128,9 +127,9 @@ def _what(job: Any) -> str:
 
 
 @contextlib.contextmanager
-def _live(talk: Talk) -> Iterator[Callable[[Any], None] | None]:
+def _live(reporting: Reporting) -> Iterator[Callable[[Any], None] | None]:
     """Where a plan stands: a live table on a terminal, a line every half minute elsewhere, nothing if it would disturb."""
-    if talk.quiet or talk.json:
+    if reporting.quiet or reporting.json:
         yield None
         return
     stand = _Stand()
@@ -177,7 +176,7 @@ class _Stand:
 class Clean:
     """Show what finished jobs take on disk, and free it."""
 
-    room: UseAppendAction[
+    room: Repeated[
         tuple[
             Literal["pairs", "erase", "memory", "attack", "relearn", "generate", "measure", "analyse", "leftovers"], ...
         ]
@@ -191,7 +190,7 @@ class Clean:
     """
     store: Path = Path("runs/store")
     """Folder of finished jobs."""
-    talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
+    reporting: Reporting = dataclasses.field(default_factory=Reporting)
 
 
 def clean(argv: list[str]) -> None:
@@ -204,7 +203,7 @@ def clean(argv: list[str]) -> None:
     lines = [f"{room:10} {r.jobs:>6} jobs {r.bytes / 1e6:>10.1f} MB" for room, r in left.items()]
     if options.room:
         lines.append(f"freed {freed / 1e6:.1f} MB")
-    options.talk.result(
+    options.reporting.result(
         {"freed_bytes": freed, "rooms": {room: r._asdict() for room, r in left.items()}},
         "\n".join(lines) or f"{options.store}: nothing",
     )

@@ -5,9 +5,9 @@ Listing and help read names and docstrings with `ast`, so they import no method 
 
 import ast
 import importlib
-import importlib.metadata
 import importlib.util
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -27,9 +27,7 @@ class Paper(NamedTuple):
     code: str = ""
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class Entry:
+class Entry(NamedTuple):
     """One plug-in, as far as its source tells without importing it."""
 
     name: str
@@ -99,10 +97,22 @@ def read_entry(name: str, module: str, class_name: str = "") -> Entry:
         if cls is None:
             raise ExpungeError("its module defines no class")
         title, arxiv = _paper(cls)
-        summary = (ast.get_docstring(cls) or "").split("\n")[0]
+        summary = (ast.get_docstring(cls, clean=False) or "").strip().split("\n")[0]
     except Exception as error:
         return Entry(name=name, module=module, class_name="", summary="", paper="", arxiv="", problem=str(error))
     return Entry(name=name, module=module, class_name=cls.name, summary=summary, paper=title, arxiv=arxiv)
+
+
+def _announced(group: str) -> Iterator[tuple[str, str, str]]:
+    """Name, module and class of the entry points in a group.
+
+    `importlib.metadata` takes as long to import as all else that a list needs: it is asked only if a file names the group.
+    """
+    files = (f for path in dict.fromkeys(sys.path) for f in Path(path or ".").glob("*.*-info/entry_points.txt"))
+    if any(group in file.read_text(errors="replace") for file in files):
+        from importlib.metadata import entry_points
+
+        yield from ((point.name, point.module, point.attr) for point in entry_points(group=group))
 
 
 @final
@@ -119,8 +129,8 @@ class Catalog:
         modules = [*folder.glob("*.py"), *(package.parent for package in folder.glob("*/__init__.py"))]
         names = sorted(p.stem for p in modules if not p.stem.startswith("_"))
         found = {n.replace("_", "-"): read_entry(n.replace("_", "-"), f"expunge.{self.kind}.{n}") for n in names}
-        for point in importlib.metadata.entry_points(group=f"expunge.{self.kind}"):
-            found.setdefault(point.name, read_entry(point.name, point.module, point.attr))
+        for name, module, class_name in _announced(f"expunge.{self.kind}"):
+            found.setdefault(name, read_entry(name, module, class_name))
         return dict(sorted(found.items()))
 
     def entry(self, name: str) -> Entry:
