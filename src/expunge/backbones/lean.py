@@ -31,7 +31,7 @@ CLASSES = {
     "transformers": ("CLIPTextModel", "CLIPTokenizer"),
     "diffusers": (
         *("UNet2DConditionModel", "AutoencoderTiny", "AutoencoderKL", "DDIMScheduler", "PNDMScheduler"),
-        *("DPMSolverMultistepScheduler", "EulerDiscreteScheduler"),
+        "DPMSolverMultistepScheduler",
     ),
 }
 """What models of the families with a UNet are made of, with the schedulers that most of them come with."""
@@ -73,7 +73,9 @@ def import_model_classes() -> None:
         for package, names in CLASSES.items():
             for name in names:
                 getattr(importlib.import_module(package), name)
-        torch.nn.Embedding(1, 1, device="meta")  # what marks it needs is kept, as models are built so, too
+        # A scheduler that is made from a file looks at all that could read it.
+        importlib.import_module("diffusers").DPMSolverMultistepScheduler._get_compatibles()
+    torch.nn.Embedding.reset_parameters = _numbers_only(torch.nn.Embedding.reset_parameters)
 
 
 def _stand_ins() -> dict[str, ModuleType | None]:
@@ -107,6 +109,11 @@ class _Deferring(ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
         return lambda *args, **named: getattr(importlib.import_module(self.__name__), name)(*args, **named)
+
+
+def _numbers_only(reset: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A module's first numbers, unless it has none yet: on the meta device they are drawn by way of TorchDynamo and sympy."""
+    return lambda module: None if module.weight.is_meta else reset(module)
 
 
 def _unchanged(function: Any = None, *_: Any, **__: Any) -> Any:

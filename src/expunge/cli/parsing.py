@@ -2,7 +2,7 @@
 
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -64,7 +64,7 @@ def _first(text: str) -> str:
 
 def _uses(
     flags: Mapping[str, tuple[Option, int]], positional: list[Option], argv: Sequence[str], prog: str
-) -> "typing.Iterator[tuple[Option, int, list[str]]]":
+) -> Iterator[tuple[Option, int, list[str]]]:
     """Each use of an option in ``argv``, with the words that belong to it."""
     rest, free = list(argv), list(positional)
     while rest:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from expunge.cli.described import Group, described
 from expunge.cli.parsing import built, parsed
@@ -12,18 +12,10 @@ from expunge.core.errors import ExpungeError
 T = TypeVar("T")
 
 
-class Call(NamedTuple, Generic[T]):
-    """A plug-in as it was called."""
+def called(kind: str, cls: type[T], argv: Sequence[str], command: str) -> tuple[str, T, dict[str, Any]]:
+    """The plug-in of a ``kind`` that ``argv`` begins with: its name, the command's options, and its settings.
 
-    name: str
-    options: T
-    """Of the command."""
-    settings: dict[str, Any]
-    """The plug-in's, as far as they were given; nested ones in tables."""
-
-
-def called(kind: str, cls: type[T], argv: Sequence[str], command: str) -> Call[T]:
-    """The plug-in of a ``kind`` that ``argv`` begins with, and what else it says.
+    Of the settings there are those that were given, nested ones in tables.
 
     Raises:
         ExpungeError: for an unknown plug-in, option or setting, or a value that is none.
@@ -31,7 +23,7 @@ def called(kind: str, cls: type[T], argv: Sequence[str], command: str) -> Call[T
     name, *rest = argv
     settings = settings_of(kind, name)
     given = parsed(described(cls.__module__, cls.__name__), settings, rest, f"expunge {command} {name}")
-    return Call(name, built(cls, given.options), given.settings)
+    return name, built(cls, given.options), given.settings
 
 
 def settings_of(kind: str, name: str) -> list[Group]:
