@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from expunge.cli.families import table
 from expunge.core.catalog import Catalog
-from expunge.stages.erase import families_table
 
 ROOT = Path(__file__).parent.parent
 
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 def test_the_table_of_families_is_what_the_command_prints():
     page = (ROOT / "docs" / "models.md").read_text()
     shown = page.split("<!-- families -->")[1].split("<!-- /families -->")[0].strip()
-    assert shown == families_table()
+    assert shown == table()
 
 
 def test_every_eraser_has_a_row_in_the_readme_and_a_source():

@@ -5,9 +5,9 @@ import time
 import pytest
 
 from expunge.cli import main, progress
-from expunge.cli.reporting import Reporting
 from expunge.cli.plans import _live
 from expunge.cli.progress import Work, duration
+from expunge.cli.reporting import Reporting
 from expunge.stages import bench
 from expunge.stages.planner import Planned
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-LATER = ("scipy", "scipy.stats", "torch.nn.attention.flex_attention")
+LATER = ("scipy", "scipy.integrate", "scipy.stats", "torch.nn.attention.flex_attention")
 """Modules that are imported whole, and used by name: stood in for until one is used."""
 DEFERRED = ("diffusers.loaders.single_file_utils", "torch._dynamo._trace_wrapped_higher_order_op")
 """Modules whose functions and classes are imported by name, and are called later if ever: these, until they are called."""
@@ -48,7 +48,11 @@ class _Later(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        for module in [m for m, held in sys.modules.items() if isinstance(held, _Later)]:
+        inner = sys.modules.get(f"{self.__name__}.{name}")
+        if isinstance(inner, _Later):
+            return inner
+        top = self.__name__.partition(".")[0]
+        for module in [m for m, held in sys.modules.items() if isinstance(held, _Later) and m.partition(".")[0] == top]:
             del sys.modules[module]
         return getattr(importlib.import_module(self.__name__), name)
 

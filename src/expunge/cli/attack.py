@@ -56,9 +56,7 @@ class Attack:
     @property
     def sampling(self) -> Sampling:
         """How the queries ask for images."""
-        return Sampling(
-            count=self.count, seed=self.query_seed, guidance=self.query_guidance, steps=self.query_steps
-        )
+        return Sampling(count=self.count, seed=self.query_seed, guidance=self.query_guidance, steps=self.query_steps)
 
 
 def attack(argv: list[str]) -> None:

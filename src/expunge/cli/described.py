@@ -150,7 +150,11 @@ def _fields(home: Source, cls: ast.ClassDef) -> Iterator[tuple[Source, ast.AnnAs
         if found is not None and isinstance(found[1], ast.ClassDef) and found[1].decorator_list:
             yield from _fields(found[0], found[1])
     for node, after in zip(cls.body, [*cls.body[1:], None], strict=True):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and _head(node.annotation) != "ClassVar":
+        if (
+            isinstance(node, ast.AnnAssign)
+            and isinstance(node.target, ast.Name)
+            and _head(node.annotation) != "ClassVar"
+        ):
             said = after.value if isinstance(after, ast.Expr) else None
             yield home, node, str(said.value) if isinstance(said, ast.Constant) else ""
 

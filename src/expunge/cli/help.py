@@ -18,9 +18,16 @@ METAVARS = {"str": "TEXT", "int": "INT", "float": "NUMBER", "Path": "PATH", "any
 def plain(text: str) -> str:
     """A docstring's text as a terminal shows it: one paragraph, without the marks of reStructuredText."""
     text = re.sub(r"\.\. math::[^\n]*", "", text)
+    text = re.sub(r":math:`([^`]*)`", lambda found: _formula(found[1]), text)
     text = re.sub(r":[a-z]+:`([^`]*)`", r"\1", text)
     text = re.sub(r"``([^`]*)``", r"\1", text)
     return " ".join(text.split())
+
+
+def _formula(tex: str) -> str:
+    """A short formula without TeX's marks: ``max(cos, 0)`` of ``\\max(\\mathrm{cos}, 0)``."""
+    words = re.sub(r"\\(mathrm|mathbf|text|operatorname|left|right|big|Big)\b", "", tex)
+    return " ".join(re.sub(r"\\([a-zA-Z]+)", r"\1", re.sub(r"\\[,;!]|[{}]", "", words)).split())
 
 
 def metavar(kind: Kind) -> str:
@@ -81,7 +88,7 @@ def _row(name: str, text: str, width: int) -> list[str]:
 
 def _width() -> int:
     try:
-        columns = int(os.environ.get("COLUMNS", 0)) or os.get_terminal_size().columns
+        columns = int(os.environ.get("COLUMNS", "0")) or os.get_terminal_size().columns
     except (OSError, ValueError):  # no terminal (and `shutil`, which would say so, imports every archiver)
         columns = 100
     return max(60, min(columns, 120))

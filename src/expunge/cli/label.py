@@ -47,7 +47,9 @@ def label(argv: list[str]) -> None:
     if options.out is None:
         raise ExpungeError("a sheet without --out: expected the .html file to write")
     key = options.key or options.out.with_suffix(".key.json")
-    sheet = write_sheet(options.images, options.choice, options.out, key, options.seed, options.count, options.overwrite)
+    sheet = write_sheet(
+        options.images, options.choice, options.out, key, options.seed, options.count, options.overwrite
+    )
     content = {"sheet": str(options.out), "key": str(key), "images": len(sheet["items"]), "choices": sheet["choices"]}
     text = f"{options.out}: {len(sheet['items'])} images to label\n{key}: the key, to keep from those who label"
     options.reporting.result(content, text)

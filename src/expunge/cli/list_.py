@@ -36,6 +36,9 @@ def list_(argv: list[str]) -> None:
     }
     lines: list[str] = []
     for kind, found in entries.items():
-        lines += [kind, texts.listing((e.name, e.summary or f"(cannot be used: {e.problem})") for e in found) or "  none yet"]
+        lines += [
+            kind,
+            texts.listing((e.name, e.summary or f"(cannot be used: {e.problem})") for e in found) or "  none yet",
+        ]
     lines += ["concept sets", f"  {', '.join(sets)}"]
     reporting.result({**content, "concept_sets": sets}, "\n".join(lines))

@@ -15,7 +15,14 @@ Positional = Annotated[T, "Positional"]
 Repeated = Annotated[T, "Repeated"]
 """A tuple to which each use of the option adds one value."""
 
-WANTED = {"int": "a whole number", "float": "a number", "none": "None", "Path": "a path", "str": "text", "any": "a value"}
+WANTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "none": "None",
+    "Path": "a path",
+    "str": "text",
+    "any": "a value",
+}
 """What is expected, in words."""
 
 

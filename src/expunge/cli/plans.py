@@ -59,7 +59,9 @@ def bench(argv: list[str]) -> None:
         return
     with _live(options.reporting) as show:
         rows = stage.run(plan, options.store, out, changed=options.changed, on_progress=show)
-    options.reporting.result({"folder": str(out), "summary": rows}, f"{summary.table(rows)}{out}: records.jsonl, table.md")
+    options.reporting.result(
+        {"folder": str(out), "summary": rows}, f"{summary.table(rows)}{out}: records.jsonl, table.md"
+    )
 
 
 def _dry_run(plan: Any, options: Bench) -> None:

@@ -108,28 +108,6 @@ def concepts(targets: str | Concept | Sequence[str | Concept]) -> list[Concept]:
     return [Concept(name=t) if isinstance(t, str) else t for t in several]
 
 
-def families() -> dict[str, dict[str, str]]:
-    """For each eraser and model family what the method lacks there; empty where it works."""
-    known = {cls.family: cls for cls in backbones.FAMILIES.values()}
-    found: dict[str, dict[str, str]] = {}
-    for name, entry in Catalog("erasers").entries().items():
-        if not entry.problem:
-            needed = entry.load().requires  # pyright: ignore[reportAttributeAccessIssue]
-            found[name] = {f: ", ".join(c for c in needed if c not in cls.capabilities) for f, cls in known.items()}
-    return found
-
-
-def families_table() -> str:
-    """The same as a table in Markdown."""
-    found = families()
-    names = list(next(iter(found.values())))
-    rows = [
-        [name, *(f"no: it has no {lacking}" if lacking else "yes" for lacking in found[name].values())]
-        for name in found
-    ]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [["method", *names], ["---"] * (len(names) + 1), *rows])
-
-
 def folders(images: str | Path | Mapping[str, str | Path] | None, roles: Iterable[str]) -> dict[str, Path]:
     """Image folders by role, from folders by role, or from one folder: of the only role, or with all roles in its metadata.
 
