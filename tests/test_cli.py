@@ -195,7 +195,7 @@ def test_a_single_file_goes_in_and_comes_out_with_its_figures(folder, tmp_path, 
     [
         (["erase", "uec", "--target", "x"], "did you mean 'uce'"),
         (["erase", "uce", "--target", "x", "--out", "{tmp}/o", "--lamd", "1"], "did you mean '--lamb'"),
-        (["erase", "uce", "--target", "x", "--out", "{tmp}/o", "--lamb", "half"], "could not convert string to float"),
+        (["erase", "uce", "--target", "x", "--out", "{tmp}/o", "--lamb", "half"], "--lamb 'half': expected a number"),
         (["erase", "uce", "--target", " ", "--out", "{tmp}/o"], "the target is empty"),
         (["erase", "uce", "--out", "{tmp}/o"], "target"),
         (["erase", "ca", "--target", "dog", "--out", "{tmp}/o", "--no-preset"], "ca has no anchor for 'dog'"),

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from expunge.cli.families import table
 from expunge.core.catalog import Catalog
 from expunge.plans.schema import Fresh, Grid, Method, MoreImages, Named, Others, Plan, Published
 from expunge.results.claims import Claim
 from expunge.results.curves import Curve, Line
 from expunge.results.histograms import Histogram
-from expunge.stages.erase import families_table
 from expunge.stages.pairs import Wish
 
 ROOT = Path(__file__).parent.parent
@@ -112,7 +112,7 @@ def test_the_reference_of_plans_has_every_entry_with_its_default(heading, of):
 def test_the_table_of_families_is_what_the_command_prints():
     page = (ROOT / "docs" / "models.md").read_text()
     shown = page.split("<!-- families -->")[1].split("<!-- /families -->")[0].strip()
-    assert shown == families_table()
+    assert shown == table()
 
 
 def test_every_eraser_has_a_row_in_the_readme_and_a_source():

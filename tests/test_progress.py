@@ -6,8 +6,8 @@ import pytest
 
 from expunge.cli import main, progress
 from expunge.cli.bench import _live
-from expunge.cli.options import Talk
 from expunge.cli.progress import Work, duration
+from expunge.cli.reporting import Reporting
 from expunge.executors import bench
 from expunge.jobs import MeasureJob
 
@@ -55,13 +55,13 @@ def test_work_of_unknown_size_tells_no_time_left():
 
 def test_a_line_is_told_however_long_one_piece_takes(monkeypatch, capsys):
     monkeypatch.setattr(progress, "EVERY", 0.05)
-    with Talk().progress("attacking", 10, "forward-equivalents", lambda: 5):
+    with Reporting().progress("attacking", 10, "forward-equivalents", lambda: 5):
         time.sleep(0.3)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) >= 2
     assert all(line.startswith("attacking: 5 of 10 forward-equivalents, 0.") for line in lines)
-    for talk in (Talk(quiet=True), Talk(json=True)):
-        with talk.progress("attacking", 10, "images") as advance:
+    for reporting in (Reporting(quiet=True), Reporting(json=True)):
+        with reporting.progress("attacking", 10, "images") as advance:
             assert advance is None
             time.sleep(0.1)
     assert capsys.readouterr().err == ""
@@ -96,7 +96,7 @@ def test_a_plan_s_time_left_passes_while_a_job_runs(monkeypatch, capsys):
     monkeypatch.setattr(progress, "EVERY", 0.05)
     measure = {"metric": "fid", "version": 1, "settings": {}, "judge": "", "targets": [], "retain": []}
     one, other = (MeasureJob(images=images, **measure) for images in "ab")
-    with _live(Talk()) as show:
+    with _live(Reporting()) as show:
         time.sleep(0.12)
         show(bench.Progress(done=1, total=3, running=(one, other), seconds_left=100.3))
         time.sleep(0.7)

@@ -1,10 +1,8 @@
 import subprocess
 import sys
-from importlib.metadata import EntryPoint
 
 import pytest
 
-from expunge.core import catalog
 from expunge.core.catalog import KINDS, Catalog, read_entry
 from expunge.core.errors import ExpungeError
 
@@ -24,12 +22,19 @@ def test_unknown_names_get_the_nearest_one():
         Catalog("erasers").load("uec")
 
 
+def announce(path, point):
+    """A distribution that announces an eraser, as an installer writes it."""
+    info = path / "third_party-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[expunge.erasers]\n{point}\n")
+
+
 @pytest.mark.parametrize(("text", "words"), [("class Broken(:\n", "invalid syntax"), ("x = 1\n", "defines no class")])
 def test_a_broken_plug_in_is_listed_with_its_problem(tmp_path, monkeypatch, text, words):
     (tmp_path / "third_party_eraser.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    point = EntryPoint("third", "third_party_eraser:Broken", "expunge.erasers")
-    monkeypatch.setattr(catalog.importlib.metadata, "entry_points", lambda group: [point])
+    announce(tmp_path, "third = third_party_eraser:Broken")
     entries = Catalog("erasers").entries()
     assert words in entries["third"].problem
     assert not entries["uce"].problem
@@ -50,8 +55,7 @@ def test_a_third_party_s_plug_in_loads(tmp_path, monkeypatch):
     (tmp_path / "good_eraser.py").write_text('class Good:\n    """Does good."""\n')
     monkeypatch.syspath_prepend(tmp_path)
     assert read_entry("good", "good_eraser", "Good").summary == "Does good."
-    point = EntryPoint("good", "good_eraser:Good", "expunge.erasers")
-    monkeypatch.setattr(catalog.importlib.metadata, "entry_points", lambda group: [point])
+    announce(tmp_path, "good = good_eraser:Good")
     assert Catalog("erasers").load("good").__name__ == "Good"
 
 

@@ -1,54 +1,77 @@
-"""The command line. Each command is a dataclass of options; what is heavy is imported by the command that needs it."""
+"""The command line: a file a command, imported when it is asked for; `--help` imports none of them."""
 
 import os
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from importlib import import_module
+from typing import Any, NamedTuple
 
-from expunge.cli.attacking import attack
-from expunge.cli.bench import bench
-from expunge.cli.clean import clean
-from expunge.cli.erasing import erase, pairs
-from expunge.cli.importing import import_
-from expunge.cli.look import list_, show
-from expunge.cli.options import say
-from expunge.cli.report import figure, label, report
-from expunge.cli.work import analyse, demo, export, generate, measure, recover, screen
 from expunge.core.errors import ExpungeError, ExpungeWarning, unknown
 
-COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
-    "demo": ("erase a concept from the model in the box, and show it", demo),
-    "erase": ("remove concepts: METHOD --target WORDS --out FOLDER", erase),
-    "pairs": ("make pairs of unsafe and safe images, for methods that learn from them", pairs),
-    "attack": ("look for queries that bring an erased concept back: METHOD --edit FILE", attack),
-    "generate": ("make images with a model and its edits", generate),
-    "measure": ("measure a folder of images: METRIC --images FOLDER", measure),
-    "analyse": ("look into an edited model, or along an erasure: NAME --edit FILE --out FOLDER", analyse),
-    "screen": ("look through a folder of images for concepts and words", screen),
-    "recover": ("give an erased model a concept back with its private key", recover),
-    "bench": ("run a plan: a grid of methods, concepts and seeds", bench),
-    "clean": ("show what finished jobs take on disk, and free it", clean),
-    "report": ("show a run as one HTML file: RUN", report),
-    "label": ("have people label images blind, and compare them with a judge", label),
-    "figure": ("draw a figure's JSON as SVG: FILE", figure),
-    "export": ("write the edited model as a diffusers folder, one file or a LoRA", export),
-    "import": ("make an edit of what others publish: FILE --out FOLDER", import_),
-    "show": ("show what an edit file holds and how it was made", show),
-    "list": ("list erasers, attacks, metrics, judges, analyses and concept sets", list_),
+
+class Command(NamedTuple):
+    """A command, as far as it is known before its file is imported."""
+
+    summary: str
+    home: str
+    """``module:function``; the module's dataclass of options is called as the function is, with a capital letter."""
+    plug_ins: str = ""
+    """The kind of plug-in that it takes as its first word."""
+
+
+COMMANDS = {
+    "demo": Command("erase a concept from the model in the box, and show it", "demo:demo"),
+    "erase": Command("remove concepts: METHOD --target WORDS --out FOLDER", "erase:erase", "erasers"),
+    "pairs": Command("make pairs of unsafe and safe images, for methods that learn from them", "pairs:pairs"),
+    "attack": Command(
+        "look for queries that bring an erased concept back: METHOD --edit FILE", "attack:attack", "attacks"
+    ),
+    "generate": Command("make images with a model and its edits", "generate:generate"),
+    "measure": Command("measure a folder of images: METRIC --images FOLDER", "measure:measure", "metrics"),
+    "analyse": Command(
+        "look into an edited model, or along an erasure: NAME --edit FILE --out FOLDER", "analyse:analyse", "analyses"
+    ),
+    "screen": Command("look through a folder of images for concepts and words", "screen:screen"),
+    "recover": Command("give an erased model a concept back with its private key", "recover:recover"),
+    "bench": Command("run a plan: a grid of methods, concepts and seeds", "bench:bench"),
+    "clean": Command("show what finished jobs take on disk, and free it", "clean:clean"),
+    "report": Command("show a run as one HTML file: RUN", "report:report"),
+    "label": Command("have people label images blind, and compare them with a judge", "label:label"),
+    "figure": Command("draw a figure's JSON as SVG: FILE", "figure:figure"),
+    "export": Command("write the edited model as a diffusers folder, one file or a LoRA", "export:export"),
+    "import": Command("make an edit of what others publish: FILE --out FOLDER", "import_:import_"),
+    "show": Command("show what an edit file holds and how it was made", "show:show"),
+    "list": Command("list erasers, attacks, metrics, judges, analyses and concept sets", "list_:list_"),
 }
 
 
 def usage() -> str:
     """The text of ``expunge --help``."""
-    rows = "\n".join(f"  {name:10} {what}" for name, (what, _) in COMMANDS.items())
+    rows = "\n".join(f"  {name:10} {command.summary}" for name, command in COMMANDS.items())
     return (
         "expunge removes concepts from text-to-image diffusion models, and shows what was removed and what was kept.\n\n"
         f"usage: expunge COMMAND [options]\n\ncommands:\n{rows}\n\nexpunge COMMAND --help lists a command's options."
     )
+
+
+def _call(name: str, words: Sequence[str]) -> None:
+    """Run a command, or say what it can do."""
+    command = COMMANDS[name]
+    if "--help" in words or "-h" in words or (command.plug_ins and not words):
+        from expunge.cli.help import of_command
+
+        _say(of_command(name, command.home, command.plug_ins, words))
+        return
+    module, _, function = command.home.partition(":")
+    getattr(import_module(f"expunge.cli.{module}"), function)(list(words))
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
 
 
 SIGNALS = {"SIGTERM": "terminated", "SIGHUP": "hung up"}
@@ -101,16 +124,16 @@ def _run(argv: list[str]) -> int:
     """One command, with its errors turned into exit codes."""
     try:
         if not argv or argv[0] in ("-h", "--help"):
-            say(usage())
+            _say(usage())
             return 0
         if argv[0] == "--version":
             from importlib.metadata import version
 
-            say(f"expunge {version('expunge')}")
+            _say(f"expunge {version('expunge')}")
             return 0
         if argv[0] not in COMMANDS:
             raise unknown("command", argv[0], COMMANDS)
-        COMMANDS[argv[0]][1](argv[1:])
+        _call(argv[0], argv[1:])
     except ExpungeError as error:
         sys.stderr.write("expunge: " + " ".join(f"{error}{_notes(error)}".split()) + "\n")
         return 2
@@ -128,6 +151,9 @@ def _notes(error: BaseException) -> str:
 
 def entry() -> None:
     """What the ``expunge`` script runs."""
+    from expunge.cli import startup
+
+    startup.own_process()
     try:
         code = main()
         sys.stdout.flush()

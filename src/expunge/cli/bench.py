@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tyro.conf import OmitArgPrefixes, Positional
-
-from expunge.cli.options import Talk, parse
+from expunge.cli.parsing import Positional, parse
 from expunge.cli.progress import duration, lines
+from expunge.cli.reporting import Reporting
 from expunge.core.errors import ExpungeError
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ class Bench:
     """Folder of finished jobs, shared by all plans."""
     out: Path | None = None
     """Folder for records, summary and table; runs/bench/NAME (NAME-again with --results) if not given."""
-    talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
+    reporting: Reporting = dataclasses.field(default_factory=Reporting)
 
 
 def bench(argv: list[str]) -> None:
@@ -68,10 +67,10 @@ def bench(argv: list[str]) -> None:
         written = "table.md"
     else:
         how: dict[str, Any] = {"workers": options.workers, "device": options.device, "changed": options.changed}
-        with _live(options.talk) as show:
+        with _live(options.reporting) as show:
             rows = runner.run(plan, options.store, out, **how, on_progress=show)
         written = "records.jsonl, table.md"
-    options.talk.result({"folder": str(out), "summary": rows}, f"{markdown.text(rows)}{out}: {written}")
+    options.reporting.result({"folder": str(out), "summary": rows}, f"{markdown.text(rows)}{out}: {written}")
 
 
 def _dry_run(plan: "Plan", options: Bench) -> None:
@@ -110,7 +109,7 @@ def _dry_run(plan: "Plan", options: Bench) -> None:
         f"{total['waiting']} of {total['jobs']} jobs to do: {total['equivalents']:,} forward-equivalents, "
         f"about {duration(60 * total['minutes'])}",
     ]
-    options.talk.result({"rows": rows, "total": total}, "\n".join(shown))
+    options.reporting.result({"rows": rows, "total": total}, "\n".join(shown))
 
 
 def _alike(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -127,9 +126,9 @@ def _alike(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _live(talk: Talk) -> "Iterator[Callable[[Progress], None] | None]":
+def _live(reporting: Reporting) -> "Iterator[Callable[[Progress], None] | None]":
     """Where a plan stands: a live table on a terminal, a line every half minute elsewhere, nothing if it would disturb."""
-    if talk.quiet or talk.json:
+    if reporting.quiet or reporting.json:
         yield None
         return
     standing = Standing()

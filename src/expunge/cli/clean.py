@@ -4,9 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from tyro.conf import OmitArgPrefixes, UseAppendAction
-
-from expunge.cli.options import Talk, parse
+from expunge.cli.parsing import Repeated, parse
+from expunge.cli.reporting import Reporting
 
 Room = Literal["pairs", "wanted", "erase", "memory", "attack", "relearn", "generate", "measure", "analyse", "leftovers"]
 
@@ -15,12 +14,12 @@ Room = Literal["pairs", "wanted", "erase", "memory", "attack", "relearn", "gener
 class Clean:
     """Show what finished jobs take on disk, and free it."""
 
-    room: UseAppendAction[tuple[Room, ...]] = ()
+    room: Repeated[tuple[Room, ...]] = ()
     """What to delete: pairs, images that methods want, edits, counts of memory, attacks, fresh keys, images, measurements,
     analyses, or leftovers of killed runs. Repeat for several. Nothing if not given."""
     store: Path = Path("runs/store")
     """Folder of finished jobs."""
-    talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
+    reporting: Reporting = dataclasses.field(default_factory=Reporting)
 
 
 def clean(argv: list[str]) -> None:
@@ -33,7 +32,7 @@ def clean(argv: list[str]) -> None:
     lines = [f"{room:10} {r.jobs:>6} jobs {r.bytes / 1e6:>10.1f} MB" for room, r in left.items()]
     if options.room:
         lines.append(f"freed {freed / 1e6:.1f} MB")
-    options.talk.result(
+    options.reporting.result(
         {"freed_bytes": freed, "rooms": {room: r._asdict() for room, r in left.items()}},
         "\n".join(lines) or f"{options.store}: nothing",
     )

@@ -19,12 +19,22 @@ def duration(seconds: float | int) -> str:
     return f"{minutes} min {left} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def in_words(title: str | Callable[[], str]) -> str:
+    """What work is called now."""
+    return title if isinstance(title, str) else title()
+
+
 @final
 class Work:
     """How far some work is, and what its rest should take at the pace of what is done."""
 
-    def __init__(self, title: str, total: int, unit: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """``total`` units are to be done (0: nobody knows how many); what an earlier run finished is not among them."""
+    def __init__(
+        self, title: str | Callable[[], str], total: int, unit: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """``total`` units are to be done (0: nobody knows how many); what an earlier run finished is not among them.
+
+        Without a ``unit`` only time is told. A ``title`` that changes with the work is a function.
+        """
         self.title, self.total, self.unit = title, total, unit
         self.done = 0
         self._clock = clock
@@ -58,7 +68,8 @@ class Work:
         of = f" of {self.total:,}" if self.total else ""
         left = self.left()
         rest = "" if left is None else f", about {duration(left)} left"
-        return f"{self.title}: {self.done:,}{of} {self.unit}, {duration(self._clock() - self._start)} so far{rest}"
+        count = f"{self.done:,}{of} {self.unit}, " if self.unit else ""
+        return f"{in_words(self.title)}: {count}{duration(self._clock() - self._start)} so far{rest}"
 
 
 @contextlib.contextmanager
@@ -91,22 +102,27 @@ def lines(line: Callable[[], str]) -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def bar(title: str, total: int, counted: Callable[[], int] | None) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal; what ``counted`` gives is looked up twice a second."""
+def bar(
+    title: str | Callable[[], str], total: int, counted: Callable[[], int] | None
+) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal; a title that changes, and what ``counted`` gives, are looked up twice a second."""
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True)) as drawn:
-        task = drawn.add_task(title, total=total or None)
-        if counted is None:
-            yield lambda n: drawn.advance(task, n)
-            return
-        with regularly(lambda: drawn.update(task, completed=counted()), 0.5):
-            yield lambda _: None
+        task = drawn.add_task(in_words(title), total=total or None)
+
+        def look() -> None:
+            drawn.update(task, description=in_words(title), completed=None if counted is None else counted())
+
+        with regularly(look, 0.5):
+            yield lambda n: drawn.advance(task, n) if counted is None else None
 
 
 @contextlib.contextmanager
-def told(title: str, total: int, unit: str, counted: Callable[[], int] | None) -> Iterator[Callable[[int], None]]:
+def regular_lines(
+    title: str | Callable[[], str], total: int, unit: str, counted: Callable[[], int] | None
+) -> Iterator[Callable[[int], None]]:
     """Lines where there is no terminal."""
     work = Work(title, total, unit)
 

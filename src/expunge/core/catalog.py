@@ -5,11 +5,10 @@ Listing and help read names and docstrings with `ast`, so they import no method 
 
 import ast
 import importlib
-import importlib.metadata
 import importlib.util
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -30,9 +29,7 @@ class Paper(NamedTuple):
     code: str = ""
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class Entry:
+class Entry(NamedTuple):
     """One plug-in, as far as its source tells without importing it."""
 
     name: str
@@ -45,7 +42,7 @@ class Entry:
     arxiv: str
     problem: str = ""
     """Why it cannot be used; empty if it can."""
-    literals: Mapping[str, Any] = field(default_factory=dict)
+    literals: Mapping[str, Any] = {}
     """Attributes of its class whose values its source writes out: words, numbers, and lists and tables of these."""
 
     def load(self) -> type:
@@ -134,11 +131,23 @@ def read_entry(name: str, module: str, class_name: str = "") -> Entry:
         if cls is None:
             raise ExpungeError("its module defines no class")
         title, arxiv = _paper(cls)
-        summary = (ast.get_docstring(cls) or "").split("\n")[0]
+        summary = (ast.get_docstring(cls, clean=False) or "").strip().split("\n")[0]
     except Exception as error:
         return Entry(name=name, module=module, class_name="", summary="", paper="", arxiv="", problem=str(error))
     about = {"summary": summary, "paper": title, "arxiv": arxiv}
     return Entry(name=name, module=module, class_name=cls.name, literals=_literals(cls), **about)
+
+
+def _announced(group: str) -> Iterator[tuple[str, str, str]]:
+    """Name, module and class of the entry points in a group.
+
+    `importlib.metadata` takes as long to import as all else that a list needs: it is asked only if a file names the group.
+    """
+    files = (f for path in dict.fromkeys(sys.path) for f in Path(path or ".").glob("*.*-info/entry_points.txt"))
+    if any(group in file.read_text(errors="replace") for file in files):
+        from importlib.metadata import entry_points
+
+        yield from ((point.name, point.module, point.attr) for point in entry_points(group=group))
 
 
 @final
@@ -159,8 +168,8 @@ class Catalog:
     def entries(self) -> dict[str, Entry]:
         """Every plug-in by name, sorted."""
         entries = {name: read_entry(name, module) for name, module in self._own().items()}
-        for point in importlib.metadata.entry_points(group=f"expunge.{self.kind}"):
-            entries.setdefault(point.name, read_entry(point.name, point.module, point.attr))
+        for name, module, class_name in _announced(f"expunge.{self.kind}"):
+            entries.setdefault(name, read_entry(name, module, class_name))
         return dict(sorted(entries.items()))
 
     def entry(self, name: str) -> Entry:

@@ -1,7 +1,5 @@
 """What a user is told: one line, naming what was given and what was expected."""
 
-import dataclasses
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -22,6 +20,8 @@ def reason(error: BaseException) -> str:
 
 def unknown(kind: str, given: str, known: Iterable[str]) -> ExpungeError:
     """The error for a name that is not in a list, with the nearest name that is."""
+    import difflib
+
     names = sorted(known)
     near = difflib.get_close_matches(given.lower(), names, n=1, cutoff=0.6)
     if near:
@@ -62,9 +62,9 @@ def check_finite(what: str, value: Any) -> None:
         raise ExpungeError(f"{what} is {value}: expected a finite number")
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
         raise ExpungeError(f"{what} is a whole number of {value.bit_length()} bits: expected one of 64")
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            check_finite(f"{what}'s {field.name}", getattr(value, field.name))
+    if hasattr(type(value), "__dataclass_fields__"):
+        for name in type(value).__dataclass_fields__:
+            check_finite(f"{what}'s {name}", getattr(value, name))
     elif isinstance(value, Mapping):
         for name, inner in value.items():
             check_finite(f"{what}'s {name}", inner)

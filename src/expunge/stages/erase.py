@@ -103,27 +103,6 @@ def concepts(targets: str | Concept | Sequence[str | Concept]) -> list[Concept]:
     return [Concept(name=t) if isinstance(t, str) else t for t in several]
 
 
-def families() -> dict[str, dict[str, str]]:
-    """For each eraser and model family what the method lacks there; empty where it works."""
-    known = {cls.family: cls for cls in backbones.FAMILIES.values()}
-    lacking: dict[str, dict[str, str]] = {}
-    for name, entry in Catalog("erasers").entries().items():
-        if not entry.problem:
-            needed = entry.load().requires  # pyright: ignore[reportAttributeAccessIssue]
-            lacking[name] = {f: ", ".join(c for c in needed if c not in cls.capabilities) for f, cls in known.items()}
-    return lacking
-
-
-def families_table() -> str:
-    """The same as a table in Markdown."""
-    lacking = families()
-    names = list(next(iter(lacking.values())))
-    rows = [
-        [name, *(f"no: it has no {lack}" if lack else "yes" for lack in lacking[name].values())] for name in lacking
-    ]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [["method", *names], ["---"] * (len(names) + 1), *rows])
-
-
 def folders(images: str | Path | Mapping[str, str | Path] | None, roles: Iterable[str]) -> dict[str, Path]:
     """Image folders by role, from folders by role, or from one folder: of the only role, or with all roles in its metadata.
 

@@ -1,6 +1,5 @@
-"""The commands that look something up: show and list."""
+"""`expunge show FILE`: what an edit file holds, and how it was made."""
 
-import dataclasses
 import hashlib
 import re
 import shutil
@@ -10,17 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tyro.conf import Positional
-
-from expunge.cli.options import Talk, parse
+from expunge.cli.parsing import Positional, parse
 from expunge.cli.progress import duration
+from expunge.cli.reporting import Reporting
 
 if TYPE_CHECKING:
     from expunge.store import Stored
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Show:
+class Show(NamedTuple):
     """Show what an edit file holds and how it was made."""
 
     file: Positional[Path]
@@ -48,8 +45,8 @@ def show(argv: list[str]) -> None:
     if looked.get("edit") != header["id"]:  # of another edit that lay here
         looked = {}
     content = {**header, "tensors": [tensor._asdict() for tensor in stored], "check": looked or None}
-    told = _told(header, stored, str(looked.get("verdict", "")))
-    Talk(json=options.json).result(content, f"{options.file}\n{_aligned(told)}")
+    lines = _lines(header, stored, str(looked.get("verdict", "")))
+    Reporting(json=options.json).result(content, f"{options.file}\n{_aligned(lines)}")
 
 
 def _public(value: Any) -> Any:
@@ -64,7 +61,7 @@ def _sha256(secret: Any) -> str:
     return hashlib.sha256(str(secret).encode()).hexdigest()
 
 
-def _told(header: Mapping[str, Any], stored: "Sequence[Stored]", verdict: str) -> list[Line]:
+def _lines(header: Mapping[str, Any], stored: "Sequence[Stored]", verdict: str) -> list[Line]:
     """What a file says, in the order in which somebody who holds it asks."""
     made, fields = dict(header["provenance"] or {}), dict(header["fields"])
     known = (
@@ -163,39 +160,3 @@ def _aligned(lines: Sequence[Line]) -> str:
             first = rest
         rows.append(textwrap.fill(text, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False))
     return "\n".join(rows)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class List:
-    """List erasers, attacks, metrics, judges, analyses and concept sets."""
-
-    families: bool = False
-    """Show which erasers work on which model families instead."""
-    json: bool = False
-    """Print one JSON object instead of text."""
-
-
-def list_(argv: list[str]) -> None:
-    """``expunge list``."""
-    options = parse(List, argv, "expunge list")
-    from expunge.core.catalog import KINDS, Catalog
-
-    if options.families:
-        from expunge.stages.erase import families, families_table
-
-        Talk(json=options.json).result(families(), families_table())
-        return
-    found = {kind: list(Catalog(kind).entries().values()) for kind in KINDS}
-    sets = sorted(p.stem for p in (Path(__file__).parent.parent / "testbed" / "concepts").glob("*.toml"))
-    content: dict[str, Any] = {
-        kind: [{"name": e.name, "class": e.class_name, "paper": e.paper, "arxiv": e.arxiv} for e in entries]
-        for kind, entries in found.items()
-    }
-    lines: list[str] = []
-    for kind, entries in found.items():
-        lines.append(kind)
-        lines += [f"  {e.name:18} {e.summary or '(cannot be used: ' + e.problem + ')'}" for e in entries] or [
-            "  none yet"
-        ]
-    lines += ["concept sets", f"  {', '.join(sets)}"]
-    Talk(json=options.json).result({**content, "concept_sets": sets}, "\n".join(lines))

@@ -1,11 +1,11 @@
-"""The command that takes what others publish: import."""
+"""`expunge import FILE`: an edit from what others publish."""
 
 import dataclasses
 from pathlib import Path
 
-from tyro.conf import OmitArgPrefixes, Positional
-
-from expunge.cli.options import Model, Talk, Words, parse
+from expunge.cli.options import Model, Words
+from expunge.cli.parsing import Positional, parse
+from expunge.cli.reporting import Reporting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,8 +26,8 @@ class Import:
     """Which component the weights are of, where the names do not tell: unet, text_encoder, text_encoder_2."""
     overwrite: bool = False
     """Replace an existing edit."""
-    model: OmitArgPrefixes[Model] = dataclasses.field(default_factory=Model)
-    talk: OmitArgPrefixes[Talk] = dataclasses.field(default_factory=Talk)
+    model: Model = dataclasses.field(default_factory=Model)
+    reporting: Reporting = dataclasses.field(default_factory=Reporting)
 
 
 def import_(argv: list[str]) -> None:
@@ -42,5 +42,5 @@ def import_(argv: list[str]) -> None:
     edit = stage.run(options.model.open(), options.file, **what)
     edit.save(path, options.overwrite)
     changed = len(edit.tensors())
-    told = f"{path}: {edit.kind} edit {edit.id} of {changed} tensors from {options.file}"
-    options.talk.result({"edit": str(path), "id": edit.id, "kind": edit.kind, "tensors": changed}, told)
+    text = f"{path}: {edit.kind} edit {edit.id} of {changed} tensors from {options.file}"
+    options.reporting.result({"edit": str(path), "id": edit.id, "kind": edit.kind, "tensors": changed}, text)

@@ -1,0 +1,47 @@
+"""The one way from a command to a plug-in: `expunge COMMAND NAME …`, its settings beside the command's own options."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from expunge.cli.described import Group, described
+from expunge.cli.parsing import built, parsed
+from expunge.core.catalog import Catalog
+from expunge.core.errors import ExpungeError
+
+T = TypeVar("T")
+
+
+def called(kind: str, cls: type[T], argv: Sequence[str], command: str) -> tuple[str, T, dict[str, Any]]:
+    """The plug-in of a ``kind`` that ``argv`` begins with: its name, the command's options, and its settings.
+
+    Of the settings there are those that were given, nested ones in tables.
+
+    Raises:
+        ExpungeError: for an unknown plug-in, option or setting, or a value that is none.
+    """
+    name, *rest = argv
+    settings = settings_of(kind, name)
+    given = parsed(described(cls.__module__, cls.__name__), settings, rest, f"expunge {command} {name}")
+    return name, built(cls, given.options), given.settings
+
+
+def settings_of(kind: str, name: str) -> list[Group]:
+    """The settings of a plug-in, read without importing it.
+
+    Raises:
+        ExpungeError: if there is none of this name, or it cannot be used.
+    """
+    entry = Catalog(kind).entry(name)
+    if entry.problem:
+        raise ExpungeError(f"'{name}' cannot be used: {entry.problem}")
+    return described(entry.module, entry.class_name)
+
+
+def in_effect(preset: Mapping[str, Any], settings: Any) -> dict[str, Any]:
+    """What of a preset stands in a plug-in's settings: options go over it."""
+    from dataclasses import asdict
+
+    now = json.loads(json.dumps(asdict(settings)))
+    whole = {name: {**now[name], **v} if isinstance(v, Mapping) else v for name, v in preset.items()}
+    return {name: preset[name] for name, value in whole.items() if now[name] == value}
