@@ -127,6 +127,10 @@ class Folder(Files):
         return digest.hexdigest()
 
     @override
+    def size(self) -> int:
+        return sum(f.stat().st_size for f in {f for part in self.parts if weighty(part) for f in self._all_files(part)})
+
+    @override
     def config(self, part: str) -> Mapping[str, Any]:
         return read_json(self.path / part / "config.json")
 

@@ -79,6 +79,10 @@ class Files(Parts):
     def identity(self) -> str:
         """Sha256 of everything that the model is made from, wherever it lies."""
 
+    @abstractmethod
+    def size(self) -> int:
+        """Bytes of the files that hold its weights."""
+
 
 class quiet:  # noqa: N801  (used as a statement: `with quiet()`)
     """Silences the loading reports of diffusers and transformers."""

@@ -110,6 +110,11 @@ class PipelineBackbone(Backbone):
             self._identity = self._parts.identity()
         return self._identity
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the files that hold its weights; 0 for a pipeline in memory."""
+        return self._parts.size() if isinstance(self._parts, Files) else 0
+
     @classmethod
     def from_folder(cls, path: Path, *, name: str, device: str = "cpu", dtype: str = "float32") -> "PipelineBackbone":
         """Open a diffusers folder; nothing is read until it is needed.

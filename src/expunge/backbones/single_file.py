@@ -154,6 +154,10 @@ class SingleFile(Files):
         return hashlib.sha256(f"{json.dumps(identified, sort_keys=True)} {sha256(self.path)}".encode()).hexdigest()
 
     @override
+    def size(self) -> int:
+        return self.path.stat().st_size
+
+    @override
     def config(self, part: str) -> Mapping[str, Any]:
         if part not in self.given.parts:
             raise ExpungeError(f"'{self.path}' is read with a layout that has no {part}: expected one of its family's")

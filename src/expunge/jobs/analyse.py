@@ -78,7 +78,7 @@ class AnalyseJob(ModelJob):
 
 def _again(job: EraseJob, backbone: Backbone, at: Workspace) -> tuple[Training, Provenance]:
     """An erasure, ready to run once more, and what its edit's provenance would say."""
-    given = job.given(at)
+    given, eraser, targets = job.given(at), job.built(), job.concepts()
     training = analyse.training(
         backbone, job.eraser, job.settings, job.concepts(), list(job.retain), job.seed, job.salt, given
     )

@@ -90,6 +90,7 @@ class EraseJob(ModelJob):
     def wanted(self, backbone: Backbone) -> WantedJob | None:
         """The job that makes the images it wants; None if it wants none, is given some, or wants what no model makes."""
         needs = {} if self.images is not None else self.built().needs(self.concepts())
+        needs = {role: wishes for role, wishes in needs.items() if wishes}
         wishes = [wish for role in needs.values() for wish in role]
         if not wishes or any(isinstance(wish, Marked) for wish in wishes):
             return None
@@ -98,6 +99,7 @@ class EraseJob(ModelJob):
         plain = sum(isinstance(wish, str) for wish in wishes)
         return WantedJob(
             cost=Cost(forward=2 * steps * (plain + redrawn)),
+            memory=self.memory,
             version=wanted.VERSION,
             wishes={role: [w if isinstance(w, str) else list(w) for w in each] for role, each in needs.items()},
             seed=self.seed,

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, final
 
+from expunge.backbones.pipeline import PipelineBackbone
 from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept, check_targets
 from expunge.core.cost import Cost
@@ -16,6 +17,8 @@ from expunge.plans.schema import Fresh, Plan
 from expunge.settings import presets
 from expunge.stages import generate, pairs
 
+SAMPLING, CLOSED_FORM, TRAINING = 1.3, 1.5, 4.0
+"""How many times a model's weights jobs may hold: to draw images, to replace some, to train some with an optimizer."""
 SALT = "a benchmark's keys are not secret"
 """In the place of a secret, so that a plan gives the same keys every time."""
 UPDATES = 3
@@ -74,6 +77,11 @@ class Models:
         """Hash of the model's files in a precision."""
         return model(self._plan.model, dtype, self._device).identity()
 
+    def memory(self, times: float) -> int:
+        """Bytes that a job may take that holds the model's weights so many times, activations counted in."""
+        backbone = self.backbone
+        return round(times * backbone.weight_bytes) if isinstance(backbone, PipelineBackbone) else 0
+
     def named(self, dtype: str) -> dict[str, Any]:
         """What a job says of its model."""
         return {"model": self._plan.model, "model_sha256": self.identity(dtype), "dtype": dtype}
@@ -116,6 +124,7 @@ class Erasures:
         job = EraseJob(
             upstream=on if made is None else (*on, made),
             cost=eraser.cost(len(words), len(retain)),
+            memory=self._models.memory(TRAINING if self.trained(name) else CLOSED_FORM),
             eraser=method.eraser,
             version=eraser.version,
             settings=settings_of(eraser),
@@ -128,7 +137,7 @@ class Erasures:
             **self._models.named(self._plan.dtype),
         )
         images = job.wanted(self._models.backbone)
-        return job if images is None else job.standing_on(*job.upstream, images)
+        return job if images is None else job.standing_on(*job.upstream, images.standing_on(*on))
 
     def memory(self, step: EraseJob) -> MemoryJob:
         """What the first updates of an erasure take of memory."""
@@ -141,6 +150,7 @@ class Erasures:
         images = wish.count * len(wish.unsafe) * steps
         return PairsJob(
             cost=Cost(forward=2 * images + 2 * round(images * wish.strength)),
+            memory=self._models.memory(SAMPLING),
             version=pairs.VERSION,
             pairs=asdict(wish),
             judge="" if judge is None else judge.identity(),
@@ -156,6 +166,7 @@ class Erasures:
         return FreshKeyJob(
             upstream=edit.steps,
             cost=eraser.fresh_cost(len(words)),
+            memory=self._models.memory(TRAINING),
             eraser=(self._plan.fresh or Fresh()).eraser,
             version=eraser.version,
             settings=settings_of(eraser),

@@ -9,7 +9,7 @@ from expunge.core.cost import Cost
 from expunge.core.eraser import settings_of
 from expunge.jobs import AnalyseJob, EraseJob, GenerateJob, Job
 from expunge.plans.check import RUNS
-from expunge.plans.erasures import Erasure, Erasures, Models
+from expunge.plans.erasures import SAMPLING, TRAINING, Erasure, Erasures, Models
 from expunge.plans.images import Images
 from expunge.plans.opened import OpenedPlan
 from expunge.plans.plugins import PlannedAnalysis, PlannedMetric
@@ -235,6 +235,7 @@ class _Expansion:
         return AnalyseJob(
             upstream=tuple(looked) if again is None else again.upstream,
             cost=Cost(forward=2 * steps * images) + (again.cost if again else Cost()),
+            memory=self._models.memory(TRAINING if again else SAMPLING),
             analysis=planned.name,
             version=planned.analysis.version,
             settings=settings_of(planned.analysis),

@@ -9,7 +9,7 @@ from expunge.core.cost import Cost
 from expunge.core.eraser import settings_of
 from expunge.jobs import AttackJob, FreshKeyJob, GenerateJob, MeasureJob
 from expunge.jobs.erase import EraseJob
-from expunge.plans.erasures import Erasure, Models
+from expunge.plans.erasures import SAMPLING, TRAINING, Erasure, Models
 from expunge.plans.opened import OpenedPlan
 from expunge.plans.plugins import PlannedMetric
 
@@ -41,6 +41,7 @@ class Images:
         return GenerateJob(
             upstream=edits,
             cost=Cost(forward=2 * steps * count * len(prompts)),
+            memory=self._models.memory(SAMPLING),
             version=self._models.draws,
             prompts=[list(pair) for pair in prompts],
             count=count,
@@ -96,6 +97,7 @@ class Images:
         job = AttackJob(
             upstream=plain.upstream,
             cost=attack.foreseen(len(targets), len(asked) * self._plan.control_count, plain.steps),
+            memory=self._models.memory(TRAINING),
             prompts=plain.prompts,
             count=plain.count,
             seed=plain.seed,
