@@ -20,9 +20,10 @@ from expunge.executors.bench import executor
 from expunge.executors.machine import available_memory, usable_cores
 from expunge.executors.serial import Serial
 from expunge.executors.workers import PROCESS_BYTES, RESERVE, Workers, _Queue
-from expunge.jobs import EraseJob, GenerateJob, Job, Workspace, in_order
+from expunge.jobs import EraseJob, GenerateJob, Job, WantedJob, Workspace, in_order
 from expunge.jobs.workspace import RESULT
 from expunge.store import load_edit, read_json
+from plans_of import jobs_of, tiny_plan
 
 
 class Log:
@@ -215,3 +216,14 @@ def test_a_gpu_has_one_worker_unless_told_otherwise(workers: int | None, device:
     assert (chosen.count if isinstance(chosen, Workers) else 1) == count
     with pytest.raises(ExpungeError, match="--workers 0: expected 1 or more"):
         executor(0, device)
+
+
+def test_images_that_a_later_step_wants_wait_for_the_edits_below(tmp_path: Path):
+    """A sequential method's own images are made by the model that the steps before it left."""
+    few = {"anchor": "cat", "anchor_images": 1, "iterations": 1, "batch": 1}
+    rows = {"grid__method": ["ca"], "method__ca": {"eraser": "ca", "order": "sequential", "settings": few}}
+    first, second = (job for job in jobs_of(tiny_plan(tmp_path, **rows)) if isinstance(job, EraseJob))
+    (images,) = [job for job in second.upstream if isinstance(job, WantedJob)]
+    assert images.on == [first.key] == [job.key for job in images.upstream]
+    queue = _Queue(in_order([second]))
+    assert images.key not in [job.key for job in queue.ready()]

@@ -57,7 +57,7 @@ class CA(Eraser):
     is ``variant="noise"``. The learning rate is the authors' 2e-6 times their batch of 8. For nudity they take
     ``kind="content", group="attn", lr=3.2e-5, iterations=400, prior=True``. Ignores the retain list.
     Deviations: anchor prompts are templates (the authors ask a language model for 200); the target's own embedding is learned
-    as its tokens' (``group="embedding"``).
+    as its tokens' (``group="embedding"``); the weight on timesteps is 1 at all of them.
     """
 
     paper: ClassVar[Paper] = Paper(

@@ -34,7 +34,8 @@ class ESD(Eraser):
     iterations=200, arm="online-frozen"`` (its own esd-u is ``group="esd-u"``). With several targets each point draws one.
     Ignores the retain list.
     Deviations: a point's label is its own timestep, one of the trajectory's (the first release draws it between 39 and 58
-    steps noisier, so that it trains all 1,000: methods.md 0.2).
+    steps noisier, so that it trains all 1,000: methods.md 0.2). On SDXL one rule picks the tensors, as elsewhere (the authors'
+    script leaves out time embeddings and the last convolution), and the empty prompt is the model's own zeros.
     """
 
     paper: ClassVar[Paper] = Paper(

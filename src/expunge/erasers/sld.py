@@ -66,8 +66,8 @@ class SafetyGuidance(Guidance):
         momentum = step.state.get(built_up, torch.zeros_like(guided))
         away = self.away(step.predicted_null, step.predicted_cond, e_safety, momentum)
         beta = self.momentum_beta
-        step.state[built_up] = beta * momentum + (1 - beta) * away  # Eq. 7: builds up during warm-up, too
-        return guided if step.index < self.warmup else guided - step.scale * away
+        step.state[built_up] = beta * momentum + (1 - beta) * away  # Eq. 8: builds up during warm-up, too
+        return guided if step.index < self.warmup else guided - step.scale * away  # Eq. 3
 
     def away(
         self,
@@ -78,9 +78,9 @@ class SafetyGuidance(Guidance):
     ) -> Float[Tensor, "b *chw"]:
         """What guidance loses: the safety text's direction where the prompt's prediction is near it, and the momentum."""
         near = e_cond - e_safety
-        weight = (near * self.scale).abs().clamp(max=1.0)  # Eq. 5
+        weight = (near * self.scale).abs().clamp(max=1.0)  # Eq. 6
         weight = torch.where(near < self.threshold, weight, torch.zeros_like(weight))
-        return weight * (e_safety - e_null) + self.momentum_scale * momentum  # Eq. 6
+        return weight * (e_safety - e_null) + self.momentum_scale * momentum  # Eq. 4 and 7
 
 
 @final
@@ -94,7 +94,9 @@ class SLD(Eraser):
 
     2211.05105; methods.md A11. S is the targets' words, or these and the paper's own list with ``concept="unsafe"``. One more
     evaluation a step. Has no effect at guidance 1, nor in a generation of no more than ``warmup`` steps.
-    Ignores the retain list. Deviations: none known.
+    Ignores the retain list. Deviations: any positive scale acts, where diffusers switches the guidance off at 1 and below; the
+    level ``weak`` is that of evaluation scripts, with a scale of 200 and not 20; the text is the targets' words (the paper's
+    list with ``concept="unsafe"``); on flow models the arithmetic is done on velocities.
     """
 
     paper: ClassVar[Paper] = Paper(

@@ -79,9 +79,10 @@ class AnalyseJob(ModelJob):
 def _again(job: EraseJob, backbone: Backbone, at: Workspace) -> tuple[Training, Provenance]:
     """An erasure, ready to run once more, and what its edit's provenance would say."""
     given, eraser, targets = job.given(at), job.built(), job.concepts()
-    training = analyse.training(
-        backbone, job.eraser, job.settings, job.concepts(), list(job.retain), job.seed, job.salt, given
-    )
+    settings = (job.eraser, job.settings, targets, list(job.retain), job.seed, job.salt)
+    training = analyse.training(backbone, *settings, given)
+    own = wanted.own(backbone, training.task, eraser.needs(targets), given)
+    shown = {role: None if role in own else given.get(role) for role in training.task.images}
     provenance = Provenance(
         eraser=job.eraser,
         settings=dict(job.settings),
@@ -89,7 +90,7 @@ def _again(job: EraseJob, backbone: Backbone, at: Workspace) -> tuple[Training, 
         anchors=[None for _ in job.targets],
         retain=list(job.retain),
         seed=job.seed,
-        images={role: wanted.described(shots, given.get(role)) for role, shots in training.task.images.items()},
+        images={role: wanted.described(shots, shown[role]) for role, shots in training.task.images.items()},
         model=backbone.name,
         family=backbone.family,
     )

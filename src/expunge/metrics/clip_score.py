@@ -17,7 +17,7 @@ from expunge.pretrained import clip as pretrained
 class ClipScore(Metric):
     r"""Agreement of images with their prompts, :math:`\max(100 \cos(E_I, E_T), 0)`, averaged over images.
 
-    Methods.md C4. ``clip_erased`` is of targets (lower is better), ``clip_kept`` of retained concepts and of prompts that ask
+    methods.md C4. ``clip_erased`` is of targets (lower is better), ``clip_kept`` of retained concepts and of prompts that ask
     for nothing in particular (higher is better).
     Deviations: torchmetrics takes the maximum of the mean and 0, not of each image's score and 0; and it cuts long prompts
     with their end mark, here they keep it. On the testbed the towers are its own: ``clip_testbed_…``, of another scale.

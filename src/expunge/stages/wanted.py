@@ -4,12 +4,13 @@ import hashlib
 import json
 import shutil
 import tempfile
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from jaxtyping import UInt8
 from torch import Tensor
@@ -37,6 +38,15 @@ from expunge.store import (
 
 VERSION = 1
 """Raised when the same wishes begin to give other images."""
+
+
+class Made(NamedTuple):
+    """What it took to make images."""
+
+    cost: Cost
+    seconds: float
+
+
 Sources = Mapping[str, Sequence[Shot]]
 """Images by role, which others are made from."""
 
@@ -101,7 +111,7 @@ def make(
     plain = _drawable(role, wishes, sources or {})
     task = Task(targets=(), seed=seed, salt=salt)
     queries = _Queries(backbone, task, role, plain, sources or {})
-    before = backbone.cost
+    before, start = backbone.cost, time.perf_counter()
     with new_folder(out, overwrite) as folder:
         batches = generate.render(backbone, queries, on_batch=on_batch)
         write_images(folder, queries, batches)
@@ -116,6 +126,7 @@ def make(
             "edits": [{"id": e.id, "kind": e.kind, "provenance": None} for e in backbone.edits],
             "wanted": {"role": role, "sha256": fingerprint(backbone, role, plain, seed, salt, sources or {})},
             "cost": asdict(backbone.cost - before),
+            "seconds": round(time.perf_counter() - start, 3),
         }
         write_json(folder / RUN, run)
     return out
@@ -230,19 +241,19 @@ def is_made(folder: Path) -> bool:
 
 def own(
     backbone: Backbone, task: Task, needs: Mapping[str, Sequence[Wish]], given: Mapping[str, Path]
-) -> dict[str, Cost]:
-    """By role, what it cost to `make` those of the folders ``given`` that hold just what the model would have made.
+) -> dict[str, Made]:
+    """By role, what it took to `make` those of the folders ``given`` that hold just what the model would have made.
 
-    ``task`` has its images. An erasure with such folders is the erasure without any: the images are the method's own, and their
-    cost is part of its cost.
+    ``task`` has its images. An erasure with such folders is the erasure without any: the images are the method's own, and what
+    they took is part of what it takes.
     """
-    costs: dict[str, Cost] = {}
+    made: dict[str, Made] = {}
     for role, folder in given.items():
         run = read_run(folder) if is_made(folder) else {}
         expected = fingerprint(backbone, role, needs.get(role, ()), task.seed, task.salt, task.images)
         if run.get("wanted", {}).get("sha256") == expected:
-            costs[role] = Cost(**run["cost"])
-    return costs
+            made[role] = Made(Cost(**run["cost"]), float(run.get("seconds", 0.0)))
+    return made
 
 
 def described(shots: Sequence[Shot], folder: Path | None) -> dict[str, Any]:
