@@ -31,16 +31,19 @@ class Log:
 
     def __init__(self):
         self.order: list[str] = []
-        self.most = self._now = 0
+        self.most = 0
+        self.together: list[set[str]] = []
+        self._now: set[str] = set()
 
     def started(self, job: Job):
         self.order.append(job.key)
-        self._now += 1
-        self.most = max(self.most, self._now)
+        self._now.add(job.key)
+        self.together.append(set(self._now))
+        self.most = max(self.most, len(self._now))
 
     def finished(self, job: Job, result):
         assert result["seconds"] >= 0
-        self._now -= 1
+        self._now.remove(job.key)
 
 
 def a_model(folder: Path) -> dict[str, str]:
@@ -132,7 +135,8 @@ def test_no_more_run_at_once_than_fit_into_memory_and_what_is_too_large_runs_alo
     assert log.most == 2
     log = Log()
     Workers(count=3, memory=room).run([*large, *small], Workspace(store=tmp_path / "large"), log)
-    assert log.order[:2] != [job.key for job in small]
+    assert all({job.key} in log.together for job in large)
+    assert not any(len(keys) > 1 and keys & {job.key for job in large} for keys in log.together), "they run alone"
     store = Workspace(store=tmp_path / "large")
     assert all(job.result(store) for job in [*large, *small])
 
@@ -151,7 +155,7 @@ def test_a_worker_that_dies_is_told_of(folder: Path, tmp_path: Path):
             for child in multiprocessing.active_children():
                 os.kill(child.pid, signal.SIGKILL)
 
-    with pytest.raises(ExpungeError, match=r"a worker ended by signal 9 in job .* \(generate: .*\): expected enough"):
+    with pytest.raises(ExpungeError, match=r"a worker ended by signal 9 at job .* \(generate: .*\): expected enough"):
         Workers(count=1).run([images(folder, 1)], Workspace(store=tmp_path), Killer())
 
 
@@ -227,3 +231,32 @@ def test_images_that_a_later_step_wants_wait_for_the_edits_below(tmp_path: Path)
     assert images.on == [first.key] == [job.key for job in images.upstream]
     queue = _Queue(in_order([second]))
     assert images.key not in [job.key for job in queue.ready()]
+
+
+def test_a_worker_that_dies_with_nothing_to_do_is_told_of(folder: Path, tmp_path: Path):
+    class KillerAfterwards(Log):
+        def finished(self, job: Job, result):
+            super().finished(job, result)
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGKILL)
+                child.join()
+
+    two = [images(folder, seed, count=1, steps=1) for seed in (1, 2)]
+    with pytest.raises(ExpungeError, match="a worker ended by signal 9 at job"):
+        Workers(count=1).run(two, Workspace(store=tmp_path), KillerAfterwards())
+
+
+def test_a_fault_of_a_worker_comes_with_its_traceback(folder: Path, tmp_path: Path):
+    odd = images(folder, 1, prompts=[["one", "two", "three"]])
+    with pytest.raises(RuntimeError, match=r"failed in a worker:\nTraceback(.|\n)*too many values to unpack"):
+        Workers(count=1).run([odd], Workspace(store=tmp_path), Log())
+
+
+def test_every_job_of_a_plan_that_opens_a_model_says_what_memory_it_needs(tmp_path: Path):
+    rows = {"grid__method": ["original", "uce", "kpop"], "analyses": ["closeness"], "attacks": ["concept-inversion"]}
+    needed: dict[str, int] = {}
+    for job in jobs_of(tiny_plan(tmp_path, **rows, memory=True)):
+        needed[job.room] = max(needed.get(job.room, 0), job.memory)
+    assert needed.pop("measure") == 0
+    assert all(20_000_000 < taken < 2_000_000_000 for taken in needed.values()), needed
+    assert needed["erase"] > needed["generate"], "an optimizer's state"

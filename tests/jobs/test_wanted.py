@@ -70,3 +70,20 @@ def test_a_plan_makes_them_before_the_erasures_that_want_them(tmp_path):
     assert len(erasures) == 2
     assert all(wanted.key in [up.key for up in job.upstream] for job in erasures)
     assert jobs[0].key == wanted.key
+
+
+def test_roles_are_told_apart_whatever_their_order(folder, tmp_path):
+    """The key of two orders is one; each role's images stay its own."""
+    backbone = backbones.load(str(folder))
+    one = replace(an_erasure(folder), eraser="few-shot", settings={"images": 1}, targets=["church", "dog"])
+    other = replace(one, targets=["dog", "church"])
+    first, second = one.wanted(backbone), other.wanted(backbone)
+    assert first.key == second.key
+    at = Workspace(store=tmp_path)
+    first.finish(at)
+    for erasure, job in ((one, first), (other, second)):
+        given = erasure.given(at)
+        assert given == job.folders(job.folder(at))
+        assert {role: {shot.prompt for shot in read_images(path)} for role, path in given.items()} == {
+            role: set(job.wishes[role]) for role in ("church", "dog")
+        }

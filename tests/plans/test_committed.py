@@ -17,7 +17,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 KEYS = BENCHMARKS / "keys.json.gz"
 """By plan: the first 16 digits of its jobs' keys, and a digest of what it measures, in order.
 
-Images that methods want became jobs later; nothing that was stored stands on their keys.
+Images that methods want became jobs later, and stand apart: no key of the others has theirs in it.
 `python tests/plans/test_committed.py` writes it anew, for a new plan or a deliberate new version."""
 PLANS = sorted(path.stem for path in BENCHMARKS.glob("*.toml"))
 
@@ -25,9 +25,11 @@ PLANS = sorted(path.stem for path in BENCHMARKS.glob("*.toml"))
 def keys_of(name: str) -> dict[str, object]:
     """The keys of a plan's jobs, and a digest of its measurements with their places in the table."""
     measured = expanded(checked(read_plan(BENCHMARKS / f"{name}.toml")))
+    jobs = in_order(m.job for m in measured)
     places = [[m.job.key, m.method, m.split, m.seed, str(m.group), m.variant, m.run] for m in measured]
     return {
-        "jobs": sorted({job.key[:16] for job in in_order(m.job for m in measured) if not isinstance(job, WantedJob)}),
+        "jobs": sorted({job.key[:16] for job in jobs if not isinstance(job, WantedJob)}),
+        "wanted": sorted({job.key[:16] for job in jobs if isinstance(job, WantedJob)}),
         "measurements": hashlib.sha256(json.dumps(places).encode()).hexdigest(),
     }
 

@@ -158,32 +158,32 @@ class Standing:
         """Nothing is known yet."""
         self._clock = clock
         self._start = self._last = clock()
-        self._now: Progress | None = None
-        self._begun: dict[str, float] = {}
+        self._now: tuple[Progress, dict[str, float]] | None = None
+        """The last progress, and when its jobs began; one thing, since it is drawn by another thread."""
 
     def at(self, now: "Progress") -> None:
         """A job begins or ends."""
-        self._now, self._last = now, self._clock()
-        self._begun = {job.key: self._begun.get(job.key, self._last) for job in now.running}
+        self._last = self._clock()
+        begun = {} if self._now is None else self._now[1]
+        self._now = now, {job.key: begun.get(job.key, self._last) for job in now.running}
 
     def numbers(self) -> tuple[str, str, str]:
         """Jobs done of how many, the time spent, and what is left of it."""
         spent = duration(self._clock() - self._start)
         if self._now is None:
             return "0", spent, "nobody knows how long"
-        left = max(0.0, self._now.seconds_left - (self._clock() - self._last))
-        return f"{self._now.done}/{self._now.total}", spent, f"about {duration(left)} left"
+        now, _ = self._now
+        left = max(0.0, now.seconds_left - (self._clock() - self._last))
+        return f"{now.done}/{now.total}", spent, f"about {duration(left)} left"
 
     def running(self) -> list[tuple[str, str]]:
         """The jobs that are being done, each with the time since it began."""
         if self._now is None:
             return []
-        if not self._now.running:
+        now, begun = self._now
+        if not now.running:
             return [("finished", "")]
-        return [
-            (f"{job.room} {job.describe()}", duration(self._clock() - self._begun[job.key]))
-            for job in self._now.running
-        ]
+        return [(f"{j.room} {j.describe()}", duration(self._clock() - begun[j.key])) for j in now.running]
 
     def line(self) -> str:
         """All of it in a line."""

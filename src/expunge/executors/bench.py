@@ -85,8 +85,7 @@ def run(
     measurements = expanded(read, device)
     _claim(plan, out, changed)
     todo = waiting(measurements, at)
-    at_once = runs.count if isinstance(runs, Workers) else 1
-    runs.run(todo, at, _Watch(todo, on_progress, at_once, lambda: plan_pace(plan, read.image_dtype, at)))
+    runs.run(todo, at, _Watch(todo, on_progress, runs.at_once, lambda: plan_pace(plan, read.image_dtype, at)))
     return summary.write(wanted(read), gathered(measurements, at), out)
 
 
@@ -151,7 +150,8 @@ class _Watch:
         """A job is done."""
         del self._left[job.key], self._running[job.key]
         if self._pace is not None:
-            self._pace.add(job, job.cost.equivalents, result["seconds"])
+            seconds = result["seconds"] + result.get("seconds_of_images", 0.0)
+            self._pace.add(job, job.cost.equivalents, seconds)
         self._say()
 
     def _say(self) -> None:

@@ -21,6 +21,11 @@ class Watcher(Protocol):
 class Executor(Protocol):
     """Runs jobs, each after those it stands on, into one store; what it uses of the machine is no part of a job's key."""
 
+    @property
+    def at_once(self) -> int:
+        """Jobs that it does at a time, at most."""
+        ...
+
     def run(self, jobs: Sequence[Job], at: Workspace, watcher: Watcher) -> None:
         """Do ``jobs``, given in an order that can be run.
 

@@ -24,8 +24,17 @@ def available_memory() -> int:
         free.append(int(lines["MemAvailable"].split()[0]) * 1024)
     limit, used = _first_line(CGROUP / "memory.max"), _first_line(CGROUP / "memory.current")
     if limit.isdigit() and used.isdigit():
-        free.append(int(limit) - int(used))
+        free.append(int(limit) - int(used) + _cached_files())
     return max(0, min(free))
+
+
+def _cached_files() -> int:
+    """Bytes of the control group that hold files which were read, and are given up when memory is wanted."""
+    try:
+        lines = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        return int(lines.get("inactive_file", 0))
+    except (OSError, ValueError):
+        return 0
 
 
 def _first_line(file: Path) -> str:

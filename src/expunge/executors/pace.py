@@ -73,7 +73,8 @@ def pace(backbone: Callable[[], Backbone], models: set[str], at: Workspace) -> P
     for file in at.store.glob(f"[!.]*/{RESULT}") if at.store.is_dir() else ():
         done = read_json(file)
         if done["job"].get("model_sha256") in wanted:
-            known.add(done["job"], Cost(**done["cost"]).equivalents, done["seconds"], earlier=True)
+            seconds = done["seconds"] + done.get("seconds_of_images", 0.0)  # which its cost counts
+            known.add(done["job"], Cost(**done["cost"]).equivalents, seconds, earlier=True)
     return known
 
 

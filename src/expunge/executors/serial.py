@@ -11,6 +11,8 @@ from expunge.jobs import Job, Workspace
 class Serial:
     """Runs jobs in the order given, with as many threads as torch has here."""
 
+    at_once = 1
+
     def run(self, jobs: Sequence[Job], at: Workspace, watcher: Watcher) -> None:
         """Do ``jobs``; see `Executor`."""
         for job in jobs:

@@ -4,11 +4,13 @@ Two threads of one process wait for each other at every step of a small model, a
 busy. Processes wait for nobody: each takes a job whose upstream jobs are done.
 """
 
+import builtins
 import contextlib
 import multiprocessing
 import os
 import signal
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +24,8 @@ from expunge.jobs import ROOMS, Job, Workspace
 
 PROCESS_BYTES = 1_200_000_000
 """What a worker takes before it opens a model: Python with torch, diffusers and transformers, and judges."""
+TIMES = ("seconds", "seconds_of_images")
+"""What the parent is told of a result."""
 RESERVE = 0.9
 """The part of the memory that is free at the start which workers may take together."""
 
@@ -62,6 +66,11 @@ class Workers:
     memory: int = field(default_factory=available_memory)
     """Bytes that all may take together; a job that needs more runs alone."""
 
+    @property
+    def at_once(self) -> int:
+        """As many as there may be workers."""
+        return self.count
+
     def run(self, jobs: Sequence[Job], at: Workspace, watcher: Watcher) -> None:
         """Do ``jobs``; see `Executor`.
 
@@ -89,7 +98,7 @@ class Workers:
                     break  # in turn: what is first may need the memory of all
                 queue.begin(job)
                 worker.job, worker.memory = job, worker.after(job)
-                worker.connection.send(job.as_json())
+                _give(worker, job)
                 watcher.started(job)
             for worker in _answering(workers):
                 job, result = _answer(worker)
@@ -212,13 +221,12 @@ def _did(content: Mapping[str, Any], at: Workspace) -> dict[str, Any]:
         warnings.simplefilter("always", ExpungeWarning)
         try:
             result = ROOMS[content["room"]].from_json(content).finish(at)
-            answer: dict[str, Any] = {"seconds": result["seconds"]}
+            answer: dict[str, Any] = {name: result[name] for name in TIMES if name in result}
         except ExpungeError as error:
             answer = {"error": str(error)}
-        except Exception as error:
-            answer = {"fault": error}
-    said = [str(w.message) for w in caught if issubclass(w.category, ExpungeWarning)]
-    return {**answer, "warnings": said}
+        except Exception:
+            answer = {"fault": traceback.format_exc()}
+    return {**answer, "warnings": [(w.category.__name__, str(w.message)) for w in caught]}
 
 
 # the parent's end ----------------------------------------------------------------------------------------------------
@@ -226,6 +234,27 @@ def _answering(workers: Sequence[_Worker]) -> list[_Worker]:
     """Wait until one or more workers have something to say, or have died."""
     busy = {worker.connection: worker for worker in workers if worker.job is not None}
     return [busy[ready] for ready in wait(list(busy)) if isinstance(ready, Connection)]
+
+
+def _give(worker: _Worker, job: Job) -> None:
+    """Hand a job to a worker.
+
+    Raises:
+        ExpungeError: if it died while it had nothing to do.
+    """
+    try:
+        worker.connection.send(job.as_json())
+    except OSError as error:
+        raise _died(worker, job) from error
+
+
+def _died(worker: _Worker, job: Job) -> ExpungeError:
+    """The error for a worker that is gone, at or before a job."""
+    worker.process.join()
+    code = worker.process.exitcode
+    why = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
+    wanted = "enough memory for all workers, or fewer --workers" if code == -signal.SIGKILL else "it to go on"
+    return ExpungeError(f"a worker ended {why} at job {job.key[:8]} ({job.room}: {job.describe()}): expected {wanted}")
 
 
 def _answer(worker: _Worker) -> tuple[Job, dict[str, Any]]:
@@ -240,18 +269,13 @@ def _answer(worker: _Worker) -> tuple[Job, dict[str, Any]]:
     try:
         answer = worker.connection.recv()
     except (EOFError, OSError) as error:
-        worker.process.join()
-        code = worker.process.exitcode
-        why = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
-        raise ExpungeError(
-            f"a worker ended {why} in job {job.key[:8]} ({job.room}: {job.describe()}): expected enough memory for "
-            "all workers, or fewer --workers"
-        ) from error
-    for line in answer["warnings"]:
-        warnings.warn(line, ExpungeWarning, stacklevel=2)
+        raise _died(worker, job) from error
+    for category, line in answer["warnings"]:
+        kind = ExpungeWarning if category == ExpungeWarning.__name__ else getattr(builtins, category, RuntimeWarning)
+        warnings.warn(line, kind, stacklevel=2)
     if "error" in answer:
         raise ExpungeError(answer["error"])
     if "fault" in answer:
-        raise answer["fault"]
+        raise RuntimeError(f"job {job.key[:8]} ({job.room}: {job.describe()}) failed in a worker:\n{answer['fault']}")
     worker.job = None
     return job, answer

@@ -11,6 +11,7 @@ from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept
 from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, Marked, Redrawn
+from expunge.core.errors import ExpungeError
 from expunge.jobs.job import UNSAID
 from expunge.jobs.modelled import ModelJob
 from expunge.jobs.wanted import WantedJob
@@ -53,6 +54,11 @@ class EraseJob(ModelJob):
                 self.seed,
                 self.salt,
                 self.given(at),
+            )
+        shown = {} if edit.provenance is None else edit.provenance.images
+        if self.images is None and any(images["given"] for images in shown.values()):
+            raise ExpungeError(
+                "images that were made for this erasure are of another one: expected its own (expunge clean)"
             )
         save_edit(edit, out / EDIT)
         if edit.key is not None:

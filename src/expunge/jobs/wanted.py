@@ -51,4 +51,5 @@ class WantedJob(ModelJob):
 
     def folders(self, path: Path) -> dict[str, Path]:
         """The folder of each role's images in the job's own."""
-        return {role: path / IMAGES / str(number) for number, role in enumerate(self.wishes)}
+        numbered = {role: number for number, role in enumerate(sorted(self.wishes))}  # which the key does not order
+        return {role: path / IMAGES / str(numbered[role]) for role in self.wishes}

@@ -141,7 +141,8 @@ class Erasures:
 
     def memory(self, step: EraseJob) -> MemoryJob:
         """What the first updates of an erasure take of memory."""
-        return MemoryJob.from_json({**step.as_json(), "updates": UPDATES}).standing_on(*step.upstream)
+        job = MemoryJob.from_json({**step.as_json(), "updates": UPDATES})
+        return replace(job, upstream=step.upstream, memory=step.memory)
 
     def _pairs(self, wish: pairs.Wish) -> PairsJob:
         """The pairs that a method learns from; planned as if the judge accepted each first draw."""

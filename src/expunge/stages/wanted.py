@@ -140,7 +140,7 @@ def fingerprint(backbone: Backbone, role: str, wishes: Sequence[Wish], seed: int
     of = {wish.of for wish in wishes if isinstance(wish, Redrawn)}
     content = {
         "version": VERSION,
-        "model": [backbone.name, backbone.family, str(backbone.dtype), [e.id for e in backbone.edits]],
+        "model": [_told_by(backbone), backbone.family, str(backbone.dtype), [e.id for e in backbone.edits]],
         "role": role,
         "wishes": [wish if isinstance(wish, str) else [type(wish).__name__, *wish] for wish in wishes],
         "draws": [seed, salt],
@@ -148,6 +148,14 @@ def fingerprint(backbone: Backbone, role: str, wishes: Sequence[Wish], seed: int
         "sampling": presets.generation(backbone),
     }
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _told_by(backbone: Backbone) -> str:
+    """What tells a model from others: its files, wherever they lie, or the name of a pipeline that somebody holds."""
+    try:
+        return backbone.identity()
+    except ExpungeError:
+        return backbone.name
 
 
 def _drawable(role: str, wishes: Sequence[Wish], sources: Sources) -> list[str | Redrawn]:
