@@ -1,8 +1,8 @@
 """The classes that models are made of, imported without what diffusers and transformers import for nothing.
 
-Half of the time in which they are imported goes to what no model here reads: TorchDynamo (for `torch.compile`), scipy (for other
-schedulers, and losses of object detection), PEFT, and a list of all files of all installed packages. Where others share the
-process that would be theirs to decide; a command, or a worker of a plan, is alone in its own.
+Half of the time in which they are imported goes to what no model here reads: TorchDynamo (for `torch.compile`), scipy (for
+other schedulers, and losses of object detection), PEFT, and a list of all files of all installed packages. Where others share
+the process that would be theirs to decide; a command, or a worker of a plan, is alone in its own.
 """
 
 import importlib
@@ -112,7 +112,11 @@ class _Deferring(ModuleType):
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("__"):
             raise AttributeError(name)
-        return lambda *args, **named: getattr(importlib.import_module(self.__name__), name)(*args, **named)
+
+        def looked_up(*args: Any, **named: Any) -> Any:
+            return getattr(importlib.import_module(self.__name__), name)(*args, **named)
+
+        return looked_up
 
 
 def _numbers_only(reset: Callable[[Any], None]) -> Callable[[Any], None]:

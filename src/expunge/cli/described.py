@@ -167,8 +167,9 @@ def _head(node: ast.expr) -> str:
 
 def _class_of(home: Source, annotation: ast.expr) -> tuple[Source, ast.ClassDef] | None:
     """The dataclass that an annotation names, if it names one."""
-    known = isinstance(annotation, ast.Name) and annotation.id not in PLAIN
-    found = home.resolved(annotation.id) if known else None
+    if not isinstance(annotation, ast.Name) or annotation.id in PLAIN:
+        return None
+    found = home.resolved(annotation.id)
     return (found[0], found[1]) if found is not None and isinstance(found[1], ast.ClassDef) else None
 
 
@@ -231,7 +232,7 @@ def _default(home: Source, node: ast.expr | None) -> Any:
         return _default(home, node.args[0]) if _head(node.func) == "Path" and node.args else UNKNOWN
     if isinstance(node, ast.Name):
         found = home.resolved(node.id)
-        return UNKNOWN if found is None or not isinstance(found[1], ast.expr) else _default(*found)
+        return UNKNOWN if found is None or not isinstance(found[1], ast.expr) else _default(found[0], found[1])
     try:
         return ast.literal_eval(node)
     except ValueError:

@@ -25,7 +25,7 @@ def plain(text: str) -> str:
 
 
 def _formula(tex: str) -> str:
-    """A short formula without TeX's marks: ``max(cos, 0)`` of ``\\max(\\mathrm{cos}, 0)``."""
+    r"""A short formula without TeX's marks: ``max(cos, 0)`` of ``\max(\mathrm{cos}, 0)``."""
     words = re.sub(r"\\(mathrm|mathbf|text|operatorname|left|right|big|Big)\b", "", tex)
     return " ".join(re.sub(r"\\([a-zA-Z]+)", r"\1", re.sub(r"\\[,;!]|[{}]", "", words)).split())
 

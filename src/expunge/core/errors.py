@@ -62,8 +62,9 @@ def check_finite(what: str, value: Any) -> None:
         raise ExpungeError(f"{what} is {value}: expected a finite number")
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
         raise ExpungeError(f"{what} is a whole number of {value.bit_length()} bits: expected one of 64")
-    if hasattr(type(value), "__dataclass_fields__"):
-        for name in type(value).__dataclass_fields__:
+    settings = getattr(type(value), "__dataclass_fields__", None)  # `dataclasses` itself takes long to import
+    if settings is not None:
+        for name in settings:
             check_finite(f"{what}'s {name}", getattr(value, name))
     elif isinstance(value, Mapping):
         for name, inner in value.items():
