@@ -2,7 +2,8 @@
 
 Half of the time in which they are imported goes to what no model here reads: TorchDynamo (for `torch.compile`), scipy (for
 other schedulers, and losses of object detection), PEFT, and a list of all files of all installed packages. Where others share
-the process that would be theirs to decide; a command, or a worker of a plan, is alone in its own.
+the process that would be theirs to decide; a command is alone in its own. What is stood in for is private to the releases that
+this was written with: whatever goes wrong with others, everything is imported as usual.
 """
 
 import importlib
@@ -27,6 +28,8 @@ ABSENT = ("peft", "trio", "transformers.image_processing_base")
 """Optional packages: diffusers and httpcore do without them."""
 DECORATORS = ("allow_in_graph", "assume_constant_result", "disable")
 """What others import TorchDynamo for: marks on functions, which only `torch.compile` reads."""
+FORGOTTEN = ("diffusers", "transformers", "scipy", "peft")
+"""Packages that are imported from their beginning again, if it goes wrong."""
 CLASSES = {
     "transformers": ("CLIPTextModel", "CLIPTokenizer"),
     "diffusers": (
@@ -63,10 +66,21 @@ def import_model_classes() -> None:
     Only for a process of one's own: what is compiled by `torch.compile` later is traced into where diffusers would not let it,
     and diffusers does not know of PEFT.
     """
-    import torch.distributed  # torch whole, before a part of it is stood in for
-
     if "diffusers" in sys.modules or "transformers" in sys.modules:
         return
+    before = set(sys.modules)
+    try:
+        _import_lean()
+    except Exception:  # another release, which imports what is not stood in for
+        for name in set(sys.modules) - before:
+            if name.partition(".")[0] in FORGOTTEN:
+                del sys.modules[name]
+
+
+def _import_lean() -> None:
+    """Import the classes with stand-ins for what they need not."""
+    import torch.distributed
+
     with (
         _in_place_of(_stand_ins()),
         _patched(importlib.metadata, "packages_distributions", dict),

@@ -9,7 +9,7 @@ def own_process() -> None:
     """Say that this process is the command's alone, so that it may import less than others would want."""
     global _own  # noqa: PLW0603  (a process is one thing)
     _own = True
-    gc.disable()  # imports make a million objects that stay; `import_model_classes` turns it on again
+    gc.set_threshold(100_000)  # imports make a million objects that stay; what does not is found a little later
 
 
 def import_model_classes() -> None:
@@ -19,4 +19,3 @@ def import_model_classes() -> None:
     from expunge.backbones import lean
 
     lean.import_model_classes()
-    gc.enable()
