@@ -27,7 +27,7 @@ BASE = "841c1a0"
 SLICE = """
 about = "A slice of kpop-table2: its methods on one split and training seed, a few images a class."
 set = "objects10"
-count = 4
+count = 6
 control_count = 2
 others = { set = "everyday", count = 1 }
 image_dtype = "float32"
