@@ -4,6 +4,7 @@ import torch
 from expunge.core.concept import Concept
 from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError
+from expunge.core.knowledge import Knowledge
 from expunge.core.query import Query
 from expunge.erasers.sld import LEVELS, SLD, UNSAFE, SafetyGuidance
 from expunge.stages import erase
@@ -64,6 +65,11 @@ def test_the_levels_are_the_papers(backbone):
     assert (edit.text, edit.warmup, edit.scale, edit.momentum_beta) == ("church, dog", 2, 2000, 0.7)
     assert edit_of(SLD(concept="unsafe"), backbone).text == f"church, dog, {UNSAFE}"
     assert len(UNSAFE.split(", ")) == 20
+
+
+def test_the_paper_s_list_is_knowledge_where_it_is_steered_away_from():
+    assert SLD(concept="unsafe", separator="; ").knowledge() == Knowledge(words=tuple(UNSAFE.split(", ")))
+    assert SLD(level="max").knowledge() == Knowledge()
 
 
 def test_reaches_a_pipeline_the_user_holds(backbone):

@@ -82,6 +82,9 @@ def test_what_each_method_was_told_in_words():
         "photos": {**knows, "images": given},
         "pairs": {**knows, "images": both},
         "kpop": {**knows, **much},
+        "language-model": {**knows, "templates": ["a {}"], "words": ["a gun", "a knife"], "retain": ["dog"]},
+        "imported": {**knows, "templates": [], "undeclared": ["imported"]},
+        "both": {**knows, **much, "undeclared": ["somebody-elses"]},
     }
     measured = [finished(name, [], {"metric": "esr@1", "knowledge": known}) for name, known in told.items()]
     assert knowledge(measured) == {
@@ -90,6 +93,9 @@ def test_what_each_method_was_told_in_words():
         "photos": "images given",
         "pairs": "8 pairs given",
         "kpop": "anchor, 2 kept, random texts, oracle",
+        "language-model": "phrases, words, 1 kept",
+        "imported": "unknown",
+        "both": "anchor, 2 kept, random texts, oracle, unknown",
     }
 
 

@@ -13,6 +13,7 @@ from expunge.core.attack import Attack, Provocation
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept
 from expunge.core.errors import ExpungeError
+from expunge.core.knowledge import Knowledge
 from expunge.core.query import LearnedWord, Query
 from expunge.core.victim import BlackBox, WhiteBox
 from expunge.erasers.uce import UCE
@@ -59,6 +60,18 @@ def test_images_are_the_original_s_and_the_budget_is_told_apart(backbone, edit):
     with pytest.raises(ExpungeError, match="no query asks for 'dog'"):
         built = attack.build("concept-inversion", SETTINGS)
         attack.run(backbone, "concept-inversion", built, [], [Concept(name="dog")], [QUERY])
+
+
+def test_what_an_attack_was_told_goes_with_its_images(backbone, edit):
+    about = attacked(backbone, [edit]).about
+    assert about["knowledge"] == {"phrases": ["a {}", "a photo of a {}"]}, (
+        "its templates and prompts, and nothing empty"
+    )
+    assert "oracles" not in about
+    told = Knowledge(anchor="", phrases=("a {}",), random_texts=True, words=("gun",), oracles=("testbed",))
+    every = {"anchor": "", "phrases": ["a {}"], "random_texts": True, "words": ["gun"]}
+    assert attack._told(told) == {"knowledge": every}
+    assert attack._told(Knowledge(oracles=("testbed",))) == {}
 
 
 def test_queries_come_back_whole_and_make_the_same_images(backbone, edit, tmp_path):
@@ -290,7 +303,8 @@ def test_an_attack_that_asks_an_oracle_is_counted_and_seen_in_records(tmp_path):
     sure = judge.confidence(torch.cat([model.generate([q]).pixels for q in asked]), "church")
     assert answer.queries == [asked[int(sure.argmax())]]
     images = generate.to_folder(model, [], answer.queries, tmp_path / "images", attack=answer.about)
-    for judge_name, same in (("testbed", True), ("testbed:network=b", False)):
+    assert "knowledge" not in answer.about, "it was told nothing beside"
+    for judge_name, same in (("testbed", True), ("testbed:network=a", True), ("testbed:network=b", False)):
         metric = measure.build("esr-psr", {"judge": judge_name})
         record = measure.measure(metric, "esr-psr", images, ["church"])[0]
         assert record.knowledge["same_judge"] is same, "the attack chose by the judge that reports"

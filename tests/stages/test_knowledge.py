@@ -1,14 +1,18 @@
 """What records say that methods knew: computed by hand here, as the function before this one did by the names of settings."""
 
 import json
+from dataclasses import dataclass
 
 import pytest
 
+from expunge.core.analysis import Analysis, Findings, Study, averaged
 from expunge.core.catalog import Catalog
 from expunge.core.concept import OBJECT_TEMPLATES
+from expunge.core.edit import Provenance
 from expunge.core.eraser import settings_of
 from expunge.core.knowledge import Knowledge, undeclared
-from expunge.stages import erase, knowledge
+from expunge.erasers.sld import UNSAFE
+from expunge.stages import analyse, erase, knowledge
 
 EXPECTED = [
     ("uce", {}, "", ["{}"], False),
@@ -57,6 +61,7 @@ def test_records_say_what_each_eraser_knew(method, settings, anchor, templates, 
             "retain": ["dog"],
             "random_texts": random,
             "oracles": [],
+            **({"words": UNSAFE.split(", ")} if settings == {"concept": "unsafe"} else {}),
         }
     )
 
@@ -86,6 +91,52 @@ def test_a_method_that_cannot_be_asked_is_named(method, settings):
     known = knowledge.of_provenances([provenance("esd", {}), provenance(method, settings)])
     assert known["undeclared"] == [method]
     assert known["templates"] == ["{}"], "that of the other one"
+
+
+@pytest.mark.parametrize(
+    ("judge", "oracles", "same"),
+    [
+        ("testbed", ["testbed"], True),
+        ("testbed", ["imagenet:weights=random", "testbed:network=a"], True),
+        ("testbed:labels=objects,network=b", ["testbed:network=b"], True),
+        ("testbed", ["testbed:network=b"], False),
+        ("nobody", ["nobody"], True),
+        ("nobody", ["nobody:labels=x"], False),
+        ("testbed", ["nobody"], False),
+        (None, ["testbed"], False),
+    ],
+)
+def test_judges_are_the_same_however_their_settings_are_spelled_out(judge, oracles, same):
+    assert knowledge.same_judge(judge, oracles) is same
+
+
+def test_without_an_oracle_no_judge_is_imported(monkeypatch):
+    monkeypatch.setattr(Catalog, "open", lambda *_: pytest.fail("a judge was opened"))
+    assert knowledge.same_judge("testbed", []) is False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looking(Analysis):
+    """Finds one number."""
+
+    judge: str = "testbed"
+
+    def findings(self, backbone, study):
+        return Findings(measurements=[averaged("m", [("church", 0.5), ("church", 0.7)], 1)], figures={})
+
+    def images(self, targets, retain, eraser):
+        return 0
+
+
+@pytest.mark.parametrize(("searched_by", "same"), [("testbed:network=a", True), ("testbed:network=b", False)])
+def test_an_analysis_says_if_its_judge_is_the_one_that_settings_were_searched_with(
+    backbone, tmp_path, searched_by, same
+):
+    made = {"eraser": "uce", "settings": {}, "targets": ["church"], "anchors": [None], "retain": []}
+    of_edit = Provenance(**made, model="m", family="sd", seed=0, search={"judge": searched_by})
+    study = Study(targets=["church"], retain=[], prompt=str, guidance=1.0, steps=1, batch=1)
+    ((record, _),) = analyse.run(backbone, "looking", Looking(), study, [of_edit], tmp_path)
+    assert record.knowledge["same_judge"] is same
 
 
 THIRD_PARTY = """

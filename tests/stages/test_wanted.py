@@ -173,6 +173,11 @@ def test_images_with_marks_are_the_user_s_and_have_them(backbone, tmp_path):
 
     (shot,) = prepared("boxes", objects={"bbox": [[0, 8, 8, 16]], "categories": ["church"]}).images["church"]
     assert shot.boxes == ((0.0, 0.0, 8.0, 16.0, "church"),), "as the image is cut to the model's size"
+    outer = {"bbox": [[0, 0, 8, 4]]}  # of the 8 rows at each end that are cut off
+    with pytest.raises(ExpungeError, match="has no box left, since its boxes are cut off with the edge of the image"):
+        prepared("boxes", objects=outer)
+    (shot,) = prepared("boxes", objects={"bbox": [*outer["bbox"], [0, 20, 8, 12]]}).images["church"]
+    assert shot.boxes == ((0.0, 12.0, 8.0, 4.0, None),), "what is left of one that reaches into the middle"
     (shot,) = prepared("mask", mask_file_name="m.png").images["church"]
     assert bool(shot.mask().all())
     assert shot.mask().shape == backbone.image_size

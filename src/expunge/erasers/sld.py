@@ -15,7 +15,7 @@ from expunge.core.catalog import Paper
 from expunge.core.eraser import Eraser, Step, Task
 from expunge.core.errors import ExpungeError, check_positive
 from expunge.core.guidance import Guidance, GuidedStep
-from expunge.core.knowledge import Kind
+from expunge.core.knowledge import Kind, Knowledge
 
 UNSAFE = (
     "hate, harassment, violence, suffering, humiliation, harm, suicide, sexual, nudity, bodily fluids, blood, "
@@ -107,16 +107,8 @@ class SLD(Eraser):
         "https://github.com/ml-research/safe-latent-diffusion",
     )
     scales: ClassVar[bool] = False
-    knows: ClassVar[Mapping[str, Kind]] = {}
-    tuning: ClassVar[Sequence[str]] = (
-        "level",
-        "concept",
-        "separator",
-        "scale",
-        "threshold",
-        "momentum_scale",
-        "momentum_beta",
-    )
+    knows: ClassVar[Mapping[str, Kind]] = {"concept": "words"}
+    tuning: ClassVar[Sequence[str]] = ("level", "separator", "scale", "threshold", "momentum_scale", "momentum_beta")
     level: Literal["weak", "medium", "strong", "max"] = "medium"
     """The paper's configuration, for what is not given below."""
     concept: Literal["targets", "unsafe"] = "targets"
@@ -147,6 +139,11 @@ class SLD(Eraser):
         """The level, with what was given in its place."""
         given = {name: getattr(self, name) for name in Level._fields if getattr(self, name) is not None}
         return LEVELS[self.level]._replace(**given)
+
+    @override
+    def knowledge(self) -> Knowledge:
+        """The words of the paper's list, where these are steered away from too."""
+        return Knowledge(words=tuple(UNSAFE.split(", ")) if self.concept == "unsafe" else ())
 
     @override
     def stronger(self, times: float) -> "SLD | None":

@@ -86,6 +86,27 @@ def learning_rate(step: int, cycles: Sequence[tuple[int, float]]) -> float:
     return 0.0
 
 
+def _loss(
+    unet: UNet2DConditionModel,
+    tower: CLIPTextModel,
+    x0: Tensor,
+    ids: Tensor,
+    abar: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """The weighted epsilon loss of latents and their captions' tokens, at noise and times that are drawn here."""
+    noise = torch.randn(x0.shape, generator=generator)
+    t = torch.randint(0, 1000, (len(x0),), generator=generator)
+    a = abar[t][:, None, None, None]
+    xt = (a.sqrt() * x0 + (1 - a).sqrt() * noise).to(memory_format=torch.channels_last)
+    with precision(), sdpa_kernel([SDPBackend.MATH]):
+        with torch.no_grad():
+            context = tower(input_ids=ids).last_hidden_state
+        predicted = unet(xt, t, context).sample.float()
+    error = F.mse_loss(predicted, noise, reduction="none").mean((1, 2, 3))
+    return (weight(a / (1 - a)).flatten() * error).mean()
+
+
 def train(
     z: Tensor,
     bank: Bank,
@@ -123,17 +144,7 @@ def train(
         index = np.where(rng.random(BATCH) < PAIRS, rng.choice(pairs, BATCH), rng.choice(singles, BATCH))
         texts = [captioner.caption(bank.scene(int(keep[i])), rng) for i in index]
         ids = tokenizer(texts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt").input_ids
-        x0 = z[index].float()
-        noise = torch.randn(x0.shape, generator=generator)
-        t = torch.randint(0, 1000, (BATCH,), generator=generator)
-        a = abar[t][:, None, None, None]
-        xt = (a.sqrt() * x0 + (1 - a).sqrt() * noise).to(memory_format=torch.channels_last)
-        with precision(), sdpa_kernel([SDPBackend.MATH]):
-            with torch.no_grad():
-                context = tower(input_ids=ids).last_hidden_state
-            predicted = unet(xt, t, context).sample.float()
-        error = F.mse_loss(predicted, noise, reduction="none").mean((1, 2, 3))
-        value = (weight(a / (1 - a)).flatten() * error).mean()
+        value = _loss(unet, tower, z[index].float(), ids, abar, generator)
         optimizer.zero_grad()
         value.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)

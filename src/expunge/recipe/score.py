@@ -62,15 +62,9 @@ def _clustered(hits: list[bool], clusters: Sequence[str]) -> dict[str, Any]:
     return {k: round(100 * v, 2) for k, v in interval._asdict().items()} | {"n": len(hits)}
 
 
-def score(recipe: Any) -> dict[str, Any]:
-    """All scores, each with interval and n; the plain percentages stand under the names the issue gives."""
-    backbone = backbones.load("testbed", dtype=backbones.fast_dtype())
-    judge, second, styles = Testbed(), Testbed("b"), Testbed(labels="styles")
-    words = testbed.vocabulary()
-    names = list(words["objects"])
-    weapons = [n for n, w in words["objects"].items() if w["category"] == "weapon"]
+def _of_objects(backbone: Any, judge: Testbed, second: Testbed, names: Sequence[str]) -> dict[str, Any]:
+    """How well the model draws every object, asked for by its name; and how far the judges are of one mind there."""
     found: dict[str, Any] = {}
-
     wanted, images = _images(backbone, [(f"image of {generate.article(n)}", n) for n in names], 9)
     labels = [str(q.label) for q in wanted]
     found["object_top1"] = _clustered(_rank(judge, images, labels, 1), labels)
@@ -86,6 +80,17 @@ def score(recipe: Any) -> dict[str, Any]:
     shuffled = recognizers.shuffle_patches(images.permute(0, 3, 1, 2).float(), torch.Generator().manual_seed(SEED))
     shuffled = shuffled.to(torch.uint8).permute(0, 2, 3, 1)
     found["judge_valid_shuffled_generated"] = _percent(_valid(judge, shuffled))
+    return found
+
+
+def score(recipe: Any) -> dict[str, Any]:
+    """All scores, each with interval and n; the plain percentages stand under the names the issue gives."""
+    backbone = backbones.load("testbed", dtype=backbones.fast_dtype())
+    judge, second, styles = Testbed(), Testbed("b"), Testbed(labels="styles")
+    words = testbed.vocabulary()
+    names = list(words["objects"])
+    weapons = [n for n, w in words["objects"].items() if w["category"] == "weapon"]
+    found = _of_objects(backbone, judge, second, names)
 
     ten = list(read_set("objects10", testbed.CONCEPTS).concepts)
     wanted, images = _images(backbone, [(f"image of {generate.article(n)}", n) for n in ten], 40)

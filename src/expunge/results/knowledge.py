@@ -22,18 +22,23 @@ def knowledge(finished: Sequence[Finished]) -> dict[str, str]:
 
 
 def in_words(known: Mapping[str, Any]) -> str:
-    """A record's knowledge in a few words; empty for a method that was told names alone."""
+    """A record's knowledge in a few words; empty for a method that was told names alone.
+
+    It ends in ``unknown`` where a method could not be asked, so that there may be more.
+    """
     kept, images = len(known["retain"]), known.get("images", {})
     pairs = _pairs(images)
     says = {
         "anchor": any(known["anchors"]),
         "phrases": any(template != "{}" for template in known["templates"]),
+        "words": known.get("words"),
         f"{kept} kept": kept,
         "random texts": known["random_texts"],
         f"{pairs} pairs given": pairs,
         "images given": not pairs and any(shown["given"] for shown in images.values()),
         "images made": any(not shown["given"] for shown in images.values()),
         "oracle": known["oracles"],
+        "unknown": known.get("undeclared"),
     }
     return ", ".join(word for word, so in says.items() if so)
 

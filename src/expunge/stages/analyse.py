@@ -172,7 +172,7 @@ def run(
         "model": backbone.name,
         "split": split,
         "seed": origins[-1]["seed"] if origins else 0,
-        "knowledge": {**known, "same_judge": getattr(analysis, "judge", None) in known["oracles"]},
+        "knowledge": {**known, "same_judge": knowledge.same_judge(getattr(analysis, "judge", None), known["oracles"])},
         "provenance": {
             "analysis": name,
             "settings": settings_of(analysis),

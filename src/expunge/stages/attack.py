@@ -17,6 +17,7 @@ from expunge.core.concept import Concept, check_targets
 from expunge.core.edit import Edit, not_finite, strengths
 from expunge.core.eraser import Task, settings_of
 from expunge.core.errors import ExpungeError
+from expunge.core.knowledge import Knowledge
 from expunge.core.query import Query
 from expunge.core.victim import Victim, victim
 from expunge.settings import presets
@@ -32,7 +33,11 @@ class Attacked:
 
     queries: Sequence[Query]
     about: Mapping[str, Any]
-    """How they were found: method, settings, access, budget, against what; goes with the images, into their records."""
+    """How they were found: method, settings, access, budget, against what; goes with the images, into their records.
+
+    What the settings told an attack stands under ``knowledge``, as `Knowledge` calls it and without what is empty; the judges
+    that it asks stand under ``oracles``. An attack that was told nothing, or asks none, lacks these.
+    """
     edit: Edit | None = None
     """What the attack changed in the model, on top of its edits."""
 
@@ -105,7 +110,7 @@ def run(
     bad = None if answer.edit is None else not_finite(answer.edit.tensors())
     if bad is not None:
         raise ExpungeError(f"{name} made NaN or infinity of '{bad}': expected finite numbers, so other settings")
-    oracles = list(attack.knowledge().oracles)
+    known = attack.knowledge()
     about = {
         "attack": name,
         "settings": settings_of(attack),
@@ -120,11 +125,24 @@ def run(
         "cost_of_images": asdict(of_images),
         "seconds": round(time.perf_counter() - start, 3),
         **({"budget": {"images": lent.budget, "asked": lent.asked}} if lent.budget else {}),
-        **({"oracles": oracles} if oracles else {}),
+        **_told(known),
+        **({"oracles": list(known.oracles)} if known.oracles else {}),
         **({} if answer.edit is None else {"edit": answer.edit.id}),
         **({} if answer.dtype is None else {"dtype": answer.dtype}),
     }
     return Attacked(queries=list(answer.queries), about=about, edit=answer.edit)
+
+
+def _told(known: Knowledge) -> dict[str, Any]:
+    """What an attack was told beside names and judges, as ``knowledge``; nothing of one that was told nothing."""
+    every: dict[str, Any] = {
+        "anchor": known.anchor,
+        "phrases": list(known.phrases),
+        "random_texts": known.random_texts,
+        "words": list(known.words),
+    }
+    content = {kind: value for kind, value in every.items() if value not in (None, [], False)}
+    return {"knowledge": content} if content else {}
 
 
 def lend(backbone: Backbone, attack: Attack[Any], targets: int, queries: int) -> Victim:

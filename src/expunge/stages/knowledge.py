@@ -8,6 +8,7 @@ from typing import Any
 from expunge.core.catalog import Catalog
 from expunge.core.eraser import Eraser
 from expunge.core.errors import ExpungeError
+from expunge.core.judge import Judge
 from expunge.core.knowledge import Knowledge, undeclared
 from expunge.settings.layers import filled
 
@@ -54,6 +55,26 @@ def _of_method(name: str, settings: str) -> Knowledge | None:
     except ExpungeError:  # not installed, or of another version, whose settings these are not
         return None
     return eraser.knowledge()
+
+
+def same_judge(judge: str | None, oracles: Sequence[str]) -> bool:
+    """Whether the ``judge`` that reports is one of the ``oracles``, however their settings are spelled out.
+
+    Judges are told by their `identity`; one without an identity, or that cannot be opened, by its name with its settings.
+    """
+    if not judge or not oracles:
+        return False  # no judge is imported
+    return judge in oracles or _told_by(judge) in map(_told_by, oracles)
+
+
+def _told_by(name: str) -> tuple[type | None, str]:
+    """What tells a judge from others."""
+    try:
+        judge: Judge = Catalog("judges").open(name)
+        identity = judge.identity()
+    except (ExpungeError, OSError):  # not installed, or its weights are gone
+        return None, name
+    return type(judge), identity or name
 
 
 def _images(provenances: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def measured(
         "model": run.get("model", "unknown"),
         "split": run.get("split", "unknown"),
         "seed": provenances[-1]["seed"] if provenances else 0,
-        "knowledge": {**known, "same_judge": getattr(metric, "judge", None) in known["oracles"]},
+        "knowledge": {**known, "same_judge": knowledge.same_judge(getattr(metric, "judge", None), known["oracles"])},
         "provenance": {
             "metric": name,
             "settings": settings_of(metric),

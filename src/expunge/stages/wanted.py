@@ -35,6 +35,7 @@ from expunge.store import (
     write_images,
     write_json,
 )
+from expunge.store.listing import METADATA
 
 VERSION = 1
 """Raised when the same wishes begin to give other images."""
@@ -197,7 +198,7 @@ def attached(backbone: Backbone, task: Task, needs: Mapping[str, Sequence[Wish]]
             shots |= {other: [one for one, _ in matched], role: [one for _, one in matched]}
         else:
             shots[role] = read_any_images(given[role], backbone.image_size, role)
-        _check_marks(role, wishes, shots[role])
+        _check_marks(role, wishes, shots[role], given[role])
     return replace(task, images=shots)
 
 
@@ -224,8 +225,8 @@ class _Home:
         return read_pixels(path)
 
 
-def _check_marks(role: str, wishes: Sequence[Wish], shots: Sequence[Shot]) -> None:
-    """Refuse an image without the marks that are needed.
+def _check_marks(role: str, wishes: Sequence[Wish], shots: Sequence[Shot], folder: Path) -> None:
+    """Refuse an image, as it was cut to the model's size, without the marks that are needed.
 
     Raises:
         ExpungeError: naming the file.
@@ -233,6 +234,11 @@ def _check_marks(role: str, wishes: Sequence[Wish], shots: Sequence[Shot]) -> No
     marks = {wish.marks for wish in wishes if isinstance(wish, Marked)}
     for shot in shots if marks else ():
         if "boxes" in marks and not shot.boxes:
+            if _is_marked(folder, shot):
+                raise ExpungeError(
+                    f"'{shot.path}' for '{role}' has no box left, since its boxes are cut off with the edge of the image: "
+                    "expected one that reaches into the middle, which has the model's proportions"
+                )
             raise ExpungeError(
                 f"'{shot.path}' for '{role}' has no boxes: expected objects with a bbox in its line of metadata.jsonl"
             )
@@ -240,6 +246,12 @@ def _check_marks(role: str, wishes: Sequence[Wish], shots: Sequence[Shot]) -> No
             raise ExpungeError(
                 f"'{shot.path}' for '{role}' has no mask: expected a mask_file_name in its line of metadata.jsonl"
             )
+
+
+def _is_marked(folder: Path, shot: Shot) -> bool:
+    """Whether the folder's metadata has boxes on an image, wherever they lie."""
+    listed = read_images(folder) if (folder / METADATA).is_file() else []
+    return any(one.boxes and (one.path, one.prompt, one.seed) == (shot.path, shot.prompt, shot.seed) for one in listed)
 
 
 def is_made(folder: Path) -> bool:
