@@ -1,5 +1,6 @@
 """Bench: run a plan's jobs, each once, and put their records and a table together."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,11 +117,13 @@ def _claim(plan: Plan, out: Path, changed: bool) -> None:
 
 
 def _same(plan: Plan, kept: Mapping[str, Any]) -> bool:
-    """Whether the plan that results were kept with says the same."""
+    """Whether the plan that results were kept with says the same; files have their entries by name."""
+    now = json.loads(json.dumps({**plan.source, "model": plan.model}, sort_keys=True))
     try:
-        return typed("plan", {name: value for name, value in kept.items() if name != "format"}) == plan
+        before = typed("plan", {name: value for name, value in kept.items() if name != "format"})
     except ExpungeError:
         return False
+    return before == typed("plan", now)
 
 
 @final
