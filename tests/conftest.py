@@ -20,6 +20,12 @@ def pytest_xdist_auto_num_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def pytest_collection_modifyitems(items):
+    """Warnings that are meant for users are no errors, wherever they are attributed to; a test's own filters come after."""
+    for item in items:
+        item.add_marker(pytest.mark.filterwarnings("default::expunge.core.errors.ExpungeWarning"), append=False)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     """Where something had imported torch before this file asked for one thread."""

@@ -127,7 +127,7 @@ def test_every_thing_is_redrawn_as_every_other_in_each_phrase(tmp_path, capsys):
 def test_what_no_judge_accepts_is_refused_and_nothing_written(tmp_path, capsys):
     for change, words in (
         ({"target": "church", "tries": 2}, "saw 'church' in 0 of 2 images of 'a dagger' within 2 tries"),
-        ({"safe": ("a dagger",), "strength": 0.1, "tries": 1, "threshold": 0.01}, "saw no image without 'weapon'"),
+        ({"safe": ("a dagger",), "strength": 0.2, "tries": 1, "threshold": 0.01}, "saw no image without 'weapon'"),
         ({"target": "chruch"}, "did you mean 'church'"),
         ({"keep": "dgo"}, "did you mean 'dog'"),
     ):
