@@ -93,7 +93,8 @@ def _import_lean() -> None:
                 getattr(importlib.import_module(package), name)
         # A scheduler that is made from a file looks at all that could read it.
         importlib.import_module("diffusers").DPMSolverMultistepScheduler._get_compatibles()
-    torch.nn.Embedding.reset_parameters = _numbers_only(torch.nn.Embedding.reset_parameters)
+    reset = _numbers_only(torch.nn.Embedding.reset_parameters)
+    torch.nn.Embedding.reset_parameters = reset  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _stand_ins() -> dict[str, ModuleType | None]:

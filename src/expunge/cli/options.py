@@ -12,7 +12,8 @@ from expunge.core.errors import ExpungeError
 if TYPE_CHECKING:
     from expunge.core.backbone import Backbone
     from expunge.core.concept import Part
-    from expunge.core.edit import Edit, Key
+    from expunge.core.edit import Edit
+    from expunge.core.guidance import Key
     from expunge.core.query import Query
     from expunge.stages.filters import Filter
 

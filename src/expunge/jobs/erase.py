@@ -101,7 +101,8 @@ class EraseJob(ModelJob):
         if not wishes or any(isinstance(wish, Marked) for wish in wishes):
             return None
         guidance, steps = presets.generation(backbone)
-        redrawn = sum(len(needs[role[0].of]) for role in needs.values() if isinstance(role[0], Redrawn))
+        sources = [next((wish.of for wish in role if isinstance(wish, Redrawn)), None) for role in needs.values()]
+        redrawn = sum(len(needs[of]) for of in sources if of is not None)
         plain = sum(isinstance(wish, str) for wish in wishes)
         return WantedJob(
             cost=Cost(forward=2 * steps * (plain + redrawn)),

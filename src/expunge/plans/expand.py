@@ -225,7 +225,7 @@ class _Expansion:
     def _analysis(self, cell: _Cell, planned: PlannedAnalysis, keyed: bool) -> AnalyseJob:
         """An analysis of a row: of its edits, or of the erasure that made them, run once more."""
         edits: Sequence[EraseJob] = () if cell.edit is None else cell.edit.steps
-        again = edits[0] if planned.analysis.needs == "training" else None
+        again = next(iter(edits)) if planned.analysis.needs == "training" else None
         looked: Sequence[EraseJob] = edits if again is None else ()
         targets, retain = self._read.words(cell.targets), self._read.words(cell.kept)
         guidance, steps = self._models.sampling
