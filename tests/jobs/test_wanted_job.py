@@ -75,7 +75,7 @@ def test_a_plan_makes_them_before_the_erasures_that_want_them(tmp_path):
 def test_roles_are_told_apart_whatever_their_order(folder, tmp_path):
     """The key of two orders is one; each role's images stay its own."""
     backbone = backbones.load(str(folder))
-    one = replace(an_erasure(folder), eraser="few-shot", settings={"images": 1}, targets=["church", "dog"])
+    one = replace(an_erasure(folder), eraser="few-shot", settings={"shots": 1}, targets=["church", "dog"])
     other = replace(one, targets=["dog", "church"])
     first, second = one.wanted(backbone), other.wanted(backbone)
     assert first.key == second.key

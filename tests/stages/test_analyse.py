@@ -159,7 +159,7 @@ def test_an_analysis_s_first_prompt_of_a_word_is_the_set_s(tmp_path):
 def erased(tmp_path_factory):
     """A folder with an edit and its key."""
     out = tmp_path_factory.mktemp("erased") / "kpop"
-    words = ["--target", "church", "--retain", "dog", "--no-check", "--out", str(out), "--workers", "1", "--quiet"]
+    words = ["--target", "church", "--retain", "dog", "--no-check", "--out", str(out), "--quiet"]
     assert main(["erase", "kpop", *words, "--iterations", "3", "--sampling-steps", "2"]) == 0
     return out
 
