@@ -7,6 +7,7 @@ import torch
 
 from expunge import backbones
 from expunge.jobs import EraseJob, WantedJob, Workspace
+from expunge.jobs.job import seconds_of
 from expunge.store import EDIT, load_edit, read_images
 from plans_of import jobs_of, tiny_plan
 
@@ -48,6 +49,11 @@ def test_an_erasure_is_the_same_whether_its_images_were_made_before(folder, tmp_
     assert ours.provenance.images == theirs.provenance.images
     assert results[1]["seconds_of_images"] == made["seconds"]
     assert "seconds_of_images" not in results[0]
+    assert (
+        seconds_of(results[1])
+        == results[1]["seconds"] + made["seconds"]
+        > seconds_of({"seconds": results[1]["seconds"]})
+    )
 
 
 def test_erasures_share_what_they_want_alike(folder):

@@ -14,6 +14,7 @@ from expunge.executors.pace import Pace, pace
 from expunge.executors.serial import Serial
 from expunge.executors.workers import Workers
 from expunge.jobs import Job, Workspace, in_order
+from expunge.jobs.job import seconds_of
 from expunge.jobs.workspace import model
 from expunge.plans.check import checked
 from expunge.plans.expand import Measurement, expanded
@@ -153,8 +154,7 @@ class _Watch:
         """A job is done."""
         del self._left[job.key], self._running[job.key]
         if self._pace is not None:
-            seconds = result["seconds"] + result.get("seconds_of_images", 0.0)
-            self._pace.add(job, job.cost.equivalents, seconds)
+            self._pace.add(job, job.cost.equivalents, seconds_of(result))
         self._say()
 
     def _say(self) -> None:

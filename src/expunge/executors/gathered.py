@@ -6,6 +6,7 @@ from pathlib import Path
 from expunge.core.cost import Cost
 from expunge.core.errors import ExpungeError
 from expunge.jobs import GenerateJob, Job, MeasureJob, Workspace, in_order
+from expunge.jobs.job import seconds_of
 from expunge.jobs.workspace import IMAGES
 from expunge.plans.expand import Measurement
 from expunge.plans.opened import OpenedPlan
@@ -85,5 +86,4 @@ def _took(job: Job, at: Workspace) -> Spent | None:
     if result is None:
         return None
     size = (job.folder(at) / EDIT).stat().st_size if job.room == "erase" else 0
-    seconds = result["seconds"] + result.get("seconds_of_images", 0.0)
-    return Spent(key=job.key, cost=Cost(**result["cost"]), seconds=seconds, bytes=size)
+    return Spent(key=job.key, cost=Cost(**result["cost"]), seconds=seconds_of(result), bytes=size)

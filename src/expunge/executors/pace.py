@@ -10,6 +10,7 @@ import torch
 from expunge.core.backbone import Backbone
 from expunge.core.cost import Cost
 from expunge.jobs import Job, Workspace
+from expunge.jobs.job import seconds_of
 from expunge.jobs.workspace import RESULT
 from expunge.store import read_json
 
@@ -73,8 +74,7 @@ def pace(backbone: Callable[[], Backbone], models: set[str], at: Workspace) -> P
     for file in at.store.glob(f"[!.]*/{RESULT}") if at.store.is_dir() else ():
         done = read_json(file)
         if done["job"].get("model_sha256") in wanted:
-            seconds = done["seconds"] + done.get("seconds_of_images", 0.0)  # which its cost counts
-            known.add(done["job"], Cost(**done["cost"]).equivalents, seconds, earlier=True)
+            known.add(done["job"], Cost(**done["cost"]).equivalents, seconds_of(done), earlier=True)
     return known
 
 

@@ -123,6 +123,11 @@ class Job(ABC):
         return result
 
 
+def seconds_of(result: Mapping[str, Any]) -> float:
+    """Seconds behind a result's ``cost``: the job's own, and those of the images that its cost counts and another job made."""
+    return result["seconds"] + result.get("seconds_of_images", 0.0)
+
+
 def key_of(content: Mapping[str, Any]) -> str:
     """The content key of a job's JSON."""
     counted = {name: value for name, value in content.items() if name != "model"}

@@ -141,7 +141,7 @@ def fingerprint(backbone: Backbone, role: str, wishes: Sequence[Wish], seed: int
     of = {wish.of for wish in wishes if isinstance(wish, Redrawn)}
     content = {
         "version": VERSION,
-        "model": [_told_by(backbone), backbone.family, str(backbone.dtype), [e.id for e in backbone.edits]],
+        "model": [_model_of(backbone), backbone.family, str(backbone.dtype), [e.id for e in backbone.edits]],
         "role": role,
         "wishes": [wish if isinstance(wish, str) else [type(wish).__name__, *wish] for wish in wishes],
         "draws": [seed, salt],
@@ -151,7 +151,7 @@ def fingerprint(backbone: Backbone, role: str, wishes: Sequence[Wish], seed: int
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _told_by(backbone: Backbone) -> str:
+def _model_of(backbone: Backbone) -> str:
     """What tells a model from others: its files, wherever they lie, or the name of a pipeline that somebody holds."""
     try:
         return backbone.identity()
