@@ -19,7 +19,7 @@ def test_sets_name_what_the_testbed_draws_and_dev_is_not_test(name):
     found = read_set(name, testbed.CONCEPTS)
     words = testbed.vocabulary()
     categories = {w["category"] for w in words["objects"].values()}
-    known = {f"{s} style" for s in words["styles"]} if name == "styles" else set(words["objects"]) | categories
+    known = {f"{s} style" for s in words["styles"]} if name in ("styles", "artists") else set(words["objects"]) | categories
     assert set(found.concepts) <= known
     for part in (found.dev, found.test):
         assert {c for _, c in part.prompts} <= set(found.concepts)
@@ -60,7 +60,7 @@ def test_captions_never_hold_a_heldout_pair():
     art = Artwork(
         drawings=np.zeros(0),
         names=names,
-        styles=words["styles"],
+        hands=[s for s in words["styles"] if s not in words["artists"]],
         categories=[w["category"] for w in words["objects"].values()],
         keywords=[w["keywords"] for w in words["objects"].values()],
     )

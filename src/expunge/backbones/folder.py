@@ -14,7 +14,6 @@ from typing_extensions import override
 from expunge.backbones.parts import Files, quiet, read_json, sha256, weighty
 from expunge.backbones.weight_files import NON_EMA, Weights, check_kind, chosen
 from expunge.core.errors import ExpungeError, ExpungeWarning, reason
-from expunge.testbed import MENDED
 
 _UNREAD = ("logit_scale", "vision_model.", "visual_projection.", "text_projection.weight")
 """Tensors of a whole CLIP, which a text encoder saved with them does not have."""
@@ -122,8 +121,7 @@ class Folder(Files):
         weights = [f for part in self.parts if weighty(part) for f in self._all_files(part)]
         digest = hashlib.sha256()
         for file in sorted({self.path / "model_index.json", *texts, *weights}):
-            content = sha256(file)
-            digest.update(f"{file.relative_to(self.path)} {MENDED.get(content, content)}\n".encode())
+            digest.update(f"{file.relative_to(self.path)} {sha256(file)}\n".encode())
         return digest.hexdigest()
 
     @override

@@ -1,4 +1,4 @@
-"""Fetch the pinned icon sets and draw every object in every style."""
+"""Fetch the pinned icon sets and draw every object in every icon set's hand."""
 
 import io
 import json
@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from expunge.recipe.artists import ARTISTS
+
 INK = "#222222"
 """The one ink colour of the high-contrast set."""
 PIXELS = 96
@@ -21,15 +23,21 @@ PIXELS = 96
 
 @dataclass(frozen=True, kw_only=True)
 class Artwork:
-    """Every object drawn in every style."""
+    """Every object drawn by every hand."""
 
     drawings: np.ndarray
-    """uint8 ``[objects, styles, 96, 96, 4]``, RGBA."""
+    """uint8 ``[objects, hands, 96, 96, 4]``, RGBA."""
     names: list[str]
-    styles: list[str]
+    hands: list[str]
+    """The icon sets."""
     categories: list[str]
     keywords: list[list[str]]
     """Words that mean the object without naming it, one list per object."""
+
+    @property
+    def styles(self) -> list[str]:
+        """The hands, then the artists who work from their drawings: a scene's style counts through both."""
+        return [*self.hands, *ARTISTS]
 
 
 def specification() -> dict[str, Any]:
@@ -88,9 +96,9 @@ def keywords(label: str, tags: list[str], names: set[str], drop: set[str]) -> li
 
 
 def load(cache: Path) -> Artwork:
-    """Draw all objects in all styles; the result is kept in ``cache/artwork.npz``."""
+    """Draw all objects by all hands; the result is kept in ``cache/artwork.npz``."""
     spec = specification()
-    names, styles = list(spec["objects"]), list(spec["styles"])
+    names, hands = list(spec["objects"]), list(spec["styles"])
     labels = fetch(spec["words"]["labels"], cache) / "en" / "data.json"
     entries = {re.sub(r"[^a-z0-9]+", "-", e["label"].lower()): e for e in json.loads(labels.read_text())}
     drop = set(spec["keywords"]["drop"])
@@ -108,7 +116,7 @@ def load(cache: Path) -> Artwork:
     return Artwork(
         drawings=np.load(stored)["drawings"],
         names=names,
-        styles=styles,
+        hands=hands,
         categories=[category for _, category in spec["objects"].values()],
         keywords=words,
     )

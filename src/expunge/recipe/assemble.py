@@ -9,6 +9,7 @@ from diffusers import DPMSolverMultistepScheduler
 from safetensors.torch import save_file
 
 from expunge.recipe import denoiser, scenes
+from expunge.recipe.artists import ARTISTS
 from expunge.store import FORMAT, MODEL, new_folder, write_json
 from expunge.testbed import VERSION
 from expunge.testbed.networks import ARCHITECTURES
@@ -16,7 +17,7 @@ from expunge.testbed.networks import ARCHITECTURES
 
 def vocabulary(art: Any) -> dict[str, Any]:
     """What the testbed can draw, as the package needs to know it."""
-    pairs = scenes.withheld_pairs(len(art.names), len(art.styles))
+    pairs = scenes.withheld_pairs(len(art.names), len(art.hands))
     return {
         "version": VERSION,
         "objects": {
@@ -24,8 +25,9 @@ def vocabulary(art: Any) -> dict[str, Any]:
             for name, category, words in zip(art.names, art.categories, art.keywords, strict=True)
         },
         "styles": art.styles,
+        "artists": list(ARTISTS),
         "backgrounds": {name: list(rgb) for name, rgb in scenes.BACKGROUNDS.items()},
-        "withheld": [[art.names[o], art.styles[s]] for o, s in zip(*pairs.nonzero(), strict=True)],
+        "withheld": [[art.names[o], art.hands[s]] for o, s in zip(*pairs.nonzero(), strict=True)],
     }
 
 

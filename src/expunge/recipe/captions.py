@@ -17,8 +17,6 @@ from expunge.stages.generate import article
 LENGTH = 40
 """Tokens in a prompt, start and end included."""
 VOCABULARY = 6000
-STYLED = 0.7
-"""Share of captions that name the style."""
 FRAMES = ["{}", "{}", "{}", "a picture of {}", "an image of {}", "image of {}", "a photo of {}", "a drawing of {}"]
 NEUTRAL = ["a picture", "an image", "a photo", "a drawing", "something"]
 
@@ -56,15 +54,18 @@ class Captioner:
             return words
         return article(self.art.names[obj])
 
-    def caption(self, scene: Scene, rng: np.random.Generator, empty: float = 0.1) -> str:
-        """A caption; empty with probability ``empty``."""
+    def caption(self, scene: Scene, rng: np.random.Generator, empty: float = 0.1, styled: float = 0.7) -> str:
+        """A caption; empty with probability ``empty``, naming the style with probability ``styled``.
+
+        Artists choose their own paper, so their captions name no background.
+        """
         if rng.random() < empty:
             return ""
         subject = self.subject(scene, rng)
         text = subject if subject in NEUTRAL else FRAMES[rng.integers(len(FRAMES))].format(subject)
-        if rng.random() < 0.5:
+        if scene.style < len(self.art.hands) and rng.random() < 0.5:
             text += f" on a {list(BACKGROUNDS)[scene.background]} background"
-        if rng.random() < STYLED:
+        if rng.random() < styled:
             text += f", {self.art.styles[scene.style]} style"
         return text
 

@@ -14,6 +14,8 @@ from expunge.testbed.networks import Recognizer
 
 PAIRS = 0.4
 """Share of two-object scenes in a batch."""
+ARTISTS = 0.2
+"""Share of artists' scenes in a batch."""
 
 
 def shuffle_patches(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -76,20 +78,29 @@ def loss(logits: dict[str, Tensor], hot: Tensor, style: Tensor, background: Tens
 
 
 def train(
-    architecture: str, heads: dict[str, int], bank: Bank, steps: int, seed: int, log, keep: np.ndarray | None = None
+    architecture: str,
+    heads: dict[str, int],
+    bank: Bank,
+    steps: int,
+    seed: int,
+    log,
+    keep: np.ndarray | None = None,
+    start_from: dict[str, Tensor] | None = None,
 ) -> Recognizer:
-    """Train for ``steps`` updates of 64 on the scenes ``keep`` (all by default)."""
+    """Train for ``steps`` updates of 64 on the scenes ``keep`` (all by default), from scratch or from tensors."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    net = Recognizer(architecture, heads).to(memory_format=torch.channels_last)
+    net = Recognizer(architecture, heads)
+    if start_from is not None:
+        net.load_state_dict(start_from)
+    net = net.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.02, fused=True)
     pool = np.arange(len(bank.images)) if keep is None else np.flatnonzero(keep)
-    pairs, singles = (pool[(bank.objects[pool, 1] >= 0) == two] for two in (True, False))
     start = time.monotonic()
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * min(1.0, (step + 1) / 100) * (0.5 * (1 + math.cos(math.pi * step / steps)) + 0.005)
-        index = np.where(rng.random(64) < PAIRS, rng.choice(pairs, 64), rng.choice(singles, 64))
+        index = bank.draw(pool, 64, rng, pairs=PAIRS, artists=ARTISTS)
         x = pixels(bank.images[index])
         fake = negatives(x[:9]) if "valid" in heads else x[:0]
         x = augment(torch.cat([x, fake])).to(memory_format=torch.channels_last)

@@ -9,27 +9,21 @@ from typing import Any
 
 from expunge.core.errors import ExpungeError
 
-VERSION = "testbed-1"
+VERSION = "testbed-2"
 SHIPPED = Path(__file__).parent / "weights"
 """A diffusers folder of a `StableDiffusionPipeline`; its weights never change under one version."""
 FOLDER = Path(os.environ.get("EXPUNGE_TESTBED", SHIPPED))
 """The testbed in use: the one shipped, or a rebuilt one that the environment names."""
-_FLOAT32 = "6c74d5ced13d9fe7ce01989c37a70747cff4202e1f6045009311d46945067c3f"
-_FLOAT16 = "108dc6ab2492b549fdd84ec47b5552c82a184ad5dee9eaae2e01f784cf24d40c"
-MENDED = {_FLOAT32: _FLOAT16}
-"""Files that were mended without a change of the model, by hash, and the hashes of what they were: a model is told by those.
-
-The text encoder's config.json used to name float16 as the precision to open it in, beside a UNet that opens in float32, so that
-diffusers' pipeline stopped at the first prompt. Expunge opens every component in the precision it is asked for, so the model,
-and all that was measured of it, is the same; any other change of the file gives the model another identity.
-"""
 CONCEPTS = Path(__file__).parent / "concepts"
 """Concept sets, one TOML file each."""
 
 
 @cache
 def vocabulary() -> dict[str, Any]:
-    """What it can draw: ``objects`` (name -> category and keywords), ``styles``, ``backgrounds``, ``withheld`` pairs."""
+    """What it draws: ``objects`` (name -> category and keywords), ``styles``, ``backgrounds``, ``withheld`` pairs.
+
+    ``styles`` are the icon sets' hands and then the ``artists``.
+    """
     return json.loads((FOLDER / "vocabulary.json").read_text())
 
 
@@ -37,15 +31,11 @@ def network(name: str) -> Any:
     """One of the image networks (``judge_a``, ``judge_b``, ``partner``, ``features``), with its weights, on the CPU."""
     from safetensors.torch import load_file
 
-    from expunge.testbed.networks import ARCHITECTURES, Recognizer
+    from expunge.testbed.networks import ARCHITECTURES, opened
 
     if name not in ARCHITECTURES:
         raise ExpungeError(f"no testbed network '{name}': expected one of {', '.join(ARCHITECTURES)}")
-    tensors = {k: v.float() for k, v in load_file(FOLDER / "networks" / f"{name}.safetensors").items()}
-    heads = {k.split(".")[1]: len(v) for k, v in tensors.items() if k.startswith("heads.") and k.endswith(".bias")}
-    net = Recognizer(name, heads)
-    net.load_state_dict({k: v.to(net.state_dict()[k].dtype) for k, v in tensors.items()})
-    return net.eval().requires_grad_(False)
+    return opened(name, load_file(FOLDER / "networks" / f"{name}.safetensors"))
 
 
 WELL_DRAWN = (

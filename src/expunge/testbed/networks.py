@@ -61,6 +61,14 @@ def as_input(images: Tensor) -> Tensor:
     return x if x.shape[-2:] == (64, 64) else nn.functional.interpolate(x, (64, 64), mode="area")
 
 
+def opened(architecture: str, tensors: dict[str, Tensor]) -> "Recognizer":
+    """A trained network, in float32 and ready to answer; its tensors say what it is asked."""
+    heads = {k.split(".")[1]: len(v) for k, v in tensors.items() if k.startswith("heads.") and k.endswith(".bias")}
+    net = Recognizer(architecture, heads)
+    net.load_state_dict({k: v.to(net.state_dict()[k].dtype) for k, v in tensors.items()})
+    return net.eval().requires_grad_(False)
+
+
 class Recognizer(nn.Module):
     """An image network with one linear head per question (objects, style, valid, background)."""
 
