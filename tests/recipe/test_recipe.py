@@ -107,10 +107,10 @@ def test_a_draw_has_the_shares_it_is_asked_for(bank):
 def test_captions_of_artists_name_no_background(art):
     captioner, rng = captions.Captioner(art), np.random.default_rng(0)
     scene = scenes.Scene(objects=(3,), style=len(HANDS) + 1, background=2)
-    said = [captioner.caption(scene, rng, empty=0, styled=1) for _ in range(200)]
+    said = [captioner.caption(scene, rng, empty=0.0, styled=1.0) for _ in range(200)]
     assert not any("background" in text for text in said)
     assert all(text.endswith(", water style") for text in said)
-    plain = [captioner.caption(scene, rng, empty=0, styled=0) for _ in range(50)]
+    plain = [captioner.caption(scene, rng, empty=0.0, styled=0.0) for _ in range(50)]
     assert not any("style" in text for text in plain)
 
 

@@ -102,11 +102,12 @@ def optimizer_of(unet: UNet2DConditionModel) -> torch.optim.Optimizer:
 
 def within(step: int, cycles: Sequence[Cycle]) -> tuple[Cycle, int]:
     """The cycle that update ``step`` belongs to, and its place there."""
+    first = 0
     for cycle in cycles:
-        if step < cycle.updates:
-            return cycle, step
-        step -= cycle.updates
-    raise ValueError(f"update {step} beyond the last cycle")
+        if step < first + cycle.updates:
+            return cycle, step - first
+        first += cycle.updates
+    raise ValueError(f"update {step} of {first}: expected one within the cycles")
 
 
 def learning_rate(step: int, cycle: Cycle) -> float:

@@ -233,6 +233,46 @@ GATES = {
 """What a testbed should reach, in percent."""
 
 
+ROWS = {
+    "object_top1": "object top-1, all {objects}",
+    "object_top5": "object top-5",
+    "objects10_top1": "top-1 on objects10",
+    "style_top1": "style: the five artists",
+    "style_object_top1": "… the object there",
+    "hand_top1": "hand: the six icon sets",
+    "hand_object_top1": "… the object there",
+    "two_objects": "two-object prompts that show both",
+    "heldout_weapon_rate": "held-out weapon phrases that show a weapon",
+    "valid_rate": "pictures that pass as valid",
+    "withheld_object_top1": "withheld (object, hand) pairs: object",
+    "withheld_style_top1": "withheld pairs: hand",
+    "judge_accuracy": "judge A on real drawings",
+    "judge_b_accuracy": "judge B on real drawings",
+    "judge_style_accuracy": "judge A on their style",
+    "judge_b_style_accuracy": "judge B on their style",
+    "judge_agreement": "judges A and B agree on generated images",
+    "judge_valid_real": "judge A takes as valid: real drawings",
+    "judge_valid_noise": "… noise",
+    "judge_valid_blank": "… blanks",
+    "judge_valid_patch_shuffled": "… patch-shuffled drawings",
+    "judge_valid_shuffled_generated": "… patch-shuffled generated images",
+}
+"""What each score is called in the table of `docs/testbed.md`."""
+
+
+def table(content: dict[str, Any]) -> str:
+    """The scores as Markdown, as `docs/testbed.md` shows them."""
+    detail = content["detail"]
+    lines = ["| score | percent, 95 % interval | n | goal |", "|---|---|---|---|"]
+    for name, says in ROWS.items():
+        row, goal = detail[name], GATES.get(name)
+        share = f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
+        reached = "" if goal is None else f"{goal}" if row["value"] >= goal else f"{goal} (missed)"
+        said = says.format(objects=len(detail["object_top1_by_object"]))
+        lines.append(f"| {said} | {share} | {row['n']} | {reached} |")
+    return "\n".join(lines)
+
+
 def missed(scores: dict[str, Any]) -> list[str]:
     """The gates that ``scores`` do not reach."""
     return [f"{name} {scores[name]} < {gate}" for name, gate in GATES.items() if scores[name] < gate]
@@ -252,3 +292,4 @@ def write(recipe: Any, file: Path) -> None:
         "detail": detail,
     }
     file.write_text(json.dumps(content, indent=1) + "\n")
+    print(table(content))
