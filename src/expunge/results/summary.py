@@ -80,7 +80,7 @@ def checked(wanted: Wanted, kept: Sequence[Mapping[str, Any]], where: str) -> li
     lines = [dict(r) for r in kept if "provenance" not in r and "claim" not in r and r.get("group") != "paper"]
     sets = ("set", "memory", *wanted.sets)
     for row in lines:
-        names = ("method", "group", "metric", *SHAPES.get(plain(str(row.get("metric"))), ("value", "low", "high", "n")))
+        names = ("method", "group", "metric", *SHAPES.get(plain(str(row.get("metric"))), ("value", "low", "high", "n", "training_seeds")))
         lacking = [name for name in names if name not in row]
         if lacking:
             raise ExpungeError(
@@ -99,7 +99,7 @@ def checked(wanted: Wanted, kept: Sequence[Mapping[str, Any]], where: str) -> li
 
 def _write_summary(wanted: Wanted, lines: Sequence[Mapping[str, Any]], out: Path) -> list[dict[str, Any]]:
     """Write the summary with claims and papers' figures, its table and its figures, all made before the first is written."""
-    summary = [*map(dict, lines), *claims.judged(wanted.claims, lines), *map(dict, wanted.published)]
+    summary = [*map(dict, lines), *claims.judged(wanted.claims, lines, wanted.trained), *map(dict, wanted.published)]
     drawn = [
         *(curves.figure(curve, summary) for curve in wanted.figures),
         *(histograms.histogram(bars, summary) for bars in wanted.histograms),
