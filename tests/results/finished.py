@@ -17,4 +17,6 @@ def finished(
 ) -> Finished:
     """One measurement of the images of a job called after the method, with the same values behind each record."""
     place = {"method": method, "split": split, "seed": 0, "images": method, **more}
-    return Finished(group=Group.parse(group), records=records, values=[[Value(*value) for value in values]] * len(records), **place)
+    return Finished(
+        group=Group.parse(group), records=records, values=[[Value(*value) for value in values]] * len(records), **place
+    )

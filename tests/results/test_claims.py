@@ -7,7 +7,6 @@ from expunge.core.record import Interval
 from expunge.results import claims, markdown, tables
 from expunge.results.claims import Claim
 
-
 ROW = {"method": "a", "value": 4.0, "low": 1.0, "high": 7.0, "n": 9, "training_seeds": 2}
 
 
@@ -60,7 +59,9 @@ def test_a_metric_with_settings_is_found_by_its_name_where_it_is_alone():
     one, two = ({**ROW, "group": "analysis: daam", "metric": f"entropy (count {n})"} for n in (8, 9))
     asked = [claim(rows=("a",), group="analysis: daam", metric="entropy", than=0.0)]
     assert [r["claim_verdict"] for r in claims.judged(asked, [one], ["a"])] == ["holds"]
-    assert [r["claim_verdict"] for r in claims.judged(asked, [one, two], ["a"])] == ["not measured"], "which of the two?"
+    assert [r["claim_verdict"] for r in claims.judged(asked, [one, two], ["a"])] == ["not measured"], (
+        "which of the two?"
+    )
 
 
 def test_what_rests_on_one_training_seed_is_undecided():

@@ -43,6 +43,7 @@ def test_one_concept_s_images_count_by_their_prompts():
 
 def test_few_concepts_of_a_difference_are_few_clusters():
     """Five concepts whose differences are 60, 40, 30, 20 and 0 points: Student's, of four degrees of freedom."""
+
     def of(method, shares):
         values = [(c, float(i < 10 * s)) for c, s in zip("abcde", shares, strict=True) for i in range(10)]
         return finished(method, values, {"metric": "esr@1"})

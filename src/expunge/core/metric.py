@@ -188,7 +188,7 @@ def average(
     instrument: Mapping[str, Any] | None = None,
     unit: str = "%",
 ) -> Measurement:
-    """The mean of values, x 100; clusters of its interval are concepts, or the prompts of one concept, or one prompt's images."""
+    """The mean of values, x 100; clusters of its interval are concepts, or one concept's prompts, or one prompt's images."""
     interval = in_percent(mean_of(_run(_clusters(shots), values)))
     return _measurement(metric, shots, values, interval, unit, instrument)
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, final
 
 from expunge import backbones
 from expunge.core.concept import ConceptSet, Part
-from expunge.core.eraser import Eraser, settings_of
 from expunge.core.cost import Cost
+from expunge.core.eraser import Eraser, settings_of
 from expunge.core.errors import ExpungeError, check_counts, each_once, unknown
 from expunge.plans.plugins import (
     PlannedAnalysis,

@@ -80,7 +80,12 @@ def checked(wanted: Wanted, kept: Sequence[Mapping[str, Any]], where: str) -> li
     lines = [dict(r) for r in kept if "provenance" not in r and "claim" not in r and r.get("group") != "paper"]
     sets = ("set", "memory", *wanted.sets)
     for row in lines:
-        names = ("method", "group", "metric", *SHAPES.get(plain(str(row.get("metric"))), ("value", "low", "high", "n", "training_seeds")))
+        names = (
+            "method",
+            "group",
+            "metric",
+            *SHAPES.get(plain(str(row.get("metric"))), ("value", "low", "high", "n", "training_seeds")),
+        )
         lacking = [name for name in names if name not in row]
         if lacking:
             raise ExpungeError(
