@@ -37,9 +37,10 @@ class ESD(Eraser):
 
     .. math:: \lambda_r \big\| \epsilon_{\theta'}(x_t, c_r) - \epsilon_\theta(x_t, c_r) \big\|^2
 
-    Deviations: words that are kept; without them there is no such term. A point's label is its own timestep, one of the trajectory's (the first release draws it between 39 and 58
-    steps noisier, so that it trains all 1,000: methods.md 0.2). On SDXL one rule picks the tensors, as elsewhere (the authors'
-    script leaves out time embeddings and the last convolution), and the empty prompt is the model's own zeros.
+    Deviations: words that are kept; without them there is no such term. A point's label is its own timestep, one of the
+    trajectory's (the first release draws it between 39 and 58 steps noisier, so that it trains all 1,000: methods.md 0.2). On
+    SDXL one rule picks the tensors, as elsewhere (the authors' script leaves out time embeddings and the last convolution), and
+    the empty prompt is the model's own zeros.
     """
 
     paper: ClassVar[Paper] = Paper(

@@ -18,6 +18,8 @@ from expunge.store.atomic import new_file, read_json, read_lines, write_json, wr
 
 SHAPES = {"became": ("shares", "n"), DETECTIONS: ("counts", "n")}
 """What rows of a summary hold that are no numbers with an interval."""
+NUMBER = ("value", "low", "high", "n", "training_seeds")
+"""What all others hold."""
 
 
 def write(wanted: Wanted, finished: Sequence[Finished], out: Path) -> list[dict[str, Any]]:
@@ -84,7 +86,7 @@ def checked(wanted: Wanted, kept: Sequence[Mapping[str, Any]], where: str) -> li
             "method",
             "group",
             "metric",
-            *SHAPES.get(plain(str(row.get("metric"))), ("value", "low", "high", "n", "training_seeds")),
+            *SHAPES.get(plain(str(row.get("metric"))), NUMBER),
         )
         lacking = [name for name in names if name not in row]
         if lacking:
@@ -96,10 +98,15 @@ def checked(wanted: Wanted, kept: Sequence[Mapping[str, Any]], where: str) -> li
                 raise unknown(f"method of the grid in '{where}'", name, wanted.methods)
         if Group.parse(row["group"]).kind in ("set", "others", "memory", "further") and row["group"] not in sets:
             raise unknown(f"set of the plan in '{where}'", row["group"], sets)
-    lacking = [name for name in wanted.methods if name not in {row["method"] for row in lines}]
-    if lacking:
+    lacking = _unmeasured(wanted, lines)
+    if len(lacking) == len(wanted.methods):
         raise ExpungeError(f"'{where}' has no row of '{lacking[0]}': expected the summary of this plan")
     return lines
+
+
+def _unmeasured(wanted: Wanted, lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Rows of the plan that a summary does not have: those that the plan was given later."""
+    return [name for name in wanted.methods if name not in {row["method"] for row in lines}]
 
 
 def _write_summary(wanted: Wanted, lines: Sequence[Mapping[str, Any]], out: Path) -> list[dict[str, Any]]:
@@ -110,6 +117,9 @@ def _write_summary(wanted: Wanted, lines: Sequence[Mapping[str, Any]], out: Path
         *(histograms.histogram(bars, summary) for bars in wanted.histograms),
     ]
     page = f"{wanted.about}\n\n{markdown.text(summary)}"
+    lacking = _unmeasured(wanted, lines)
+    if lacking:
+        page += f"\nNot measured yet: {', '.join(lacking)}.\n"
     for figure in drawn:
         write_json(out / FIGURES / figure_file(figure.title), figure.as_json(), overwrite=True)
     write_lines(out / SUMMARY, summary)
