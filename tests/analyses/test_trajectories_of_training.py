@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from expunge import backbones
-from expunge.analyses.trajectories import Trajectories, cosine, instability
+from expunge.analyses.trajectories import Trajectories, cosine, movement, rise
 from expunge.core.analysis import Study, Training
 from expunge.core.concept import Concept
 from expunge.core.eraser import Task
@@ -44,10 +44,14 @@ def test_a_prompt_s_cosine_is_of_means_or_the_largest_of_pairs():
     assert cosine(p, e, "mean") == pytest.approx(float(a @ b / a.norm() / b.norm()), abs=1e-6)
 
 
-def test_instability_is_the_spread_of_a_curve_s_steps():
-    curve = [0.5, 0.4, 0.45, 0.1]
-    assert instability(curve) == pytest.approx(statistics.stdev([-0.1, 0.05, -0.35]))
-    assert instability([0.4, 0.3, 0.2, 0.1]) == pytest.approx(0, abs=1e-12), "a steady fall is stable"
+def test_movement_and_rise_are_of_a_curve_s_steps_after_its_first():
+    curve = [0.5, 0.4, 0.45, 0.1, 0.2]
+    assert movement(curve) == pytest.approx((0.05 + 0.35 + 0.1) / 3)
+    assert rise(curve) == pytest.approx((0.05 + 0.1) / 3)
+    early, back = [0.6, 0.1, 0.1, 0.1], [0.6, 0.1, 0.3, 0.1]
+    assert (movement(early), rise(early)) == (0, 0), "one early drop is no instability, however deep"
+    assert (movement(back), rise(back)) == (pytest.approx(0.2), pytest.approx(0.1))
+    assert rise([0.4, 0.3, 0.2, 0.1]) == 0, "a steady fall moves, and never up"
 
 
 def test_alignment_is_that_of_images_drawn_with_each_checkpoint_s_edit(testbed):
@@ -82,9 +86,11 @@ def test_alignment_is_that_of_images_drawn_with_each_checkpoint_s_edit(testbed):
     assert by["clip_ee"].interval.value == pytest.approx(curves["(x_e, c_e)"][-1], abs=0.02)
     change = curves["(x_e, c_e)"][-1] - curves["(x_e, c_e)"][0]
     assert by["clip_ee_change"].interval.value == pytest.approx(change, abs=0.04)
-    spread = [statistics.stdev(b - a for a, b in pairwise(c)) for c in per_target.values()]
-    assert list(by["clip_ee_instability"].per_image) == pytest.approx(spread, abs=3e-4)
-    assert list(by["clip_ee_instability"].labels) == ["church", "radio"]
+    moved = [statistics.fmean(abs(b - a) for a, b in pairwise(c[1:])) for c in per_target.values()]
+    assert list(by["clip_ee_movement"].per_image) == pytest.approx(moved, abs=3e-4)
+    assert list(by["clip_ee_movement"].labels) == ["church", "radio"]
+    up = [statistics.fmean(max(0.0, b - a) for a, b in pairwise(c[1:])) for c in per_target.values()]
+    assert list(by["clip_ee_rise"].per_image) == pytest.approx(up, abs=3e-4)
     assert "prompt_cosine" not in by, "ESD has no prompt"
     assert "prompt" not in found.figures
 

@@ -1,7 +1,16 @@
 import pytest
 import torch
 
-from expunge.core.record import clustered, mean_of, nested, of_attacks, paired_proportions, spread, wilson
+from expunge.core.record import (
+    clustered,
+    mean_of,
+    nested,
+    of_attacks,
+    paired_proportions,
+    share_of,
+    spread,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +118,32 @@ def test_few_clusters_have_student_s_interval_and_one_concept_counts_its_values(
     assert (seeds.low, seeds.high) == (pytest.approx(0.2 - half), pytest.approx(0.2 + half))
     many = {0: {"v1": [(str(i), float(i)) for i in range(9)]}}
     assert mean_of(many) == nested(many)
+
+
+def test_shares_over_few_concepts_have_student_s_interval_within_0_and_1():
+    shown = {"a": 12, "b": 9, "c": 10, "d": 11, "e": 8}  # of 20 images of each concept
+    runs = {0: {"v1": [(c, float(i < k)) for c, k in shown.items() for i in range(20)]}}
+    found = share_of(runs)
+    half = 2.776 * (0.00625 / 5) ** 0.5  # shares .6 .45 .5 .55 .4: variance .025 / 4; t of 4 degrees of freedom
+    assert found == pytest.approx((0.5, 0.5 - half, 0.5 + half), abs=1e-3)
+    assert found.high - found.low > nested(runs).high - nested(runs).low
+    six = {0: {"v1": [(str(i), float(i < 3)) for i in range(6)]}}
+    assert share_of(six) == nested(six), "a bootstrap of six is left as it is"
+    opposed = {0: {"v1": [("a", 1.0), ("b", 0.0)]}}
+    assert share_of(opposed) == (0.5, 0.0, 1.0)
+    assert share_of({0: {"v1": [("a", 1.0), ("b", -1.0)]}}, -1.0) == (0.0, -1.0, 1.0)
+
+
+def test_one_concept_s_prompts_and_training_seeds_are_its_clusters():
+    """Prompts .2 apart in each of three trainings that agree; then trainings .1 apart in which all prompts agree."""
+    prompts = {s: {"": [(f"p{i}", 0.3 + 0.2 * i) for i in range(3)]} for s in range(3)}
+    found = mean_of(prompts, prompts=True)
+    half = 4.303 * 0.2 / 3**0.5
+    assert (found.low, found.high) == (pytest.approx(0.5 - half), pytest.approx(0.5 + half))
+    seeds = {s: {"": [(f"p{i}", 0.4 + 0.1 * s) for i in range(20)]} for s in range(3)}
+    found = mean_of(seeds, prompts=True)
+    half = 4.303 * 0.1 / 3**0.5
+    assert (found.low, found.high) == (pytest.approx(0.5 - half), pytest.approx(0.5 + half))
 
 
 def test_an_attack_s_images_count_by_what_its_words_were_learned_for():

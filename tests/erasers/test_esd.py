@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from expunge.core.concept import Concept
-from expunge.core.eraser import Task
+from expunge.core.eraser import Task, settings_of
 from expunge.core.errors import ExpungeError
 from expunge.erasers.esd import ESD
 from expunge.maths.trajectories import Sampling
@@ -56,6 +56,70 @@ def test_the_port_s_guidance_is_the_original_s_and_one_more(backbone):
     port = dataclasses.replace(SHORT, goal="port", negative_guidance=2.0)
     one, two = (next(iter(e.steps(backbone, TASK))).losses["erase"] for e in (original, port))
     assert one == pytest.approx(two, rel=1e-4)
+
+
+FROZEN = Sampling(arm="online-frozen", sampling_steps=4)
+
+
+def points_at(backbone, index, batch, updates):
+    """The points of an update on the original's own trajectories."""
+    with torch.no_grad():
+        cond, null = backbone.encode(["church"]), backbone.encode([""])
+    return FROZEN.source(backbone, cond, null, TASK, "esd", updates * batch).draw(index, batch)
+
+
+def test_words_are_kept_by_the_term_that_kpop_has(backbone):
+    """The second update's term by hand: a word drawn for each point, which the original answers."""
+    eraser = dataclasses.replace(SHORT, iterations=2, batch=4, lr=1e-2, sampling=FROZEN)
+    task = dataclasses.replace(TASK, retain=["dog", "radio"])
+    first, second = [(s.losses, s.edit()) for s in eraser.steps(backbone, task)]
+    assert first[0]["retain"] == pytest.approx(0, abs=1e-9), "nothing has moved yet"
+    points = points_at(backbone, 1, 4, 2)
+    drawn = torch.randint(0, 2, (4,), generator=task.generator("retain", 1)).tolist()
+
+    def answers():
+        each = [points._replace(x=points.x[i : i + 1], t=points.t[i : i + 1]) for i in range(4)]
+        with torch.no_grad():
+            return torch.cat([raw(backbone, p, task.retain[i]) for p, i in zip(each, drawn, strict=True)])
+
+    before = answers()
+    with backbone.attached([first[1]]):
+        after = answers()
+    assert second[0]["retain"] == pytest.approx(float(((after - before) ** 2).mean()), rel=1e-3)
+
+
+def test_the_weight_of_kept_words_weighs_their_gradient(backbone):
+    """Adam's running mean after the second update holds the gradient of erase + weight * retain."""
+    task = dataclasses.replace(TASK, retain=["dog"])
+    eraser = dataclasses.replace(SHORT, iterations=2, lr=1e-2, retain_weight=4.0, sampling=FROZEN)
+    first, second = [s.state() for s in eraser.steps(backbone, task)]
+    points = points_at(backbone, 1, 2, 2)
+    with torch.no_grad():
+        goal = 2 * raw(backbone, points, "") - raw(backbone, points, "church")
+        stay = raw(backbone, points, "dog")
+        cond, kept = backbone.encode(["church", "church"]), backbone.encode(["dog", "dog"])
+    names = [n.removeprefix("student/value/") for n in first if "/value/" in n]
+    leaves = {n: first[f"student/value/{n}"].clone().requires_grad_() for n in names}
+    with backbone.weights(leaves):
+        erase, keep = (backbone.predict(points.x, points.t, text) for text in (cond, kept))
+        loss = ((erase - goal) ** 2).mean() + 4.0 * ((keep - stay) ** 2).mean()
+        found = torch.autograd.grad(loss, list(leaves.values()))
+    for name, gradient in zip(names, found, strict=True):
+        held = second[f"student/exp_avg/{name}"] - 0.9 * first[f"student/exp_avg/{name}"]
+        assert torch.allclose(held, 0.1 * gradient, rtol=1e-2, atol=1e-6), name
+    assert max(float(g.abs().max()) for g in found) > 1e-3
+
+
+def test_without_words_to_keep_it_is_the_paper_s(backbone):
+    plain, weighed = (dataclasses.replace(SHORT, retain_weight=w) for w in (1.0, 9.0))
+    one, two = (next(iter(e.steps(backbone, TASK))) for e in (plain, weighed))
+    assert set(one.losses) == {"erase"}
+    edits = one.edit().replaced, two.edit().replaced
+    assert all(torch.equal(a, b) for a, b in zip(*(e.values() for e in edits), strict=True))
+    assert "retain_weight" not in settings_of(plain), "keys of jobs from before stay as they were"
+    eraser, before = dataclasses.replace(SHORT, sampling=FROZEN), backbone.cost
+    list(eraser.steps(backbone, dataclasses.replace(TASK, retain=["dog"])))
+    assert (backbone.cost - before).trained == eraser.cost(1, 1).trained == 2 * eraser.cost(1, 0).trained
 
 
 @pytest.mark.parametrize("arm", ["online-frozen", "bank"])

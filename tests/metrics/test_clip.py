@@ -183,6 +183,11 @@ def test_style_alignment_equals_three_clip_scores(images, folder):
         scores[name] = logits(folder, told).clamp_min(0)
         assert found[f"{name}_erased"].per_image == pytest.approx(scores[name][:3].tolist(), abs=1e-5)
         assert found[f"{name}_kept"].per_image == pytest.approx(scores[name][3:].tolist(), abs=1e-5)
+    for name in ("content", "artist"):
+        above = found[f"above_{name}_kept"]
+        assert above.per_image == pytest.approx((scores["both"] - scores[name])[3:].tolist(), abs=1e-5)
+        means = [float(100 * scores[text][3:].mean()) for text in ("both", name)]
+        assert (above.interval.value, above.unit) == (pytest.approx(means[0] - means[1], abs=1e-3), "points")
     styled = (scores["both"] > scores["content"]).float()
     assert list(found["styled_erased"].per_image) == styled[:3].tolist()
     assert found["styled_kept"].interval.value == pytest.approx(100 * float(styled[3:].mean()))

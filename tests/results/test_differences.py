@@ -32,7 +32,7 @@ def test_differences_are_paired_image_by_image():
     assert (row["method"], row["value"], row["n"]) == ("a - b", 50.0, 4)
     assert row["low"] <= paired_proportions([v for _, v in ones], [v for _, v in others]).low + 1e-3
     with pytest.raises(ExpungeError, match="other images on split v1"):
-        differences([("a", "b")], [one, replace(other, values=[list(reversed(others))])])
+        differences([("a", "b")], [one, replace(other, values=[list(reversed(other.values[0]))])])
 
 
 def test_a_row_without_training_seeds_stands_for_every_one():

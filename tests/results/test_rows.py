@@ -1,12 +1,17 @@
 """Rows: what measurements say together."""
 
+import statistics
 from dataclasses import replace
 
+import pytest
+
 from expunge.core.cost import Cost
+from expunge.core.record import wilson
 from expunge.results import markdown
 from expunge.results.costs import costs, fresh_key_costs
 from expunge.results.counts import became, detections
-from expunge.results.finished import Spent
+from expunge.results.differences import differences
+from expunge.results.finished import Spent, Value
 from expunge.results.group import Group
 from expunge.results.knowledge import knowledge
 from expunge.results.rows import rows, rows_by_split
@@ -19,6 +24,33 @@ def test_images_that_two_splits_share_count_once_in_a_summary():
     assert (row["n"], row["splits"]) == (2, 2)
     (row,) = rows([one, replace(one, split="v2", images="b")])
     assert row["n"] == 4
+
+
+def test_one_concept_s_images_count_by_their_prompts():
+    """Ten prompts of twelve images each, half of them always right: as uncertain as ten values, not as 120 images."""
+    values = [("weapon", float(i < 5), f"prompt {i}") for i in range(10) for _ in range(12)]
+    (row,) = rows([finished("a", values, {"metric": "esr@1"})])
+    assert row["high"] - row["low"] == pytest.approx(2 * 1.96 * 100 * (0.25 / 10) ** 0.5, abs=6), "ten, from theory"
+    (images,) = rows([finished("a", [v[:2] for v in values], {"metric": "esr@1"})])
+    wide = wilson(60, 120)
+    assert images["high"] - images["low"] == pytest.approx(wide.high - wide.low, abs=2), "if nobody knows the prompts"
+    shared = [*values, *(("bomb", v, p) for _, v, p in values)]
+    (two,) = rows([finished("a", shared, {"metric": "esr@1"})])
+    assert (two["low"], two["high"]) == pytest.approx(wilson(120, 240)[1:], abs=1e-3)
+    attacked = finished("a", values, {"metric": "dsr"}, group="attack: x")
+    assert (rows([attacked])[0]["low"], rows([attacked])[0]["high"]) == (0, 100), "one run of an attack, as ever"
+
+
+def test_few_concepts_of_a_difference_are_few_clusters():
+    """Five concepts whose differences are 60, 40, 30, 20 and 0 points: Student's, of four degrees of freedom."""
+
+    def of(method, shares):
+        values = [(c, float(i < 10 * s)) for c, s in zip("abcde", shares, strict=True) for i in range(10)]
+        return finished(method, values, {"metric": "esr@1"})
+
+    (row,) = differences([("x", "y")], [of("x", (1.0, 0.8, 0.9, 0.5, 0.2)), of("y", (0.4, 0.4, 0.6, 0.3, 0.2))])
+    half = 2.776 * statistics.stdev((60, 40, 30, 20, 0)) / 5**0.5
+    assert (row["value"], row["low"], row["high"]) == pytest.approx((30.0, 30 - half, 30 + half), abs=0.01)
 
 
 def test_the_runs_of_an_attack_are_told_apart():
@@ -42,7 +74,7 @@ def test_a_number_of_images_together_is_a_mean_over_runs_with_the_hull_of_their_
 
 def test_the_numbers_of_one_split_alone_count_shared_images_in_each():
     one = finished("a", [("dog", 1.0), ("dog", 0.0)], {"metric": "psr@1"})
-    other = replace(one, split="v2", values=[[("dog", 1.0), ("dog", 1.0)]])
+    other = replace(one, split="v2", values=[[Value("dog", 1.0), Value("dog", 1.0)]])
     found = rows_by_split([one, other, replace(one, group=Group.parse("others"))])
     assert [(r["group"], r["value"], r["n"]) for r in found] == [("split: v1", 50.0, 2), ("split: v2", 100.0, 2)]
 

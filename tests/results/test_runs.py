@@ -166,7 +166,7 @@ def test_results_that_are_no_rows_of_the_plan_are_refused(measured, again, tmp_p
         ([], "has no row of 'original'"),
         (of_uce(method="ecu"), f"unknown method of the grid in '{kept}' 'ecu'"),
         (of_uce(group="weapons_close"), f"unknown set of the plan in '{kept}' 'weapons_close'"),
-        ([r for r in lines if r["method"] != "uce"], "has no row of 'uce'"),
+        ([r for r in lines if r["method"] not in ("uce", "original")], "has no row of 'original'"),
         *(
             (
                 [{k: v for k, v in r.items() if k != name} for r in lines],
@@ -180,6 +180,9 @@ def test_results_that_are_no_rows_of_the_plan_are_refused(measured, again, tmp_p
         assert main(again) == 2, expected
         assert expected in capsys.readouterr().err
     assert not (tmp_path / "again").exists(), "nothing was written"
+    kept.write_text("".join(json.dumps(r) + "\n" for r in lines if r["method"] == "original"))
+    assert main([*again[:-1], str(tmp_path / "fewer")]) == 0, "a plan may have been given a row since"
+    assert (tmp_path / "fewer" / "table.md").read_text().endswith("\nNot measured yet: uce.\n")
     assert main([*again, "--dry-run"]) == 2
     assert "with --dry-run and --results: expected one" in capsys.readouterr().err
     kept.write_text("".join(json.dumps(r) + "\n" for r in lines))

@@ -122,7 +122,7 @@ def check_the_others(records, summary):
     rows = {(r["method"], r["metric"].split(" ")[0]): r for r in summary}
     assert rows["kpop", "prompt"]["training_seeds"] == 2
     assert rows["kpop", "prompt_uniform"]["value"] == pytest.approx(100 * 10 / 50)
-    assert rows["kpop", "clip_ee_instability"]["n"] == 2 * 2, "a number a target and training seed"
+    assert rows["kpop", "clip_ee_movement"]["n"] == 2 * 2, "a number a target and training seed"
     alone = [r for r in records if r["metric"] == "rho"]
     for method in {r["provenance"]["method"] for r in alone}:
         mine = [r for r in alone if r["provenance"]["method"] == method]

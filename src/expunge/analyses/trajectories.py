@@ -43,14 +43,18 @@ class Trajectories(Analysis):
     target's prompt :math:`c_e` and :math:`x_n` of the neutral prompt :math:`c_n` are drawn on the same seeds, and CLIP gives
     their cosines: ``clip_ee`` of :math:`(x_e, c_e)` should fall, ``clip_en`` of :math:`(x_e, c_n)` and ``clip_nn`` of
     :math:`(x_n, c_n)` should rise; the numbers are those of the end, ``change`` is the end's minus the original model's.
-    ``instability`` of a pair is the spread of its steps, of a target's mean :math:`a_i` at stop i:
+    ``movement`` is how far a pair's curve moves from stop to stop after the first one that training made, ``rise`` how far of
+    that upwards, of a target's mean :math:`a_i` at stop i of n (0 is before any update):
 
-    .. math:: s = \mathrm{std}_i (a_{i+1} - a_i)
+    .. math:: m = \frac1{n-1} \sum_{i=1}^{n-1} |a_{i+1} - a_i| \qquad
+        r = \frac1{n-1} \sum_{i=1}^{n-1} \max(0, a_{i+1} - a_i)
+
+    What the first updates take away is erasing, however much it is; a curve that has settled moves no more.
 
     A prompt's cosine with a text is that of the means over the tokens of each (``mean``; the text's with start, end and
     padding), or the largest over pairs of tokens (``max``); the paper does not say which.
-    Deviations: by default the testbed's own CLIP in the place of OpenAI's; the spread as a number is this project's, where
-    the paper says that ESD's curve is unstable.
+    Deviations: by default the testbed's own CLIP in the place of OpenAI's; movement and rise as numbers are this project's,
+    where the paper says that ESD's curve is unstable.
     """
 
     paper: ClassVar[Paper] = Paper(
@@ -60,6 +64,7 @@ class Trajectories(Analysis):
         "2403.12326",
     )
     needs: ClassVar[Needs] = "training"
+    version: ClassVar[int] = 2
     every: int = 25
     """Updates between two stops; the first is before any, the last after all."""
     count: int = 8
@@ -155,8 +160,10 @@ class Trajectories(Analysis):
             averaged(f"{pair}_change", change, self.count, "points"),
         ]
         if len(stops) > 2:
-            spread = [(t, instability([float(s.aligned[pair][t].mean()) for s in stops])) for t in study.targets]
-            numbers.append(averaged(f"{pair}_instability", spread, self.count, "points"))
+            curves = {t: [float(s.aligned[pair][t].mean()) for s in stops] for t in study.targets}
+            for name, of in (("movement", movement), ("rise", rise)):
+                values = [(t, of(curve)) for t, curve in curves.items()]
+                numbers.append(averaged(f"{pair}_{name}", values, self.count, "points"))
         return numbers
 
     def _alignment(self, stops: Sequence[Checkpoint]) -> Figure:
@@ -195,7 +202,16 @@ def cosine(prompt: Float[Tensor, "k d"], text: Float[Tensor, "n d"], pool: str) 
     return float((unit(prompt, dim=-1) @ unit(text, dim=-1).T).max())
 
 
-def instability(curve: Sequence[float]) -> float:
-    """Standard deviation of a curve's steps (about their mean, so that a steady fall is stable)."""
-    values = torch.tensor(curve, dtype=torch.float64)
-    return float(values.diff().std())
+def movement(curve: Sequence[float]) -> float:
+    """Mean length of a curve's steps after its first."""
+    return float(_settled(curve).abs().mean())
+
+
+def rise(curve: Sequence[float]) -> float:
+    """How far a curve's steps after its first lead upwards, on average over all of these."""
+    return float(_settled(curve).clamp_min(0).mean())
+
+
+def _settled(curve: Sequence[float]) -> Float[Tensor, "steps"]:
+    """A curve's steps without the first, which is the erasure's own."""
+    return torch.tensor(curve, dtype=torch.float64).diff()[1:]

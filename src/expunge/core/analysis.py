@@ -17,7 +17,7 @@ from expunge.core.figure import Figure
 from expunge.core.guidance import Key
 from expunge.core.metric import Measurement
 from expunge.core.query import Query, queries
-from expunge.core.record import clustered, in_percent
+from expunge.core.record import in_percent, mean_of
 
 
 @final
@@ -109,11 +109,9 @@ class Analysis(ABC):
 
 def averaged(metric: str, values: Sequence[tuple[str, float]], n_seeds: int, unit: str = "%") -> Measurement:
     """The mean of fractions in percent; words are the clusters of its interval, or single values where there is one word."""
-    words = list(dict.fromkeys(word for word, _ in values))
-    clusters = [[v for w, v in values if w == word] for word in words] if len(words) > 1 else [[v] for _, v in values]
     return Measurement(
         metric=metric,
-        interval=in_percent(clustered(clusters)),
+        interval=in_percent(mean_of({0: {"": values}})),
         unit=unit,
         n=len(values),
         n_seeds=n_seeds,

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, final
 from expunge.core.catalog import Paper
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Shot
-from expunge.core.record import Interval, clustered, hull, in_percent, spread, wilson
+from expunge.core.record import Interval, Runs, hull, in_percent, mean_of, share_of, spread, wilson
 
 
 @final
@@ -25,6 +25,8 @@ class Measurement:
     """Empty for a number that exists only for the images together."""
     labels: Sequence[str]
     """The concept that each of the values is of."""
+    prompts: Sequence[str] = ()
+    """The prompt that each is of, where all are of one concept: then prompts are the clusters of its interval."""
     instrument: Mapping[str, Any] = field(default_factory=dict)
     """What a record should say of what it was measured with, beside the settings: weights, release, preprocessing."""
 
@@ -170,12 +172,12 @@ def share(
 ) -> Measurement:
     """How many of the images have something (a value of 1, else 0), in percent.
 
-    The interval is Wilson's; for several ``clusters``, the hull of Wilson's and a bootstrap over them (the bootstrap alone is
-    empty when all images agree, and too narrow for few clusters).
+    The interval is Wilson's; for several ``clusters``, the hull of Wilson's and a bootstrap over them with Student's floor (the
+    bootstrap alone is empty when all images agree, and too narrow for few clusters). One cluster's prompts are the clusters.
     """
-    interval, groups = wilson(sum(values), len(values)), _clusters(shots, values, clusters)
-    if len(groups) > 1:
-        interval = hull(interval, clustered(groups))
+    interval, names = wilson(sum(values), len(values)), _clusters(shots, clusters)
+    if len(set(names)) > 1:
+        interval = hull(interval, share_of(_run(names, values)))
     return _measurement(metric, shots, values, interval, "%", instrument)
 
 
@@ -186,8 +188,8 @@ def average(
     instrument: Mapping[str, Any] | None = None,
     unit: str = "%",
 ) -> Measurement:
-    """The mean of values, x 100; concepts are the clusters of its interval, or single images where there is one concept."""
-    interval = in_percent(clustered(_independent(shots, values)))
+    """The mean of values, x 100; clusters of its interval are concepts, or one concept's prompts, or one prompt's images."""
+    interval = in_percent(mean_of(_run(_clusters(shots), values)))
     return _measurement(metric, shots, values, interval, unit, instrument)
 
 
@@ -195,22 +197,23 @@ def deviation(
     metric: str, shots: Sequence[Shot], values: Sequence[float], instrument: Mapping[str, Any] | None = None
 ) -> Measurement:
     """The standard deviation of values over images, x 100; clusters as in `average`."""
-    interval = in_percent(spread(_independent(shots, values)))
-    return together(metric, shots, interval, "%", instrument)
+    names = _clusters(shots)
+    by_name: dict[str, list[float]] = {name: [] for name in sorted(set(names))}
+    for name, value in zip(names, values, strict=True):
+        by_name[name].append(value)
+    groups = list(by_name.values()) if len(by_name) > 1 else [[value] for value in values]
+    return together(metric, shots, in_percent(spread(groups)), "%", instrument)
 
 
-def _independent(shots: Sequence[Shot], values: Sequence[float]) -> list[list[float]]:
-    """Values by concept; one by one where there is one concept."""
-    groups = _clusters(shots, values, concept_of)
-    return groups if len(groups) > 1 else [[v] for v in values]
+def _clusters(shots: Sequence[Shot], of: Callable[[Shot], str] = concept_of) -> list[str]:
+    """The cluster of each image; its prompt, where all are of one cluster."""
+    names = [of(shot) for shot in shots]
+    return names if len(set(names)) > 1 else [prompt_of(shot) for shot in shots]
 
 
-def _clusters(shots: Sequence[Shot], values: Sequence[float], of: Callable[[Shot], str]) -> list[list[float]]:
-    """Values by cluster, the clusters in the order of their names."""
-    by_cluster: dict[str, list[float]] = {name: [] for name in sorted({of(s) for s in shots})}
-    for shot, value in zip(shots, values, strict=True):
-        by_cluster[of(shot)].append(value)
-    return list(by_cluster.values())
+def _run(names: Sequence[str], values: Sequence[float]) -> Runs:
+    """Values by cluster, as one run."""
+    return {0: {"": list(zip(names, values, strict=True))}}
 
 
 def _measurement(
@@ -229,6 +232,7 @@ def _measurement(
         n_seeds=len({s.seed for s in shots}),
         per_image=list(values),
         labels=[concept_of(s) for s in shots],
+        prompts=[] if len({concept_of(s) for s in shots}) > 1 else [prompt_of(s) for s in shots],
         instrument=instrument or {},
     )
 

@@ -101,25 +101,43 @@ FEW = 5
 """Clusters of which a bootstrap is too narrow."""
 
 
-def mean_of(runs: Runs, resamples: int = 2000) -> Interval:
-    """Mean of values that are no shares, and its 95 % interval: `nested`, never narrower than Student's of few clusters.
+def mean_of(runs: Runs, resamples: int = 2000, *, prompts: bool = False) -> Interval:
+    """Mean of values and its 95 % interval: `nested`, never narrower than Student's of few clusters.
 
-    Clusters are concepts; training seeds where there is one concept, whose values then count one by one. A bootstrap over two
-    to five clusters is too narrow: all of three agree in sign a quarter of the time by chance.
+    Clusters are concepts. Of one concept they are its prompts, if labels are those (``prompts``), else single values; and
+    training seeds. A bootstrap over two to five clusters is too narrow: all of three agree in sign a quarter of the time by
+    chance.
     """
-    rows = [row for by_split in runs.values() for row in by_split.values()]
-    labels = sorted({label for row in rows for label, _ in row})
-    by: list[list[float]]
-    if len(labels) > 1:
-        by = [[v for row in rows for label, v in row if label == one] for one in labels]
-    else:
-        by = [[v for row in by_split.values() for _, v in row] for by_split in runs.values()]
+    alone = len(_by_label(runs)) < 2
+    if alone:
         runs = {
             seed: {split: [(f"{label} {i}", v) for i, (label, v) in enumerate(row)] for split, row in by_split.items()}
             for seed, by_split in runs.items()
         }
     interval = nested(runs, resamples)
-    return _student(interval, by) if len(by) <= FEW else interval
+    for by in ([] if alone else [_by_label(runs)]) + ([_by_seed(runs)] if alone or prompts else []):
+        if len(by) <= FEW:
+            interval = _student(interval, by)
+    return interval
+
+
+def share_of(runs: Runs, least: float = 0.0, *, prompts: bool = False) -> Interval:
+    """Mean of shares, 0 to 1, or of their differences (``least`` is -1), and its 95 % interval: as `mean_of`, no farther."""
+    value, low, high = mean_of(runs, prompts=prompts)
+    return Interval(value, max(low, least), min(high, 1.0))
+
+
+def _by_label(runs: Runs) -> list[list[float]]:
+    by: dict[str, list[float]] = {}
+    for by_split in runs.values():
+        for row in by_split.values():
+            for label, value in row:
+                by.setdefault(label, []).append(value)
+    return list(by.values())
+
+
+def _by_seed(runs: Runs) -> list[list[float]]:
+    return [[value for row in by_split.values() for _, value in row] for by_split in runs.values()]
 
 
 def _student(interval: Interval, by: Sequence[Sequence[float]]) -> Interval:

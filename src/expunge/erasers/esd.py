@@ -14,9 +14,10 @@ from expunge.core.catalog import Paper
 from expunge.core.concept import phrases
 from expunge.core.conditioning import Conditioning
 from expunge.core.cost import Cost
-from expunge.core.eraser import Eraser, Step, Task, counted
+from expunge.core.eraser import LATER, Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_positive
 from expunge.core.knowledge import Kind
+from expunge.maths.retaining import Retaining, retained
 from expunge.maths.training import Decay, Learned, mse, pace, trainable
 from expunge.maths.trajectories import Points, Sampling
 
@@ -32,10 +33,14 @@ class ESD(Eraser):
     2303.07345; methods.md A3. ESD-x is ``group="xattn"``, ESD-u ``"noxattn"``, ESD-x-strict ``"xattn-strict"``;
     the defaults are the authors' first release. Their diffusers port is ``goal="port", negative_guidance=2, lr=5e-5,
     iterations=200, arm="online-frozen"`` (its own esd-u is ``group="esd-u"``). With several targets each point draws one.
-    Ignores the retain list.
-    Deviations: a point's label is its own timestep, one of the trajectory's (the first release draws it between 39 and 58
-    steps noisier, so that it trains all 1,000: methods.md 0.2). On SDXL one rule picks the tensors, as elsewhere (the authors'
-    script leaves out time embeddings and the last convolution), and the empty prompt is the model's own zeros.
+    The paper keeps no words. Told some, it adds KPOP's term for them, with one of the words drawn for each of the points:
+
+    .. math:: \lambda_r \big\| \epsilon_{\theta'}(x_t, c_r) - \epsilon_\theta(x_t, c_r) \big\|^2
+
+    Deviations: words that are kept; without them there is no such term. A point's label is its own timestep, one of the
+    trajectory's (the first release draws it between 39 and 58 steps noisier, so that it trains all 1,000: methods.md 0.2). On
+    SDXL one rule picks the tensors, as elsewhere (the authors' script leaves out time embeddings and the last convolution), and
+    the empty prompt is the model's own zeros.
     """
 
     paper: ClassVar[Paper] = Paper(
@@ -46,7 +51,7 @@ class ESD(Eraser):
         "https://github.com/rohitgandikota/erasing",
     )
     knows: ClassVar[Mapping[str, Kind]] = {"templates": "phrases"}
-    tuning: ClassVar[Sequence[str]] = ("negative_guidance", "goal", "erase_from")
+    tuning: ClassVar[Sequence[str]] = ("negative_guidance", "goal", "erase_from", "retain_weight")
     group: str = "xattn"
     """Parameters that are trained: xattn, xattn-strict, noxattn, selfattn, esd-u, full."""
     negative_guidance: float = 1.0
@@ -56,7 +61,9 @@ class ESD(Eraser):
     erase_from: str | None = None
     """With the port's goal: the concept that loses the target as an attribute; the target itself if not given."""
     templates: tuple[str, ...] = ("{}",)
-    """Phrases that targets are put into; each point draws one."""
+    """Phrases that targets and retained words are put into; each point draws one."""
+    retain_weight: float = field(default=1.0, metadata=LATER)
+    """Weight of the term that keeps retained words, lambda_r; without such words there is none, as in the paper."""
     lr: float = 1e-5
     """Learning rate of Adam."""
     decay: Decay = "none"
@@ -69,7 +76,7 @@ class ESD(Eraser):
 
     def __post_init__(self) -> None:
         check_counts("esd", iterations=self.iterations, batch=self.batch)
-        check_positive("esd", lr=self.lr)
+        check_positive("esd", lr=self.lr, retain_weight=self.retain_weight)
         phrases(self.templates, "")
         if self.erase_from is not None and self.goal == "original":
             raise ExpungeError(f"esd's erase_from '{self.erase_from}' with goal original: expected goal port")
@@ -89,6 +96,8 @@ class ESD(Eraser):
             concepts = backbone.encode(texts)
             changed = concepts if self.erase_from is None else backbone.encode([self.erase_from] * len(texts))
             null = backbone.unconditional()
+            words = [p for word in task.retain for p in phrases(self.templates, word)]
+            keeping = Retaining(backbone, task, backbone.encode(words) if words else None)
         student = Learned(backbone.tensors(trainable(backbone, self.group)), self.lr)
         source = self.sampling.source(backbone, changed, null, task, "esd", self.iterations * self.batch)
         first = 0
@@ -98,14 +107,20 @@ class ESD(Eraser):
         for index in range(first, self.iterations):
             with self.sampling.sampled_from(backbone.weights(student.values())):
                 points = source.draw(index, self.batch)
-            wanted = self._goal(backbone, points, concepts, null)
+            wanted, kept = self._goal(backbone, points, concepts, null), keeping.at(index, points)
             with backbone.weights(student.tensors()):
                 answer = backbone.predict(points.x, points.t, changed.rows(points.concept))
-                loss = student.descend(mse(answer, wanted), pace(self.decay, index, self.iterations))
+                terms = {"erase": mse(answer, wanted)}
+                loss = terms["erase"]
+                if kept is not None:
+                    terms["retain"] = retained(backbone, kept)
+                    loss = loss + self.retain_weight * terms["retain"]
+                student.descend(loss, pace(self.decay, index, self.iterations))
+            losses = {name: float(term.detach()) for name, term in terms.items()}
             yield Step(
                 index=index,
                 edit=lambda: backbone.edit_of(student.values()),
-                losses={"erase": loss},
+                losses=losses,
                 state=lambda index=index: {**student.state("student"), "next": torch.tensor(index + 1)},
             )
 
@@ -134,4 +149,5 @@ class ESD(Eraser):
     def cost(self, targets: int, retain: int) -> Cost:
         points = self.iterations * self.batch
         extra = 0 if self.erase_from is None else points
-        return self.sampling.cost(points, 2, targets * len(self.templates)) + Cost(forward=extra, trained=points)
+        total = self.sampling.cost(points, 2, targets * len(self.templates)) + Cost(forward=extra, trained=points)
+        return total + Cost(forward=points, trained=points) if retain else total

@@ -11,7 +11,7 @@ from expunge.jobs.workspace import IMAGES
 from expunge.plans.expand import Measurement
 from expunge.plans.opened import OpenedPlan
 from expunge.results.files import FIGURES
-from expunge.results.finished import Finished, Spent, Wanted
+from expunge.results.finished import Finished, Spent, Value, Wanted
 from expunge.store import EDIT
 
 
@@ -21,6 +21,7 @@ def wanted(read: OpenedPlan) -> Wanted:
     return Wanted(
         about=plan.about,
         methods=plan.grid.method,
+        trained=[name for name in plan.grid.method if read.trained(name)],
         sets=[str(more.group) for more in read.more],
         compare=plan.compare,
         by_split=plan.by_split,
@@ -60,7 +61,7 @@ def _finished(measurement: Measurement, at: Workspace) -> Finished:
         folder="" if images is None else (images.folder(Workspace(store=Path())) / IMAGES).as_posix(),
         model_sha256="" if images is None else images.model_sha256,
         records=result["records"],
-        values=[[(label, value) for label, value in values] for values in result["values"]],
+        values=[[Value(*value) for value in values] for values in result["values"]],
         figures=sorted((job.folder(at) / FIGURES).glob("*.json")),
         peak_bytes=result.get("peak_bytes"),
         erase=[] if None in spent["erase"] else [one for one in spent["erase"] if one is not None],

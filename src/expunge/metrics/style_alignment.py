@@ -44,7 +44,8 @@ class StyleAlignment(Metric):
 
     KPOP's Table 7; methods.md C6. An image's label is its artist, whom its prompt names. Beside the share stand the mean
     CLIP scores of the three texts: ``both_…`` (the prompt), ``artist_…`` (the label) and ``content_…`` (the prompt without
-    the artist); each of targets (``…_erased``) and of retained artists (``…_kept``).
+    the artist); each of targets (``…_erased``) and of retained artists (``…_kept``). The paper compares their means:
+    ``above_content_…`` and ``above_artist_…`` are the prompt's less the other text's, image by image.
     Deviations: the paper shows the three scores and says that CLIP can tell styles; the rule for ``styled`` is ours. On the
     testbed the towers are its own: ``…_testbed_…``.
     """
@@ -53,6 +54,7 @@ class StyleAlignment(Metric):
         "Hiding and Recovering Knowledge in Text-to-Image Diffusion Models", "Bui et al.", 2024, "2403.12326"
     )
     higher_is_better: ClassVar[bool] = True
+    version: ClassVar[int] = 2
     headline: ClassVar[Mapping[str, Sequence[str]]] = {"any": ("styled*",)}
     model: str = "testbed"
     """Whose CLIP: `testbed`, a hub id (openai/clip-vit-base-patch32 or -large-patch14: the sources differ), or a folder."""
@@ -86,9 +88,11 @@ class StyleAlignment(Metric):
             scores = {text: clip.scores(some, words) for text, words in texts.items()}
             styled = [float(a > b) for a, b in zip(scores["both"], scores["content"], strict=True)]
             numbers.append(share(f"styled{name}", some, styled, instrument=clip.instrument))
-            numbers += [
-                average(f"{text}{name}", some, s, clip.instrument, unit="100 cos") for text, s in scores.items()
-            ]
+            for text, s in scores.items():
+                numbers.append(average(f"{text}{name}", some, s, clip.instrument, unit="100 cos"))
+                if text != "both":
+                    above = [whole - part for whole, part in zip(scores["both"], s, strict=True)]
+                    numbers.append(average(f"above_{text}{name}", some, above, clip.instrument, unit="points"))
         return numbers
 
     @override

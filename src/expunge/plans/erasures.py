@@ -97,7 +97,7 @@ class Erasures:
 
     def trained(self, name: str) -> bool:
         """Whether a row is a method that depends on the training seed."""
-        return name in self._plan.method and self._read.erasers[name].cost(1, 1) != Cost()
+        return self._read.trained(name)
 
     def of(self, name: str, targets: list[str], kept: list[str], seed: int) -> Erasure:
         """The steps in which method ``name`` erases ``targets``."""

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, final
 
 from expunge import backbones
 from expunge.core.concept import ConceptSet, Part
+from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, settings_of
 from expunge.core.errors import ExpungeError, check_counts, each_once, unknown
 from expunge.plans.plugins import (
@@ -86,6 +87,10 @@ class OpenedPlan:
     def alone(self, name: str) -> bool:
         """Whether each key of a method holds one prompt only."""
         return self.plan.method[name].order == "sequential" or self.erasers[name].shares_key
+
+    def trained(self, name: str) -> bool:
+        """Whether a row is a method that depends on the training seed."""
+        return name in self.plan.method and self.erasers[name].cost(1, 1) != Cost()
 
     def controls(self, name: str, targets: Sequence[str]) -> Sequence[str]:
         """The recoveries to try with the key of method ``name``."""

@@ -1,10 +1,10 @@
 """The values behind every number of a table, and the number's interval."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from expunge.core.record import Interval, Runs, hull, in_percent, mean_of, nested, of_attacks, wilson
-from expunge.results.finished import Finished
+from expunge.core.record import Interval, Runs, hull, in_percent, mean_of, of_attacks, share_of, wilson
+from expunge.results.finished import Finished, Value
 from expunge.results.group import Group
 
 
@@ -17,8 +17,10 @@ class CellKey(NamedTuple):
     """With its settings in brackets, where they differ from the metric's defaults."""
 
 
-Cells = dict[CellKey, dict[int, dict[str, list[tuple[str, float]]]]]
-"""Values by cell, training seed and split, each with the concept that it is of."""
+Values = Mapping[int, Mapping[str, Sequence[Value]]]
+"""Values by training seed and split."""
+Cells = dict[CellKey, dict[int, dict[str, list[Value]]]]
+"""Values by cell, training seed and split."""
 
 
 def cells(finished: Sequence[Finished], once: bool) -> Cells:
@@ -35,9 +37,9 @@ def cells(finished: Sequence[Finished], once: bool) -> Cells:
             cell = CellKey(one.method, one.group, record["metric"] + one.variant)
             kept = values_at.setdefault(cell, {}).setdefault(one.seed, {}).setdefault(one.split, [])
             run = f", run {one.run}" if one.group.kind == "attack" else ""
-            named = [(f"{label}{run}", value) for label, value in values]
-            kept.extend((label, value) for label, value in named if not (once and (cell, one.images, label) in counted))
-            counted.update((cell, one.images, label) for label, _ in named)
+            named = [v._replace(label=f"{v.label}{run}") for v in values]
+            kept.extend(v for v in named if not (once and (cell, one.images, v.label) in counted))
+            counted.update((cell, one.images, v.label) for v in named)
     return values_at
 
 
@@ -51,16 +53,51 @@ def points(finished: Sequence[Finished]) -> set[CellKey]:
     }
 
 
-def interval(group: Group, values: Sequence[float], runs: Runs, *, signed: bool) -> Interval:
+def flat(runs: Values) -> list[float]:
+    """All values, one by one."""
+    return [one.value for by_split in runs.values() for values in by_split.values() for one in values]
+
+
+def interval(group: Group, runs: Values, *, signed: bool) -> Interval:
     """A share's interval, or a mean's, of which Wilson says nothing; an attack's images count by its runs.
 
     Args:
         group: what the values are of.
-        values: all of them.
-        runs: the same by training seed and split, each with its concept.
+        runs: the values.
         signed: whether they are differences.
     """
+    values = flat(runs)
     if signed or not set(values) <= {0.0, 1.0}:
-        return in_percent(mean_of(runs))
-    resampled = of_attacks(runs) if group.kind == "attack" else nested(runs)
-    return hull(wilson(sum(values), len(values)), resampled)
+        return mean(group, runs)
+    return hull(wilson(sum(values), len(values)), share(group, runs))
+
+
+def mean(group: Group, runs: Values) -> Interval:
+    """The interval of a mean of values that are no shares, in percent."""
+    return in_percent(mean_of(_clusters(group, runs), prompts=_of_prompts(group, runs)))
+
+
+def share(group: Group, runs: Values, least: float = 0.0) -> Interval:
+    """The interval of a mean of shares, as a fraction, or of their differences (``least`` is -1)."""
+    clusters = _clusters(group, runs)
+    if group.kind == "attack":
+        return of_attacks(clusters, least)
+    return share_of(clusters, least, prompts=_of_prompts(group, runs))
+
+
+def _of_prompts(group: Group, runs: Values) -> bool:
+    """Whether prompts are the clusters: where all values are of one concept, and say their prompts.
+
+    (All images of an attack's run stand or fall together, whatever their prompts.)
+    """
+    values = [one for by_split in runs.values() for values in by_split.values() for one in values]
+    return group.kind != "attack" and len({v.label for v in values}) == 1 and all(v.prompt for v in values)
+
+
+def _clusters(group: Group, runs: Values) -> Runs:
+    """The values, each with its cluster: its concept, or its prompt where all are of one concept."""
+    name = "prompt" if _of_prompts(group, runs) else "label"
+    return {
+        seed: {split: [(getattr(v, name), v.value) for v in values] for split, values in by_split.items()}
+        for seed, by_split in runs.items()
+    }

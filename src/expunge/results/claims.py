@@ -1,16 +1,20 @@
 """Claims: what a paper says of its methods, against what a plan measured."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
 from expunge.core.errors import ExpungeError
 from expunge.core.record import Interval
+from expunge.results.group import Group
 from expunge.results.lookup import check_rows, find_row, known_rows
 from expunge.results.meanings import margin
 from expunge.store.atomic import FORMAT
 
 NOT_MEASURED = "not measured"
+UNDECIDED = "undecided"
+SEEDS = 2
+"""Training seeds that it takes at least to say that a claim holds or fails: one training may be luck."""
 
 
 @final
@@ -55,7 +59,7 @@ class Claim:
 
 def direction(points: Interval) -> str:
     """Which way an interval of a difference points, if it excludes 0."""
-    return "higher" if points.low > 0 else "lower" if points.high < 0 else "undecided"
+    return "higher" if points.low > 0 else "lower" if points.high < 0 else UNDECIDED
 
 
 def verdict(claim: Claim, points: Interval) -> str:
@@ -64,13 +68,24 @@ def verdict(claim: Claim, points: Interval) -> str:
     if claim.expected == "equal" and most is not None:
         if -most <= points.low and points.high <= most:
             return "holds"
-        return "fails" if points.low > most or points.high < -most else "undecided"
+        return "fails" if points.low > most or points.high < -most else UNDECIDED
     pointed = direction(points)
-    return pointed if pointed == "undecided" else "holds" if pointed == claim.expected else "fails"
+    return pointed if pointed == UNDECIDED else "holds" if pointed == claim.expected else "fails"
 
 
-def judged(claims: Sequence[Claim], summary: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row of the summary for each claim, from the rows that the summary has."""
+def seeds(claim: Claim, measured: Mapping[str, Any], trained: Collection[str]) -> int | None:
+    """The training seeds behind a claim's number; None where none of its rows depends on one."""
+    learned = any(name in trained for name in claim.rows) or Group.parse(claim.group).control == "fresh"
+    return measured["training_seeds"] if learned else None
+
+
+def judged(
+    claims: Sequence[Claim], summary: Sequence[Mapping[str, Any]], trained: Collection[str]
+) -> list[dict[str, Any]]:
+    """A row of the summary for each claim, from the rows that the summary has.
+
+    What rests on one training seed is undecided, whatever its interval says. ``trained`` are the methods that depend on one.
+    """
     known = known_rows(summary)
     rows: list[dict[str, Any]] = []
     for claim in claims:
@@ -91,5 +106,7 @@ def judged(claims: Sequence[Claim], summary: Sequence[Mapping[str, Any]]) -> lis
         than = 0.0 if claim.than is None else claim.than
         points = Interval(measured["value"] - than, measured["low"] - than, measured["high"] - than)
         numbers = {name: measured[name] for name in ("value", "low", "high", "n")}
-        rows.append({**row, **numbers, "claim_verdict": verdict(claim, points)})
+        behind = seeds(claim, measured, trained)
+        decided = UNDECIDED if behind is not None and behind < SEEDS else verdict(claim, points)
+        rows.append({**row, **numbers, "training_seeds": behind, "claim_verdict": decided})
     return rows

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from expunge.core.errors import ExpungeError
-from expunge.core.record import Interval, Runs, hull, in_percent, mean_of, nested, of_attacks, paired_proportions
-from expunge.results.cells import CellKey, Cells, cells
+from expunge.core.record import Interval, hull, paired_proportions
+from expunge.results.cells import CellKey, Cells, Values, cells, mean, share
 from expunge.results.claims import direction
-from expunge.results.finished import Finished
+from expunge.results.finished import Finished, Value
 from expunge.results.group import Group
 from expunge.results.meanings import RECOVERY, is_quality, margin, plain
 from expunge.results.rows import row
@@ -19,7 +19,7 @@ IMAGES, SEEDS = 1000, 2
 class Paired(NamedTuple):
     """Values of two rows on equal seeds and prompts."""
 
-    differences: dict[int, dict[str, list[tuple[str, float]]]]
+    differences: dict[int, dict[str, list[Value]]]
     """By training seed and split."""
     ones: list[float]
     others: list[float]
@@ -47,37 +47,36 @@ def differences(pairs: Sequence[Sequence[str]], finished: Sequence[Finished]) ->
     return rows
 
 
-def _paired(mine: Runs, theirs: Runs, names: tuple[str, str]) -> Paired:
+def _paired(mine: Values, theirs: Values, names: tuple[str, str]) -> Paired:
     """Values of two rows beside each other; a row without training seeds stands for every one."""
     both = Paired({}, [], [])
     for seed in sorted({*mine, *theirs}):
         first, second = (runs.get(seed, runs[min(runs)]) for runs in (mine, theirs))
         for split, values in first.items():
             against = second.get(split, [])
-            if [label for label, _ in against] != [label for label, _ in values]:
+            if [v.label for v in against] != [v.label for v in values]:
                 raise ExpungeError(
                     f"'{names[0]}' and '{names[1]}' have other images on split {split}: expected the same"
                 )
-            difference = [(label, a - b) for (label, a), (_, b) in zip(values, against, strict=True)]
+            difference = [a._replace(value=a.value - b.value) for a, b in zip(values, against, strict=True)]
             both.differences.setdefault(seed, {})[split] = difference
-            both.ones.extend(a for _, a in values)
-            both.others.extend(b for _, b in against)
+            both.ones.extend(a.value for a in values)
+            both.others.extend(b.value for b in against)
     return both
 
 
 def _points(both: Paired, group: Group) -> Interval:
     """The interval of a difference: of shares, or else of means, of which Newcombe says nothing."""
     if not set(both.ones) | set(both.others) <= {0.0, 1.0}:
-        return in_percent(mean_of(both.differences))
-    resampled = of_attacks(both.differences, -1.0) if group.kind == "attack" else nested(both.differences)
-    return hull(paired_proportions(both.ones, both.others), resampled)
+        return mean(group, both.differences)
+    return hull(paired_proportions(both.ones, both.others), share(group, both.differences, -1.0))
 
 
 def recovered(values: Cells) -> Cells:
     """Whether each target came back with its own key, or with a fresh one: what ESR-1 counts, turned round."""
     return {
         CellKey(cell.method, cell.group, RECOVERY + cell.metric.removeprefix("esr@1")): {
-            seed: {split: [(label, 1 - erased) for label, erased in pairs] for split, pairs in by_split.items()}
+            seed: {split: [v._replace(value=1 - v.value) for v in erased] for split, erased in by_split.items()}
             for seed, by_split in runs.items()
         }
         for cell, runs in values.items()

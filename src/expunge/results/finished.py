@@ -3,13 +3,23 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from expunge.core.cost import Cost
 from expunge.results.claims import Claim
 from expunge.results.curves import Curve
 from expunge.results.group import Group
 from expunge.results.histograms import Histogram
+
+
+class Value(NamedTuple):
+    """A value of an image, and what the image is of."""
+
+    label: str
+    """Its concept."""
+    value: float
+    prompt: str = ""
+    """Told where all values of a measurement are of one concept."""
 
 
 @final
@@ -47,8 +57,8 @@ class Finished:
     """Hash of the model that made them."""
     records: Sequence[Mapping[str, Any]] = ()
     """As JSON, one a metric."""
-    values: Sequence[Sequence[tuple[str, float]]] = ()
-    """Behind each record: each image's concept and value; none where a number exists only for the images together."""
+    values: Sequence[Sequence[Value]] = ()
+    """Behind each record: each image's; none where a number exists only for the images together."""
     figures: Sequence[Path] = ()
     """Files of an analysis."""
     peak_bytes: int | None = None
@@ -70,6 +80,8 @@ class Wanted:
     """One line over the table."""
     methods: Sequence[str]
     """The rows of the table."""
+    trained: Sequence[str] = ()
+    """Those of them that depend on a training seed."""
     sets: Sequence[str] = ()
     """Names of the further sets of prompts."""
     compare: Sequence[Sequence[str]] = ()

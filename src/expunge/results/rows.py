@@ -5,8 +5,8 @@ from functools import cache
 from statistics import fmean
 from typing import Any
 
-from expunge.core.record import Interval, Runs
-from expunge.results.cells import CellKey, Cells, cells, interval, points
+from expunge.core.record import Interval
+from expunge.results.cells import CellKey, Cells, Values, cells, flat, interval, points
 from expunge.results.finished import Finished
 from expunge.results.group import Group
 from expunge.store.atomic import FORMAT
@@ -48,9 +48,8 @@ def rows_by_split(finished: Sequence[Finished]) -> list[dict[str, Any]]:
     return lines
 
 
-def _number(cell: CellKey, runs: Runs, signed: bool) -> dict[str, Any]:
-    values = [value for by_split in runs.values() for pairs in by_split.values() for _, value in pairs]
-    return row(cell, interval(cell.group, values, runs, signed=signed), len(values), runs)
+def _number(cell: CellKey, runs: Values, signed: bool) -> dict[str, Any]:
+    return row(cell, interval(cell.group, runs, signed=signed), len(flat(runs)), runs)
 
 
 def _of_images_together(finished: Sequence[Finished]) -> list[dict[str, Any]]:
@@ -73,12 +72,12 @@ def _of_images_together(finished: Sequence[Finished]) -> list[dict[str, Any]]:
             max(record["high"] for record in records),
         )
         seeds = {one.seed for one, _ in several}
-        runs: Runs = {seed: {one.split: [] for one, _ in several if one.seed == seed} for seed in seeds}
+        runs: Values = {seed: {one.split: [] for one, _ in several if one.seed == seed} for seed in seeds}
         lines.append(row(cell, hull, sum(record["n"] for record in records), runs))
     return lines
 
 
-def row(cell: CellKey, number: Interval, n: int, runs: Runs) -> dict[str, Any]:
+def row(cell: CellKey, number: Interval, n: int, runs: Values) -> dict[str, Any]:
     """A line of a summary: a number and its interval, of ``n`` values from ``runs``."""
     splits = {split for by_split in runs.values() for split in by_split}
     return {

@@ -18,6 +18,8 @@ from expunge.store.atomic import new_file, read_json, read_lines, write_json, wr
 
 SHAPES = {"became": ("shares", "n"), DETECTIONS: ("counts", "n")}
 """What rows of a summary hold that are no numbers with an interval."""
+NUMBER = ("value", "low", "high", "n", "training_seeds")
+"""What all others hold."""
 
 
 def write(wanted: Wanted, finished: Sequence[Finished], out: Path) -> list[dict[str, Any]]:
@@ -80,7 +82,12 @@ def checked(wanted: Wanted, kept: Sequence[Mapping[str, Any]], where: str) -> li
     lines = [dict(r) for r in kept if "provenance" not in r and "claim" not in r and r.get("group") != "paper"]
     sets = ("set", "memory", *wanted.sets)
     for row in lines:
-        names = ("method", "group", "metric", *SHAPES.get(plain(str(row.get("metric"))), ("value", "low", "high", "n")))
+        names = (
+            "method",
+            "group",
+            "metric",
+            *SHAPES.get(plain(str(row.get("metric"))), NUMBER),
+        )
         lacking = [name for name in names if name not in row]
         if lacking:
             raise ExpungeError(
@@ -91,20 +98,28 @@ def checked(wanted: Wanted, kept: Sequence[Mapping[str, Any]], where: str) -> li
                 raise unknown(f"method of the grid in '{where}'", name, wanted.methods)
         if Group.parse(row["group"]).kind in ("set", "others", "memory", "further") and row["group"] not in sets:
             raise unknown(f"set of the plan in '{where}'", row["group"], sets)
-    lacking = [name for name in wanted.methods if name not in {row["method"] for row in lines}]
-    if lacking:
+    lacking = _unmeasured(wanted, lines)
+    if len(lacking) == len(wanted.methods):
         raise ExpungeError(f"'{where}' has no row of '{lacking[0]}': expected the summary of this plan")
     return lines
 
 
+def _unmeasured(wanted: Wanted, lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Rows of the plan that a summary does not have: those that the plan was given later."""
+    return [name for name in wanted.methods if name not in {row["method"] for row in lines}]
+
+
 def _write_summary(wanted: Wanted, lines: Sequence[Mapping[str, Any]], out: Path) -> list[dict[str, Any]]:
     """Write the summary with claims and papers' figures, its table and its figures, all made before the first is written."""
-    summary = [*map(dict, lines), *claims.judged(wanted.claims, lines), *map(dict, wanted.published)]
+    summary = [*map(dict, lines), *claims.judged(wanted.claims, lines, wanted.trained), *map(dict, wanted.published)]
     drawn = [
         *(curves.figure(curve, summary) for curve in wanted.figures),
         *(histograms.histogram(bars, summary) for bars in wanted.histograms),
     ]
     page = f"{wanted.about}\n\n{markdown.text(summary)}"
+    lacking = _unmeasured(wanted, lines)
+    if lacking:
+        page += f"\nNot measured yet: {', '.join(lacking)}.\n"
     for figure in drawn:
         write_json(out / FIGURES / figure_file(figure.title), figure.as_json(), overwrite=True)
     write_lines(out / SUMMARY, summary)

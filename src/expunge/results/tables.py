@@ -94,11 +94,18 @@ def claims(summary: Sequence[Row]) -> Table:
             Cell(**_interval(row)) if "value" in row else BLANK,
             Cell(text=f"{row['method']}: {row['metric']}" + ("" if row["group"] == "set" else f" ({row['group']})")),
             Cell(text=row["claim_verdict"]),
+            Cell(text=_seeds(row)),
         ]
         for row in summary
         if "claim" in row
     ]
-    return Table(head=["claim", "source", "measured", "of", "verdict"], rows=lines)
+    return Table(head=["claim", "source", "measured", "of", "verdict", "training seeds"], rows=lines)
+
+
+def _seeds(claim: Row) -> str:
+    """How many trainings a verdict rests on, in words."""
+    seeds = claim.get("training_seeds")
+    return BLANK.text if seeds is None else "one seed" if seeds == 1 else str(seeds)
 
 
 # cells ----------------------------------------------------------------------------------------------------------------

@@ -16,10 +16,10 @@ from expunge.store import read_any_images, read_images, read_run
 
 
 class Measured(NamedTuple):
-    """A record, and the values behind it with the concept that each is of."""
+    """A record, and the values behind it, each with the concept that it is of and, of one concept, with its prompt."""
 
     record: Record
-    values: list[tuple[str, float]]
+    values: list[tuple[str, float] | tuple[str, float, str]]
 
 
 def measure(
@@ -146,6 +146,8 @@ def reported(one: Measurement, common: Mapping[str, Any]) -> Measured:
         shared["provenance"] = {**common["provenance"], "instrument": dict(one.instrument)}
     ends = {end: round(number, 4) for end, number in one.interval._asdict().items()}
     record = Record(metric=one.metric, **ends, n=one.n, n_seeds=one.n_seeds, unit=one.unit, **shared)
+    if one.prompts:
+        return Measured(record, list(zip(one.labels, one.per_image, one.prompts, strict=True)))
     return Measured(record, list(zip(one.labels, one.per_image, strict=True)))
 
 

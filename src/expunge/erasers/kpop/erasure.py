@@ -10,10 +10,10 @@ from torch import Tensor
 
 from expunge.core.backbone import Backbone
 from expunge.core.concept import phrases
-from expunge.core.conditioning import Conditioning
 from expunge.core.eraser import Step, Task
 from expunge.core.errors import ExpungeError
 from expunge.erasers.kpop.transfer import Transfer
+from expunge.maths.retaining import Kept, Retaining, retained
 from expunge.maths.training import Learned, mse, pace, trainable
 from expunge.maths.trajectories import Points
 
@@ -28,14 +28,6 @@ class Frozen(NamedTuple):
     """For the target: what target and prompt together should still give. None where no prompt is kept."""
     goal: Float[Tensor, "b c h w"]
     """What the target should become."""
-
-
-class Kept(NamedTuple):
-    """Where retained words are kept at an update, and the original's predictions of them there."""
-
-    points: Points
-    cond: Conditioning
-    expected: Float[Tensor, "b c h w"]
 
 
 @final
@@ -60,6 +52,7 @@ class Erasure:
             self.empty = not any(neutrals)
             kept = [p for word in task.retain for p in phrases(method.templates, word)]
             self.retain = backbone.encode(kept) if kept else None
+        self.keeping = Retaining(backbone, task, self.retain, method.retain_random)
         self.transfer = Transfer(method, backbone, task)
         self.targets = self.transfer.targets
         self.origin = backbone.tensors(trainable(backbone, method.group))
@@ -124,30 +117,12 @@ class Erasure:
     @torch.no_grad()
     def _kept(self, index: int, points: Points) -> Kept | None:
         """A retained word or a random text for each point, or points of the retained words' own."""
-        if self.retain_source is not None and self.retain is not None:
-            with self.method.sampling.sampled_from(self._student()):
-                where = self.retain_source.draw(index, self.method.batch)
-            cond = self.retain.rows(where.concept)
-        else:
-            cond, where = self._texts_to_keep(index, len(points.x)), points._replace(cond=None, null=None)
-        if cond is None:
-            return None
+        if self.retain_source is None or self.retain is None:
+            return self.keeping.at(index, points)
+        with self.method.sampling.sampled_from(self._student()):
+            where = self.retain_source.draw(index, self.method.batch)
+        cond = self.retain.rows(where.concept)
         return Kept(where, cond, self.backbone.predict(where.x, where.t, cond) if where.cond is None else where.cond)
-
-    def _texts_to_keep(self, index: int, points: int) -> Conditioning | None:
-        """For each point of an update a retained word or, for some, a random text; None if there is nothing to keep."""
-        share, generator = self.method.retain_random, self.task.generator("retain", index)
-        words = None
-        if self.retain is not None:
-            drawn = torch.randint(0, len(self.retain.embeds), (points,), generator=generator)
-            words = self.retain.rows(drawn.to(self.backbone.device))
-        if not share:
-            return words
-        random = self.backbone.encode(self.backbone.random_texts(points, generator))
-        if words is None:
-            return random
-        chosen = (torch.rand(points, generator=generator) < share).to(self.backbone.device)
-        return words.join(random).rows(torch.arange(points, device=chosen.device) + points * chosen)
 
     def _remove(self, index: int, points: Points, frozen: Frozen, kept: Kept | None) -> dict[str, float]:
         """Eq. 7, with the retain term if there is one: the student learns, the prompts do not."""
@@ -161,7 +136,7 @@ class Erasure:
             elif method.keep == "weights":
                 terms["keep"] = self.student.squared_distance(self.origin)
             if kept is not None:
-                terms["retain"] = mse(ask(kept.points.x, kept.points.t, kept.cond), kept.expected)
+                terms["retain"] = retained(self.backbone, kept)
             weights = {"erase": 1.0, "keep": method.lamb, "retain": method.retain_weight}
             loss = torch.stack([weights[n] * term for n, term in terms.items()]).sum()
             self.student.descend(loss, self._pace(index))
