@@ -64,7 +64,7 @@ def test_a_network_of_the_same_shapes_is_refused(copy: Path, name: str):
 
 def test_a_plan_is_refused_before_a_foreign_judge_judges(copy: Path):
     nudged(copy / "networks" / "judge_a.safetensors")
-    with pytest.raises(ExpungeError, match="judge_a.safetensors' is not this testbed's"):
+    with pytest.raises(ExpungeError, match=r"judge_a.safetensors' is not this testbed's"):
         Testbed().identity()
     assert Testbed("b").identity(), "which is its own"
 
@@ -87,20 +87,20 @@ def test_a_vocabulary_of_another_testbed_is_refused(copy: Path):
     words = json.loads(file.read_text())
     words["styles"] = ["pencil", *words["styles"]]
     file.write_text(json.dumps(words))
-    with pytest.raises(ExpungeError, match="vocabulary.json' is not this testbed's"):
+    with pytest.raises(ExpungeError, match=r"vocabulary.json' is not this testbed's"):
         Testbed()
     without_list(copy)
     testbed._parts.cache_clear()
-    with pytest.raises(ExpungeError, match="judge_a.safetensors' tells 6 styles apart: expected 7"):
+    with pytest.raises(ExpungeError, match=r"judge_a.safetensors' tells 6 styles apart: expected 7"):
         Testbed().scores(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
 
 
 def test_a_shared_space_or_a_tokenizer_of_another_testbed_is_refused(copy: Path):
     (copy / "tokenizer" / "tokenizer_config.json").write_text("{}")
-    with pytest.raises(ExpungeError, match="tokenizer_config.json' is not this testbed's"):
+    with pytest.raises(ExpungeError, match=r"tokenizer_config.json' is not this testbed's"):
         clip.text_vectors(["a dog"])
     nudged(copy / "networks" / "shared_space.safetensors")
-    with pytest.raises(ExpungeError, match="shared_space.safetensors' is not this testbed's"):
+    with pytest.raises(ExpungeError, match=r"shared_space.safetensors' is not this testbed's"):
         clip.image_vectors(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
 
 
@@ -128,6 +128,12 @@ def test_a_part_that_is_not_used_is_not_read(copy: Path):
 def test_a_unet_of_another_size_is_refused(copy: Path, folder: Path):
     shutil.rmtree(copy / "unet")
     shutil.copytree(folder / "unet", copy / "unet")
+    with pytest.raises(
+        ExpungeError, match=r"unet' reads 32 numbers a token, and the text encoder beside it writes 192"
+    ):
+        backbones.load(str(copy))
+    width = copy / "unet" / "config.json"
+    width.write_text(width.read_text().replace('"cross_attention_dim": 32', '"cross_attention_dim": 192'))
     with pytest.raises(ExpungeError, match=r"unet/config.json' is not this testbed's"):
         backbones.load(str(copy)).component("unet")
 
@@ -179,7 +185,9 @@ def test_a_place_that_is_no_testbed_is_one_line(tmp_path: Path, capsys: pytest.C
     try:
         assert main(["demo", "--out", str(tmp_path / "out")]) == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
-        with pytest.raises(ExpungeError, match="nowhere/vocabulary.json' cannot be read: expected a file of the model"):
+        with pytest.raises(
+            ExpungeError, match=r"nowhere/vocabulary.json' cannot be read: expected a file of the model"
+        ):
             testbed.vocabulary()
     finally:
         testbed._parts.cache_clear()
