@@ -1,9 +1,18 @@
 """Plans that are killed, share a store with another process, or find the disk full."""
 
+import os
 import random
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 from expunge.cli import main
+from expunge.store import load_edit
 from forked import ended, started
 from plans_of import bench_words, read_rows, tiny_plan, without_times
 
@@ -58,3 +67,95 @@ def test_a_full_disk_is_one_line_and_leaves_earlier_results(tmp_path):
     assert before, "the original's images and their measurement were done"
     assert main(bench_words(plan, "--quiet")) == 0
     assert all(p.stat().st_mtime_ns == t for p, t in before.items())
+
+
+def pictures(store: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(store)): p.read_bytes() for p in store.glob("generate-*/*/*.png")}
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for workers in /proc")
+def test_with_workers_killed_too_it_ends_with_the_same_numbers(tmp_path):
+    """The parent and a worker, each at a random moment of its work; `benchmarks/kill_bench.py` does it thirty times."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+    try:
+        import kill_bench
+    finally:
+        sys.path.pop(0)
+    plan = tiny_plan(tmp_path, grid__method=["original", "uce", "kpop"], steps=8)
+    whole, torn = kill_bench.Bench(plan, "whole"), kill_bench.Bench(plan, "torn")
+    assert whole.start().wait() == 0
+    draw = random.Random(7)
+    for what in ("parent", "worker"):
+        run, begun = torn.start(), time.monotonic()
+        while not (torn.writes() and kill_bench.workers(run.pid)):
+            assert run.poll() is None, run.communicate()
+            assert time.monotonic() - begun < 200, "no job begins"
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0.0, 0.2))
+        below, some = kill_bench.descendants(run.pid), kill_bench.workers(run.pid)
+        os.kill(run.pid if what == "parent" else some[0], signal.SIGKILL)
+        _, told = run.communicate(timeout=200)
+        assert kill_bench.gone(below), "workers outlive their parent"
+        if what == "worker":
+            assert (run.returncode, len(told.strip().splitlines())) == (2, 1), told
+            assert "a worker ended by signal 9 at job" in told
+    assert torn.start().wait() == 0
+    assert torn.made() == whole.made()
+    assert not list(torn.store.glob(".*")), "nothing is left lying about"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own of 900 kB; only root may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def fill(disk: Path, left: int) -> Path:
+    """Take all of a disk but so many bytes."""
+    free = os.statvfs(disk)
+    taken = disk / "taken"
+    taken.write_bytes(bytes(free.f_bavail * free.f_frsize - left))
+    return taken
+
+
+@pytest.mark.parametrize("left", [0, 12_000, 60_000, 200_000])
+def test_a_plan_on_a_disk_that_fills_up_is_one_line_and_goes_on_once_there_is_space(tmp_path, small_disk, left):
+    """Full from the start, at images, at an edit; then with the space that was freed, to the numbers of a disk with space."""
+    plan = tiny_plan(tmp_path)
+    command = ["bench", plan, "--quiet", "--workers", "2", "--store", small_disk / "store", "--out", small_disk / "out"]
+    taken = fill(small_disk, left)
+    assert ended(started(command, tmp_path / "err")) == 2
+    error = (tmp_path / "err").read_text()
+    assert len(error.strip().splitlines()) == 1, error
+    assert "cannot be written: " in error
+    assert "No space left on device" in error
+    done = {p: p.stat().st_mtime_ns for p in (small_disk / "store").glob("*/result.json")}
+    taken.unlink()
+    assert ended(started(command, tmp_path / "err")) == 0, (tmp_path / "err").read_text()
+    assert not (tmp_path / "err").read_text(), "nothing half-written was believed"
+    assert {p: p.stat().st_mtime_ns for p in done} == done
+    assert main(bench_words(plan, "--quiet")) == 0
+    both = [without_times(read_rows(out / "records.jsonl")) for out in (small_disk / "out", tmp_path / "out")]
+    assert both[0] == both[1]
+    assert pictures(small_disk / "store") == pictures(tmp_path / "store")
+
+
+def test_an_erasure_on_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, small_disk):
+    words = ["erase", "uce", "--target", "church", "--no-check", "--quiet", "--out"]
+    taken = fill(small_disk, 20_000)
+    assert ended(started([*words, small_disk / "edit"], tmp_path / "err")) == 2
+    error = (tmp_path / "err").read_text()
+    assert len(error.strip().splitlines()) == 1, error
+    assert "No space left on device" in error
+    assert [p.name for p in small_disk.rglob("*")] == ["taken"]
+    taken.unlink()
+    assert main([str(w) for w in (*words, small_disk / "edit")]) == 0
+    assert main([*words, str(tmp_path / "edit")]) == 0
+    ids = [load_edit(place / "edit" / "edit.safetensors").id for place in (small_disk, tmp_path)]
+    assert ids[0] == ids[1]

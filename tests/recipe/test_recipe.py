@@ -204,4 +204,4 @@ def test_a_recognizer_can_go_on_from_tensors(bank):
     assert (net.state_dict()[first] - start[first]).abs().max() < 2e-3, "one small step"
     assert (fresh.state_dict()[first] - start[first]).abs().max() > 2e-2
     reopened = opened("features", net.state_dict())
-    assert reopened.heads["style"].out_features == 11
+    assert reopened.asks["style"] == 11

@@ -11,9 +11,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from typing_extensions import override
 
-from expunge.backbones.parts import Files, quiet, read_json, sha256, weighty
+from expunge.backbones.parts import Files, quiet, read_json, weighty
 from expunge.backbones.weight_files import NON_EMA, Weights, check_kind, chosen
 from expunge.core.errors import ExpungeError, ExpungeWarning, reason
+from expunge.testbed.parts import Parts
 
 _UNREAD = ("logit_scale", "vision_model.", "visual_projection.", "text_projection.weight")
 """Tensors of a whole CLIP, which a text encoder saved with them does not have."""
@@ -57,6 +58,7 @@ class Folder(Files):
                 raise ExpungeError(f"'{index}' names {named} as its {part}: expected a library and a class")
         super().__init__(device, dtype)
         self.path, self.parts = path, tuple(parts)
+        self._own = Parts(path)
         self._weights: dict[str, Weights] = {}
         self._shapes: dict[str, dict[str, torch.Size]] = {}
         self._check_input()
@@ -113,15 +115,17 @@ class Folder(Files):
             raise ExpungeError(f"'{index}' has no weight_map: expected a file's name by tensor")
         return shards
 
+    def _read_files(self, part: str) -> list[Path]:
+        """The files that a component is read from."""
+        texts = [f for f in (self.path / part).iterdir() if f.suffix in (".json", ".txt", ".model")]
+        return [*texts, *(self._all_files(part) if weighty(part) else ())]
+
     @override
     def identity(self) -> str:
-        texts = [
-            f for part in self.parts for f in (self.path / part).iterdir() if f.suffix in (".json", ".txt", ".model")
-        ]
-        weights = [f for part in self.parts if weighty(part) for f in self._all_files(part)]
+        files = {file for part in self.parts for file in self._read_files(part)}
         digest = hashlib.sha256()
-        for file in sorted({self.path / "model_index.json", *texts, *weights}):
-            digest.update(f"{file.relative_to(self.path)} {sha256(file)}\n".encode())
+        for file in sorted({self.path / "model_index.json", *files}):
+            digest.update(f"{file.relative_to(self.path)} {self._own.sha256(file)}\n".encode())
         return digest.hexdigest()
 
     @override
@@ -139,6 +143,7 @@ class Folder(Files):
     # tensors ----------------------------------------------------------------------------------------------------------
     def _files(self, part: str) -> dict[str, Path]:
         """File of each tensor of a component, in the files' order."""
+        self._own.check(self._read_files(part))
         file = self.path / part / self.weights(part).name
         if file.suffix == ".json":
             return {n: file.parent / f for n, f in self._shards(file).items()}
@@ -238,6 +243,7 @@ class Folder(Files):
     @override
     def _build(self, part: str) -> Any:
         cls = self._class(part)
+        self._own.check(self._read_files(part))
         if not weighty(part):
             return self._loaded(cls, part, {})
         weights = self.weights(part)

@@ -1,6 +1,5 @@
 """The components of a model: from files, built when first used, or from a pipeline that the user holds."""
 
-import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
@@ -111,12 +110,6 @@ class quiet:  # noqa: N801  (used as a statement: `with quiet()`)
 def weighty(part: str) -> bool:
     """Whether a component has weights."""
     return not part.startswith(("tokenizer", "scheduler"))
-
-
-def sha256(file: Path) -> str:
-    """Hash of a file's content."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from expunge.backbones import held
 from expunge.backbones.folder import Folder
-from expunge.backbones.parts import Parts, read_json
+from expunge.backbones.parts import Parts
 from expunge.backbones.texts import known_ids
 from expunge.backbones.unet import UNetBackbone
 from expunge.core.conditioning import Conditioning
@@ -28,8 +28,8 @@ class StableDiffusion(UNetBackbone):
 
     def __init__(self, parts: Parts, name: str) -> None:
         super().__init__(parts, name)
-        if isinstance(parts, Folder) and read_json(parts.path / "unet" / "config.json").get("addition_embed_type"):
-            raise ExpungeError(f"'{parts.path}' holds the UNet of Stable Diffusion XL: expected that of SD 1.x or 2.x")
+        if isinstance(parts, Folder):
+            _check_unet(parts)
 
     @override
     @classmethod
@@ -70,3 +70,20 @@ class StableDiffusion(UNetBackbone):
         self, x: Float[Tensor, "b c h w"], t: Real[Tensor, "b"], cond: Conditioning
     ) -> Float[Tensor, "b c h w"]:
         return self.component("unet")(x, t, encoder_hidden_states=cond.embeds, return_dict=False)[0]
+
+
+def _check_unet(folder: Folder) -> None:
+    """Refuse a UNet of another family, or one that reads texts of another width than the text encoder's.
+
+    Raises:
+        ExpungeError: naming it.
+    """
+    unet = folder.config("unet")
+    if unet.get("addition_embed_type"):
+        raise ExpungeError(f"'{folder.path}' holds the UNet of Stable Diffusion XL: expected that of SD 1.x or 2.x")
+    reads, writes = unet.get("cross_attention_dim"), folder.config("text_encoder").get("hidden_size")
+    if isinstance(reads, int) and isinstance(writes, int) and reads != writes and not unet.get("encoder_hid_dim"):
+        raise ExpungeError(
+            f"'{folder.path / 'unet'}' reads {reads} numbers a token, and the text encoder beside it writes {writes}: "
+            "expected parts of one model"
+        )

@@ -1,12 +1,13 @@
 """Bench: run a plan's jobs, each once, and put their records and a table together."""
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.executors.executor import Executor
 from expunge.executors.gathered import gathered, wanted
 from expunge.executors.machine import usable_cores
@@ -51,8 +52,13 @@ def executor(workers: int | None, device: str) -> Executor:
 
 
 def waiting(measurements: Sequence[Measurement], at: Workspace) -> list[Job]:
-    """The jobs still to be run, in order; what only finished measurements stand on is not made again."""
-    return in_order((m.job for m in measurements), lambda job: job.result(at) is not None)
+    """The jobs still to be run, in order: those without a result, and all whose result was damaged since.
+
+    What only finished measurements stand on is not made again where it was deleted.
+    """
+    jobs = [m.job for m in measurements]
+    damaged = [job for job in in_order(jobs) if job.damage(at)]
+    return in_order([*damaged, *jobs], lambda job: job.result(at) is not None)
 
 
 def run(
@@ -87,8 +93,17 @@ def run(
     measurements = expanded(read, device)
     _claim(plan, out, changed)
     todo = waiting(measurements, at)
+    _tell_of_damage(todo, at)
     runs.run(todo, at, _Watch(todo, on_progress, runs.at_once, lambda: plan_pace(plan, read.image_dtype, at)))
     return summary.write(wanted(read), gathered(measurements, at), out)
+
+
+def _tell_of_damage(jobs: Sequence[Job], at: Workspace) -> None:
+    """Warn of results that are made again, since somebody may want to know what became of them."""
+    told = [why for why in (job.damage(at) for job in jobs) if why]
+    if told:
+        more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
+        warnings.warn(f"{told[0]}{more}: made again", ExpungeWarning, stacklevel=3)
 
 
 def again(plan: Plan, results: Path, out: Path) -> list[dict[str, Any]]:
@@ -109,7 +124,11 @@ def plan_pace(plan: Plan, image_dtype: str, at: Workspace) -> Pace:
 def _claim(plan: Plan, out: Path, changed: bool) -> None:
     """Write down which plan the results in ``out`` belong to."""
     file = out / PLAN
-    if file.is_file() and not changed and not _same(plan, read_json(file)):
+    try:
+        same = changed or not file.is_file() or _same(plan, read_json(file))
+    except ExpungeError as error:
+        raise ExpungeError(f"{error}, another --out, or --changed, which writes it anew") from error
+    if not same:
         raise ExpungeError(
             f"'{out}' holds results of another text of this plan: expected the same text, another --out, or --changed "
             "(finished jobs that it still asks for are kept)"

@@ -1,5 +1,6 @@
 """How long jobs take, by what finished ones took."""
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -9,9 +10,10 @@ import torch
 
 from expunge.core.backbone import Backbone
 from expunge.core.cost import Cost
+from expunge.core.errors import ExpungeError
 from expunge.jobs import Job, Workspace
 from expunge.jobs.job import seconds_of
-from expunge.jobs.workspace import RESULT
+from expunge.jobs.kept import RESULT
 from expunge.store import read_json
 
 
@@ -72,9 +74,10 @@ def pace(backbone: Callable[[], Backbone], models: set[str], at: Workspace) -> P
     known = Pace(lambda: _trial(backbone()))
     wanted = {None, *models}  # None: of images alone
     for file in at.store.glob(f"[!.]*/{RESULT}") if at.store.is_dir() else ():
-        done = read_json(file)
-        if done["job"].get("model_sha256") in wanted:
-            known.add(done["job"], Cost(**done["cost"]).equivalents, seconds_of(done), earlier=True)
+        with contextlib.suppress(ExpungeError):  # a damaged one tells nothing
+            done = read_json(file)
+            if done["job"].get("model_sha256") in wanted:
+                known.add(done["job"], Cost(**done["cost"]).equivalents, seconds_of(done), earlier=True)
     return known
 
 

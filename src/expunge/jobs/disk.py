@@ -1,13 +1,12 @@
 """What finished jobs take on disk, and how to free it."""
 
-import contextlib
-import shutil
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from expunge.jobs import ROOMS
-from expunge.jobs.workspace import RESULT
+from expunge.jobs import ROOMS, kept
+from expunge.jobs.kept import RESULT
 from expunge.store import claimed
 
 LEFTOVERS = "leftovers"
@@ -37,12 +36,12 @@ def clean(store: Path, rooms: Sequence[str]) -> int:
         if room not in rooms:
             continue
         name = path.name
-        if room == LEFTOVERS:
+        if name.startswith("."):
             name = name.removeprefix(".").removesuffix(".old").rpartition(".")[0]
         with claimed(path.with_name(name), wait=False) as ours:
             if ours:  # a running job's files stay
                 freed += _size(path)
-                shutil.rmtree(path, ignore_errors=True)
+                kept.remove(path)
     return freed
 
 
@@ -55,11 +54,10 @@ def _folders(store: Path) -> Iterator[tuple[Path, str]]:
                 yield path, LEFTOVERS
             elif (path / RESULT).is_file():
                 yield path, name
+            elif re.fullmatch(rf"{name}-[0-9a-f]{{24}}", path.name):  # deleted by half
+                yield path, LEFTOVERS
 
 
 def _size(path: Path) -> int:
-    total = 0
-    for file in path.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # a running job may take it away
-            total += file.stat().st_size if file.is_file() else 0
-    return total
+    result = path / RESULT
+    return kept.beside(path)["bytes"] + (result.stat().st_size if result.is_file() else 0)

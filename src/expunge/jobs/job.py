@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from expunge.core.cost import Cost
-from expunge.jobs.workspace import RESULT, Workspace, computed_with
-from expunge.store import FORMAT, check_new, claimed, new_folder, read_json, write_json
+from expunge.jobs import kept
+from expunge.jobs.kept import BESIDE, RESULT
+from expunge.jobs.workspace import Workspace, computed_with
+from expunge.store import FORMAT, awaited, new_folder, write_json
 
 AnyJob = TypeVar("AnyJob", bound="Job")
 
@@ -88,18 +90,18 @@ class Job(ABC):
         return at.folder(self.key, self.room)
 
     def result(self, at: Workspace) -> dict[str, Any] | None:
-        """Its result if it is done, or None.
+        """Its result if it is done, or None; a damaged one does not count."""
+        return kept.whole(self.folder(at))
 
-        Raises:
-            ExpungeError: if the file is damaged.
-        """
-        file = self.folder(at) / RESULT
-        return read_json(file) if file.is_file() else None
+    def damage(self, at: Workspace) -> str:
+        """What is wrong with the result that is there; nothing if it is whole, or there is none."""
+        return kept.damage(self.folder(at))
 
     def finish(self, at: Workspace) -> dict[str, Any]:
         """Run it, if it is not done already, when all that it stands on is done; returns its result.
 
-        A job that is killed leaves nothing that counts: its folder appears, whole, when it is finished.
+        A job that is killed leaves nothing that counts: its folder appears, whole, when it is finished. One that was damaged
+        since is made again.
 
         Raises:
             ExpungeError: for a missing upstream result, or bad settings.
@@ -108,17 +110,17 @@ class Job(ABC):
         if result is not None:
             return result
         folder = self.folder(at)
-        check_new(folder, overwrite=True)
-        with claimed(folder):
+        with awaited(folder):
             result = self.result(at)  # by another process, while this one waited
             if result is not None:
                 return result
+            kept.remove(folder)
             start = time.perf_counter()
             with new_folder(folder, marker=RESULT) as out:
                 gave = self.run(at, out)
                 seconds = round(time.perf_counter() - start, 3)
                 said = {"format": FORMAT, "job": self.as_json(), "seconds": seconds, **gave}
-                result = {**said, "computed_with": computed_with(at.device)}
+                result = {**said, "computed_with": computed_with(at.device), BESIDE: kept.beside(out)}
                 write_json(out / RESULT, result)
         return result
 

@@ -14,10 +14,9 @@ from expunge.core.backbone import Backbone
 from expunge.core.edit import Edit
 from expunge.core.errors import ExpungeError
 from expunge.core.guidance import Key
+from expunge.jobs.kept import RESULT
 from expunge.store import EDIT, KEY, load_edit
 
-RESULT = "result.json"
-"""The file in a job's folder that says it is done."""
 IMAGES, QUERIES = "images", "queries"
 
 

@@ -42,7 +42,10 @@ class Testbed(Judge):
 
     @override
     def identity(self) -> str:
-        files = (testbed.FOLDER / "networks" / f"judge_{self.network}.safetensors", testbed.FOLDER / "vocabulary.json")
+        ways = ("networks", f"judge_{self.network}.safetensors"), ("vocabulary.json",)
+        for way in ways:
+            testbed.sha256(*way)  # a plan is refused before it makes images for another testbed's judge
+        files = [testbed.FOLDER.joinpath(*way) for way in ways]
         return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from expunge.recipe.artists import ARTISTS
 from expunge.store import FORMAT, MODEL, new_folder, write_json
 from expunge.testbed import VERSION
 from expunge.testbed.networks import ARCHITECTURES
+from expunge.testbed.parts import LIST, listed
 
 
 def vocabulary(art: Any) -> dict[str, Any]:
@@ -65,7 +66,6 @@ def assemble(recipe: Any, out: Path, overwrite: bool = False) -> None:
             "vae": ["diffusers", "AutoencoderTiny"],
         }
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-        write_json(folder / MODEL, {"format": FORMAT, "kind": "testbed", "edits": []})
         (folder / "vocabulary.json").write_text(json.dumps(vocabulary(recipe.art), indent=1) + "\n")
         (folder / "networks").mkdir()
         for name in ARCHITECTURES:
@@ -74,3 +74,4 @@ def assemble(recipe: Any, out: Path, overwrite: bool = False) -> None:
             save_file(tensors, folder / "networks" / f"{name}.safetensors")
         projection = {k: v.half().contiguous() for k, v in recipe.projection().items()}
         save_file(projection, folder / "networks" / "shared_space.safetensors")
+        write_json(folder / MODEL, {"format": FORMAT, "kind": "testbed", "edits": [], LIST: listed(folder)})

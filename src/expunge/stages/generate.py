@@ -1,5 +1,6 @@
 """Generate: model, edits and queries in; an image folder out."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import accumulate
@@ -13,13 +14,13 @@ from torch import Tensor
 from expunge.core.backbone import Backbone
 from expunge.core.cost import Cost
 from expunge.core.edit import Edit, strengths
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.query import Query
 from expunge.settings import presets
 from expunge.stages import finite, texts
 from expunge.stages.filters import Filter, Sight, described
 from expunge.stages.resume import of_images
-from expunge.store import FORMAT, RESUME, RUN, new_folder, read_json, write_images, write_json
+from expunge.store import FORMAT, RESUME, RUN, has_rows, new_folder, read_json, write_images, write_json
 
 VERSION = 1
 """Raised when the same model, edits and queries begin to give other images, so that stored ones are not taken for them."""
@@ -126,7 +127,12 @@ class _Unfinished:
             try:
                 self.rows, self.spent = int(content["rows"]), Cost(**content["cost"])
             except (KeyError, TypeError, ValueError) as error:
-                raise ExpungeError(f"'{self._file}' is damaged: expected what a killed run wrote ({error})") from error
+                raise ExpungeError(
+                    f"'{self._file}' is damaged: expected what a killed run wrote, or no --resume ({error})"
+                ) from error
+            if not has_rows(folder, self.rows):
+                warnings.warn(f"images in '{folder}' were damaged: begun anew", ExpungeWarning, stacklevel=2)
+                self.rows, self.spent = 0, Cost()
 
     def note(self, rows: int, spent: Cost) -> None:
         """Write down that so many rows are there, if a batch ends with them."""

@@ -63,6 +63,20 @@ def reserved(path: Path, overwrite: bool = False) -> Iterator[None]:
 
 
 @contextmanager
+def awaited(path: Path) -> Iterator[None]:
+    """Keep ``path`` for this run as long as the block lasts, once other runs are done with it.
+
+    Raises:
+        ExpungeError: if it cannot be written.
+    """
+    check_new(path, overwrite=True)
+    with ExitStack() as stack:
+        with _writing(path):
+            stack.enter_context(claimed(path))
+        yield
+
+
+@contextmanager
 def new_file(path: Path, overwrite: bool = False, mode: int = 0o644) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its name when the block ends well.
 

@@ -93,7 +93,9 @@ class Checkpoints:
                 salt=stored["salt"], cost=Cost(**stored["cost"]), seconds=stored["seconds"], state=state
             )
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise ExpungeError(f"'{self.file}' is damaged: expected a checkpoint to resume from ({error})") from error
+            raise ExpungeError(
+                f"'{self.file}' is damaged: expected a checkpoint to resume from, or no --resume ({error})"
+            ) from error
         if stored["of"] != self._of:
             raise ExpungeError(
                 f"'{self.file}' is of an erasure with another model, method, setting, target or seed: expected the same, or "

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query, Shot
-from expunge.store.atomic import read_lines, write_lines
+from expunge.store.atomic import parsed, read_lines, write_lines
 from expunge.store.listing import METADATA, ROLES, Listed, read_any_listed, read_listed
 from expunge.store.marks import fitted, read_boxes, read_mask
 from expunge.store.pixels import read_pixels
@@ -53,6 +53,17 @@ def write_images(
                 row += 1
             lines.flush()
             on_written(row)
+
+
+def has_rows(folder: Path, rows: int) -> bool:
+    """Whether the first ``rows`` of a folder that `write_images` began are there, each with an image that can be read."""
+    try:
+        lines = (folder / METADATA).read_text().split("\n")[:rows]
+        for line in lines:
+            read_pixels(folder / str(parsed(line)["file_name"]))
+    except (ExpungeError, KeyError, OSError, TypeError, ValueError):
+        return False
+    return len(lines) == rows
 
 
 class Entry(NamedTuple):

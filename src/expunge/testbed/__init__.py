@@ -7,7 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, reason
+from expunge.testbed.parts import Parts
 
 VERSION = "testbed-2"
 SHIPPED = Path(__file__).parent / "weights"
@@ -19,23 +20,74 @@ CONCEPTS = Path(__file__).parent / "concepts"
 
 
 @cache
+def _parts() -> Parts:
+    return Parts(FOLDER)
+
+
+def sha256(*names: str) -> str:
+    """Hash of a file of the testbed in use, named by its way in the folder.
+
+    Raises:
+        ExpungeError: if it is not there, or is a part of another testbed.
+    """
+    return _parts().sha256(FOLDER.joinpath(*names))
+
+
+def tensors(name: str) -> dict[str, Any]:
+    """What the file of a network, or of the space that texts and images share, holds; in single precision.
+
+    Raises:
+        ExpungeError: if it is damaged, not there, or a part of another testbed.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = FOLDER / "networks" / f"{name}.safetensors"
+    sha256("networks", file.name)
+    try:
+        return {k: v.float() for k, v in load_file(file).items()}
+    except SafetensorError as error:
+        raise ExpungeError(f"'{file}' is damaged: {error}") from error
+
+
+@cache
 def vocabulary() -> dict[str, Any]:
     """What it draws: ``objects`` (name -> category and keywords), ``styles``, ``backgrounds``, ``withheld`` pairs.
 
     ``styles`` are the icon sets' hands and then the ``artists``.
     """
-    return json.loads((FOLDER / "vocabulary.json").read_text())
+    file = FOLDER / "vocabulary.json"
+    sha256(file.name)
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise ExpungeError(f"'{file}' is damaged: expected the testbed's words ({error})") from error
 
 
 def network(name: str) -> Any:
-    """One of the image networks (``judge_a``, ``judge_b``, ``partner``, ``features``), with its weights, on the CPU."""
-    from safetensors.torch import load_file
+    """One of the image networks (``judge_a``, ``judge_b``, ``partner``, ``features``), with its weights, on the CPU.
 
+    Raises:
+        ExpungeError: also if it is of another architecture, or does not tell as many things apart as the vocabulary names.
+    """
     from expunge.testbed.networks import ARCHITECTURES, opened
 
     if name not in ARCHITECTURES:
         raise ExpungeError(f"no testbed network '{name}': expected one of {', '.join(ARCHITECTURES)}")
-    return opened(name, load_file(FOLDER / "networks" / f"{name}.safetensors"))
+    file = FOLDER / "networks" / f"{name}.safetensors"
+    try:
+        net = opened(name, tensors(name))
+    except (KeyError, RuntimeError) as error:
+        raise ExpungeError(
+            f"'{file}' is of another network: expected the tensors of {name} ({reason(error)})"
+        ) from error
+    for head, words in (("objects", "objects"), ("style", "styles"), ("background", "backgrounds")):
+        asked, count = net.asks.get(head), len(vocabulary()[words])
+        if asked not in (None, count):
+            raise ExpungeError(
+                f"'{file}' tells {asked} {words} apart: expected {count}, as '{FOLDER / 'vocabulary.json'}' names"
+            )
+    return net
 
 
 WELL_DRAWN = (

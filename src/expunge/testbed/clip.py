@@ -33,9 +33,7 @@ def text_vectors(texts: Sequence[str]) -> Float[Tensor, "t d"]:
 
 @cache
 def _space() -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    return {k: v.float() for k, v in load_file(testbed.FOLDER / "networks" / "shared_space.safetensors").items()}
+    return testbed.tensors("shared_space")
 
 
 @cache
@@ -48,5 +46,8 @@ def _reader() -> tuple[Any, Any]:
     """The tokenizer, and the text tower in float32."""
     from transformers import CLIPTextModel, CLIPTokenizer
 
+    for part in ("text_encoder", "tokenizer"):
+        for file in (testbed.FOLDER / part).iterdir():
+            testbed.sha256(part, file.name)
     tower = CLIPTextModel.from_pretrained(testbed.FOLDER / "text_encoder", dtype=torch.float32)
     return CLIPTokenizer.from_pretrained(testbed.FOLDER / "tokenizer"), tower.eval().requires_grad_(False)

@@ -85,6 +85,11 @@ class Recognizer(nn.Module):
         )
         self.heads = nn.ModuleDict({name: nn.Linear(widths[-1], size) for name, size in heads.items()})
 
+    @property
+    def asks(self) -> dict[str, int]:
+        """How many answers each question has."""
+        return {name: head.out_features for name, head in self.heads.items() if isinstance(head, nn.Linear)}
+
     def maps(self, x: Tensor) -> Iterator[Tensor]:
         """Feature maps of ``x`` (float ``[b, 3, 64, 64]`` in [-1, 1]), finest first."""
         x = self.stem(x)
