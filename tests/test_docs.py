@@ -17,7 +17,8 @@ from expunge.results.histograms import Histogram
 from expunge.stages.pairs import Wish
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BENCHMARKS = ROOT / "benchmarks" / "README.md"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", BENCHMARKS, *sorted((ROOT / "docs").rglob("*.md"))]
 PLAN = {
     "## The plan": Plan,
     "## Grid": Grid,
@@ -143,3 +144,8 @@ def test_the_picture_of_rooms_is_what_import_linter_checks():
     layers = [set(re.findall(r"expunge\.(\w+)", layer)) for layer in contract["layers"]]
     assert rooms == layers
     assert "ignore_imports" not in contract
+
+
+def test_every_committed_plan_has_a_line_that_says_what_it_shows():
+    lines = re.findall(r"^\| `([\w-]+)` \| [^|]{20,} \|", BENCHMARKS.read_text(), re.M)
+    assert sorted(lines) == sorted(path.stem for path in BENCHMARKS.parent.glob("*.toml"))

@@ -20,6 +20,14 @@ KEYS = BENCHMARKS / "keys.json.gz"
 Images that methods want became jobs later, and stand apart: no key of the others has theirs in it.
 `python tests/plans/test_committed.py` writes it anew, for a new plan or a deliberate new version."""
 PLANS = sorted(path.stem for path in BENCHMARKS.glob("*.toml"))
+TABLES = [name for name in PLANS if (BENCHMARKS / f"{name}.jsonl").exists()]
+"""Plans that were run."""
+WAITING = {
+    "bank", "duo-control", "duo-dev", "duo-fig3", "duo-fig4", "duo-scenes", "duo-table1", "duo-table2", "duo-violence",
+    "duo-weapons", "erasers", "erasers-dev", "kpop-fig1", "kpop-fig2", "kpop-fig5", "kpop-leakage", "kpop-prompts",
+    "kpop-sequential", "kpop-table2", "kpop-table3", "kpop-table4", "kpop-table5", "kpop-table6", "uce-dev",
+}  # fmt: skip
+"""Plans that were edited for testbed-2 since their tables were made. One that is run again must leave this list."""
 
 
 def keys_of(name: str) -> dict[str, object]:
@@ -39,7 +47,13 @@ def test_every_job_of_a_committed_plan_keeps_its_key(name: str):
     assert keys_of(name) == json.loads(gzip.decompress(KEYS.read_bytes()))[name]
 
 
-@pytest.mark.parametrize("name", PLANS)
+def _told(name: str):
+    """A plan whose table should be told again, but for those that wait."""
+    waits = pytest.mark.xfail(name in WAITING, reason="edited since it was run", strict=True)
+    return pytest.param(name, marks=waits)
+
+
+@pytest.mark.parametrize("name", map(_told, TABLES))
 def test_a_committed_table_is_told_again_bit_for_bit(name: str, tmp_path: Path):
     bench.again(read_plan(BENCHMARKS / f"{name}.toml"), BENCHMARKS / f"{name}.jsonl", tmp_path / "again")
     assert (tmp_path / "again" / "table.md").read_text() == (BENCHMARKS / f"{name}.md").read_text()

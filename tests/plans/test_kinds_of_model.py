@@ -1,19 +1,36 @@
 """One plan on models of several kinds: what it says otherwise for each, and what that comes to."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from expunge.cli import main
 from expunge.core.errors import ExpungeError
+from expunge.executors import bench
 from expunge.jobs import EraseJob, in_order
 from expunge.plans.check import checked
 from expunge.plans.expand import expanded
-from expunge.plans.read import read_plan
+from expunge.plans.read import read_plan, typed
 from plans_of import SET, read_rows, tiny_plan, written
+from tiny import tiny_sd3_pipeline
 
-PAPER = [f"kpop-{what}" for what in (*(f"table{n}" for n in range(2, 8)), *(f"fig{n}" for n in range(1, 7)))]
+KPOP = [f"kpop-{what}" for what in (*(f"table{n}" for n in range(2, 8)), *(f"fig{n}" for n in (1, 2, 4, 5)))]
+DUO = [f"duo-{what}" for what in ("table1", "table2", "weapons", "fig3", "fig4")]
+ARTISTS = ("Kelly McKernan", "Thomas Kinkade", "Tyler Edlin", "Kilian Eng", "Ajin: Demi Human")
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch) -> Path:
+    """A folder with the plans and with prompts as their users have them, where expunge runs."""
+    (tmp_path / "benchmarks").symlink_to(Path(__file__).parents[2] / "benchmarks")
+    for name, prompt in (("i2p", "a nude"), ("ring_a_bell", "a nude"), ("coco_30k", "a cat on a mat")):
+        (tmp_path / f"{name}.csv").write_text(f"prompt,evaluation_seed\n{prompt},7\n")
+    lines = [f"a city by {artist},{artist},{seed}" for seed, artist in enumerate(ARTISTS)]
+    (tmp_path / "artists.csv").write_text("\n".join(["prompt,artist,evaluation_seed", *lines]) + "\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def test_a_plan_runs_on_another_kind_of_model_by_its_name(folder, tmp_path, capsys):
@@ -55,16 +72,8 @@ def test_a_plan_runs_on_another_kind_of_model_by_its_name(folder, tmp_path, caps
             read_plan(tiny_plan(tmp_path, on=bad))
 
 
-@pytest.mark.parametrize("name", PAPER)
-def test_every_plan_of_the_paper_can_be_planned_on_stable_diffusion(name, folder, tmp_path, monkeypatch):
-    root = Path(__file__).parents[2]
-    (tmp_path / "benchmarks").symlink_to(root / "benchmarks")
-    (tmp_path / "i2p.csv").write_text("prompt,evaluation_seed\na nude,7\n")
-    (tmp_path / "coco_30k.csv").write_text("prompt,evaluation_seed\na cat on a mat,7\n")
-    artists = ["Kelly McKernan", "Thomas Kinkade", "Tyler Edlin", "Kilian Eng", "Ajin: Demi Human"]
-    lines = [f"a city by {artist},{artist},{seed}" for seed, artist in enumerate(artists)]
-    (tmp_path / "artists.csv").write_text("\n".join(["prompt,artist,evaluation_seed", *lines]) + "\n")
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize("name", [*KPOP, *DUO])
+def test_every_plan_of_the_papers_can_be_planned_on_stable_diffusion(name, folder, root):
     plan = read_plan(Path("benchmarks") / f"{name}.toml", str(folder))
     measured = expanded(checked(plan))
     steps = in_order(m.job for m in measured)
@@ -79,3 +88,42 @@ def test_every_plan_of_the_paper_can_be_planned_on_stable_diffusion(name, folder
     assert len(set(erasures)) == len(erasures), "two rows are the same erasure"
     for claim in plan.claims:
         assert set(claim.rows) <= set(plan.grid.method)
+
+
+def test_duo_s_table_4_runs_on_a_tiny_stable_diffusion_3(root, tmp_path):
+    """The committed plan, with one image and one update of everything, and networks that are in the box."""
+    tiny_sd3_pipeline(t5=False).save_pretrained(tmp_path / "sd3")
+    plan = read_plan(Path("benchmarks") / "duo-table1.toml", str(tmp_path / "sd3"))
+    assert plan.about.startswith("DUO's Table 4 on Stable Diffusion 3")
+    betas = {"beta=1000": 1000.0, "beta=500": 500.0, "beta=250": 250.0}
+    assert plan.grid.method == ("original", *betas)
+    jobs = in_order(m.job for m in expanded(checked(plan)))
+    erased = {job.built().beta: job.built() for job in jobs if isinstance(job, EraseJob)}
+    assert erased.keys() == set(betas.values())
+    for beta, eraser in erased.items():  # the authors' base rate for SD3, scaled by 100 / beta
+        assert (eraser.lr, eraser.iterations) == (pytest.approx(3e-5 * 100 / beta), 1000)
+
+    captions = "prompt,evaluation_seed\n" + "".join(f"a cat {word},{7 + n}\n" for n, word in enumerate("abcd"))
+    (root / "coco_30k.csv").write_text(captions)
+    cheap = {"iterations": 1, "batch": 1, "rank": 2}
+    source = json.loads(json.dumps(plan.source))
+    source |= {
+        "count": 1,
+        "steps": 2,
+        "image_dtype": "float32",
+        "metrics": ["clip-score"],
+        "claims": [],
+        "also": [source["also"][1]],
+    }
+    source["also"][0]["metrics"] = [{"name": "fid", "minimum": 2}, "clip-score"]
+    source["figures"][0]["lines"][0]["metrics"] = ["fid_testbed"]
+    for name, beta in betas.items():
+        source["method"][name] |= {"settings": {"beta": beta, **cheap}}
+    pairs = source["pairs"]["pairs"]
+    source["pairs"]["pairs"] = {name: pairs[name] for name in ("unsafe", "safe")} | {"count": 1}
+    small = replace(typed("plan", source), model=str(tmp_path / "sd3"))
+    rows = bench.run(small, tmp_path / "store", tmp_path / "out")
+    fid = {r["method"]: r["value"] for r in rows if r["group"] == "coco_30k" and r["metric"].startswith("fid_testbed")}
+    assert fid.keys() == {"original", *betas}
+    (curve,) = (tmp_path / "out" / "figures").glob("*.json")
+    assert [line["name"] for line in json.loads(curve.read_text())["lines"]] == ["DUO"]

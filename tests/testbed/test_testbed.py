@@ -1,4 +1,5 @@
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -19,14 +20,14 @@ def test_sets_name_what_the_testbed_draws_and_dev_is_not_test(name):
     found = read_set(name, testbed.CONCEPTS)
     words = testbed.vocabulary()
     categories = {w["category"] for w in words["objects"].values()}
-    known = (
-        {f"{s} style" for s in words["styles"]} if name in ("styles", "artists") else set(words["objects"]) | categories
-    )
+    styles = name in ("styles", "artists")
+    known = {f"{s} style" for s in words["styles"]} if styles else set(words["objects"]) | categories
     assert set(found.concepts) <= known
     for part in (found.dev, found.test):
         assert {c for _, c in part.prompts} <= set(found.concepts)
         assert len({p for p, _ in part.prompts}) == len(part.prompts)
-    assert {c for _, c in found.test.prompts} == set(found.concepts)
+    asked = found.test.prompts + (found.dev.prompts if name == "artist_objects" else ())
+    assert {c for _, c in asked} == set(found.concepts)
     assert not {p for p, _ in found.dev.prompts} & {p for p, _ in found.test.prompts}
     assert found.dev.seed != found.test.seed
     for erased in found.splits.values():
@@ -38,6 +39,18 @@ def test_objects10_and_its_dev_set_share_nothing():
     assert not set(read_set("objects10", testbed.CONCEPTS).concepts) & set(
         read_set("objects10_dev", testbed.CONCEPTS).concepts
     )
+
+
+def test_artists_and_their_objects_are_the_same_prompts_and_dev_shows_other_objects():
+    artists, objects = (read_set(name, testbed.CONCEPTS) for name in ("artists", "artist_objects"))
+    for part in ("dev", "test"):
+        by_artist, by_object = (dict(getattr(found, part).prompts) for found in (artists, objects))
+        assert by_artist.keys() == by_object.keys()
+        assert len(by_artist) == 40
+        for prompt, artist in by_artist.items():
+            assert re.fullmatch(rf"(an? )?{by_object[prompt]}, {artist}", prompt)
+    dev, test = ({c for _, c in part.prompts} for part in (objects.dev, objects.test))
+    assert (len(dev), len(test), dev & test) == (8, 8, set())
 
 
 def test_heldout_phrases_are_twenty_or_more_and_made_of_trained_keywords():

@@ -1,0 +1,100 @@
+"""What the committed plans cost and can tell apart: `python benchmarks/costs.py` writes the numbers of README.md's tables anew.
+
+A plan's seconds are those that the result files of its jobs say (of the store, `--store`). Jobs that several plans share count
+in the first of them alone, from the top of the page. What the store does not have is foreseen, and a `~` stands before it.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from expunge.jobs import Job, Workspace, in_order
+from expunge.plans.check import checked
+from expunge.plans.expand import expanded
+from expunge.plans.read import read_plan
+
+HERE = Path(__file__).parent
+PAGE = HERE / "README.md"
+RATES = {"few-shot": 57.0, "esd": 83.0, "kpop": 84.0, "duo": 108.0, "spm": 53.0, "ca": 77.0, "leco": 43.0}
+"""Evaluations a second of an eraser on one of two cores: medians of testbed-1's committed records."""
+IMAGES, OTHER = 32.0, 80.0
+"""Likewise of images (half a second each at 8 steps), and of all else that evaluates the denoiser."""
+TOTAL = "together"
+
+
+class Cost(NamedTuple):
+    """What a plan's jobs took, but for those of plans above it."""
+
+    seconds: float
+    measured: bool
+    """Whether the store has every one of them."""
+    jobs: int
+    seeds: int
+
+    def cells(self) -> list[str]:
+        """As columns of the page."""
+        return [str(self.seeds), f"{self.jobs:,}", f"{'' if self.measured else '~'}{self.seconds:,.0f}"]
+
+
+def foreseen(job: Job) -> float:
+    """Seconds that a job should take."""
+    rate = RATES.get(getattr(job, "eraser", ""), OTHER) if job.room == "erase" else OTHER
+    return job.cost.equivalents / (IMAGES if job.room in ("generate", "wanted", "pairs", "analyse") else rate)
+
+
+def cost(name: str, at: Workspace, counted: set[str]) -> Cost:
+    """What a plan adds to those whose jobs are ``counted``."""
+    plan = read_plan(HERE / f"{name}.toml")
+    jobs = [job for job in in_order(m.job for m in expanded(checked(plan))) if job.key not in counted]
+    counted.update(job.key for job in jobs)
+    results = [(job, job.result(at)) for job in jobs]
+    seconds = sum(foreseen(job) if result is None else result["seconds"] for job, result in results)
+    return Cost(seconds, all(result is not None for _, result in results), len(jobs), len(plan.grid.seed))
+
+
+def told_apart(name: str) -> list[str]:
+    """Half the width of the usual interval of a difference between rows, of ESR-1 and of PSR-1, by the committed results."""
+    file = HERE / f"{name}.jsonl"
+    rows: list[dict[str, Any]] = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    differences = [r for r in rows if " - " in str(r.get("method")) and r.get("group") in ("set", "others", "everyday")]
+    widths = [
+        [(r["high"] - r["low"]) / 2 for r in differences if str(r["metric"]).startswith(metric) and "claim" not in r]
+        for metric in ("esr@1", "psr@1")
+    ]
+    return [f"{median(some):.0f}" if some else "–" for some in widths]
+
+
+def told(lines: list[str], at: Workspace) -> Iterator[str]:
+    """The page with its numbers told anew: those after the third cell of every line that begins with a plan's name."""
+    counted: set[str] = set()
+    whole: list[Cost] = []
+    for line in lines:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        name = cells[0].strip("`*")
+        if line.startswith("| `") and (HERE / f"{name}.toml").is_file():
+            one = cost(name, at, counted)
+            whole.append(one)
+            yield f"| {' | '.join([*cells[:2], *one.cells(), *told_apart(name)])} |"
+        elif name == TOTAL:
+            seconds = sum(one.seconds for one in whole)
+            measured = "" if all(one.measured for one in whole) else "~"
+            jobs = sum(one.jobs for one in whole)
+            hours = f"{measured}{seconds:,.0f}, {seconds / 7200:.1f} h on two cores"
+            yield f"| {' | '.join([*cells[:2], '', f'{jobs:,}', hours, '', ''])} |"
+        else:
+            yield line
+
+
+def main() -> None:
+    """Write the page."""
+    options = argparse.ArgumentParser(description="Tell the costs in benchmarks/README.md anew.")
+    options.add_argument("--store", type=Path, default=Path("runs/store"), help="folder of finished jobs")
+    at = Workspace(store=options.parse_args().store)
+    PAGE.write_text("\n".join(told(PAGE.read_text().splitlines(), at)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
