@@ -3,13 +3,21 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from expunge.core.cost import Cost
 from expunge.results.claims import Claim
 from expunge.results.curves import Curve
 from expunge.results.group import Group
 from expunge.results.histograms import Histogram
+
+
+class End(NamedTuple):
+    """Where a judge ended a training."""
+
+    updates: int
+    enough: bool
+    """Whether it saw enough erased; else the training ran out of updates."""
 
 
 @final
@@ -23,6 +31,8 @@ class Spent:
     seconds: float
     bytes: int = 0
     """Size of the edit that it made."""
+    end: End | None = None
+    """Where a judge ended it, for an erasure with a stop."""
 
 
 @final

@@ -33,8 +33,9 @@ def of_erasure(
     retain: Sequence[str],
     seed: int,
     images: Mapping[str, Path] | None,
+    stop: Mapping[str, Any] | None = None,
 ) -> str:
-    """The fingerprint of an erasure."""
+    """The fingerprint of an erasure; with the fields of a ``stop``, of one that it may end."""
     shown = {role: _files(folder) for role, folder in (images or {}).items()}
     erasure = {
         "method": method,
@@ -44,7 +45,8 @@ def of_erasure(
         "images": shown,
     }
     words = {"targets": [asdict(t) for t in targets], "retain": list(retain), "on": [e.id for e in backbone.edits]}
-    return _digest({"model": _model(backbone), **erasure, **words})
+    ends = {} if stop is None else {"stop": dict(stop)}
+    return _digest({"model": _model(backbone), **erasure, **words, **ends})
 
 
 def _model(backbone: Backbone) -> dict[str, Any]:
