@@ -15,6 +15,7 @@ from expunge.results.claims import Claim
 from expunge.results.curves import Curve, Line
 from expunge.results.histograms import Histogram
 from expunge.stages.pairs import Wish
+from expunge.stages.stopping import Stop
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -22,6 +23,7 @@ PLAN = {
     "## The plan": Plan,
     "## Grid": Grid,
     "## Methods": Method,
+    "### Stop": Stop,
     "## Fresh": Fresh,
     "## Others": Others,
     "## Also": MoreImages,

@@ -15,7 +15,7 @@ from expunge.stages import analyse, erase, knowledge
 from expunge.stages.stopping import Stop
 from expunge.store import Checkpoints
 
-SHORT = {"templates": ["{}", "a {}"], "lr": 2e-3, "iterations": 40, "batch": 4,
+SHORT = {"templates": ["{}", "a {}"], "lr": 5e-4, "iterations": 24, "batch": 2,
          "sampling": {"arm": "bank", "sampling_steps": 4}}  # fmt: skip
 CHURCH = [Concept(name="church")]
 
@@ -43,17 +43,17 @@ def test_an_erasure_ends_at_the_first_look_that_sees_enough_and_is_what_it_would
         edits[step.index + 1], spent[step.index + 1] = step.edit(), backbone.cost - begun
 
     erase.run(backbone, "esd", eraser, CHURCH, [], on_step=keep)
-    edit = erase.run(backbone, "esd", eraser, CHURCH, [], stop=Stop(erased=75.0, every=5, images=4))
+    edit = erase.run(backbone, "esd", eraser, CHURCH, [], stop=Stop(erased=75.0, every=4, images=4))
     said = edit.provenance.search
     looks = {look["updates"]: look["esr"] for look in said["looks"]}
     assert looks == {updates: by_hand(backbone, [edits[updates]], 4) for updates in looks}
     *before, (updates, last) = looks.items()
-    assert [u for u, _ in before] == list(range(5, updates, 5))
+    assert [u for u, _ in before] == list(range(4, updates, 4))
     assert all(esr < 75 for _, esr in before)
     assert before, "a rate at which the first look sees enough shows little"
     assert last >= 75
     assert (said["updates"], said["reached"]) == (updates, True)
-    assert updates < 40
+    assert updates < 24
     assert all(torch.equal(edit.tensors()[n], t) for n, t in edits[updates].tensors().items())
     assert edit.provenance.cost == spent[updates] + Cost(forward=len(looks) * 4 * 2 * 8), "its looks are in its cost"
     assert knowledge.of_provenances([asdict(edit.provenance)])["oracles"] == ["testbed:network=b"]
@@ -64,6 +64,7 @@ def test_an_erasure_ends_at_the_first_look_that_sees_enough_and_is_what_it_would
 
 def slow(backbone, file, kill=None, resume=False, stop=None):
     """Nothing is erased at this rate."""
+
     def on_step(step):
         if step.index == kill:
             raise Killed

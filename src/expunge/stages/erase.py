@@ -193,17 +193,15 @@ def run(
     """
     earlier, given = None, images or {}
     if checkpoints is not None:
-        ends = None if stop is None else asdict(stop)
-        of = resume.of_erasure(backbone, method, eraser, targets, retain, seed, images, ends)
-        earlier = checkpoints.begin(of)
+        ends = {} if stop is None else asdict(stop)
+        earlier = checkpoints.begin(resume.of_erasure(backbone, method, eraser, targets, retain, seed, images, ends))
     if salt is None:
         salt = secrets.token_hex(16) if eraser.has_key else ""
     salt = salt if earlier is None else earlier.salt
     clock = _Clock(backbone, earlier)
     task = prepared(backbone, eraser, targets, retain, seed, salt, images)
     own = wanted.own(backbone, task, eraser.needs(targets), given)
-    state = {} if earlier is None else earlier.state
-    watch = None if stop is None else Watch(backbone, stop, [t.name for t in targets], state)
+    watch = None if stop is None else Watch(backbone, stop, [t.name for t in targets], earlier)
     last = _drained(backbone, method, eraser, task, clock, earlier, on_step, checkpoints, watch)
     provenance = Provenance(
         eraser=method,

@@ -15,6 +15,7 @@ from expunge.core.eraser import Step
 from expunge.core.errors import ExpungeError, ExpungeWarning, check_counts
 from expunge.settings.layers import filled
 from expunge.stages import check
+from expunge.store import Checkpoint
 
 VERSION = 1
 """Part of the key of every job with a stop; goes up when the same stop would end elsewhere."""
@@ -76,12 +77,12 @@ def of_json(content: Mapping[str, Any]) -> Stop:
 class Watch:
     """Looks at an erasure on its way, and says when it is enough."""
 
-    def __init__(self, backbone: Backbone, stop: Stop, words: Sequence[str], state: Mapping[str, Tensor]) -> None:
-        """Watch for ``words`` on the images of ``backbone``; ``state`` is what a checkpoint has of it, if anything."""
+    def __init__(self, backbone: Backbone, stop: Stop, words: Sequence[str], earlier: Checkpoint | None) -> None:
+        """Watch for ``words`` on the images of ``backbone``, from where an ``earlier`` run was."""
         self._backbone, self._stop, self._words = backbone, stop, list(words)
         self.name = check.oracle(stop.judge, backbone.kind, backbone.name)
         self._judge = check.judge_of(self.name, self._words)
-        seen = state.get(LOOKS)
+        seen = None if earlier is None else earlier.state.get(LOOKS)
         self.looks = [] if seen is None else [Look(int(n), float(esr)) for n, esr in seen.tolist()]
 
     def enough(self, step: Step) -> bool:
