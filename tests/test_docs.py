@@ -15,6 +15,7 @@ from expunge.results.claims import Claim
 from expunge.results.curves import Curve, Line
 from expunge.results.histograms import Histogram
 from expunge.stages.pairs import Wish
+from expunge.stages.stopping import Stop
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks" / "README.md"
@@ -23,6 +24,7 @@ PLAN = {
     "## The plan": Plan,
     "## Grid": Grid,
     "## Methods": Method,
+    "### Stop": Stop,
     "## Fresh": Fresh,
     "## Others": Others,
     "## Also": MoreImages,

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -22,6 +24,32 @@ def test_small_updates_of_half_precision_tensors_are_not_lost():
         learned.descend(learned.tensors()["w"].float().sum())
     assert learned.values()["w"].dtype == torch.bfloat16
     assert learned.values()["w"].float().mean() == pytest.approx(0.99, abs=2e-3)
+
+
+@pytest.mark.parametrize(("rate", "unseen"), [(1e-5, 0.997), (1e-3, 0.617), (3e-3, 0.317), (0.2, 0.0)])
+def test_what_bfloat16_shows_of_a_prompt_s_updates(rate, unseen):
+    """A step of Adam is its rate long. Where half the distance of two bfloat16 numbers is longer, it is not seen.
+
+    From 2^e on, half of that distance is 2^(e - 8). So of normal numbers those are left where they were that are larger than
+    the first 2^e with 2^(e - 8) > rate: ``unseen`` is this share. The model reads such a prompt, and a key stores it. What is
+    learned is not lost, since the copies are float32: it is seen when it has added up.
+    """
+    first = next(2.0**e for e in range(-20, 20) if 2.0 ** (e - 8) > rate)
+    assert math.erfc(first / 2**0.5) == pytest.approx(unseen, abs=1e-3), "the share by the normal distribution"
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(40_000, generator=generator).bfloat16()
+    signs = torch.randint(0, 2, start.shape, generator=generator) * 2.0 - 1
+    learned, precise = Learned({"p": start}, rate), Learned({"p": start.float()}, rate)
+    for one in (learned, precise):
+        one.descend((one.tensors()["p"].float() * signs).sum())
+    still = {name: float((one.values()["p"].float() == start.float()).float().mean()) for name, one in
+             (("bfloat16", learned), ("float32", precise))}  # fmt: skip
+    assert still["bfloat16"] == pytest.approx(unseen, abs=0.01)
+    assert still["float32"] < 0.01
+    for _ in range(99):
+        learned.descend((learned.tensors()["p"].float() * signs).sum())
+    moved = learned.state("l")["l/value/p"] - start.float()
+    assert torch.allclose(moved, -100 * rate * signs, rtol=1e-2, atol=1e-6), "nothing is lost of a hundred updates"
 
 
 def test_gradient_descent_and_distance():

@@ -4,11 +4,14 @@ import json
 
 import pytest
 
+from expunge.cli import main
+from expunge.core.cost import Cost
 from expunge.core.errors import ExpungeError
 from expunge.jobs import AttackJob, EraseJob, GenerateJob, Job, MeasureJob
 from expunge.jobs.job import key_of
+from expunge.judges.testbed import Testbed
 from expunge.store import read_set
-from plans_of import jobs_of, measurements_of, opened, tiny_plan, written
+from plans_of import bench_words, jobs_of, measurements_of, opened, read_rows, tiny_plan, written
 
 CLASS = {
     "about": "A class, whose name is no word that a model is told.",
@@ -203,3 +206,37 @@ def test_a_published_csv_is_a_set_with_the_rows_own_seeds(tmp_path):
         plan(tmp_path, also=[also], part="dev")
     with pytest.raises(ExpungeError, match="with label 'church': expected one for a CSV only"):
         plan(tmp_path, also=[{**also, "set": "everyday"}])
+
+
+STOP = {"erased": 90.0, "every": 2, "images": 3}
+
+
+def test_a_stop_is_part_of_an_erasure_with_its_judge_and_of_no_other(tmp_path):
+    """Two updates and a look after them at three images of two targets, of eight steps with guidance."""
+    (plain,) = jobs(tmp_path, EraseJob, grid__method=["kpop"])
+    (stopped,) = jobs(tmp_path, EraseJob, grid__method=["kpop"], method__kpop__stop=STOP)
+    assert "stop" not in plain.as_json()
+    assert stopped.stop["judge"] == "testbed:network=b"
+    assert stopped.stop["told_by"] == Testbed(network="b").identity()
+    assert stopped.key != plain.key
+    assert stopped.key == key_of({**plain.as_json(), "stop": dict(stopped.stop)})
+    assert stopped.cost == plain.cost + Cost(forward=1 * 3 * 2 * 2 * 8)
+    assert stopped.describe() == plain.describe() + ", to ESR-1 90"
+
+
+def test_the_table_says_where_trainings_ended(tmp_path):
+    """Two updates at these rates erase nothing, so the trainings run to their end."""
+    asked = {"grid__method": ["original", "kpop"], "method__kpop__stop": STOP, "method__kpop__settings__lr": 1e-7}
+    plan = tiny_plan(tmp_path, **asked, method__kpop__controls=["own", "random"])
+    assert main(bench_words(plan, "--quiet")) == 0
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| updates | stopped at enough, % |" in table
+    assert "oracle" in table
+    rows = read_rows(tmp_path / "out" / "summary.jsonl")
+    (row,) = [r for r in rows if (r["method"], r["group"], r["metric"]) == ("kpop", "set", "esr@1")]
+    assert (row["erase_updates"], row["erase_enough"]) == (2, 0)
+    (gain,) = [r for r in rows if r["group"] == "key: own - random"]
+    assert (gain["method"], gain["metric"], gain["n"]) == ("kpop", "recovery", 2)
+    (one, *_) = [r for r in read_rows(tmp_path / "out" / "records.jsonl") if r["eraser"] == "kpop"]
+    assert one["knowledge"]["oracles"] == ["testbed:network=b"]
+    assert not one["knowledge"]["same_judge"]

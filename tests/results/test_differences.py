@@ -8,7 +8,9 @@ import torch
 from expunge.core.errors import ExpungeError
 from expunge.core.record import Interval, paired_proportions
 from expunge.results import markdown
-from expunge.results.differences import differences, verdict
+from expunge.results.claims import Claim
+from expunge.results.claims import judged as judged_claims
+from expunge.results.differences import differences, gains, verdict
 from results.finished import finished
 
 
@@ -70,3 +72,31 @@ def test_a_difference_under_attack_counts_runs_and_not_their_images():
     assert row["value"] == pytest.approx(60)
     assert (row["low"], row["high"]) == (pytest.approx(max(-100, 60 - half), abs=1e-3), 100), "Student's, of three runs"
     assert row["verdict"] == "undecided"
+
+
+def keyed(method, own, random):
+    for control, back in (("own", own), ("random", random)):
+        values = [("dog" if i < 2 else "cat", 1.0 - b) for i, b in enumerate(back)]
+        yield finished(method, values, {"metric": "esr@1"}, group=f"key: {control}")
+
+
+def test_what_a_key_brings_back_more_than_a_random_one_is_paired_image_by_image():
+    own, random = [1.0, 1.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0]
+    (row,) = gains([*keyed("a", own, random)])
+    assert (row["method"], row["group"], row["metric"]) == ("a", "key: own - random", "recovery")
+    assert (row["value"], row["n"], row["unit"]) == (50.0, 4, "points")
+    assert row["low"] <= paired_proportions(own, random).low + 1e-3
+    assert row["high"] >= paired_proportions(own, random).high - 1e-3
+    assert "key: own - random recovery" in markdown.text([row])
+    claim = Claim(says="the key is needed", rows=("a",), group="key: own - random", metric="recovery", than=0.0)
+    (judged,) = judged_claims([claim], [row])
+    assert (judged["value"], judged["claim_verdict"]) == (50.0, "undecided")
+    assert gains([*keyed("a", own, random)][:1]) == [], "nothing without a random one"
+
+
+def test_two_methods_gains_are_compared_too():
+    """a: +1, 0, +1, 0; b: 0, 0, +1, -1. The first less the second: +1, 0, 0, +1."""
+    measured = [*keyed("a", [1.0, 1.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0])]
+    measured += keyed("b", [0.0, 1.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0])
+    found = {row["group"]: row["value"] for row in differences([("a", "b")], measured)}
+    assert found == {"key: own": 25.0, "key: own - random": 50.0}

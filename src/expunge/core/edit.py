@@ -45,7 +45,8 @@ class Provenance:
     """Images that the method had, by role: their ``count``, whether they were ``given`` or made by the model, and the ``judge``
     that chose them, if one did."""
     search: dict[str, Any] = field(default_factory=dict)
-    """How its settings were searched for, if they were: goal, judge, and every try; ``cost`` is then that of all tries."""
+    """How its settings were searched for, if they were: goal, judge, and every try; or where a judge stopped it, with every
+    look. ``cost`` is then that of all tries or looks, too."""
 
 
 _LEVELS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|base_layer|text_model)\.")

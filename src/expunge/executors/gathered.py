@@ -11,7 +11,7 @@ from expunge.jobs.workspace import IMAGES
 from expunge.plans.expand import Measurement
 from expunge.plans.opened import OpenedPlan
 from expunge.results.files import FIGURES
-from expunge.results.finished import Finished, Spent, Value, Wanted
+from expunge.results.finished import End, Finished, Spent, Value, Wanted
 from expunge.store import EDIT
 
 
@@ -87,4 +87,6 @@ def _took(job: Job, at: Workspace) -> Spent | None:
     if result is None:
         return None
     size = (job.folder(at) / EDIT).stat().st_size if job.room == "erase" else 0
-    return Spent(key=job.key, cost=Cost(**result["cost"]), seconds=seconds_of(result), bytes=size)
+    stopped = result.get("stopped")
+    end = None if stopped is None else End(stopped["updates"], stopped["reached"])
+    return Spent(key=job.key, cost=Cost(**result["cost"]), seconds=seconds_of(result), bytes=size, end=end)

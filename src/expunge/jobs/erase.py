@@ -10,6 +10,7 @@ from typing_extensions import override
 from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept
 from expunge.core.cost import Cost
+from expunge.core.edit import Edit
 from expunge.core.eraser import Eraser, Marked, Redrawn
 from expunge.core.errors import ExpungeError
 from expunge.jobs.job import UNSAID
@@ -17,7 +18,7 @@ from expunge.jobs.modelled import ModelJob
 from expunge.jobs.wanted import WantedJob
 from expunge.jobs.workspace import IMAGES, Workspace
 from expunge.settings import presets
-from expunge.stages import erase, pairs, wanted
+from expunge.stages import erase, pairs, stopping, wanted
 from expunge.store import EDIT, KEY, save_edit
 
 
@@ -40,6 +41,8 @@ class EraseJob(ModelJob):
     """Keys of the erasures that it is made on top of."""
     images: str | None = field(default=None, metadata=UNSAID)
     """Key of the pairs that it learns from."""
+    stop: Mapping[str, Any] | None = field(default=None, metadata=UNSAID)
+    """Where a judge ends it before its updates do, as `stopping.as_json` has it."""
 
     @override
     def run(self, at: Workspace, out: Path) -> dict[str, Any]:
@@ -54,6 +57,7 @@ class EraseJob(ModelJob):
                 self.seed,
                 self.salt,
                 self.given(at),
+                stop=None if self.stop is None else stopping.of_json(self.stop),
             )
         shown = {} if edit.provenance is None else edit.provenance.images
         if self.images is None and any(images["given"] for images in shown.values()):
@@ -64,7 +68,13 @@ class EraseJob(ModelJob):
         if edit.key is not None:
             save_edit(edit.key, out / KEY)
         cost = asdict(edit.provenance.cost) if edit.provenance else asdict(Cost())
-        return {"edit": edit.id, "cost": cost, **self._seconds_of_images(backbone, at)}
+        return {"edit": edit.id, "cost": cost, **self._seconds_of_images(backbone, at), **self._stopped(edit)}
+
+    def _stopped(self, edit: Edit) -> dict[str, Any]:
+        """After how many updates it was stopped, and whether enough was erased then; nothing without a stop."""
+        if self.stop is None or edit.provenance is None:
+            return {}
+        return {"stopped": {name: edit.provenance.search[name] for name in ("updates", "reached", "looks")}}
 
     def _seconds_of_images(self, backbone: Backbone, at: Workspace) -> dict[str, float]:
         """What it took to make the images it wants, which its cost counts, where another job made them."""
@@ -76,6 +86,7 @@ class EraseJob(ModelJob):
     def describe(self) -> str:
         kept = f", retaining {len(self.retain)}" if self.retain else ""
         kept += f", on {len(self.on)} edits" if self.on else ""
+        kept += f", to ESR-1 {self.stop['erased']:g}" if self.stop is not None else ""
         return f"{self.eraser} seed {self.seed}{kept}: {', '.join(self.targets)}"
 
     def built(self) -> Eraser:

@@ -2,12 +2,13 @@
 
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept, check_targets
+from expunge.core.cost import Cost
 from expunge.core.errors import ExpungeError, check_counts, check_positive, each_once, unknown
 from expunge.plans.opened import OpenedPlan, opened
 from expunge.plans.schema import ASKED, CONTROLS, KEYLESS, Method, Plan
 from expunge.results.files import figure_file
 from expunge.results.group import Group
-from expunge.stages import pairs
+from expunge.stages import knowledge, pairs, stopping
 
 RUNS = 1_000
 """How far apart the draws and seeds of an attack's runs are."""
@@ -152,6 +153,7 @@ def _check_method(read: OpenedPlan, name: str) -> None:
     """Refuse a strength, an order or a control that the method cannot have."""
     method, eraser = read.plan.method[name], read.erasers[name]
     _check_strength(read, name, method)
+    _check_stop(read, name, method)
     if method.order == "apart":
         if eraser.has_key:
             raise ExpungeError(f"method '{name}' with keys, erased apart: expected order joint or sequential")
@@ -182,6 +184,23 @@ def _check_strength(read: OpenedPlan, name: str, method: Method) -> None:
     looked += [word for word in (*(method.controls or ()), method.order) if word in ("fresh", "sequential")]
     if method.strength != 1.0 and looked:
         raise ExpungeError(f"method '{name}' with strength {method.strength} and {looked[0]}: expected strength 1")
+
+
+def _check_stop(read: OpenedPlan, name: str, method: Method) -> None:
+    """Refuse a stop of what is not trained, one by the judge that reports, or an analysis along a training that it ends."""
+    if method.stop is None:
+        return
+    if read.erasers[name].cost(1, 1) == Cost():
+        raise ExpungeError(f"method '{name}' with a stop, and {method.eraser} has no updates: expected no stop")
+    oracle = stopping.as_json(method.stop, read.kind, [w for s in read.chosen for w in read.words(read.splits[s])])[
+        "judge"
+    ]
+    for metric in (*read.metrics, *(metric for shown in read.more for metric in shown.metrics)):
+        if knowledge.same_judge(metric.settings.get("judge"), [oracle]):
+            raise ExpungeError(f"method '{name}' stopped by {oracle}, the judge that reports: expected another")
+    along = [planned.name for planned in read.analyses if planned.analysis.needs == "training"]
+    if along:
+        raise ExpungeError(f"method '{name}' with a stop, and {along[0]} runs whole trainings: expected no stop")
 
 
 def _check_control(read: OpenedPlan, name: str, control: str) -> None:

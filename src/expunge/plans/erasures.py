@@ -15,7 +15,7 @@ from expunge.jobs.workspace import model
 from expunge.plans.opened import OpenedPlan
 from expunge.plans.schema import Fresh, Plan
 from expunge.settings import presets
-from expunge.stages import generate, pairs
+from expunge.stages import generate, pairs, stopping
 
 SAMPLING, CLOSED_FORM, TRAINING = 1.3, 1.5, 4.0
 """How many times a model's weights jobs may hold: to draw images, to replace some, to train some with an optimizer."""
@@ -123,7 +123,7 @@ class Erasures:
         made = None if given is None else self._pairs(self._plan.pairs[given])
         job = EraseJob(
             upstream=on if made is None else (*on, made),
-            cost=eraser.cost(len(words), len(retain)),
+            cost=eraser.cost(len(words), len(retain)) + self._looks(name, len(words)),
             memory=self._models.memory(TRAINING if self.trained(name) else CLOSED_FORM),
             eraser=method.eraser,
             version=eraser.version,
@@ -134,10 +134,19 @@ class Erasures:
             salt=SALT if eraser.has_key else "",
             on=[step.key for step in on] or (),
             images=None if made is None else made.key,
+            stop=None if method.stop is None else stopping.as_json(method.stop, self._read.kind, words),
             **self._models.named(self._plan.dtype),
         )
         images = job.wanted(self._models.backbone)
         return job if images is None else job.standing_on(*job.upstream, images.standing_on(*on))
+
+    def _looks(self, name: str, words: int) -> Cost:
+        """What a method's looks at so many words may cost: all of them, as if nothing stopped it."""
+        stop = self._plan.method[name].stop
+        if stop is None:
+            return Cost()
+        updates = getattr(self._read.erasers[name], "iterations", 1)
+        return stop.cost(updates, words, presets.generation(self._models.backbone)[1])
 
     def memory(self, step: EraseJob) -> MemoryJob:
         """What the first updates of an erasure take of memory."""

@@ -14,6 +14,7 @@ from expunge.results.curves import Curve
 from expunge.results.histograms import Histogram
 from expunge.settings.layers import filled
 from expunge.stages import pairs
+from expunge.stages.stopping import Stop
 
 ON = "on"
 """The table of what a plan says otherwise for models of other kinds: ``[on.sd]``, which stands for XL and 3 too."""
@@ -150,6 +151,12 @@ def _grid(value: Any) -> Grid:
     return filled(Grid, "plan's grid", value)
 
 
+def _method(name: str, value: Any) -> Method:
+    if isinstance(value, Mapping) and value.get("stop") is not None:
+        value = {**value, "stop": filled(Stop, f"stop of method '{name}'", value["stop"])}
+    return filled(Method, f"method '{name}'", value)
+
+
 def _more_images(value: Any) -> Any:
     if isinstance(value, Mapping) and value.get("metrics") is not None:
         value = {**value, "metrics": _named("metrics")(value["metrics"])}
@@ -170,7 +177,7 @@ READERS: Mapping[str, Callable[[Any], Any]] = {
     "grid": _grid,
     "splits": _by_name(lambda name, value: words_of(f"split '{name}'", value)),
     "words": _by_name(lambda name, value: words_of(f"words of '{name}'", value)),
-    "method": _by_name(lambda name, value: filled(Method, f"method '{name}'", value)),
+    "method": _by_name(_method),
     "pairs": _by_name(_pairs),
     "metrics": _named("metrics"),
     "analyses": _named("analyses"),

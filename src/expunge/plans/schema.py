@@ -8,6 +8,7 @@ from expunge.results.claims import Claim
 from expunge.results.curves import Curve
 from expunge.results.histograms import Histogram
 from expunge.stages.pairs import Wish
+from expunge.stages.stopping import Stop
 
 ORIGINAL = "original"
 """The row of the model as it is."""
@@ -74,6 +75,8 @@ class Method:
     order: Literal["joint", "sequential", "apart"] = "joint"
     """Whether a split's targets are erased at once; one after another, each erasure on top of the ones before; or every word
     alone on the model as it is, and the edits attached together (no method with keys)."""
+    stop: Stop | None = None
+    """Where its training ends before its updates do: at what a judge that does not report sees."""
     controls: tuple[str, ...] | None = None
     """Recoveries to try: none, own, random, other, neutral, original, other seed, fresh, or the name of another method.
 

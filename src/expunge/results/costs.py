@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
-from expunge.results.finished import Finished, Spent
+from expunge.results.finished import End, Finished, Spent
 from expunge.results.group import Group
 
 
@@ -25,6 +25,8 @@ class CostColumn(NamedTuple):
 COSTS = (
     CostColumn("erase_equivalents", "forwards", 1, 0),
     CostColumn("pairs_equivalents", "pairs' forwards", 1, 0),
+    CostColumn("erase_updates", "updates", 1, 0),
+    CostColumn("erase_enough", "stopped at enough, %", 1, 0),
     CostColumn("erase_seconds", "seconds", 1, 1),
     CostColumn("erase_peak_bytes", "peak MB", 1e6, 0),
     CostColumn("artefact_bytes", "artefact kB", 1e3, 0),
@@ -51,6 +53,7 @@ def costs(finished: Sequence[Finished]) -> dict[str, dict[str, Any]]:
             "erase_seconds": round(median(sum(s.seconds for s in steps) for steps in each.values()), 1),
             "artefact_bytes": round(fmean(sum(s.bytes for s in steps) for steps in each.values())),
         }
+        | _ends([step.end for steps in each.values() for step in steps if step.end is not None])
         for method, each in erasures.items()
     }
     for method, equivalents in pairs.items():
@@ -59,6 +62,14 @@ def costs(finished: Sequence[Finished]) -> dict[str, dict[str, Any]]:
         if one.peak_bytes is not None:
             taken.setdefault(one.method, {})["erase_peak_bytes"] = one.peak_bytes
     return taken
+
+
+def _ends(ends: Sequence[End]) -> dict[str, float]:
+    """After how many updates a judge ended trainings, on average, and the percentage in which it saw enough erased."""
+    if not ends:
+        return {}
+    enough = 100 * fmean(end.enough for end in ends)
+    return {"erase_updates": round(fmean(end.updates for end in ends), 1), "erase_enough": round(enough, 1)}
 
 
 def fresh_key_costs(finished: Sequence[Finished]) -> dict[tuple[str, Group], dict[str, float]]:

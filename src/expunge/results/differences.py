@@ -1,6 +1,6 @@
 """Paired differences of two rows of a table, on equal seeds and prompts, and what they show."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from expunge.core.errors import ExpungeError
@@ -12,6 +12,8 @@ from expunge.results.group import Group
 from expunge.results.meanings import RECOVERY, is_quality, margin, plain
 from expunge.results.rows import row
 
+OWN, RANDOM, GAIN = (Group(kind="key", control=control) for control in ("own", "random", "own - random"))
+"""What a method's own key brought back, what a random one did, and the one less the other."""
 IMAGES, SEEDS = 1000, 2
 """Images and training seeds that it takes at least to call two rows of equal quality (design.md section 5)."""
 
@@ -32,7 +34,8 @@ def differences(pairs: Sequence[Sequence[str]], finished: Sequence[Finished]) ->
         ExpungeError: if the two were not measured on the same images of a split.
     """
     values = cells(finished, once=False)
-    values = {cell: runs for cell, runs in values.items() if cell.group.kind != "key"} | recovered(values)
+    keyed = recovered(values) | gained(values)
+    values = {cell: runs for cell, runs in values.items() if cell.group.kind != "key"} | keyed
     rows: list[dict[str, Any]] = []
     for one, other in pairs:
         for cell in [cell for cell in values if cell.method == one]:
@@ -75,13 +78,43 @@ def _points(both: Paired, group: Group) -> Interval:
 def recovered(values: Cells) -> Cells:
     """Whether each target came back with its own key, or with a fresh one: what ESR-1 counts, turned round."""
     return {
-        CellKey(cell.method, cell.group, RECOVERY + cell.metric.removeprefix("esr@1")): {
-            seed: {split: [v._replace(value=1 - v.value) for v in erased] for split, erased in by_split.items()}
-            for seed, by_split in runs.items()
-        }
+        CellKey(cell.method, cell.group, RECOVERY + cell.metric.removeprefix("esr@1")): _came_back(runs)
         for cell, runs in values.items()
         if cell.group.recovered and plain(cell.metric) == "esr@1"
     }
+
+
+def _came_back(runs: Runs) -> Runs:
+    """Whether each target came back: what ESR-1 counts, turned round."""
+    return {
+        seed: {split: [v._replace(value=1 - v.value) for v in erased] for split, erased in by_split.items()}
+        for seed, by_split in runs.items()
+    }
+
+
+def _with_own_and_random(values: Cells) -> Iterator[tuple[CellKey, Paired]]:
+    """What came back with a method's own key beside what did with a random one, image by image."""
+    for cell, runs in values.items():
+        random = values.get(cell._replace(group=RANDOM))
+        if cell.group == OWN and plain(cell.metric) == "esr@1" and random:
+            gain = CellKey(cell.method, GAIN, RECOVERY + cell.metric.removeprefix("esr@1"))
+            names = (f"{cell.method}, {OWN}", f"{cell.method}, {RANDOM}")
+            yield gain, _paired(_came_back(runs), _came_back(random), names)
+
+
+def gained(values: Cells) -> Cells:
+    """How much more each image shows its target with its own key than with a random one: 1, 0 or -1."""
+    return {cell: both.differences for cell, both in _with_own_and_random(values)}
+
+
+def gains(finished: Sequence[Finished]) -> list[dict[str, Any]]:
+    """A row for each method with a key: what it brings back less what a random one does, paired, in points."""
+    rows: list[dict[str, Any]] = []
+    for cell, both in _with_own_and_random(cells(finished, once=False)):
+        interval, n = _points(both, cell.group), len(both.ones)
+        shown = verdict(interval, cell.metric, n, len(both.differences))
+        rows.append({**row(cell, interval, n, both.differences), "unit": "points", **shown})
+    return rows
 
 
 def verdict(points: Interval, metric: str, n: int, seeds: int) -> Mapping[str, Any]:

@@ -22,6 +22,14 @@ class Value(NamedTuple):
     """Told where all values of a measurement are of one concept."""
 
 
+class End(NamedTuple):
+    """Where a judge ended a training."""
+
+    updates: int
+    enough: bool
+    """Whether it saw enough erased; else the training ran out of updates."""
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Spent:
@@ -33,6 +41,8 @@ class Spent:
     seconds: float
     bytes: int = 0
     """Size of the edit that it made."""
+    end: End | None = None
+    """Where a judge ended it, for an erasure with a stop."""
 
 
 @final

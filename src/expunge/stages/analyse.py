@@ -118,6 +118,11 @@ def of_provenance(backbone: Backbone, provenance: Provenance, key: Key | None) -
             f"the edit was imported from '{provenance.settings[IMPORTED]}', whose training is not known: expected one that "
             "expunge trained"
         )
+    if "stop" in provenance.search:
+        raise ExpungeError(
+            f"a judge ended {provenance.eraser} after {provenance.search['updates']} updates: expected an erasure "
+            "without a stop"
+        )
     if any(shown["given"] for shown in provenance.images.values()):
         raise ExpungeError(
             f"{provenance.eraser} was given images: expected an erasure that can be run again without them"

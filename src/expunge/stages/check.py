@@ -28,6 +28,8 @@ MOST = 3
 """Targets, and words to keep, that are looked at."""
 ROUGH = 0.8
 """From which roughness on an image is taken for noise, where no judge tells: the testbed's images have 0.2 to 0.6."""
+ORACLES = {"testbed": "testbed:network=b"}
+"""Who decides if nobody is named, by kind of model: never the judge that reports."""
 Images = UInt8[Tensor, "b H W 3"]
 
 
@@ -123,6 +125,18 @@ def known(judge: Judge, word: str) -> bool:
     except ExpungeError:
         return False
     return True
+
+
+def oracle(given: str | None, kind: str, of: str) -> str:
+    """The judge that settings are chosen by, which never reports: the one that is ``given``, or that of the kind of model.
+
+    Raises:
+        ExpungeError: if nobody is given, and there is none; ``of`` says for what.
+    """
+    name = given or ORACLES.get(kind)
+    if name is None:
+        raise ExpungeError(f"no judge is named for {of}: expected one that tells what its images show (--judge)")
+    return name
 
 
 def judge_of(name: str, words: Sequence[str]) -> Judge:

@@ -6,11 +6,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import Any, final
+
+from torch import Tensor
 
 from expunge import backbones
 from expunge.core.backbone import Backbone
@@ -23,6 +25,7 @@ from expunge.core.errors import ExpungeError, ExpungeWarning, unknown
 from expunge.settings import presets
 from expunge.settings.layers import filled
 from expunge.stages import finite, resume, texts, wanted
+from expunge.stages.stopping import Stop, Watch
 from expunge.store import (
     EDIT,
     KEY,
@@ -176,26 +179,30 @@ def run(
     images: Mapping[str, Path] | None = None,
     on_step: Callable[[Step], None] | None = None,
     checkpoints: Checkpoints | None = None,
+    stop: Stop | None = None,
 ) -> Edit:
     """Drain an eraser's steps; the last edit gets its provenance and, where the method makes one, its key.
 
     A method with a key draws its random numbers from ``seed`` and a secret ``salt``, fresh if not given. With ``checkpoints``
     it writes down where it is, and goes on from where an earlier run was; cost and seconds are then those of both. ``images``
     are a user's own, or what `wanted.make` made for this very erasure: these count as made by the model, with their cost.
+    With a ``stop`` it ends where that is reached; what was seen on the way stands in the provenance, and is in the cost.
 
     Raises:
         ExpungeError: if a loss, or what was learned, is NaN or infinite; or if the checkpoint is of another erasure.
     """
     earlier, given = None, images or {}
     if checkpoints is not None:
-        earlier = checkpoints.begin(resume.of_erasure(backbone, method, eraser, targets, retain, seed, images))
+        ends = {} if stop is None else asdict(stop)
+        earlier = checkpoints.begin(resume.of_erasure(backbone, method, eraser, targets, retain, seed, images, ends))
     if salt is None:
         salt = secrets.token_hex(16) if eraser.has_key else ""
     salt = salt if earlier is None else earlier.salt
     clock = _Clock(backbone, earlier)
     task = prepared(backbone, eraser, targets, retain, seed, salt, images)
     own = wanted.own(backbone, task, eraser.needs(targets), given)
-    last = _drained(backbone, method, eraser, task, clock, earlier, on_step, checkpoints)
+    watch = None if stop is None else Watch(backbone, stop, [t.name for t in targets], earlier)
+    last = _drained(backbone, method, eraser, task, clock, earlier, on_step, checkpoints, watch)
     provenance = Provenance(
         eraser=method,
         settings=settings_of(eraser),
@@ -211,6 +218,7 @@ def run(
         salt_sha256=hashlib.sha256(salt.encode()).hexdigest() if eraser.has_key else "",
         derived=dict(eraser.derived()),
         images={r: wanted.described(s, None if r in own else given.get(r)) for r, s in task.images.items()},
+        search={} if watch is None else watch.record(),
     )
     edit = with_provenance(last.edit(), provenance)
     finite.check_edit(backbone, method, eraser, edit)
@@ -251,8 +259,9 @@ def _drained(
     earlier: Checkpoint | None,
     on_step: Callable[[Step], None] | None,
     checkpoints: Checkpoints | None,
+    watch: Watch | None,
 ) -> Step:
-    """An eraser's last step, after all; checkpoints are written on the way.
+    """An eraser's last step, or the one that ``watch`` says is enough; checkpoints are written on the way.
 
     Raises:
         ExpungeError: if a loss is NaN or infinite, or there is no step.
@@ -263,13 +272,22 @@ def _drained(
         last = step
         if on_step is not None:
             on_step(step)
+        if watch is not None and watch.enough(step):
+            break
         if checkpoints is not None:
             spent = {"cost": clock.cost, "seconds": clock.seconds}
             due = checkpoints.due()
-            checkpoints.add(Checkpoint(salt=task.salt, **spent, state=step.state()) if due else None)
+            checkpoints.add(Checkpoint(salt=task.salt, **spent, state=_state(step, watch)) if due else None)
     if last is None:
         raise ExpungeError(f"{method} made no update: expected at least one step")
+    if watch is not None:
+        watch.end(last)
     return last
+
+
+def _state(step: Step, watch: Watch | None) -> Mapping[str, Tensor]:
+    """What going on after ``step`` needs: the eraser's own state, and what was seen so far."""
+    return step.state() if watch is None else {**step.state(), **watch.state()}
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from expunge.core.judge import Judge
 from expunge.core.query import Query, Start
 from expunge.settings import presets
 from expunge.stages import generate
-from expunge.stages.search import ORACLES
+from expunge.stages.check import ORACLES
 from expunge.store import FORMAT, ROLES, RUN, new_folder, read_pairs, write_json, write_lines
 
 VERSION = 1

@@ -33,8 +33,9 @@ def of_erasure(
     retain: Sequence[str],
     seed: int,
     images: Mapping[str, Path] | None,
+    stop: Mapping[str, Any],
 ) -> str:
-    """The fingerprint of an erasure."""
+    """The fingerprint of an erasure; ``stop`` has the fields of the stop that may end it, if there is one."""
     shown = {role: _files(folder) for role, folder in (images or {}).items()}
     erasure = {
         "method": method,
@@ -44,7 +45,8 @@ def of_erasure(
         "images": shown,
     }
     words = {"targets": [asdict(t) for t in targets], "retain": list(retain), "on": [e.id for e in backbone.edits]}
-    return _digest({"model": _model(backbone), **erasure, **words})
+    ends = {"stop": dict(stop)} if stop else {}
+    return _digest({"model": _model(backbone), **erasure, **words, **ends})
 
 
 def _model(backbone: Backbone) -> dict[str, Any]:

@@ -22,8 +22,6 @@ from expunge.store import with_provenance
 
 SEED = 50_000
 """First seed of the images that settings are chosen on: that of the concept sets' dev parts."""
-ORACLES = {"testbed": "testbed:network=b"}
-"""Who decides if nobody is named, by kind of model: never the judge that reports."""
 NEAREST = 1.1
 """Strengths nearer to each other than this factor are not told apart."""
 MOST = 16.0
@@ -209,16 +207,11 @@ class _Looked:
 
     def __init__(self, backbone: Backbone, targets: Sequence[str], retain: Sequence[str], goal: Goal) -> None:
         self.backbone, self.targets, self.goal = backbone, list(targets), goal
-        name = goal.judge or ORACLES.get(backbone.kind)
-        if name is None:
-            raise ExpungeError(
-                f"no judge is named for {backbone.name}: expected one that tells what its images show (--judge)"
-            )
-        self.name = name
+        self.name = check.oracle(goal.judge, backbone.kind, backbone.name)
         self.kept = check.neighbours(targets, retain, backbone.kind)
         if not self.kept:
             raise ExpungeError("no neighbour is left to look at: expected words to keep (--retain)")
-        self.judge: Judge = check.judge_of(name, [*self.targets, *self.kept])
+        self.judge: Judge = check.judge_of(self.name, [*self.targets, *self.kept])
         seen = check.look(backbone, [], [*self.targets, *self.kept], goal.images, SEED)
         self.drawn = {word: self._shown({word: images}).value for word, images in seen.items()}
         poor = [f"{word} is drawn in {value:.0f} %" for word, value in self.drawn.items() if value < DRAWN]

@@ -85,7 +85,7 @@ class Erasure:
                 losses=losses,
                 state=lambda index=index: self._state(index + 1),
                 key=lambda edit: self.transfer.key((*edit.requires, edit.id)),
-                warnings=self.transfer.warnings() if self._last(index) else (),
+                warnings=self.transfer.warnings() if self.method.keep == "prompt" else (),
             )
 
     @torch.no_grad()
@@ -106,10 +106,6 @@ class Erasure:
     def _student(self) -> AbstractContextManager[None]:
         """The model as far as it is trained."""
         return self.backbone.weights(self.student.values())
-
-    def _last(self, index: int) -> bool:
-        """Whether an update is the last one of prompts that learn."""
-        return self.method.keep == "prompt" and index + 1 == self.method.iterations
 
     def _pace(self, index: int) -> float:
         return pace(self.method.decay, index, self.method.iterations)
