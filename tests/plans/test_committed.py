@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import importlib.util
 import json
 from pathlib import Path
 
@@ -64,3 +65,14 @@ def test_a_committed_table_is_told_again_bit_for_bit(name: str, tmp_path: Path):
 if __name__ == "__main__":
     found = {name: keys_of(name) for name in PLANS}
     KEYS.write_bytes(gzip.compress(json.dumps(found).encode(), mtime=0))
+
+
+def test_the_page_of_claims_is_what_the_committed_results_say():
+    spec = importlib.util.spec_from_file_location("claims", BENCHMARKS / "claims.py")
+    assert spec is not None
+    assert spec.loader is not None
+    claims = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(claims)
+    page = claims.PAGE.read_text()
+    assert claims.written(page) == page, "python benchmarks/claims.py writes it anew"
+    assert sum(page.count(f"| {verdict} |") for verdict in claims.VERDICTS) >= 50

@@ -84,7 +84,7 @@ def recovered(values: Cells) -> Cells:
     }
 
 
-def _came_back(runs: Runs) -> Runs:
+def _came_back(runs: Values) -> dict[int, dict[str, list[Value]]]:
     """Whether each target came back: what ESR-1 counts, turned round."""
     return {
         seed: {split: [v._replace(value=1 - v.value) for v in erased] for split, erased in by_split.items()}
