@@ -106,10 +106,10 @@ def test_with_workers_killed_too_it_ends_with_the_same_numbers(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own of 900 kB; only root may mount one."""
+    """A file system of its own of 4 MB; only root may mount one."""
     place = tmp_path / "disk"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("no file system can be mounted here")
     yield place
@@ -124,7 +124,7 @@ def fill(disk: Path, left: int) -> Path:
     return taken
 
 
-@pytest.mark.parametrize("left", [0, 12_000, 60_000, 200_000])
+@pytest.mark.parametrize("left", [0, 12_000, 60_000, 600_000])
 def test_a_plan_on_a_disk_that_fills_up_is_one_line_and_goes_on_once_there_is_space(tmp_path, small_disk, left):
     """Full from the start, at images, at an edit; then with the space that was freed, to the numbers of a disk with space."""
     plan = tiny_plan(tmp_path)

@@ -68,9 +68,10 @@ def damage(folder: Path) -> str:
 
 def remove(folder: Path) -> None:
     """Delete a job's folder, its result first: what a kill in the middle leaves does not count."""
-    (folder / RESULT).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        (folder / RESULT).unlink()
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _told(files: Any) -> str:
-    return f"{files['files']} files of {files['bytes']:,} bytes" if isinstance(files, dict) else str(files)
+    return f"{files.get('files')} files of {files.get('bytes')} bytes" if isinstance(files, dict) else str(files)
