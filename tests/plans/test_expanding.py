@@ -221,7 +221,7 @@ def test_a_stop_is_part_of_an_erasure_with_its_judge_and_of_no_other(tmp_path):
     assert stopped.key != plain.key
     assert stopped.key == key_of({**plain.as_json(), "stop": dict(stopped.stop)})
     assert stopped.cost == plain.cost + Cost(forward=1 * 3 * 2 * 2 * 8)
-    assert stopped.describe() == plain.describe() + ", to ESR-1 90"
+    assert stopped.describe() == "kpop seed 0, to ESR-1 90: church, dog"
 
 
 def test_the_table_says_where_trainings_ended(tmp_path):
