@@ -102,7 +102,9 @@ class Recipe:
     def tokenizer(self) -> CLIPTokenizer:
         folder = self.cache / "tokenizer"
         if not folder.exists():
-            captions.tokenizer(self.captions(), captions.english(self.cache)).save_pretrained(folder)
+            learned = captions.tokenizer(self.captions(), captions.english(self.cache))
+            with new_folder(folder) as temporary:
+                learned.save_pretrained(temporary)
         return CLIPTokenizer.from_pretrained(folder)
 
     def captions(self) -> list[str]:
@@ -198,7 +200,8 @@ class Recipe:
                 "in_set": recognizers.accuracy(net, self.bank, np.flatnonzero(~held & single)[:2000]),
             }
             log(f"left out {style}: {found[style]}")
-        file.write_text(json.dumps(found))
+        with new_file(file) as temporary:
+            temporary.write_text(json.dumps(found))
 
     def assemble(self) -> None:
         """Put the parts together in the cache."""
