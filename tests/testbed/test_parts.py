@@ -77,7 +77,7 @@ def test_a_judge_that_tells_other_styles_apart_is_refused(copy: Path, listed: bo
     save_file({**tensors, **more}, file)
     if not listed:
         without_list(copy)
-    why = "is not this testbed's" if listed else "tells 11 styles apart: expected 6, as '.*vocabulary.json' names"
+    why = "is not this testbed's" if listed else "tells 16 styles apart: expected 11, as '.*vocabulary.json' names"
     with pytest.raises(ExpungeError, match=rf"judge_a.safetensors' {why}"):
         testbed.network("judge_a")
 
@@ -91,7 +91,7 @@ def test_a_vocabulary_of_another_testbed_is_refused(copy: Path):
         Testbed()
     without_list(copy)
     testbed._parts.cache_clear()
-    with pytest.raises(ExpungeError, match=r"judge_a.safetensors' tells 6 styles apart: expected 7"):
+    with pytest.raises(ExpungeError, match=r"judge_a.safetensors' tells 11 styles apart: expected 12"):
         Testbed().scores(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
 
 

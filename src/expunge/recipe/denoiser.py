@@ -136,6 +136,14 @@ def _loss(
     return (weight(a / (1 - a)).flatten() * error).mean()
 
 
+def _save(checkpoint: Path, unet: UNet2DConditionModel, average: dict[str, Tensor], optimizer, step: int) -> None:
+    """Write what going on after ``step`` updates needs, in the place of what was there."""
+    temporary = checkpoint.with_suffix(".tmp")
+    state = {"unet": unet.state_dict(), "average": average, "optimizer": optimizer.state_dict(), "step": step}
+    torch.save(state, temporary)
+    temporary.rename(checkpoint)
+
+
 def train(
     z: Tensor,
     bank: Bank,
@@ -189,15 +197,7 @@ def train(
             rate = (step + 1 - first) * BATCH / (time.monotonic() - start)
             log(f"denoiser {step + 1}/{steps} loss {value.item():.4f} {rate:.1f} samples/s")
         if time.monotonic() - stored > save_seconds or step + 1 == steps:
-            temporary = checkpoint.with_suffix(".tmp")
-            state = {
-                "unet": unet.state_dict(),
-                "average": average,
-                "optimizer": optimizer.state_dict(),
-                "step": step + 1,
-            }
-            torch.save(state, temporary)
-            temporary.rename(checkpoint)
+            _save(checkpoint, unet, average, optimizer, step + 1)
             stored = time.monotonic()
     unet.load_state_dict(average)
     return unet.eval()
