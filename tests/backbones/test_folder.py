@@ -235,7 +235,7 @@ def test_devices_and_precisions_are_taken_as_torch_has_them(folder):
 
 
 def test_the_testbed_s_folder_is_a_pipeline_of_diffusers_as_it_is():
-    """And what was measured of it is still of this model: its identity is as it was before its config.json was mended."""
+    """And what is measured of it is of this model: its weights never change under one version."""
     pipe = still(diffusers.StableDiffusionPipeline.from_pretrained(testbed.FOLDER))
     assert pipe.text_encoder.dtype == pipe.unet.dtype == torch.float32
     ours = backbones.load("testbed")
@@ -244,16 +244,13 @@ def test_the_testbed_s_folder_is_a_pipeline_of_diffusers_as_it_is():
     expected = ours.generate([Query(prompt="a church", seed=3, guidance=5.0, steps=3)]).latents
     assert torch.allclose(theirs, expected, atol=1e-3)
     if testbed.FOLDER == testbed.SHIPPED:
-        assert ours.identity() == "82d62abe815f6798644fa0a4da4c0f0e92a540691c282f80add35b9e9c59596d"
+        assert ours.identity() == "d36c087c409c0a76a96b3292420d511ff86ad83827174589e75f490eec5da2eb"
 
 
-def test_any_other_change_of_the_testbed_is_another_model(tmp_path):
+def test_any_change_of_the_testbed_is_another_model(tmp_path):
     shutil.copytree(testbed.SHIPPED, tmp_path / "testbed")
     (tmp_path / "testbed" / "expunge.json").unlink()  # which would refuse a part that is not the shipped one
     first = backbones.load(str(tmp_path / "testbed")).identity()
     file = tmp_path / "testbed" / "text_encoder" / "config.json"
-    text = file.read_text()
-    file.write_text(text.replace('"dtype": "float32"', '"dtype": "float16"'))
-    assert backbones.load(str(tmp_path / "testbed")).identity() == first, "as it was published before"
-    file.write_text(text.replace("quick_gelu", "gelu"))
+    file.write_text(file.read_text().replace("quick_gelu", "gelu"))
     assert backbones.load(str(tmp_path / "testbed")).identity() != first

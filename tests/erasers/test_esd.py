@@ -116,7 +116,7 @@ def test_without_words_to_keep_it_is_the_paper_s(backbone):
     assert set(one.losses) == {"erase"}
     edits = one.edit().replaced, two.edit().replaced
     assert all(torch.equal(a, b) for a, b in zip(*(e.values() for e in edits), strict=True))
-    assert "retain_weight" not in settings_of(plain), "keys of jobs from before stay as they were"
+    assert "retain_weight" not in settings_of(plain), "the default is not part of a job's key"
     eraser, before = dataclasses.replace(SHORT, sampling=FROZEN), backbone.cost
     list(eraser.steps(backbone, dataclasses.replace(TASK, retain=["dog"])))
     assert (backbone.cost - before).trained == eraser.cost(1, 1).trained == 2 * eraser.cost(1, 0).trained

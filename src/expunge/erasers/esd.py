@@ -50,6 +50,7 @@ class ESD(Eraser):
         "2303.07345",
         "https://github.com/rohitgandikota/erasing",
     )
+    version: ClassVar[int] = 2  # 2: keeps the words that it is told to keep
     knows: ClassVar[Mapping[str, Kind]] = {"templates": "phrases"}
     tuning: ClassVar[Sequence[str]] = ("negative_guidance", "goal", "erase_from", "retain_weight")
     group: str = "xattn"
