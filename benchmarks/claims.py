@@ -1,4 +1,4 @@
-"""The papers' claims that plans judge, and what was measured: `python benchmarks/claims.py` writes docs/results/README.md anew."""
+"""The papers' claims that plans judge, and what was measured: `python benchmarks/claims.py` writes them into docs/results."""
 
 import json
 import tomllib
@@ -57,7 +57,7 @@ def line(row: Mapping[str, Any]) -> str:
     """A claim as a row of the table."""
     page = "md" if (HERE / f"{row['plan']}.md").exists() else "toml"
     link = f"[`{row['plan']}`](../../benchmarks/{row['plan']}.{page})"
-    start = [row["claim"], f"{row['source']}, {link}"]
+    start = [row["claim"].replace("|", "\\|"), f"{row['source']}, {link}"]
     if row["claim_verdict"] == "not measured":
         return f"| {' | '.join([*start, '–', 'not measured', '–', '–', row['testbed']])} |"
     value = f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
