@@ -30,7 +30,7 @@ type: setup
 
 check: test lint type
 
-testbed: setup  ## rebuild the testbed from public artwork (npm needed; about three and a half hours on two cores; resumes)
+testbed: setup  ## rebuild the testbed from public artwork (npm needed; about three hours on two cores with bfloat16; resumes)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[recipe]'
 	$(BIN)/python -m expunge.recipe --cache runs/testbed
 

@@ -1,6 +1,7 @@
-"""Every claim of both papers, and what was measured: `python benchmarks/claims.py` writes them into docs/results/README.md."""
+"""The papers' claims that plans judge, and what was measured: `python benchmarks/claims.py` writes them into docs/results."""
 
 import json
+import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,28 +18,51 @@ TESTBED_1 = "82d62abe815f6798"
 VERDICTS = ("holds", "fails", "undecided", "not measured")
 
 
+def measured(rows: Sequence[Mapping[str, Any]], claim: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a plan's committed rows say of its claim: the verdict of the same words on the same rows, metric and group."""
+    wanted = (claim["says"], " - ".join(claim["rows"]), claim.get("metric", "esr@1"), claim.get("group", "set"))
+    same = [r for r in rows if (r.get("claim"), r.get("method"), r.get("metric"), r.get("group")) == wanted]
+    return same[0] if same else {"claim_verdict": "not measured"}
+
+
+def testbed(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Which model in the box the rows are of, by the hashes that they name."""
+    models = {r.get("provenance", {}).get("model_sha256") for r in rows} - {None}
+    if not models:
+        return "–"
+    return "1" if any(model.startswith(TESTBED_1) for model in models) else "2"
+
+
 def claims(prefix: str) -> Iterator[Mapping[str, Any]]:
-    """The papers' claims in the committed results of the plans whose names begin so, each with its ``plan`` and ``model``."""
-    for file in sorted(HERE.glob(f"{prefix}*.jsonl")):
-        if not file.with_suffix(".toml").exists():
-            continue
-        rows = [json.loads(line) for line in file.read_text().splitlines()]
-        models = {r.get("provenance", {}).get("model_sha256", "") for r in rows}
-        version = "1" if any(m.startswith(TESTBED_1) for m in models) else "2"
-        for row in rows:
-            if "claim" in row and row["source"].startswith(PLACES):
-                yield {**row, "plan": file.stem, "testbed": version}
+    """What the plans whose names begin so judge of the papers' claims, each with its ``plan`` and ``testbed``.
+
+    One that goes on ("and …") from a claim that is not a paper's is told with that one, in brackets.
+    """
+    for plan in sorted(HERE.glob(f"{prefix}*.toml")):
+        results = plan.with_suffix(".jsonl")
+        rows = [json.loads(text) for text in results.read_text().splitlines()] if results.exists() else []
+        head: Mapping[str, Any] = {}
+        for claim in tomllib.loads(plan.read_text()).get("claims", []):
+            goes_on = claim["says"].startswith("and ")
+            head = head if goes_on else claim
+            if claim["source"].startswith(PLACES):
+                alone = not goes_on or head["source"].startswith(PLACES)
+                says = claim["says"] if alone else f"({head['says']}) {claim['says']}"
+                found = measured(rows, claim)
+                version = "–" if found["claim_verdict"] == "not measured" else testbed(rows)
+                yield {**found, "claim": says, "source": claim["source"], "plan": plan.stem, "testbed": version}
 
 
 def line(row: Mapping[str, Any]) -> str:
     """A claim as a row of the table."""
-    link = f"[`{row['plan']}`](../../benchmarks/{row['plan']}.md)"
-    start = [row["claim"], f"{row['source']}, {link}"]
+    page = "md" if (HERE / f"{row['plan']}.md").exists() else "toml"
+    link = f"[`{row['plan']}`](../../benchmarks/{row['plan']}.{page})"
+    start = [row["claim"].replace("|", "\\|"), f"{row['source']}, {link}"]
     if row["claim_verdict"] == "not measured":
         return f"| {' | '.join([*start, '–', 'not measured', '–', '–', row['testbed']])} |"
-    measured = f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
+    value = f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
     seeds = "–" if row["training_seeds"] is None else str(row["training_seeds"])
-    return f"| {' | '.join([*start, measured, row['claim_verdict'], str(row['n']), seeds, row['testbed']])} |"
+    return f"| {' | '.join([*start, value, row['claim_verdict'], str(row['n']), seeds, row['testbed']])} |"
 
 
 def table(paper: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -68,7 +68,7 @@ def told_apart(name: str) -> list[str]:
 
 
 def told(lines: list[str], at: Workspace) -> Iterator[str]:
-    """The page with its numbers told anew: those after the third cell of every line that begins with a plan's name."""
+    """The page with its numbers told anew: those after the second cell of every line that begins with a plan's name."""
     counted: set[str] = set()
     whole: list[Cost] = []
     for line in lines:
