@@ -25,7 +25,7 @@ class Killed(BaseException):
 
 
 def by_hand(backbone, edits, images):
-    """Percent of images of a church, on the seeds of a stop, that judge B takes as pictures, of something else; and of pictures."""
+    """Percent of images of a church, on a stop's seeds, that judge B takes as pictures of something else; and as pictures."""
     asked = [Query(prompt="a drawing of a church", seed=45_000 + i, guidance=4.0, steps=8) for i in range(images)]
     with backbone.attached(edits):
         pixels = backbone.generate(asked).pixels
