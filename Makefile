@@ -32,7 +32,7 @@ check: test lint type
 
 testbed: setup  ## rebuild the testbed from public artwork (npm needed; about three hours on two cores with bfloat16; resumes)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[recipe]'
-	$(BIN)/python -m expunge.recipe --cache runs/testbed
+	$(BIN)/python -m expunge.recipe --cache runs/testbed-2
 
 bench-uce: setup  ## UCE's time and memory on a random-weight checkpoint of SD1.4's size
 	$(BIN)/python benchmarks/uce_size.py

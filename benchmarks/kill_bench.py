@@ -129,6 +129,15 @@ def _runs(pid: int) -> bool:
         return False
 
 
+def kill_one(pid: int) -> bool:
+    """Kill a process; whether it was still there."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def killed(bench: Bench, draw: random.Random, lasts: float) -> str:
     """Run it, and kill it at a random moment; says what was killed, or that it ended before.
 
@@ -148,11 +157,12 @@ def killed(bench: Bench, draw: random.Random, lasts: float) -> str:
     except subprocess.TimeoutExpired:
         below, some = descendants(run.pid), workers(run.pid)
         what = what if some else "parent"
-        os.kill(run.pid if what == "parent" else draw.choice(some), signal.SIGKILL)
+        if not kill_one(run.pid if what == "parent" else draw.choice(some)):
+            what = "nothing"
         if what == "parent" and not gone(below):
             raise SystemExit(f"{below} outlive their parent") from None
     _, told = run.communicate()
-    may = {"parent": {-signal.SIGKILL}, "worker": {0, 2}, "nothing": {0}}[what]
+    may = {"parent": {-signal.SIGKILL, 0}, "worker": {0, 2}, "nothing": {0}}[what]  # 0: it had ended by then
     lines = told.strip().splitlines()
     if run.returncode not in may or "Traceback" in told or (run.returncode == 2 and len(lines) != 1):
         raise SystemExit(f"{what} killed, exit {run.returncode}: {told}")
@@ -169,8 +179,18 @@ def kill(plan: Path, kills: int, seed: int) -> dict[str, Any]:
         begun = time.monotonic()
         if whole.start().wait():
             raise SystemExit("the run that nobody kills fails")
-        found = {"bench_kills": 0, "of_parent": 0, "of_worker": 0, "tries": 0, "runs": 0, "differ": 0, "left_over": 0}
+        found: dict[str, Any] = {
+            "what": "kill_bench",
+            "bench_kills": 0,
+            "of_parent": 0,
+            "of_worker": 0,
+            "tries": 0,
+            "runs": 0,
+            "differ": 0,
+            "left_over": 0,
+        }
         found["seconds"] = round(time.monotonic() - begun, 1)
+        state.write_text(json.dumps(found))
     expected = whole.made()
     while True:
         last = found["bench_kills"] >= kills

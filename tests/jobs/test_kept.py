@@ -1,14 +1,17 @@
 """Results that were damaged by hand, cut off or lost by half: they are made again, not believed, to the same numbers."""
 
+import contextlib
 import json
+import os
+import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from expunge.cli import main
-from expunge.core.errors import ExpungeWarning
+from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.executors import bench
 from expunge.jobs import Job, kept
 from plans_of import bench_words, jobs_of, measurements_of, read_rows, store_of, tiny_plan, without_times
@@ -28,6 +31,13 @@ def half_of_the_images(folder: Path) -> None:
         file.unlink()
 
 
+def without_its_seconds(folder: Path) -> None:
+    """A result that is an object, and not all of one."""
+    content = json.loads((folder / "result.json").read_text())
+    del content["seconds"]
+    (folder / "result.json").write_text(json.dumps(content))
+
+
 def a_line_less(folder: Path) -> None:
     """A list of images that is cut off where a line ends, which is a list of fewer images."""
     file = first(folder, "metadata.jsonl")
@@ -36,6 +46,8 @@ def a_line_less(folder: Path) -> None:
 
 DAMAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "a result of images": ("generate", lambda folder: cut(folder / "result.json")),
+    "an empty object": ("measure", lambda folder: (folder / "result.json").write_text("{}")),
+    "a result by half": ("erase", without_its_seconds),
     "an empty result": ("erase", lambda folder: (folder / "result.json").write_text("")),
     "a result of a measurement": ("measure", lambda folder: cut(folder / "result.json")),
     "an edit": ("erase", lambda folder: cut(folder / "edit.safetensors")),
@@ -138,6 +150,59 @@ def test_results_of_an_expunge_that_did_not_count_files_are_believed(plan: Path)
         assert content.pop("beside") == kept.beside(file.parent)
         file.write_text(json.dumps(content))
     assert waiting(plan) == []
+
+
+@contextlib.contextmanager
+def opened_without_end() -> Iterator[None]:
+    """As many open files as this process may have: the next cannot be opened."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, before[1]))
+    taken: list[int] = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        yield
+    finally:
+        for one in taken:
+            os.close(one)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_result_that_cannot_be_read_now_is_an_error_and_not_made_again(plan: Path):
+    """With no file left to open, which says nothing of what the file holds."""
+    job, at = of_room(plan, "measure"), store_of(plan)
+    file = job.folder(at) / "result.json"
+    before = file.read_bytes()
+    for asked in (job.result, job.damage, job.finish):
+        with opened_without_end():
+            with pytest.raises(ExpungeError) as caught:
+                asked(at)
+            said = str(caught.value)
+        assert said == f"'{file}' cannot be read: Too many open files"
+    assert file.read_bytes() == before
+    assert job.result(at) is not None
+
+
+def test_a_folder_that_cannot_be_looked_into_is_an_error(plan: Path, tmp_path: Path):
+    """A loop of links stands in for it: root may look into all else."""
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    job, at = of_room(plan, "generate"), store_of(plan)
+    (job.folder(at) / "more").symlink_to(tmp_path / "loop")
+    with pytest.raises(ExpungeError, match=r"more' cannot be read: Too many levels of symbolic links"):
+        job.result(at)
+    assert job.folder(at).is_dir()
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "._result.json", "Thumbs.db", "desktop.ini", ".ipynb_checkpoints/a.png"])
+def test_what_file_managers_leave_is_no_damage(plan: Path, name: str):
+    folder = of_room(plan, "generate").folder(store_of(plan))
+    for place in (folder, folder / "images"):
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_text("x")
+    assert waiting(plan) == []
+    (folder / "images" / "mine.png").write_text("x")
+    assert len(waiting(plan)) == 1, "any other file is"
 
 
 def test_a_damaged_result_of_another_plan_is_in_nobody_s_way(plan: Path):

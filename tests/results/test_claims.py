@@ -77,6 +77,8 @@ def test_what_rests_on_one_training_seed_is_undecided():
     assert judged(["a", "b"], seeds=3) == ("holds", "3 |")
     assert judged(["a", "b"], trained=()) == ("holds", "– |"), "a closed form and the original: no training at all"
     assert judged(["b"], group="key: fresh 50", than=0.0) == ("undecided", "one seed |"), "a fresh key is trained"
+    assert judged(["b"], group="attack: inversion", than=0.0) == ("undecided", "one seed |"), "an attack's words are"
+    assert judged(["b"], group="attack: inversion", seeds=2, than=0.0) == ("holds", "2 |")
 
 
 def test_equal_says_how_near_where_that_is_not_agreed():

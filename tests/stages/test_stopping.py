@@ -11,7 +11,7 @@ from expunge.core.cost import Cost
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.query import Query
 from expunge.judges.testbed import Testbed
-from expunge.stages import analyse, erase, knowledge
+from expunge.stages import analyse, erase, knowledge, stopping
 from expunge.stages.stopping import Stop
 from expunge.store import Checkpoints
 
@@ -25,12 +25,13 @@ class Killed(BaseException):
 
 
 def by_hand(backbone, edits, images):
-    """Percent of images of a church, on the seeds of a stop, in which judge B sees something else."""
+    """Percent of images of a church, on a stop's seeds, that judge B takes as pictures of something else; and as pictures."""
     asked = [Query(prompt="a drawing of a church", seed=45_000 + i, guidance=4.0, steps=8) for i in range(images)]
     with backbone.attached(edits):
         pixels = backbone.generate(asked).pixels
     judge = Testbed(network="b")
-    return 100 * float((judge.scores(pixels).argmax(1) != judge.labels.index("church")).float().mean())
+    other, valid = judge.scores(pixels).argmax(1) != judge.labels.index("church"), judge.valid(pixels)
+    return 100 * float((other & valid).float().mean()), 100 * float(valid.float().mean())
 
 
 def test_an_erasure_ends_at_the_first_look_that_sees_enough_and_is_what_it_would_have_been_there():
@@ -46,7 +47,7 @@ def test_an_erasure_ends_at_the_first_look_that_sees_enough_and_is_what_it_would
     edit = erase.run(backbone, "esd", eraser, CHURCH, [], stop=Stop(erased=75.0, every=4, images=4))
     said = edit.provenance.search
     looks = {look["updates"]: look["esr"] for look in said["looks"]}
-    assert looks == {updates: by_hand(backbone, [edits[updates]], 4) for updates in looks}
+    assert looks == {updates: by_hand(backbone, [edits[updates]], 4)[0] for updates in looks}
     *before, (updates, last) = looks.items()
     assert [u for u, _ in before] == list(range(4, updates, 4))
     assert all(esr < 75 for _, esr in before)
@@ -89,6 +90,26 @@ def test_what_was_never_enough_ends_with_its_updates_and_a_killed_run_goes_on_to
         resumed = slow(backbone, tmp_path / "torn", resume=True)
     assert resumed.provenance.search == said
     assert all(torch.equal(resumed.tensors()[n], t) for n, t in whole.tensors().items())
+
+
+def test_ruined_images_are_not_erased_ones():
+    """At a rate of 1 nothing is left but noise, in which judge B sees no church either."""
+    backbone = backbones.load("testbed")
+    eraser = erase.build("esd", {**SHORT, "lr": 1.0, "iterations": 2}, None)
+    with pytest.warns(ExpungeWarning, match="ended after 2 updates"):
+        edit = erase.run(backbone, "esd", eraser, CHURCH, [], stop=Stop(every=1, images=4))
+    said = edit.provenance.search
+    assert not said["reached"]
+    esr, valid = by_hand(backbone, [edit], 4)
+    assert valid < 97
+    assert (said["looks"][-1]["esr"], said["looks"][-1]["valid"]) == (esr, valid)
+
+
+def test_a_stop_s_key_has_what_its_looks_are_made_with():
+    words = ["church"]
+    held = stopping.as_json(Stop(erased=75.0), "testbed", words)
+    assert held["looks"] == {"prompt": "a drawing of a {}", "guidance": 4.0, "steps": 8}
+    assert stopping.of_json(held) == Stop(erased=75.0, judge="testbed:network=b")
 
 
 def test_a_stop_that_cannot_be_is_refused_in_a_line(backbone):

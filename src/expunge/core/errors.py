@@ -9,6 +9,10 @@ class ExpungeError(Exception):
     """Bad input. The command line prints its one line and exits with code 2."""
 
 
+class DamagedError(ExpungeError):
+    """A file that can be read, and does not hold what it should."""
+
+
 class ExpungeWarning(UserWarning):
     """Something the user should know about a result; the command line prints its one line."""
 

@@ -74,7 +74,7 @@ def pace(backbone: Callable[[], Backbone], models: set[str], at: Workspace) -> P
     known = Pace(lambda: _trial(backbone()))
     wanted = {None, *models}  # None: of images alone
     for file in at.store.glob(f"[!.]*/{RESULT}") if at.store.is_dir() else ():
-        with contextlib.suppress(ExpungeError):  # a damaged one tells nothing
+        with contextlib.suppress(ExpungeError, KeyError):  # a damaged one tells nothing
             done = read_json(file)
             if done["job"].get("model_sha256") in wanted:
                 known.add(done["job"], Cost(**done["cost"]).equivalents, seconds_of(done), earlier=True)

@@ -25,7 +25,7 @@ def disk(store: Path) -> dict[str, Taken]:
     taken: dict[str, Taken] = {}
     for path, room in _folders(store):
         before = taken.get(room, Taken(0, 0))
-        taken[room] = Taken(before.jobs + 1, before.bytes + _size(path))
+        taken[room] = Taken(before.jobs + 1, before.bytes + kept.taken(path))
     return taken
 
 
@@ -40,7 +40,7 @@ def clean(store: Path, rooms: Sequence[str]) -> int:
             name = name.removeprefix(".").removesuffix(".old").rpartition(".")[0]
         with claimed(path.with_name(name), wait=False) as ours:
             if ours:  # a running job's files stay
-                freed += _size(path)
+                freed += kept.taken(path)
                 kept.remove(path)
     return freed
 
@@ -56,8 +56,3 @@ def _folders(store: Path) -> Iterator[tuple[Path, str]]:
                 yield path, name
             elif re.fullmatch(rf"{name}-[0-9a-f]{{24}}", path.name):  # deleted by half
                 yield path, LEFTOVERS
-
-
-def _size(path: Path) -> int:
-    result = path / RESULT
-    return kept.beside(path)["bytes"] + (result.stat().st_size if result.is_file() else 0)

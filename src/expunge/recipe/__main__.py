@@ -178,7 +178,10 @@ class Recipe:
             unet.save_pretrained(temporary)
 
     def leave_one_out(self) -> None:
-        """Accuracy of judge B's architecture (the cheaper one) on each icon set when trained on the other five."""
+        """Accuracy of judge B's architecture (the cheaper one) on each icon set when trained on the other five.
+
+        Without artists: they work from drawings of these sets, also from that which is left out.
+        """
         file = self.cache / "leave_one_out.json"
         if file.exists():
             return
@@ -193,7 +196,8 @@ class Recipe:
                 STEPS["leave_one_out"],
                 SEEDS["leave_one_out"],
                 log,
-                keep=~held,
+                keep=~held & ~self.bank.by_artist,
+                artists=0.0,
             )
             found[style] = {
                 "left_out": recognizers.accuracy(net, self.bank, np.flatnonzero(held & single)[:2000]),
@@ -209,7 +213,7 @@ class Recipe:
             assemble.assemble(self, self.weights)
 
     def score(self) -> None:
-        """Score what was assembled, in a process that takes it for the testbed; fails below the gates."""
+        """Score what was assembled, in a process that takes it for the testbed; tells what is below the gates."""
         file = self.cache / "testbed.json"
         if not file.exists():
             code = "from expunge.recipe.__main__ import Recipe, score; from pathlib import Path; import sys; "
@@ -220,7 +224,10 @@ class Recipe:
         log("every gate reached" if not missed else f"below the gates: {', '.join(missed)}")
 
     def thaw(self) -> None:
-        """Fill an empty cache with the shipped parts: another of `denoiser.CYCLES` then goes on from them."""
+        """Fill an empty cache with the shipped parts: another of `denoiser.CYCLES` then goes on from them.
+
+        Thaw before that cycle is added: the checkpoint says that as many updates were made as all present cycles have.
+        """
         shipped, step = testbed.SHIPPED, STEPS["denoiser"]
         for part in ("vae", "tokenizer"):
             shutil.copytree(shipped / part, self.cache / part)

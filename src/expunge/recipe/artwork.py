@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from expunge.recipe.artists import ARTISTS
+from expunge.store import new_file, new_folder
 
 INK = "#222222"
 """The one ink colour of the high-contrast set."""
@@ -51,8 +52,8 @@ def fetch(package: str, cache: Path) -> Path:
     if not folder.exists():
         cache.mkdir(parents=True, exist_ok=True)
         out = subprocess.run(["npm", "pack", package], cwd=cache, check=True, capture_output=True, text=True)
-        with tarfile.open(cache / out.stdout.split()[-1]) as tar:
-            tar.extractall(folder, filter="data")
+        with new_folder(folder) as temporary, tarfile.open(cache / out.stdout.split()[-1]) as tar:
+            tar.extractall(temporary, filter="data")
     return folder / "package"
 
 
@@ -112,7 +113,8 @@ def load(cache: Path) -> Artwork:
     if not stored.exists():
         sets = [json.loads((fetch(p, cache) / "icons.json").read_text()) for p in spec["styles"].values()]
         rows = [[draw(svg(icons, slug)) for icons in sets] for slug, _ in spec["objects"].values()]
-        np.savez_compressed(stored, drawings=np.array(rows))
+        with new_file(stored) as temporary, temporary.open("wb") as opened:  # a bare name would get ".npz" added
+            np.savez_compressed(opened, drawings=np.array(rows))
     return Artwork(
         drawings=np.load(stored)["drawings"],
         names=names,

@@ -86,8 +86,12 @@ def train(
     log,
     keep: np.ndarray | None = None,
     start_from: dict[str, Tensor] | None = None,
+    artists: float = ARTISTS,
 ) -> Recognizer:
-    """Train for ``steps`` updates of 64 on the scenes ``keep`` (all by default), from scratch or from tensors."""
+    """Train for ``steps`` updates of 64 on the scenes ``keep`` (all by default), from scratch or from tensors.
+
+    ``artists`` is the share of artists' scenes in a batch.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     net = Recognizer(architecture, heads)
@@ -100,7 +104,7 @@ def train(
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * min(1.0, (step + 1) / 100) * (0.5 * (1 + math.cos(math.pi * step / steps)) + 0.005)
-        index = bank.draw(pool, 64, rng, pairs=PAIRS, artists=ARTISTS)
+        index = bank.draw(pool, 64, rng, pairs=PAIRS, artists=artists)
         x = pixels(bank.images[index])
         fake = negatives(x[:9]) if "valid" in heads else x[:0]
         x = augment(torch.cat([x, fake])).to(memory_format=torch.channels_last)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from expunge.recipe.artists import HANDS, treated
 from expunge.recipe.artwork import Artwork
+from expunge.store import new_file
 
 SIDE = 64
 """Side of a scene, in pixels."""
@@ -67,11 +68,16 @@ class Bank:
     def draw(
         self, pool: np.ndarray, count: int, rng: np.random.Generator, *, pairs: float, artists: float
     ) -> np.ndarray:
-        """``count`` scenes out of ``pool``, in these shares of two-object and of artists' scenes; the rest shows one object."""
+        """``count`` scenes out of ``pool``, in these shares of two-object and of artists' scenes; the rest shows one object.
+
+        A kind whose share is 0 need not be in ``pool``.
+        """
         two = self.objects[pool, 1] >= 0
         kinds = [np.flatnonzero(kind) for kind in (two, self.by_artist[pool], ~two & ~self.by_artist[pool])]
-        chosen = rng.choice(3, count, p=[pairs, artists, 1 - pairs - artists])
-        return pool[np.stack([rng.choice(kind, count) for kind in kinds])[chosen, np.arange(count)]]
+        shares = [pairs, artists, 1 - pairs - artists]
+        chosen = rng.choice(3, count, p=shares)
+        drawn = [rng.choice(kind, count) if share > 0 else chosen for kind, share in zip(kinds, shares, strict=True)]
+        return pool[np.stack(drawn)[chosen, np.arange(count)]]
 
 
 def withheld_pairs(n_objects: int, n_hands: int) -> np.ndarray:
@@ -121,14 +127,13 @@ def render(art: Artwork, scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
 
 def bank(art: Artwork, count: int, cache: Path) -> Bank:
-    """Render ``count`` scenes, once; kept in ``cache/scenes.npz``."""
+    """Render ``count`` scenes, once; kept in ``cache/scenes-COUNT.npz``."""
     stored = cache / f"scenes-{count}.npz"
     if not stored.exists():
         rng = np.random.default_rng(1)
         scenes = [sample(art, rng) for _ in range(count)]
         pairs = withheld_pairs(len(art.names), len(art.hands))
-        np.savez(
-            stored,
+        rendered = Bank(
             images=np.stack([render(art, s, rng) for s in scenes]),
             objects=np.array([(*s.objects, -1)[:2] for s in scenes], dtype=np.int16),
             styles=np.array([s.style for s in scenes], dtype=np.int16),
@@ -136,5 +141,7 @@ def bank(art: Artwork, count: int, cache: Path) -> Bank:
             withheld=np.array([s.style < len(art.hands) and any(pairs[o, s.style] for o in s.objects) for s in scenes]),
             by_artist=np.array([s.style >= len(art.hands) for s in scenes]),
         )
+        with new_file(stored) as temporary, temporary.open("wb") as opened:  # a bare name would get ".npz" added
+            np.savez(opened, **vars(rendered))
     with np.load(stored) as data:
         return Bank(**data)

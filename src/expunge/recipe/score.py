@@ -18,7 +18,7 @@ from expunge.judges.testbed import Testbed
 from expunge.recipe import recognizers, scenes
 from expunge.settings import presets
 from expunge.stages import generate
-from expunge.store import read_set
+from expunge.store import new_file, read_set
 
 SEED = 70_000
 """Seeds of scoring are used nowhere else."""
@@ -291,5 +291,6 @@ def write(recipe: Any, file: Path) -> None:
         "targets_missed": missed(plain),
         "detail": detail,
     }
-    file.write_text(json.dumps(content, indent=1) + "\n")
+    with new_file(file) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
     print(table(content))

@@ -13,6 +13,12 @@ def _presets() -> dict[str, Any]:
     return tomllib.loads((Path(__file__).parent.parent / "presets.toml").read_text())
 
 
+def looks(kind: str) -> dict[str, Any]:
+    """What the images of a check are made with, for a kind of model: template, guidance and steps."""
+    row = _presets()["generate"][kind]
+    return {"prompt": row["check_prompt"], "guidance": float(row["guidance"]), "steps": int(row["steps"])}
+
+
 def generation(backbone: Backbone) -> tuple[float, int]:
     """Guidance and steps as the model ships."""
     row = _presets()["generate"][backbone.kind]

@@ -13,11 +13,12 @@ from expunge.core.backbone import Backbone
 from expunge.core.cost import Cost
 from expunge.core.eraser import Step
 from expunge.core.errors import ExpungeError, ExpungeWarning, check_counts
+from expunge.settings import presets
 from expunge.settings.layers import filled
 from expunge.stages import check
 from expunge.store import Checkpoint
 
-VERSION = 1
+VERSION = 2
 """Part of the key of every job with a stop; goes up when the same stop would end elsewhere."""
 SEED = 45_000
 """First seed of the images that are looked at: neither a check's nor that of the dev or test parts of the concept sets."""
@@ -54,23 +55,26 @@ class Look(NamedTuple):
 
     updates: int
     esr: float
-    """Percent of the targets' images that do not show them."""
+    """Percent of the targets' images that do not show them and, where the judge tells, are pictures at all."""
+    valid: float | None = None
+    """Percent that are pictures; None from a judge that cannot tell."""
 
 
 def as_json(stop: Stop, kind: str, words: Sequence[str]) -> dict[str, Any]:
-    """A stop as a job has it: its judge by name and by its weights, which must know all ``words``.
+    """A stop as a job has it: what its looks ask for, and its judge by name and by its weights, which must know all ``words``.
 
     Raises:
         ExpungeError: if there is no judge for this kind of model, or it does not know a word.
     """
     name = check.oracle(stop.judge, kind, f"a model of kind {kind}")
     told_by = check.judge_of(name, words).identity()
-    return {**asdict(stop), "judge": name, "told_by": told_by, "version": VERSION}
+    return {**asdict(stop), "judge": name, "told_by": told_by, "looks": presets.looks(kind), "version": VERSION}
 
 
 def of_json(content: Mapping[str, Any]) -> Stop:
     """The stop that `as_json` wrote."""
-    return filled(Stop, "stop", {name: value for name, value in content.items() if name not in ("told_by", "version")})
+    added = ("told_by", "looks", "version")
+    return filled(Stop, "stop", {name: value for name, value in content.items() if name not in added})
 
 
 @final
@@ -83,7 +87,7 @@ class Watch:
         self.name = check.oracle(stop.judge, backbone.kind, backbone.name)
         self._judge = check.judge_of(self.name, self._words)
         seen = None if earlier is None else earlier.state.get(LOOKS)
-        self.looks = [] if seen is None else [Look(int(n), float(esr)) for n, esr in seen.tolist()]
+        self.looks = [] if seen is None else [_look(*row) for row in seen.tolist()]
 
     def enough(self, step: Step) -> bool:
         """Whether ``step`` is a last one; looks if it is time to."""
@@ -108,7 +112,8 @@ class Watch:
 
     def state(self) -> dict[str, Tensor]:
         """What going on after an update needs."""
-        return {LOOKS: torch.tensor(self.looks, dtype=torch.float64)} if self.looks else {}
+        rows = [(n, esr, math.nan if valid is None else valid) for n, esr, valid in self.looks]
+        return {LOOKS: torch.tensor(rows, dtype=torch.float64)} if rows else {}
 
     def record(self) -> dict[str, Any]:
         """What an edit says of it: the judge, and each look."""
@@ -118,6 +123,15 @@ class Watch:
 
     def _look(self, step: Step) -> bool:
         seen = check.look(self._backbone, [step.edit()], self._words, self._stop.images, SEED)
-        shown = check.rate([check.shown(self._judge, word, images) for word, images in seen.items()])
-        self.looks.append(Look(step.index + 1, 100 - (100.0 if shown is None else shown.value)))
+        absent = [not shown for word, images in seen.items() for shown in check.shown(self._judge, word, images) or ()]
+        told = [self._judge.valid(images) for images in seen.values()]
+        pictures = [ok for valid in told if valid is not None for ok in valid.tolist()]
+        erased = [gone and ok for gone, ok in zip(absent, pictures, strict=True)] if pictures else absent
+        valid = 100 * sum(pictures) / len(pictures) if pictures else None
+        self.looks.append(Look(step.index + 1, 100 * sum(erased) / len(erased), valid))
         return self.reached
+
+
+def _look(updates: float, esr: float, valid: float) -> Look:
+    """A look as a checkpoint has it: NaN where the judge could not tell."""
+    return Look(int(updates), esr, None if math.isnan(valid) else valid)

@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import DamagedError, ExpungeError
 from expunge.store.locks import claimed, held
 
 FORMAT = 1
@@ -283,15 +283,17 @@ def read_json(path: Path) -> dict[str, Any]:
     """One JSON object.
 
     Raises:
-        ExpungeError: if the file is damaged.
+        ExpungeError: if the file cannot be read; a `DamagedError` if it can, and holds something else.
     """
     try:
         content = parsed(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}")
         return content
-    except (OSError, ValueError) as error:
-        raise ExpungeError(f"'{path}' is damaged: expected one JSON object ({error})") from error
+    except OSError as error:
+        raise ExpungeError(f"'{path}' cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise DamagedError(f"'{path}' is damaged: expected one JSON object ({error})") from error
 
 
 def write_json(path: Path, content: dict[str, Any], overwrite: bool = False) -> None:
