@@ -126,4 +126,4 @@ def test_duo_s_table_4_runs_on_a_tiny_stable_diffusion_3(root, tmp_path):
     fid = {r["method"]: r["value"] for r in rows if r["group"] == "coco_30k" and r["metric"].startswith("fid_testbed")}
     assert fid.keys() == {"original", *betas}
     (curve,) = (tmp_path / "out" / "figures").glob("*.json")
-    assert [line["name"] for line in json.loads(curve.read_text())["lines"]] == ["DUO"]
+    assert [line["name"] for line in json.loads(curve.read_text())["series"]] == ["DUO"]

@@ -55,8 +55,9 @@ def test_recoveries_are_paired_too():
         for name, shown in both
         for group in ("key: own", "key: random")
     ]
-    (row,) = differences([("a", "b")], measured)
+    row, gain = differences([("a", "b")], measured)
     assert (row["group"], row["metric"], row["value"]) == ("key: own", "recovery", 50.0)
+    assert (gain["group"], gain["metric"], gain["value"]) == ("key: own - random", "recovery", 0.0)
     assert "key: own recovery" in markdown.text([row])
 
 
@@ -89,7 +90,7 @@ def test_what_a_key_brings_back_more_than_a_random_one_is_paired_image_by_image(
     assert row["high"] >= paired_proportions(own, random).high - 1e-3
     assert "key: own - random recovery" in markdown.text([row])
     claim = Claim(says="the key is needed", rows=("a",), group="key: own - random", metric="recovery", than=0.0)
-    (judged,) = judged_claims([claim], [row])
+    (judged,) = judged_claims([claim], [row], ())
     assert (judged["value"], judged["claim_verdict"]) == (50.0, "undecided")
     assert gains([*keyed("a", own, random)][:1]) == [], "nothing without a random one"
 

@@ -51,7 +51,7 @@ def test_a_good_edit_is_told_in_one_line_with_judge_and_number(testbed):
 
 
 def test_an_edit_that_does_nothing_is_told(testbed):
-    edit = expunge.erase(testbed, "church", settings={"erase_scale": 1e-6})
+    edit = expunge.erase(testbed, "church", settings={"erase_scale": 1e-7})
     found = check.check(testbed, edit, ["church"], ["castle"], images=2)
     assert found.targets[0].moved < 0.01
     assert found.outcome == "unchanged"

@@ -218,7 +218,7 @@ def grid(file: Path) -> None:
     rows = len(styles) + 1
     sheet = columns.permute(1, 2, 0, 3, 4).reshape(rows * 64, len(names) * 64, 3)
     file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet.numpy()).resize((len(names) * 72, rows * 72), Image.Resampling.BICUBIC).save(file)
+    Image.fromarray(sheet.numpy()).save(file)
 
 
 GATES = {
