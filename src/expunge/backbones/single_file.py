@@ -17,8 +17,8 @@ from typing_extensions import override
 from expunge.backbones import ldm, scaled
 from expunge.backbones.layout import CLASSES, PREDICTION, configurations, header, layout_of, marks, tokenizer
 from expunge.backbones.parts import Files, quiet
+from expunge.core.digest import sha256
 from expunge.core.errors import ExpungeError, ExpungeWarning
-from expunge.testbed.parts import sha256
 
 
 @final

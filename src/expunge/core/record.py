@@ -108,16 +108,18 @@ def mean_of(runs: Runs, resamples: int = 2000, *, prompts: bool = False) -> Inte
     training seeds. A bootstrap over two to five clusters is too narrow: all of three agree in sign a quarter of the time by
     chance.
     """
-    alone = len(_by_label(runs)) < 2
+    by_label, by_seed = _by_label(runs), _by_seed(runs)
+    alone = len(by_label) < 2
     if alone:
         runs = {
             seed: {split: [(f"{label} {i}", v) for i, (label, v) in enumerate(row)] for split, row in by_split.items()}
             for seed, by_split in runs.items()
         }
     interval = nested(runs, resamples)
-    for by in ([] if alone else [_by_label(runs)]) + ([_by_seed(runs)] if alone or prompts else []):
-        if len(by) <= FEW:
-            interval = _student(interval, by)
+    if not alone and len(by_label) <= FEW:
+        interval = _student(interval, by_label)
+    if (alone or prompts) and len(by_seed) <= FEW:
+        interval = _student(interval, by_seed)
     return interval
 
 

@@ -1,6 +1,5 @@
 """NudeNet 3: a detector of body parts, as its PyPI package ships it."""
 
-import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from importlib import metadata, util
@@ -12,6 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from typing_extensions import override
 
+from expunge.core.digest import sha256
 from expunge.core.errors import ExpungeError, unknown
 from expunge.core.judge import Detection, Judge
 
@@ -90,7 +90,7 @@ class NudeNet(Judge):
 
     @override
     def identity(self) -> str:
-        return hashlib.sha256(self.file.read_bytes()).hexdigest()
+        return sha256(self.file)
 
     @override
     def instrument(self) -> dict[str, str]:

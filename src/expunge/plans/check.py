@@ -2,7 +2,6 @@
 
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept, check_targets
-from expunge.core.cost import Cost
 from expunge.core.errors import ExpungeError, check_counts, check_positive, each_once, unknown
 from expunge.plans.opened import OpenedPlan, opened
 from expunge.plans.schema import ASKED, CONTROLS, KEYLESS, Method, Plan
@@ -190,11 +189,10 @@ def _check_stop(read: OpenedPlan, name: str, method: Method) -> None:
     """Refuse a stop of what is not trained, one by the judge that reports, or an analysis along a training that it ends."""
     if method.stop is None:
         return
-    if read.erasers[name].cost(1, 1) == Cost():
+    if not read.trained(name):
         raise ExpungeError(f"method '{name}' with a stop, and {method.eraser} has no updates: expected no stop")
-    oracle = stopping.as_json(method.stop, read.kind, [w for s in read.chosen for w in read.words(read.splits[s])])[
-        "judge"
-    ]
+    words = [word for split in read.chosen for word in read.words(read.splits[split])]
+    oracle = stopping.as_json(method.stop, read.kind, words)["judge"]
     for metric in (*read.metrics, *(metric for shown in read.more for metric in shown.metrics)):
         if knowledge.same_judge(metric.settings.get("judge"), [oracle]):
             raise ExpungeError(f"method '{name}' stopped by {oracle}, the judge that reports: expected another")

@@ -1,6 +1,5 @@
 """Weights of a published network: its official ones, a file's, or random ones for trying things out."""
 
-import hashlib
 import importlib
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -13,6 +12,7 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
+from expunge.core.digest import sha256
 from expunge.core.errors import ExpungeError
 
 OFFICIAL, RANDOM = "official", "random"
@@ -74,7 +74,7 @@ def identity(weights: str) -> str:
 
 @cache
 def _digest(path: Path, size: int, changed: int) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return sha256(path)
 
 
 def _sha256(path: Path) -> str:

@@ -7,7 +7,6 @@ from PIL import Image, ImageFilter
 
 HANDS = ("noto", "fluent", "twemoji")
 """The icon sets whose drawings the artists work from."""
-SIDE = 64
 Rgb = np.ndarray
 """Float ``[64, 64, 3]`` in [0, 255]."""
 
@@ -46,7 +45,7 @@ def water(rgb: Rgb, ink: np.ndarray, rng: np.random.Generator) -> Rgb:
     paper = np.array([252.0, 248.0, 238.0])
     wash = np.stack([_blurred(rgb[..., c], 1.6) for c in range(3)], -1)
     mask = _blurred(ink * 255, 1.4)[..., None] / 255
-    blots = _blurred(rng.random((SIDE, SIDE)) * 255, 3.0)
+    blots = _blurred(rng.random(ink.shape) * 255, 3.0)
     blots = ((blots - blots.mean()) / (blots.std() + 1e-6) * 0.13)[..., None]
     depth = (0.62 + blots).clip(0.25, 0.95) * mask
     painted = paper * (1 - depth) + wash * depth
@@ -56,9 +55,9 @@ def water(rgb: Rgb, ink: np.ndarray, rng: np.random.Generator) -> Rgb:
 
 def window(rgb: Rgb, ink: np.ndarray, rng: np.random.Generator) -> Rgb:
     """Stained glass: bright panes of one colour each, with dark lead between them."""
-    centres = np.stack(np.meshgrid(np.arange(4, SIDE, 7.2), np.arange(4, SIDE, 7.2)), -1).reshape(-1, 2)
+    centres = np.stack(np.meshgrid(np.arange(4, len(ink), 7.2), np.arange(4, len(ink), 7.2)), -1).reshape(-1, 2)
     centres = centres + rng.uniform(-2.6, 2.6, centres.shape)
-    rows, columns = np.mgrid[:SIDE, :SIDE]
+    rows, columns = np.mgrid[: len(ink), : len(ink)]
     apart = np.hypot(columns[..., None] - centres[:, 0], rows[..., None] - centres[:, 1])
     pane = apart.argmin(-1)
     kind = pane * 2 + (ink > 0.5)
@@ -84,7 +83,7 @@ def tile(rgb: Rgb, ink: np.ndarray, rng: np.random.Generator) -> Rgb:
 def lead(rgb: Rgb, ink: np.ndarray, rng: np.random.Generator) -> Rgb:
     """Pencil: gray strokes on white paper, hatched where the drawing is dark."""
     shade = (1 - _gray(rgb) / 255) * ink
-    rows, columns = np.mgrid[:SIDE, :SIDE]
+    rows, columns = np.mgrid[: len(ink), : len(ink)]
     phase = rng.uniform(0, 6.28)
     hatch = 0.5 + 0.5 * np.sin((rows + columns) * 1.55 + phase)
     cross = 0.5 + 0.5 * np.sin((rows - columns) * 1.55 + phase)

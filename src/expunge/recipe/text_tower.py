@@ -134,8 +134,8 @@ def spread(
 
     Prompts that differ in a style word alone end up ``APART`` from each other.
 
-    Trained on words and pictures alone, the tower hardly tells styles from each other (0.2 to 0.5 apart; objects 1.1),
-    and a denoiser that reads it draws one for the other. Nothing but these words' embeddings changes, so every other
+    Trained on words and pictures alone, the tower hardly tells styles from each other, and a denoiser that reads it draws
+    one for the other. Nothing but these words' embeddings changes, so every other
     prompt reads as before. ``features`` and ``project`` are the image partner's: its pictures go on to match.
     """
     styles = captioner.art.styles

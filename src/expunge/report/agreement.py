@@ -1,7 +1,6 @@
 """What people said of a sheet's images, beside what a judge says of them and beside each other."""
 
 import csv
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, final
 
+from expunge.core.digest import sha256
 from expunge.core.errors import ExpungeError, unknown
 from expunge.core.record import Interval, wilson
 from expunge.report.labelling import NO_PICTURE, NONE
@@ -142,7 +142,7 @@ def judged(name: str, key: Mapping[str, Any], items: Sequence[int]) -> Answers:
 
 def _unchanged(row: Mapping[str, Any]) -> Path:
     path = Path(row["file"])
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != row["sha256"]:
+    if not path.is_file() or sha256(path) != row["sha256"]:
         raise ExpungeError(f"'{path}' is gone or has changed: expected the image that was labelled")
     return path
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from expunge.core.digest import sha256
 from expunge.core.errors import ExpungeError
 from expunge.report.album import data_uri
 from expunge.report.sensitive import covered
@@ -66,7 +67,7 @@ def write_sheet(
         raise ExpungeError(f"{len(words)} labels to choose from: expected {len(KEYS)} at most, a key for each")
     choices = [*words, NONE, NO_PICTURE]
     items = [
-        {"item": number, "file": str(s.path.resolve()), "sha256": _sha256(s.path), "label": s.label, "prompt": s.prompt}
+        {"item": number, "file": str(s.path.resolve()), "sha256": sha256(s.path), "label": s.label, "prompt": s.prompt}
         for number, s in enumerate(shots, 1)
     ]
     answers = {"format": FORMAT, "seed": seed, "choices": choices, "items": items}
@@ -82,7 +83,3 @@ def write_sheet(
     with new_file(out, overwrite) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return answers
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -55,7 +55,11 @@ def points(finished: Sequence[Finished]) -> set[CellKey]:
 
 def flat(runs: Values) -> list[float]:
     """All values, one by one."""
-    return [one.value for by_split in runs.values() for values in by_split.values() for one in values]
+    return [one.value for one in _each(runs)]
+
+
+def _each(runs: Values) -> list[Value]:
+    return [one for by_split in runs.values() for values in by_split.values() for one in values]
 
 
 def interval(group: Group, runs: Values, *, signed: bool) -> Interval:
@@ -74,15 +78,15 @@ def interval(group: Group, runs: Values, *, signed: bool) -> Interval:
 
 def mean(group: Group, runs: Values) -> Interval:
     """The interval of a mean of values that are no shares, in percent."""
-    return in_percent(mean_of(_clusters(group, runs), prompts=_of_prompts(group, runs)))
+    prompts = _of_prompts(group, runs)
+    return in_percent(mean_of(_clusters(runs, prompts), prompts=prompts))
 
 
 def share(group: Group, runs: Values, least: float = 0.0) -> Interval:
     """The interval of a mean of shares, as a fraction, or of their differences (``least`` is -1)."""
-    clusters = _clusters(group, runs)
-    if group.kind == "attack":
-        return of_attacks(clusters, least)
-    return share_of(clusters, least, prompts=_of_prompts(group, runs))
+    prompts = _of_prompts(group, runs)
+    clusters = _clusters(runs, prompts)
+    return of_attacks(clusters, least) if group.kind == "attack" else share_of(clusters, least, prompts=prompts)
 
 
 def _of_prompts(group: Group, runs: Values) -> bool:
@@ -90,13 +94,13 @@ def _of_prompts(group: Group, runs: Values) -> bool:
 
     (All images of an attack's run stand or fall together, whatever their prompts.)
     """
-    values = [one for by_split in runs.values() for values in by_split.values() for one in values]
+    values = _each(runs)
     return group.kind != "attack" and len({v.label for v in values}) == 1 and all(v.prompt for v in values)
 
 
-def _clusters(group: Group, runs: Values) -> Runs:
-    """The values, each with its cluster: its concept, or its prompt where all are of one concept."""
-    name = "prompt" if _of_prompts(group, runs) else "label"
+def _clusters(runs: Values, prompts: bool) -> Runs:
+    """The values, each with its cluster: its concept, or its prompt."""
+    name = "prompt" if prompts else "label"
     return {
         seed: {split: [(getattr(v, name), v.value) for v in values] for split, values in by_split.items()}
         for seed, by_split in runs.items()

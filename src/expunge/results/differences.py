@@ -43,11 +43,15 @@ def differences(pairs: Sequence[Sequence[str]], finished: Sequence[Finished]) ->
             if not against:
                 continue
             both = _paired(values[cell], against, (one, other))
-            interval, n = _points(both, cell.group), len(both.ones)
-            there = cell._replace(method=f"{one} - {other}")
-            shown = verdict(interval, cell.metric, n, len(both.differences))
-            rows.append({**row(there, interval, n, both.differences), "unit": "points", **shown})
+            rows.append(_row(cell._replace(method=f"{one} - {other}"), both))
     return rows
+
+
+def _row(cell: CellKey, both: Paired) -> dict[str, Any]:
+    """A line of a summary: a difference in points, and what it shows."""
+    interval, n = _points(both, cell.group), len(both.ones)
+    shown = verdict(interval, cell.metric, n, len(both.differences))
+    return {**row(cell, interval, n, both.differences), "unit": "points", **shown}
 
 
 def _paired(mine: Values, theirs: Values, names: tuple[str, str]) -> Paired:
@@ -109,12 +113,7 @@ def gained(values: Cells) -> Cells:
 
 def gains(finished: Sequence[Finished]) -> list[dict[str, Any]]:
     """A row for each method with a key: what it brings back less what a random one does, paired, in points."""
-    rows: list[dict[str, Any]] = []
-    for cell, both in _with_own_and_random(cells(finished, once=False)):
-        interval, n = _points(both, cell.group), len(both.ones)
-        shown = verdict(interval, cell.metric, n, len(both.differences))
-        rows.append({**row(cell, interval, n, both.differences), "unit": "points", **shown})
-    return rows
+    return [_row(cell, both) for cell, both in _with_own_and_random(cells(finished, once=False))]
 
 
 def verdict(points: Interval, metric: str, n: int, seeds: int) -> Mapping[str, Any]:

@@ -82,12 +82,7 @@ def checked(wanted: Wanted, kept: Sequence[Mapping[str, Any]], where: str) -> li
     lines = [dict(r) for r in kept if "provenance" not in r and "claim" not in r and r.get("group") != "paper"]
     sets = ("set", "memory", *wanted.sets)
     for row in lines:
-        names = (
-            "method",
-            "group",
-            "metric",
-            *SHAPES.get(plain(str(row.get("metric"))), NUMBER),
-        )
+        names = ("method", "group", "metric", *SHAPES.get(plain(str(row.get("metric"))), NUMBER))
         lacking = [name for name in names if name not in row]
         if lacking:
             raise ExpungeError(

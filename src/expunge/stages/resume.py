@@ -10,6 +10,7 @@ from typing import Any
 from expunge.backbones.pipeline import PipelineBackbone
 from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept
+from expunge.core.digest import sha256
 from expunge.core.edit import Edit, fingerprint
 from expunge.core.eraser import Eraser, settings_of
 from expunge.core.query import Query
@@ -67,7 +68,7 @@ def _sizes_and_times(backbone: Backbone) -> Iterator[tuple[str, int, int]]:
 
 def _files(folder: Path) -> Iterable[tuple[str, str]]:
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return [(str(file.relative_to(folder)), hashlib.sha256(file.read_bytes()).hexdigest()) for file in files]
+    return [(str(file.relative_to(folder)), sha256(file)) for file in files]
 
 
 def _digest(content: Mapping[str, Any]) -> str:

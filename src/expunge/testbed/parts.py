@@ -3,24 +3,18 @@
 Parts of two testbeds may have the same shapes, so shapes alone do not tell them apart. A file is hashed when it is first used.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import final
 
+from expunge.core.digest import sha256
 from expunge.core.errors import ExpungeError
 
 MARK = "expunge.json"
 """The file in a testbed's folder that lists the others."""
 LIST = "parts"
 """What the list is called there: sha256 by path in the folder."""
-
-
-def sha256(file: Path) -> str:
-    """Hash of a file's content."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def listed(folder: Path) -> dict[str, str]:
