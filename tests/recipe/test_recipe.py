@@ -227,6 +227,22 @@ def test_a_denoiser_that_was_stopped_goes_on_as_if_it_had_not_been(monkeypatch, 
     assert all(torch.equal(ours[k], v) for k, v in whole.state_dict().items())
 
 
+def test_a_cycle_begins_from_the_average_of_the_one_before(monkeypatch, tmp_path, art, bank, tower):
+    """A second cycle whose rate is next to nothing ends where it began."""
+    monkeypatch.setattr(denoiser, "BATCH", 3)
+    z = torch.randn(int((~bank.withheld).sum()), 4, 16, 16, generator=torch.Generator().manual_seed(0)).half()
+    tokenizer = CLIPTokenizer.from_pretrained(testbed.FOLDER / "tokenizer")
+    given = (z, bank, captions.Captioner(art), tokenizer, tower.text_model)
+    cycles = (denoiser.Cycle(3, 1e-2, 0.2, 0.2, 0.5), denoiser.Cycle(1, 1e-12, 0.2, 0.2, 0.5))
+    average = denoiser.train(*given, cycles[:1], tmp_path / "first.pt", lambda line: None).state_dict()
+    raw = torch.load(tmp_path / "first.pt", weights_only=True)["unet"]
+    denoiser.train(*given, cycles, tmp_path / "first.pt", lambda line: None)
+    after = torch.load(tmp_path / "first.pt", weights_only=True)["unet"]
+    first = "conv_in.weight"
+    assert torch.allclose(after[first], average[first], atol=1e-6)
+    assert not torch.allclose(raw[first], average[first], atol=1e-6), "they were apart"
+
+
 def test_spreading_moves_style_words_apart_and_nothing_else(art, bank, tower):
     tokenizer = CLIPTokenizer.from_pretrained(testbed.FOLDER / "tokenizer")
     torch.manual_seed(1)
