@@ -90,7 +90,7 @@ def test_a_retrained_erasure_is_not_needed_where_its_images_are(tmp_path):
         if isinstance(job, GenerateJob):
             path = job.folder(store_of(plan))
             path.mkdir(parents=True)
-            (path / RESULT).write_text("{}")
+            (path / RESULT).write_text('{"format": 1, "job": {}, "seconds": 0, "cost": {}}')
     assert {job.room for job in bench.waiting(measurements_of(plan), store_of(plan))} == {"measure"}
 
 

@@ -55,17 +55,19 @@ class Captioner:
         return article(self.art.names[obj])
 
     def caption(self, scene: Scene, rng: np.random.Generator, empty: float = 0.1, styled: float = 0.7) -> str:
-        """A caption; empty with probability ``empty``, naming the style with probability ``styled``.
+        """A caption; empty with probability ``empty``, naming a hand with probability ``styled``.
 
-        Artists choose their own paper, so their captions name no background.
+        Artists are always named, so that a prompt without a style is drawn by a hand. They choose their own paper, so their
+        captions name no background.
         """
         if rng.random() < empty:
             return ""
         subject = self.subject(scene, rng)
         text = subject if subject in NEUTRAL else FRAMES[rng.integers(len(FRAMES))].format(subject)
-        if scene.style < len(self.art.hands) and rng.random() < 0.5:
+        by_artist = scene.style >= len(self.art.hands)
+        if not by_artist and rng.random() < 0.5:
             text += f" on a {list(BACKGROUNDS)[scene.background]} background"
-        if rng.random() < styled:
+        if by_artist or rng.random() < styled:
             text += f", {self.art.styles[scene.style]} style"
         return text
 

@@ -35,7 +35,7 @@ class Cycle(NamedTuple):
     artists: float
     """Share of artists' scenes."""
     styled: float
-    """Share of captions that name the style."""
+    """Share of hands' captions that name the hand."""
 
 
 CYCLES = (
@@ -44,6 +44,7 @@ CYCLES = (
     Cycle(1800, 7e-4, pairs=0.4, artists=0.15, styled=0.85),
     Cycle(1300, 5e-4, pairs=0.55, artists=0.15, styled=0.85),
     Cycle(1400, 6e-4, pairs=0.55, artists=0.2, styled=0.85),
+    Cycle(1300, 6e-4, pairs=0.4, artists=0.4, styled=0.85),
 )
 """As `testbed-2` was trained, but that its artists came in the last cycle only (docs/testbed.md)."""
 
