@@ -116,7 +116,7 @@ def test_few_clusters_have_student_s_interval_and_one_concept_counts_its_values(
     assert 0 < one.low < one.value < one.high < 0.9, "not the width of nothing"
     seeds = mean_of({i: {"v1": [("a", v)]} for i, v in enumerate((0.1, 0.2, 0.3))})
     assert (seeds.low, seeds.high) == (pytest.approx(0.2 - half), pytest.approx(0.2 + half))
-    many = {0: {"v1": [(str(i), float(i)) for i in range(9)]}}
+    many = {0: {"v1": [(f"{i:02}", float(i)) for i in range(13)]}}
     assert mean_of(many) == nested(many)
 
 
@@ -127,8 +127,10 @@ def test_shares_over_few_concepts_have_student_s_interval_within_0_and_1():
     half = 2.776 * (0.00625 / 5) ** 0.5  # shares .6 .45 .5 .55 .4: variance .025 / 4; t of 4 degrees of freedom
     assert found == pytest.approx((0.5, 0.5 - half, 0.5 + half), abs=1e-3)
     assert found.high - found.low > nested(runs).high - nested(runs).low
-    six = {0: {"v1": [(str(i), float(i < 3)) for i in range(6)]}}
-    assert share_of(six) == nested(six), "a bootstrap of six is left as it is"
+    ten = {0: {"v1": [(str(i), i / 9) for i in range(10)]}}
+    deviation = (sum((i / 9 - 0.5) ** 2 for i in range(10)) / 9) ** 0.5
+    assert share_of(ten) == pytest.approx((0.5, 0.5 - 2.262 * deviation / 10**0.5, 0.5 + 2.262 * deviation / 10**0.5))
+    assert nested(ten).high < share_of(ten).high - 0.02, "a bootstrap of ten is too narrow"
     opposed = {0: {"v1": [("a", 1.0), ("b", 0.0)]}}
     assert share_of(opposed) == (0.5, 0.0, 1.0)
     assert share_of({0: {"v1": [("a", 1.0), ("b", -1.0)]}}, -1.0) == (0.0, -1.0, 1.0)

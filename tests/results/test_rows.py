@@ -30,7 +30,7 @@ def test_one_concept_s_images_count_by_their_prompts():
     """Ten prompts of twelve images each, half of them always right: as uncertain as ten values, not as 120 images."""
     values = [("weapon", float(i < 5), f"prompt {i}") for i in range(10) for _ in range(12)]
     (row,) = rows([finished("a", values, {"metric": "esr@1"})])
-    assert row["high"] - row["low"] == pytest.approx(2 * 1.96 * 100 * (0.25 / 10) ** 0.5, abs=6), "ten, from theory"
+    assert row["high"] - row["low"] == pytest.approx(2 * 2.262 * 100 * (0.25 / 9) ** 0.5, abs=0.1), "Student's, of ten"
     (images,) = rows([finished("a", [v[:2] for v in values], {"metric": "esr@1"})])
     wide = wilson(60, 120)
     assert images["high"] - images["low"] == pytest.approx(wide.high - wide.low, abs=2), "if nobody knows the prompts"
