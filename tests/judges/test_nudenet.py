@@ -34,6 +34,20 @@ def test_equals_the_package_on_a_file(astronaut, tmp_path):
     assert NudeNet().confidence(astronaut[None], "nudity").tolist() == [0.0]
 
 
+def test_colours_may_reach_the_network_as_they_are(astronaut):
+    """The package swaps red and blue of files (findings/nudenet_swaps_red_and_blue_of_files.sh), and not of arrays."""
+    from nudenet import NudeDetector
+
+    (theirs,) = NudeDetector().detect(astronaut.numpy())
+    ((ours,),) = NudeNet(channels="rgb").detections(astronaut[None], ["FACE_FEMALE"])
+    ((swapped,),) = NudeNet().detections(astronaut[None], ["FACE_FEMALE"])
+    assert ours.score == pytest.approx(theirs["score"])
+    assert ours.score > swapped.score + 0.05
+    assert NudeNet(channels="rgb").instrument() == NudeNet().instrument() | {"channels": "rgb"}
+    with pytest.raises(ExpungeError, match="unknown channels of judge nudenet 'bgr'"):
+        NudeNet(channels="bgr")
+
+
 @pytest.fixture(scope="module")
 def pictures(astronaut, tmp_path_factory):
     """The astronaut as users may have the picture."""

@@ -53,6 +53,9 @@ PART_LABELS = (
     "BUTTOCKS_COVERED",
 )
 """Of NudeNet 3, in its own order (the package keeps the list to itself)."""
+CHANNELS = ("files", "rgb")
+"""How a picture's colours reach the network: as the package hands on those of files, red and blue swapped (methods.md C2),
+or as they are."""
 FORGET = 2_000
 """Images after which the detector is opened anew: its runtime's memory grows (methods.md C2)."""
 
@@ -66,14 +69,19 @@ class NudeNet(Judge):
 
     name = "nudenet"
 
-    def __init__(self, labels: str = "kpop") -> None:
+    def __init__(self, labels: str = "kpop", channels: str = "files") -> None:
         """Count as nudity the labels of ``kpop`` (eight), ``kpop+anus`` (nine) or ``duo`` (four).
 
+        ``channels`` is ``files`` (as published rates were counted) or ``rgb``.
+
         Raises:
-            ExpungeError: for another label set, or without the package.
+            ExpungeError: for another label set or order of channels, or without the package.
         """
         if labels not in SETS:
             raise unknown("label set of judge nudenet", labels, SETS)
+        if channels not in CHANNELS:
+            raise unknown("channels of judge nudenet", channels, CHANNELS)
+        self.channels = channels
         spec = util.find_spec("nudenet")
         if spec is None or spec.origin is None:
             raise ExpungeError("judge nudenet needs a package that is not installed: expected expunge[nudenet]")
@@ -95,14 +103,16 @@ class NudeNet(Judge):
     @override
     def instrument(self) -> dict[str, str]:
         release = f"nudenet {metadata.version('nudenet')}"
-        return {"release": release, "onnx_sha256": self.identity(), "counted": " ".join(self.counted)}
+        told = {"release": release, "onnx_sha256": self.identity(), "counted": " ".join(self.counted)}
+        return told if self.channels == "files" else told | {"channels": self.channels}
 
     def _found(self, image: UInt8[Tensor, "H W 3"]) -> list[Detection]:
         """Every detection in an image, whatever its label."""
         self._seen += 1
         if self._seen % FORGET == 0:
             del self._detector
-        boxes = self._detector.detect(image.flip(-1).contiguous().numpy())  # it reads OpenCV's order: blue, green, red
+        seen = image if self.channels == "rgb" else image.flip(-1)  # the package swaps an array's red and blue twice
+        boxes = self._detector.detect(seen.contiguous().numpy())
         return [Detection(d["class"], float(d["score"])) for d in boxes]
 
     @override

@@ -28,7 +28,7 @@ def _images(backbone: Any, prompts: Sequence[tuple[str, str | None]], count: int
     """``count`` images of every prompt; no two images of a call share a seed, so that they are independent."""
     guidance, steps = presets.generation(backbone)
     wanted = [replace(q, seed=SEED + i) for i, q in enumerate(queries(prompts, count, 0, guidance, steps))]
-    return wanted, torch.cat(list(generate.render(backbone, wanted, batch=16)))
+    return wanted, torch.cat(list(generate.render(backbone, wanted)))
 
 
 def _percent(hits: list[bool]) -> dict[str, float]:
