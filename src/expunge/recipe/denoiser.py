@@ -46,7 +46,7 @@ CYCLES = (
     Cycle(1400, 6e-4, pairs=0.55, artists=0.2, styled=0.85),
     Cycle(1300, 6e-4, pairs=0.4, artists=0.4, styled=0.85),
 )
-"""As `testbed-2` was trained, but that its artists came in the last cycle only (docs/testbed.md)."""
+"""As `testbed-2` was trained, but that its artists came in the last two cycles only (docs/testbed.md)."""
 
 
 def build() -> UNet2DConditionModel:
