@@ -38,9 +38,10 @@ def scheduler() -> DPMSolverMultistepScheduler:
     return DPMSolverMultistepScheduler(**config, steps_offset=1)
 
 
-def _open_in_float32(config: Path) -> None:
-    """Let transformers open a component in float32, as diffusers opens its own, in whatever precision it is stored."""
-    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
+def _written(config: Path, **changes: Any) -> None:
+    """Write a component's configuration again with ``changes``, and without the place that the component was read from."""
+    content = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}
+    config.write_text(json.dumps(content | changes, indent=2) + "\n")
 
 
 def assemble(recipe: Any, out: Path, overwrite: bool = False) -> None:
@@ -50,7 +51,8 @@ def assemble(recipe: Any, out: Path, overwrite: bool = False) -> None:
         for name, module in parts.items():
             half = module.to(torch.float16).to(memory_format=torch.contiguous_format)
             half.save_pretrained(folder / name, safe_serialization=True)
-        _open_in_float32(folder / "text_encoder" / "config.json")
+            _written(folder / name / "config.json")
+        _written(folder / "text_encoder" / "config.json", dtype="float32")  # as diffusers opens its own, whatever is stored
         recipe.tokenizer.save_pretrained(folder / "tokenizer")
         scheduler().save_pretrained(folder / "scheduler")
         index = {
