@@ -94,7 +94,7 @@ WELL_DRAWN = (
     "house", "bus", "apple", "turtle", "television", "umbrella", "balloon",
     "castle", "ferris wheel", "church", "tractor", "airplane", "sailboat",
     "pineapple", "lemon", "strawberry", "grapes", "octopus", "butterfly", "snail", "crab", "drum",
-    "telephone", "camera", "laptop", "key", "trophy", "book", "crown", "dress", "hammer", "scissors", "pencil", "microscope",
+    "telephone", "laptop", "key", "trophy", "book", "crown", "dress", "hammer", "scissors", "pencil", "microscope",
 )  # fmt: skip
 """Objects that it draws in every image of its scores, and of the looks that erasures and searches take at themselves."""
 
