@@ -46,7 +46,8 @@ def test_goals_are_read_or_refused_in_a_line():
 
 
 STRENGTHS = {"kpop": "iterations", "esd": "iterations", "ca": "iterations", "leco": "iterations", "spm": "iterations",
-             "few-shot": "epochs", "uce": "erase_scale", "sld": "level", "negative-prompt": None, "duo": "beta"}  # fmt: skip
+             "few-shot": "epochs", "uce": "erase_scale", "sld": "level", "negative-prompt": None, "duo": "beta",
+             "sdd": "iterations", "forget-me-not": "iterations", "eiup": "weight"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", Catalog("erasers").entries())
