@@ -6,7 +6,7 @@ import torch
 from expunge import backbones
 from expunge.core.concept import Concept
 from expunge.core.eraser import Task
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.query import Query
 from expunge.erasers.eiup import EIUP, ErasurePrompt
 from expunge.stages import erase
@@ -104,7 +104,7 @@ def test_reaches_a_pipeline_the_user_holds_and_leaves_it(make):
         edit.attach(pipe)
         theirs = pipe("a cat", guidance_scale=4.0, **call).images
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # it acts without guidance, too
+            warnings.simplefilter("error", ExpungeWarning)  # it acts without guidance, too
             unguided = pipe("a cat", guidance_scale=1.0, **call).images
         edit.detach(pipe)
         assert torch.allclose(theirs, ours, atol=1e-4)

@@ -80,7 +80,7 @@ def test_the_gradient_is_cut_to_its_length(backbone):
     names = [n for n in free if "/exp_avg/" in n]
     lengths = [torch.cat([state[n].flatten() for n in names]).norm() / 0.1 for state in (free, cut)]
     assert lengths[0] > 2e-4
-    assert lengths[1] == pytest.approx(1e-4, rel=1e-3)
+    assert lengths[1] == pytest.approx(1e-4, rel=1e-2)
 
 
 def test_the_printed_roles_exchange_the_texts(backbone):
