@@ -115,7 +115,7 @@ def test_an_average_of_tensors_in_half_precision_is_kept_whole():
     student = Learned({"a": torch.ones(3, dtype=torch.float16)}, 1e-4, "sgd")
     average, expected, value = Averaged(student, 0.9), 1.0, 1.0
     for _ in range(40):
-        student.descend(student._copies["a"].sum())
+        student.descend(student.tensors()["a"].float().sum())
         value -= 1e-4
         average.follow()
         expected = 0.9 * expected + 0.1 * value
