@@ -122,7 +122,7 @@ def test_the_edit_is_the_words_of_all_targets(backbone):
 
 def test_a_model_without_cross_attention_is_refused():
     backbone = backbones.of(still(tiny_sd3_pipeline()))
-    with pytest.raises(ExpungeError, match="needs cross-attention, which .* has not"):
+    with pytest.raises(ExpungeError, match=r"needs cross-attention, which .* has not"):
         erase.run(backbone, "eiup", EIUP(), TASK.targets, [])
     with pytest.raises(ExpungeError, match="has no cross-attention"):
         backbone.attach(EDIT)

@@ -194,7 +194,7 @@ def test_on_two_encoders_and_not_without_cross_attention():
     eraser = dataclasses.replace(INVERTING, group="full", inversion=1)
     assert len(list(eraser.steps(backbone, task_of(backbone, "church")))) == 3
     backbone = backbones.of(still(tiny_sd3_pipeline()))
-    with pytest.raises(ExpungeError, match="needs cross-attention, which .* has not"):
+    with pytest.raises(ExpungeError, match=r"needs cross-attention, which .* has not"):
         erase.run(backbone, "forget-me-not", SHORT, [Concept(name="church")], [])
 
 

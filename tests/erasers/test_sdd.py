@@ -70,7 +70,9 @@ def test_the_teacher_makes_the_points_and_the_student_is_its_own_goal(backbone):
     assert second[2] == pytest.approx(float(((answer - goal) ** 2).mean()), rel=1e-4)
     assert not torch.equal(points.x, other.x), "the student's own points are others"
     for name, now in second[0].replaced.items():
-        assert torch.allclose(now, 0.75 * first[0].replaced[name] + 0.25 * second[1][f"student/value/{name}"], atol=1e-6)
+        assert torch.allclose(
+            now, 0.75 * first[0].replaced[name] + 0.25 * second[1][f"student/value/{name}"], atol=1e-6
+        )
 
 
 def test_the_gradient_is_cut_to_its_length(backbone):

@@ -32,7 +32,7 @@ class Reweighted(AttentionHook):
             return None
         text = self.text.to(step.text).expand(len(step.queries), -1, -1)
         keys, values = step.project("k", text), step.project("v", text)
-        maps = attention_map(step.queries, keys)[..., self.words]  # M' of the same queries; the prompt's M stands as it is
+        maps = attention_map(step.queries, keys)[..., self.words]  # M' of the same queries; M stands as it is
         read = (self.weight * maps).to(values) @ values[:, :, self.words]
         weighed = torch.zeros(len(read), dtype=torch.bool, device=read.device)
         weighed[step.prompted] = True

@@ -121,14 +121,18 @@ class ForgetMeNot(Eraser):
     """Images an update."""
 
     def __post_init__(self) -> None:
-        check_counts("forget-me-not", shots=self.shots, vectors=self.vectors, iterations=self.iterations, batch=self.batch)
+        check_counts(
+            "forget-me-not", shots=self.shots, vectors=self.vectors, iterations=self.iterations, batch=self.batch
+        )
         check_positive("forget-me-not", lr=self.lr, inversion_lr=self.inversion_lr, clip=self.clip)
         if self.inversion < 0 or not self.weight_decay >= 0:
             raise ExpungeError(
                 f"forget-me-not's inversion {self.inversion} and weight_decay {self.weight_decay}: expected 0 or more"
             )
         if self.inversion and self.source == "zeros":
-            raise ExpungeError("forget-me-not's inversion with source zeros: expected source images, which it learns from")
+            raise ExpungeError(
+                "forget-me-not's inversion with source zeros: expected source images, which it learns from"
+            )
         phrases([self.prompt], "")
 
     @override

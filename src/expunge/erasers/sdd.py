@@ -26,8 +26,8 @@ class SDD(Eraser):
     .. math:: \min_\theta \big\| \epsilon_\theta(z_t, c_s) - \mathrm{sg}[\epsilon_\theta(z_t, \varnothing)] \big\|^2,\qquad
         \theta^* \leftarrow m\, \theta^* + (1 - m)\, \theta
 
-    2307.05977; methods.md A7. The student's goal is its own prediction. The teacher :math:`\theta^*` gives no goal: it makes the
-    points and is the edit. Points follow all targets' names in one text, and each point distils one of them, in turn: the
+    2307.05977; methods.md A7. The student's goal is its own prediction. The teacher :math:`\theta^*` gives no goal: it makes
+    the points and is the edit. Points follow all targets' names in one text, and each point distils one of them, in turn: the
     roles of the authors' code. Their printed algorithm exchanges the two (``roles="paper"``). Arm ``online-student`` samples
     with the teacher, as they do. Ignores the retain list.
     Deviations: a point of no steps is pure noise at the first timestep (the authors' code draws a whole image there and calls
