@@ -108,7 +108,8 @@ class SDD(Eraser):
                 with torch.no_grad():
                     goal = backbone.predict(points.x, points.t, null)
                 answer = backbone.predict(points.x, points.t, distilled.rows(turns % len(distilled.embeds)))
-                loss = student.descend(mse(answer, goal), pace(self.decay, index, self.iterations), self.clip)
+                speed = pace(self.decay, index, self.iterations)
+                loss = student.descend(mse(answer, goal), speed, self.clip, double=True)
             teacher.follow()
             yield Step(
                 index=index,

@@ -57,16 +57,23 @@ class Learned:
         """The same without a gradient."""
         return {name: t.detach().to(self._dtypes[name]) for name, t in self._copies.items()}
 
-    def descend(self, loss: Tensor, pace: float = 1.0, clip: float | None = None) -> float:
+    def descend(self, loss: Tensor, pace: float = 1.0, clip: float | None = None, double: bool = False) -> float:
         """One update against ``loss``, which moves these tensors only (and of them only those that the loss depends on).
 
-        ``pace`` scales the learning rate; ``clip`` is the longest that the gradient of all tensors together may be.
+        ``pace`` scales the learning rate; ``clip`` is the longest that the gradient of all tensors together may be. In single
+        precision its length may differ in the last bit by where tensors lie in memory, and so may two equal runs; ``double``
+        adds it up in double precision. (DUO's stored results have the first.)
         """
         self._optimizer.param_groups[0]["lr"] = self._lr * pace
         found = torch.autograd.grad(loss, list(self._copies.values()), allow_unused=True)
         for copy, grad in zip(self._copies.values(), found, strict=True):
             copy.grad = grad
-        if clip is not None:
+        if clip is not None and double:
+            grads = [copy.grad for copy in self._copies.values() if copy.grad is not None]
+            length = float(torch.stack([grad.double().square().sum() for grad in grads]).sum().sqrt())
+            for grad in grads:
+                grad.mul_(min(1.0, clip / (length + 1e-6)))
+        elif clip is not None:
             torch.nn.utils.clip_grad_norm_(self._copies.values(), clip)
         self._optimizer.step()
         self._optimizer.zero_grad()
