@@ -133,6 +133,7 @@ ONLINE = [*QUICK, "--sampling-steps", 2]
         ("leco", [*ONLINE, "--templates", "{}"], None),
         ("spm", [*ONLINE, "--warmup", 0], "gates that read each prompt"),
         ("sld", ["--warmup", 0, "--level", "max"], "no weights to fuse"),
+        ("eiup", ["--weight", -2], "no weights to fuse"),
         ("few-shot", ["--epochs", 1, "--lr", 1e-2, "--images", "{own}"], None),
         ("ca", [*QUICK, "--batch", 2, "--kind", "fixed", "--anchor", "cat", "--images", "church={own}"], None),
     ],

@@ -34,6 +34,8 @@ SETTINGS = {
     "few-shot": {"lr": 1e-3},
     "duo": {"iterations": 3, "batch": 2, "pairs": 3, "rank": 4},
     "ca": {"anchor": "cat", "anchor_images": 3, "iterations": 3, "batch": 2, "lr": 1e-3},
+    "sdd": {**SHORT, "ema_decay": 0.5},
+    "forget-me-not": {"iterations": 3, "batch": 2, "shots": 3, "inversion": 2, "lr": 1e-3},
 }
 
 

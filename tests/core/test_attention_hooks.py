@@ -49,6 +49,16 @@ class Scaling(AttentionHook):
         return self.factor * probabilities
 
 
+class Reading(AttentionHook):
+    """Has layers read the first token's values beside the text, at every place."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def beside(self, step):
+        return self.factor * step.values[:, :, :1].expand_as(step.queries)
+
+
 class Shifting(AttentionHook):
     """Closes the second token to all layers, by its score."""
 
@@ -161,6 +171,31 @@ def test_what_a_hook_makes_of_the_probabilities_is_what_the_layer_answers(pipe):
 
 
 @torch.no_grad()
+def test_what_is_read_beside_the_text_is_added_to_the_layer_s_own_answer(pipe):
+    backbone, heard = backbones.of(pipe), []
+    x, cond = backbone.noise(0), backbone.encode(["a dog"])
+    name = list(backbone.attentions())[-1]
+    module = backbone.parameter(f"{name}.weight")[0]
+    handle = module.register_forward_hook(
+        lambda _, args, kwargs, out: heard.append((args[0], kwargs["encoder_hidden_states"], out)), with_kwargs=True
+    )
+    with backbone.attending(Reading(0.5), Scaling(name, 0.25)):
+        backbone.predict(x, 40, cond)
+    handle.remove()
+    hidden, text, out = heard[0]
+
+    def change(probabilities):
+        first = torch.zeros(probabilities.shape[-1])
+        first[0] = 0.5
+        return 0.25 * probabilities + first
+
+    assert torch.allclose(out, by_hand(module, hidden, text, change), atol=1e-5)
+    plain = backbone.predict(x, 40, cond)
+    with backbone.attending(Reading(0.0)):
+        assert torch.equal(backbone.predict(x, 40, cond), plain), "nothing more leaves every bit"
+
+
+@torch.no_grad()
 def test_scores_are_changed_before_the_softmax_and_others_see_what_is_left(pipe):
     backbone = backbones.of(pipe)
     with backbone.attached([Attending(hook=Shifting())]), recorded(backbone, 2) as recording:
@@ -266,6 +301,10 @@ def test_in_a_pipeline_as_users_have_it(state):
     with backbone.attached([Attending(hook=Scaling(name, 1.0))]):
         assert torch.allclose(image(), base, atol=1e-3), "the same probabilities, computed by us"
     with backbone.attached([Attending(hook=Scaling(name, 0.0))]):
+        assert not torch.allclose(image(), base, atol=1e-3)
+    with backbone.attached([Attending(hook=Reading(0.0))]):
+        assert torch.equal(image(), base)
+    with backbone.attached([Attending(hook=Reading(0.5))]):
         assert not torch.allclose(image(), base, atol=1e-3)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from expunge.core.errors import ExpungeError
-from expunge.maths.training import Learned, pace, thin
+from expunge.maths.training import Averaged, Learned, pace, thin
 
 
 def test_adam_moves_by_the_formula_and_leaves_untouched_tensors_alone():
@@ -108,3 +108,22 @@ def test_a_state_resumes_bit_for_bit_and_a_foreign_one_is_refused():
     assert torch.equal(resumed.values()["w"], whole.values()["w"])
     with pytest.raises(ExpungeError, match="state of the same run"):
         resumed.load("y", state)
+
+
+def test_an_average_of_tensors_in_half_precision_is_kept_whole():
+    """Steps of 1e-4 near 1 are lost in float16, where numbers stand a thousandth apart."""
+    student = Learned({"a": torch.ones(3, dtype=torch.float16)}, 1e-4, "sgd")
+    average, expected, value = Averaged(student, 0.9), 1.0, 1.0
+    for _ in range(40):
+        student.descend(student.tensors()["a"].float().sum())
+        value -= 1e-4
+        average.follow()
+        expected = 0.9 * expected + 0.1 * value
+    assert torch.allclose(average.state("s")["s/value/a"], torch.full((3,), expected), atol=1e-6)
+    assert average.values()["a"].dtype == torch.float16
+    assert average.values()["a"][0] == torch.tensor(expected).half() < 1
+    other = Averaged(student, 0.9)
+    other.load("s", average.state("s"))
+    assert torch.equal(other.state("s")["s/value/a"], average.state("s")["s/value/a"])
+    with pytest.raises(ExpungeError, match="has no 'else/value/a'"):
+        other.load("else", average.state("s"))

@@ -33,6 +33,9 @@ EXPECTED = [
     ("few-shot", {"source": "uniform", "templates": ["a {}"]}, None, ["a {}"], False),
     ("ca", {}, "", [], False),
     ("ca", {"anchor": "cat", "prompts": ["a {}"]}, "cat", [], False),
+    ("sdd", {"roles": "paper"}, None, [], False),
+    ("eiup", {"weight": -2.0}, None, [], False),
+    ("forget-me-not", {}, None, ["a photo of {}"], False),
     ("duo", {}, "", [], False),
     ("duo", {"anchor": "cat", "base_random": 7.0}, "cat", [], True),
 ]

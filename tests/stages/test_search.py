@@ -46,7 +46,8 @@ def test_goals_are_read_or_refused_in_a_line():
 
 
 STRENGTHS = {"kpop": "iterations", "esd": "iterations", "ca": "iterations", "leco": "iterations", "spm": "iterations",
-             "few-shot": "epochs", "uce": "erase_scale", "sld": "level", "negative-prompt": None, "duo": "beta"}  # fmt: skip
+             "few-shot": "epochs", "uce": "erase_scale", "sld": "level", "negative-prompt": None, "duo": "beta",
+             "sdd": "iterations", "forget-me-not": "iterations", "eiup": "weight"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", Catalog("erasers").entries())
@@ -58,7 +59,11 @@ def test_every_method_has_a_strength_or_says_it_has_none(name):
         return
     found = [getattr(e, field) for e in (less, eraser, more)]
     found = found[::-1] if name == "duo" else found  # a smaller beta is a stronger DUO
-    assert found == (["weak", "medium", "strong"] if name == "sld" else [found[1] / 2, found[1], found[1] * 2])
+    if name == "sld":
+        assert found == ["weak", "medium", "strong"]
+    else:
+        half = found[1] / 2
+        assert found == [round(half) if isinstance(found[1], int) else half, found[1], found[1] * 2]
     others = {k: v for k, v in settings_of(more).items() if k not in (field, "warmup")}
     assert others == {k: v for k, v in settings_of(eraser).items() if k not in (field, "warmup")}
     assert (

@@ -53,6 +53,11 @@ def heads_apart(projected: Float[Tensor, "b n hd"], heads: int) -> Float[Tensor,
     return projected.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
+def _heads_together(apart: Float[Tensor, "b h n d"]) -> Float[Tensor, "b n hd"]:
+    """The inverse of `heads_apart`: what the last projection reads."""
+    return apart.transpose(1, 2).flatten(2)
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class AttentionStep:
@@ -80,7 +85,8 @@ class AttentionStep:
 class AttentionHook:
     """Looks at, or changes, the cross-attention of layers while a model runs; differentiable.
 
-    A method that gives back the very tensor it was given changes nothing: the layer's own computation stands, bit for bit.
+    A method that gives back the very tensor it was given changes nothing: the layer's own computation stands, bit for bit (and
+    what is read `beside` is added to that).
     Under gradient checkpointing it is asked again on the way back.
     """
 
@@ -95,6 +101,10 @@ class AttentionHook:
     def probabilities(self, probabilities: Float[Tensor, "b h q n"], step: AttentionStep) -> Float[Tensor, "b h q n"]:
         """Change what the softmax gave, in float32; rows need not sum to 1 afterwards."""
         return probabilities
+
+    def beside(self, step: AttentionStep) -> Float[Tensor, "b h q d"] | None:
+        """What the layer reads beside its text (values that are weighted and summed, heads apart); None for nothing."""
+        return None
 
 
 @final
@@ -215,12 +225,16 @@ class _Layer:
         self.projected, self.arguments = {}, {}
         own = attention_scores(step.queries, step.keys, None if bias is None else bias[:, None])
         probabilities, changed = self._asked(own, step)
-        if not changed:
+        beside = [more for hook in self.hooks if (more := hook.beside(step)) is not None]
+        if not changed and not beside:
             return None
-        values = step.values
-        answer = (probabilities.to(values) @ values).transpose(1, 2).flatten(2)
-        if images:  # whose attention was added to the text's
-            answer = args[0] + answer - (own.softmax(-1).to(values) @ values).transpose(1, 2).flatten(2)
+        answer = args[0]  # of the layer's own computation, bit for bit where nothing changes its probabilities
+        if changed:
+            read = _heads_together(probabilities.to(step.values) @ step.values)
+            # an IP-Adapter's images, whose attention was added to the text's, stay
+            answer = answer + read - _heads_together(own.softmax(-1).to(step.values) @ step.values) if images else read
+        for more in beside:
+            answer = answer + _heads_together(more)
         return (answer, *args[1:])
 
     def _step(self, text: Tensor) -> AttentionStep:

@@ -57,16 +57,23 @@ class Learned:
         """The same without a gradient."""
         return {name: t.detach().to(self._dtypes[name]) for name, t in self._copies.items()}
 
-    def descend(self, loss: Tensor, pace: float = 1.0, clip: float | None = None) -> float:
+    def descend(self, loss: Tensor, pace: float = 1.0, clip: float | None = None, double: bool = False) -> float:
         """One update against ``loss``, which moves these tensors only (and of them only those that the loss depends on).
 
-        ``pace`` scales the learning rate; ``clip`` is the longest that the gradient of all tensors together may be.
+        ``pace`` scales the learning rate; ``clip`` is the longest that the gradient of all tensors together may be. In single
+        precision its length may differ in the last bit by where tensors lie in memory, and so may two equal runs; ``double``
+        adds it up in double precision. (DUO's stored results have the first.)
         """
         self._optimizer.param_groups[0]["lr"] = self._lr * pace
         found = torch.autograd.grad(loss, list(self._copies.values()), allow_unused=True)
         for copy, grad in zip(self._copies.values(), found, strict=True):
             copy.grad = grad
-        if clip is not None:
+        if clip is not None and double:
+            grads = [copy.grad for copy in self._copies.values() if copy.grad is not None]
+            length = float(torch.stack([grad.double().square().sum() for grad in grads]).sum().sqrt())
+            for grad in grads:
+                grad.mul_(min(1.0, clip / (length + 1e-6)))
+        elif clip is not None:
             torch.nn.utils.clip_grad_norm_(self._copies.values(), clip)
         self._optimizer.step()
         self._optimizer.zero_grad()
@@ -92,17 +99,53 @@ class Learned:
             ExpungeError: if it lacks one of the tensors.
         """
         for tensor_name, copy in self._copies.items():
-            value = state.get(f"{name}/value/{tensor_name}")
-            if value is None or value.shape != copy.shape:
-                raise ExpungeError(
-                    f"the state to resume from has no '{name}/value/{tensor_name}' of shape {tuple(copy.shape)}: "
-                    "expected a state of the same run"
-                )
-            with torch.no_grad():
-                copy.copy_(value)
+            _restore(copy, state, f"{name}/value/{tensor_name}")
             keys = {part: f"{name}/{part}/{tensor_name}" for part in ("step", "exp_avg", "exp_avg_sq")}
             if all(key in state for key in keys.values()):  # a tensor that no loss has touched yet has none
                 self._optimizer.state[copy] = {part: state[key].clone() for part, key in keys.items()}
+
+
+@final
+class Averaged:
+    """An exponential moving average of tensors that are being learned, in float32."""
+
+    def __init__(self, student: Learned, decay: float) -> None:
+        """Begin at the student's values; ``decay`` is how much of the average stays at an update, from 0 to 1."""
+        self._student, self._decay = student, decay
+        self._copies = {name: t.detach().clone() for name, t in student._copies.items()}
+
+    def follow(self) -> None:
+        r"""Take the student's values in, after its update: :math:`\theta^* \leftarrow m \theta^* + (1 - m) \theta`."""
+        for name, copy in self._copies.items():
+            copy.mul_(self._decay).add_(self._student._copies[name].detach(), alpha=1 - self._decay)
+
+    def values(self) -> dict[str, Tensor]:
+        """The average, in the precision of the tensors that the student was made from."""
+        return {name: t.to(self._student._dtypes[name]) for name, t in self._copies.items()}
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        """The average, under names that begin with ``name``; what `load` takes."""
+        return {f"{name}/value/{n}": t.clone() for n, t in self._copies.items()}
+
+    def load(self, name: str, state: Mapping[str, Tensor]) -> None:
+        """Go on from a `state`.
+
+        Raises:
+            ExpungeError: if it lacks one of the tensors.
+        """
+        for tensor_name, copy in self._copies.items():
+            _restore(copy, state, f"{name}/value/{tensor_name}")
+
+
+@torch.no_grad()
+def _restore(copy: Tensor, state: Mapping[str, Tensor], key: str) -> None:
+    """Write what a state holds under ``key`` into a tensor."""
+    value = state.get(key)
+    if value is None or value.shape != copy.shape:
+        raise ExpungeError(
+            f"the state to resume from has no '{key}' of shape {tuple(copy.shape)}: expected a state of the same run"
+        )
+    copy.copy_(value)
 
 
 def trainable(backbone: Backbone, group: str) -> list[str]:
