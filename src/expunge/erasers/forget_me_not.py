@@ -214,7 +214,7 @@ class _Forgetting:
         cond = reduce(Conditioning.join, [told[number].text for number in noised.targets])
         with self.backbone.weights(self.student.tensors()), self.backbone.attending(attended):
             self.backbone.predict(noised.x, noised.t, cond)
-            return self.student.descend(attended.norm(), clip=self.method.clip, double=True)
+            return self.student.descend(attended.norm(), clip=self.method.clip)
 
     @torch.no_grad()
     def _all_told(self) -> list[_Told]:

@@ -109,7 +109,7 @@ class SDD(Eraser):
                     goal = backbone.predict(points.x, points.t, null)
                 answer = backbone.predict(points.x, points.t, distilled.rows(turns % len(distilled.embeds)))
                 speed = pace(self.decay, index, self.iterations)
-                loss = student.descend(mse(answer, goal), speed, self.clip, double=True)
+                loss = student.descend(mse(answer, goal), speed, self.clip)
             teacher.follow()
             yield Step(
                 index=index,

@@ -57,24 +57,17 @@ class Learned:
         """The same without a gradient."""
         return {name: t.detach().to(self._dtypes[name]) for name, t in self._copies.items()}
 
-    def descend(self, loss: Tensor, pace: float = 1.0, clip: float | None = None, double: bool = False) -> float:
+    def descend(self, loss: Tensor, pace: float = 1.0, clip: float | None = None) -> float:
         """One update against ``loss``, which moves these tensors only (and of them only those that the loss depends on).
 
-        ``pace`` scales the learning rate; ``clip`` is the longest that the gradient of all tensors together may be. In single
-        precision its length may differ in the last bit by where tensors lie in memory, and so may two equal runs; ``double``
-        adds it up in double precision. (DUO's stored results have the first.)
+        ``pace`` scales the learning rate; ``clip`` is the longest that the gradient of all tensors together may be.
         """
         self._optimizer.param_groups[0]["lr"] = self._lr * pace
         found = torch.autograd.grad(loss, list(self._copies.values()), allow_unused=True)
         for copy, grad in zip(self._copies.values(), found, strict=True):
             copy.grad = grad
-        if clip is not None and double:
-            grads = [copy.grad for copy in self._copies.values() if copy.grad is not None]
-            length = float(torch.stack([grad.double().square().sum() for grad in grads]).sum().sqrt())
-            for grad in grads:
-                grad.mul_(min(1.0, clip / (length + 1e-6)))
-        elif clip is not None:
-            torch.nn.utils.clip_grad_norm_(self._copies.values(), clip)
+        if clip is not None:
+            _shorten([grad for grad in found if grad is not None], clip)
         self._optimizer.step()
         self._optimizer.zero_grad()
         return float(loss.detach())
@@ -103,6 +96,18 @@ class Learned:
             keys = {part: f"{name}/{part}/{tensor_name}" for part in ("step", "exp_avg", "exp_avg_sq")}
             if all(key in state for key in keys.values()):  # a tensor that no loss has touched yet has none
                 self._optimizer.state[copy] = {part: state[key].clone() for part, key in keys.items()}
+
+
+def _shorten(gradients: Sequence[Tensor], longest: float) -> None:
+    """Scale tensors so that together they are no longer than that; torch's way but for the precision.
+
+    In single precision the length of a tensor differs in its last bit by where the tensor lies in memory, and so would two equal
+    runs: it is added up in double precision, where the device has that.
+    """
+    wide = torch.float32 if gradients[0].device.type == "mps" else torch.float64
+    length = float(torch.stack([gradient.to(wide).square().sum() for gradient in gradients]).sum().sqrt())
+    for gradient in gradients:
+        gradient.mul_(min(1.0, longest / (length + 1e-6)))
 
 
 @final

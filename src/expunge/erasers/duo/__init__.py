@@ -73,6 +73,7 @@ class DUO(Eraser):
     one; if no pairs are given the model makes them, and nobody looks (`expunge pairs` has a judge look); for SD3 see `flow`.
     """
 
+    version: ClassVar[int] = 2  # 2: the length that its gradient is cut to is added up in double precision
     paper: ClassVar[Paper] = Paper(
         "Direct Unlearning Optimization for Robust and Safe Text-to-Image Models",
         "Park et al.",
