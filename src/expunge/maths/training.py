@@ -101,8 +101,8 @@ class Learned:
 def _shorten(gradients: Sequence[Tensor], longest: float) -> None:
     """Scale tensors so that together they are no longer than that; torch's way but for the precision.
 
-    In single precision the length of a tensor differs in its last bit by where the tensor lies in memory, and so would two equal
-    runs: it is added up in double precision, where the device has that.
+    In single precision the length of a tensor differs in its last bit by where the tensor lies in memory, and so would two
+    equal runs: it is added up in double precision, where the device has that.
     """
     wide = torch.float32 if gradients[0].device.type == "mps" else torch.float64
     length = float(torch.stack([gradient.to(wide).square().sum() for gradient in gradients]).sum().sqrt())

@@ -52,7 +52,8 @@ def assemble(recipe: Any, out: Path, overwrite: bool = False) -> None:
             half = module.to(torch.float16).to(memory_format=torch.contiguous_format)
             half.save_pretrained(folder / name, safe_serialization=True)
             _written(folder / name / "config.json")
-        _written(folder / "text_encoder" / "config.json", dtype="float32")  # as diffusers opens its own, whatever is stored
+        # in whatever precision it is stored, transformers is to open it as diffusers opens its own
+        _written(folder / "text_encoder" / "config.json", dtype="float32")
         recipe.tokenizer.save_pretrained(folder / "tokenizer")
         scheduler().save_pretrained(folder / "scheduler")
         index = {
