@@ -17,6 +17,10 @@ from expunge.stages import analyse, erase, knowledge
 EXPECTED = [
     ("uce", {}, "", ["{}"], False),
     ("uce", {"anchor": "cat", "templates": ["a {}", "the {}"]}, "cat", ["a {}", "the {}"], False),
+    ("rece", {}, " ", ["{}"], False),
+    ("rece", {"anchor": "cat", "templates": ["a {}"]}, "cat", ["a {}"], False),
+    ("time", {}, "", ["{}", "A photo of {}", "An image of {}", "A picture of {}"], False),
+    ("time", {"anchor": "cat", "templates": ["a {}"]}, "cat", ["a {}"], False),
     ("esd", {}, None, ["{}"], False),
     ("esd", {"goal": "port", "erase_from": "cat", "templates": ["my {}"]}, None, ["my {}"], False),
     ("kpop", {}, "a photo", ["{}"], False),

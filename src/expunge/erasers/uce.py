@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, final
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
@@ -16,6 +15,7 @@ from expunge.core.eraser import Eraser, Step, Task
 from expunge.core.errors import ExpungeError
 from expunge.core.knowledge import Kind
 from expunge.maths.closed_form import ridge_edit
+from expunge.maths.text_pairs import Pairs, paired
 
 
 @final
@@ -81,7 +81,7 @@ class UCE(Eraser):
             changed = ridge_edit(weights, keys, goals, scales, self.lamb)  # Eq. 7
         yield Step(index=0, edit=lambda: backbone.edit_of(changed))
 
-    def _pairs(self, backbone: Backbone, task: Task) -> tuple[Tensor, Tensor, Tensor]:
+    def _pairs(self, backbone: Backbone, task: Task) -> Pairs:
         """Keys, goals and scales of Eq. 7: targets go to their anchors, retained concepts to themselves."""
         kept = ([""] if self.preserve_empty else []) + list(task.retain)
         preserve = max(0.1, 1 / max(1, len(kept))) if self.preserve_scale == "auto" else self.preserve_scale
@@ -90,30 +90,4 @@ class UCE(Eraser):
             for t in task.targets
             for phrase in phrases(self.templates, t.name)
         ]
-        keys: list[Tensor] = []
-        goals: list[Tensor] = []
-        scales: list[float] = []
-        for source, goal, scale in pairs + [(word, word, preserve) for word in kept]:
-            c, g = self._vectors(backbone, source, goal)
-            keys.append(c)
-            goals.append(g)
-            scales += [scale] * len(c)
-        k = torch.cat(keys)
-        return k, torch.cat(goals), torch.tensor(scales, dtype=k.dtype, device=k.device)
-
-    def _vectors(self, backbone: Backbone, source: str, goal: str) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k d"]]:
-        """Text vectors of a source phrase and the ones they should answer like."""
-        c, last_c = _encoded(backbone, source)
-        g, last_g = _encoded(backbone, goal)
-        if self.tokens == "last":
-            return c[last_c : last_c + 1], g[last_g : last_g + 1]
-        if source == goal:
-            return c, g
-        count = min(len(c) - last_c, len(g) - last_g)
-        return c[last_c : last_c + count], g[last_g : last_g + count]
-
-
-def _encoded(backbone: Backbone, text: str) -> tuple[Float[Tensor, "n d"], int]:
-    """Text vectors of a prompt, and the position of its last word (the start token's, if it has no word)."""
-    ids = backbone.tokenize([text])
-    return backbone.encode(ids).embeds[0], int(backbone.end(ids)[0]) - 1
+        return paired(backbone, pairs + [(word, word, preserve) for word in kept], self.tokens)

@@ -34,3 +34,32 @@ def ridge_edit(
     # right = (sum s g c^T + lamb I) (sum s c c^T + lamb I)^-1; the second factor is symmetric, so solve from the left.
     right = torch.linalg.solve((s * c).T @ c + eye, (s * c).T @ g + eye).T
     return {name: (w.cpu().double() @ right).to(w) for name, w in weights.items()}
+
+
+def reaching(
+    edited: dict[str, Float[Tensor, "_ d"]],
+    original: dict[str, Float[Tensor, "_ d"]],
+    keys: Float[Tensor, "k d"],
+    regular: float,
+) -> Float[Tensor, "k d"]:
+    r"""Vectors that edited matrices answer as the original ones answer ``keys``: what still reaches an erased concept.
+
+    For each key :math:`c` returns the minimiser of :math:`\sum_W |W' c' - W c|^2 + \lambda |c'|^2` over all matrices at once,
+
+    .. math:: c' = \Big(\lambda I + \sum_W W'^T W'\Big)^{-1} \sum_W W'^T W \, c
+
+    Solved in float64. RECE's Eq. 8 (2407.12383).
+
+    Args:
+        edited: the matrices W' by name, each ``[out, d]``.
+        original: the matrices W by the same names.
+        keys: text vectors of the concept.
+        regular: how much a short answer is preferred, lambda; positive.
+    """
+    left = regular * torch.eye(keys.shape[1], dtype=torch.float64)
+    right = torch.zeros_like(left)
+    for name, w in edited.items():
+        now = w.cpu().double()
+        left += now.T @ now
+        right += now.T @ original[name].cpu().double()
+    return torch.linalg.solve(left, right @ keys.cpu().double().T).T.to(keys)
