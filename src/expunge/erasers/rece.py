@@ -91,7 +91,7 @@ class RECE(Eraser):
         with torch.no_grad():
             start, later = paired(backbone, texts, self.tokens), paired(backbone, texts, "all")
             base = backbone.tensors(backbone.text_inputs())
-        erased = len(later.keys) // len(texts) * len(targets)  # with all vectors, each phrase has as many
+        erased = sum(later.sizes[: len(targets)])
         edited, first = {name: w.cpu().float() for name, w in base.items()}, 0
         if resume is not None:
             edited, first = {name: resume[name] for name in base}, int(resume["next"])
@@ -100,7 +100,7 @@ class RECE(Eraser):
             if index > 0:
                 derived = reaching(edited, base, later.keys[:erased], self.regular_scale)  # Eq. 8
                 pairs = later._replace(keys=torch.cat([derived, later.keys[erased:]]))
-            edited = ridge_edit(edited, *pairs, self.lamb)  # Eq. 3
+            edited = ridge_edit(edited, pairs.keys, pairs.goals, pairs.scales, self.lamb)  # Eq. 3
             yield Step(
                 index=index,
                 edit=lambda now=edited: backbone.edit_of({name: w.to(base[name]) for name, w in now.items()}),

@@ -1,5 +1,7 @@
 """Closed-form edits of linear maps."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -34,6 +36,38 @@ def ridge_edit(
     # right = (sum s g c^T + lamb I) (sum s c c^T + lamb I)^-1; the second factor is symmetric, so solve from the left.
     right = torch.linalg.solve((s * c).T @ c + eye, (s * c).T @ g + eye).T
     return {name: (w.cpu().double() @ right).to(w) for name, w in weights.items()}
+
+
+def ridge_edit_apart(
+    weights: dict[str, Float[Tensor, "_ d"]],
+    keys: Float[Tensor, "k d"],
+    goals: Float[Tensor, "k d"],
+    scales: Float[Tensor, "k"],
+    lamb: float,
+    phrases: Sequence[int],
+) -> dict[str, Float[Tensor, "_ d"]]:
+    r"""As `ridge_edit`, with the part along the keys' own answers taken out of the goals' answers, phrase by phrase.
+
+    The keys begin with phrases of so many vectors each. With :math:`C, G` a phrase's keys and goals as rows, its goal is
+
+    .. math:: V = G W_0^T - \langle u, G W_0^T \rangle \, u, \qquad u = C W_0^T / |C W_0^T|
+
+    That is the answer to :math:`G - \beta C` with a number :math:`\beta` for each phrase and matrix: UCE's technique `tensor`
+    (2308.14761's first script). Keys after the phrases have their goals' answers whole. Arguments as in `ridge_edit`.
+    """
+    c, g, s = keys.cpu().double(), goals.cpu().double(), scales.cpu().double()[:, None]
+    factor, pivots = torch.linalg.lu_factor((s * c).T @ c + lamb * torch.eye(c.shape[1], dtype=torch.float64))
+    changed: dict[str, Tensor] = {}
+    for name, w in weights.items():
+        old = w.cpu().double()
+        own, wanted = c @ old.T, g @ old.T
+        first = 0
+        for size in phrases:
+            rows = slice(first, first + size)
+            wanted[rows] -= (own[rows] * wanted[rows]).sum() / own[rows].square().sum() * own[rows]
+            first += size
+        changed[name] = torch.linalg.lu_solve(factor, pivots, (s * c).T @ wanted + lamb * old.T).T.to(w)
+    return changed
 
 
 def reaching(

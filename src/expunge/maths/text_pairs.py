@@ -14,11 +14,13 @@ Tokens = Literal["last", "tail", "all"]
 
 
 class Pairs(NamedTuple):
-    """Pairs of text vectors, as `ridge_edit` takes them."""
+    """Pairs of text vectors as `ridge_edit` takes them, phrase by phrase."""
 
     keys: Float[Tensor, "k d"]
     goals: Float[Tensor, "k d"]
     scales: Float[Tensor, "k"]
+    sizes: list[int]
+    """How many of them each phrase has."""
 
 
 def paired(backbone: Backbone, phrases: Iterable[tuple[str, str, float]], tokens: Tokens) -> Pairs:
@@ -35,7 +37,8 @@ def paired(backbone: Backbone, phrases: Iterable[tuple[str, str, float]], tokens
         goals.append(g)
         scales += [scale] * len(c)
     k = torch.cat(keys)
-    return Pairs(k, torch.cat(goals), torch.tensor(scales, dtype=k.dtype, device=k.device))
+    weights = torch.tensor(scales, dtype=k.dtype, device=k.device)
+    return Pairs(k, torch.cat(goals), weights, [len(c) for c in keys])
 
 
 def _aligned(
