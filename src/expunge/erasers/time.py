@@ -108,7 +108,7 @@ def alignment(source: Sequence[int], goal: Sequence[int], length: int) -> list[i
         if found is None:
             waiting += 1
             continue
-        places += [max(after, found - left) if found > after else found for left in range(waiting, 0, -1)]
+        places += [max(after, found - left) for left in range(waiting, 0, -1)]
         places.append(found)
         waiting, after = 0, found + 1
     places += [len(goal) + i for i in range(length - len(source))]
