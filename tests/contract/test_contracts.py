@@ -25,6 +25,9 @@ from expunge.testing import BrokenPromiseError, check_analysis, check_attack, ch
 SHORT = {"iterations": 3, "batch": 2, "lr": 1e-3, "sampling": {"sampling_steps": 4}}
 SETTINGS = {
     "uce": {"anchor": "cat"},
+    "time": {"anchor": "cat"},
+    "rece": {"epochs": 2, "anchor": "cat"},
+    "debias": {"attributes": ["ink style", "tile style"], "images": 3, "steps_of_images": 2, "iterations": 2},
     "esd": SHORT,
     "kpop": {**SHORT, "prompt_lr": 0.1, "k": 3},
     "leco": SHORT,

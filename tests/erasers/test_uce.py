@@ -1,10 +1,11 @@
+import numpy as np
 import pytest
 import torch
 
 import expunge
 from expunge import backbones
 from expunge.core.concept import Concept
-from expunge.core.eraser import Task
+from expunge.core.eraser import Task, settings_of
 from expunge.core.errors import ExpungeError
 from expunge.erasers.uce import UCE
 from expunge.stages import erase
@@ -37,6 +38,36 @@ def test_replace_form_equals_equation_7_for_every_matrix(backbone):
         assert torch.allclose(edit.replaced[name].double(), left @ torch.inverse(right), atol=1e-5), name
 
 
+@pytest.mark.parametrize("tokens", ["last", "tail"])
+def test_tensor_takes_the_target_s_own_direction_out_of_the_goal(backbone, tokens):
+    """By hand, phrase by phrase, in numpy: all vectors of a phrase together are one direction."""
+    eraser = UCE(technique="tensor", tokens=tokens, anchor="cat", lamb=0.7, erase_scale=2.0, preserve_scale=0.5)
+    edit = edit_of(eraser, backbone, ["church", Concept(name="dog", anchor="fish")], ["car"])
+    places = {t: len(backbone._parts.get("tokenizer").tokenize(t)) for t in ("church", "dog", "car", "cat", "fish")}
+    read = {t: backbone.encode([t]).embeds[0].double().numpy() for t in places}
+    for name, w in backbone.stored(backbone.text_inputs()).items():
+        old = w.double().numpy()
+        left, right = 0.7 * old, 0.7 * np.eye(32)
+        for source, goal, scale in (("church", "cat", 2.0), ("dog", "fish", 2.0), ("car", "car", 0.5)):
+            count = 1 if tokens == "last" else 16 - max(places[source], places[goal])
+            c = read[source][places[source] :][:count]
+            g = read[goal][places[goal] :][:count]
+            if (source, tokens) == ("car", "tail"):
+                c = g = read["car"]
+            own, wanted = c @ old.T, g @ old.T
+            if source != goal:
+                u = own / np.sqrt((own**2).sum())
+                wanted = wanted - (u * wanted).sum() * u
+                assert abs((wanted * own).sum()) < 1e-9
+            left, right = left + scale * wanted.T @ c, right + scale * c.T @ c
+        assert np.allclose(edit.replaced[name].double().numpy(), left @ np.linalg.inv(right), atol=1e-5), name
+
+
+def test_the_technique_is_replace_where_it_is_not_named(backbone):
+    assert "technique" not in settings_of(UCE()), "the default is not part of a job's key"
+    assert settings_of(UCE(technique="tensor"))["technique"] == "tensor"
+
+
 def test_edits_exactly_the_matrices_that_read_text(backbone):
     edit = edit_of(UCE(), backbone, ["church"])
     assert set(edit.replaced) == set(backbone.text_inputs())
@@ -44,12 +75,12 @@ def test_edits_exactly_the_matrices_that_read_text(backbone):
 
 
 def test_empty_anchor_is_read_at_the_start_token(backbone):
-    _, goals, _ = UCE(anchor="")._pairs(backbone, Task(targets=[Concept(name="church")]))
+    _, goals, *_ = UCE(anchor="")._pairs(backbone, Task(targets=[Concept(name="church")]))
     assert torch.equal(goals[0], backbone.encode([""]).embeds[0, 0])
 
 
 def test_tail_aligns_from_the_last_word_through_the_padding(backbone):
-    keys, goals, scales = UCE(tokens="tail", anchor="cat")._pairs(backbone, Task(targets=[Concept(name="church")]))
+    keys, goals, scales, _ = UCE(tokens="tail", anchor="cat")._pairs(backbone, Task(targets=[Concept(name="church")]))
     words = backbone._parts.get("tokenizer").tokenize
     first, other = len(words("church")), len(words("cat"))
     count = 16 - max(first, other)
@@ -59,13 +90,13 @@ def test_tail_aligns_from_the_last_word_through_the_padding(backbone):
 
 
 def test_tail_preserves_with_all_tokens(backbone):
-    keys, _, _ = UCE(tokens="tail", anchor="cat")._pairs(backbone, Task(targets=[Concept(name="dog")], retain=["fish"]))
+    keys, *_ = UCE(tokens="tail", anchor="cat")._pairs(backbone, Task(targets=[Concept(name="dog")], retain=["fish"]))
     assert torch.equal(keys[-16:], backbone.encode(["fish"]).embeds[0])
 
 
 def test_templates_are_for_targets_only(backbone):
     eraser = UCE(templates=("{}", "image of {}"), anchor="cat")
-    keys, goals, _ = eraser._pairs(backbone, Task(targets=[Concept(name="dog")], retain=["fish"]))
+    keys, goals, *_ = eraser._pairs(backbone, Task(targets=[Concept(name="dog")], retain=["fish"]))
     assert torch.equal(keys[1], last_vector(backbone, "image of dog").float())
     assert torch.equal(goals[1], last_vector(backbone, "cat").float())
     assert torch.equal(keys[2], goals[2])
@@ -74,7 +105,7 @@ def test_templates_are_for_targets_only(backbone):
 
 def test_the_first_script_s_scale_and_empty_prompt(backbone):
     eraser = UCE(tokens="tail", anchor=" ", preserve_scale="auto", preserve_empty=True)
-    keys, goals, scales = eraser._pairs(backbone, Task(targets=[Concept(name="dog")], retain=["fish", "cat"]))
+    keys, goals, scales, _ = eraser._pairs(backbone, Task(targets=[Concept(name="dog")], retain=["fish", "cat"]))
     assert torch.equal(keys[-48:-32], backbone.encode([""]).embeds[0]), "all tokens of the empty prompt"
     assert torch.allclose(scales[-48:], torch.tensor(1 / 3)), "max(0.1, 1 / 3)"
     assert torch.equal(keys[-48:], goals[-48:])

@@ -40,6 +40,14 @@ def test_a_job_s_key_is_of_what_changes_its_result():
     assert len({key_of({**job, **c}) for c in ({}, {"model_sha256": "b"}, {"seed": 1}, {"room": "generate"})}) == 4
 
 
+def test_an_erasure_that_asks_a_judge_is_another_one_with_another_judge(tmp_path):
+    settings = {"attributes": ["ink style", "tile style"], "images": 1, "steps_of_images": 2, "iterations": 1}
+    asks = {"eraser": "debias", "settings": settings}
+    found = {j.eraser: j.as_json() for j in jobs(tmp_path, EraseJob, grid__method=["uce", "asks"], method__asks=asks)}
+    assert found["debias"]["judge"] == Testbed(network="b", labels="styles").identity() != ""
+    assert "judge" not in found["uce"], "keys of erasures that ask nobody stay"
+
+
 def test_the_images_of_a_method_are_made_once_for_all_metrics(tmp_path):
     two = ["esr-psr", {"name": "esr-psr", "judge": "testbed:network=b"}]
     every = {

@@ -17,6 +17,12 @@ from expunge.stages import analyse, erase, knowledge
 EXPECTED = [
     ("uce", {}, "", ["{}"], False),
     ("uce", {"anchor": "cat", "templates": ["a {}", "the {}"]}, "cat", ["a {}", "the {}"], False),
+    ("debias", {}, None, ["{}"], False),
+    ("debias", {"attributes": ["ink style", "tile style"], "prompt": "a {}"}, None, ["a {}"], False),
+    ("rece", {}, " ", ["{}"], False),
+    ("rece", {"anchor": "cat", "templates": ["a {}"]}, "cat", ["a {}"], False),
+    ("time", {}, "", ["{}", "A photo of {}", "An image of {}", "A picture of {}"], False),
+    ("time", {"anchor": "cat", "templates": ["a {}"]}, "cat", ["a {}"], False),
     ("esd", {}, None, ["{}"], False),
     ("esd", {"goal": "port", "erase_from": "cat", "templates": ["my {}"]}, None, ["my {}"], False),
     ("kpop", {}, "a photo", ["{}"], False),
@@ -63,7 +69,8 @@ def test_records_say_what_each_eraser_knew(method, settings, anchor, templates, 
             "images": {},
             "retain": ["dog"],
             "random_texts": random,
-            "oracles": [],
+            "oracles": [told["judge"]] if "judge" in told else [],
+            **({"words": told["attributes"]} if told.get("attributes") else {}),
             **({"words": UNSAFE.split(", ")} if settings == {"concept": "unsafe"} else {}),
         }
     )

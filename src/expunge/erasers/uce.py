@@ -1,21 +1,21 @@
 """Unified Concept Editing: a closed-form edit of the projections that read text."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, final
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.concept import phrases
-from expunge.core.eraser import Eraser, Step, Task
+from expunge.core.eraser import LATER, Eraser, Step, Task
 from expunge.core.errors import ExpungeError
 from expunge.core.knowledge import Kind
-from expunge.maths.closed_form import ridge_edit
+from expunge.maths.closed_form import ridge_edit, ridge_edit_apart
+from expunge.maths.text_pairs import Pairs, paired
 
 
 @final
@@ -26,13 +26,15 @@ class UCE(Eraser):
     .. math:: W = \Big(\sum_i s_e W_0 g_i c_i^T + \sum_j s_p W_0 c_j c_j^T + \lambda W_0\Big)
         \Big(\sum_i s_e c_i c_i^T + \sum_j s_p c_j c_j^T + \lambda I\Big)^{-1}
 
-    Equation 7 of arXiv v2, in its `replace` form. Follows rohitgandikota/unified-concept-editing,
+    Equation 7 of arXiv v2. :math:`W_0 g_i` is the goal by the technique `replace`. By `tensor`, a phrase's goals together lose
+    their part along the phrase's own answers, :math:`W_0 g_i - \langle u, W_0 g \rangle u_i` with :math:`u = W_0 c / |W_0 c|`,
+    as in the first script, which has it. Follows rohitgandikota/unified-concept-editing,
     ``trainscripts/uce_sd_erase.py`` (``tokens="last"``, the default) and ``train_erase.py`` (``tokens="tail"``).
     Reads text only: no images, no evaluation of the UNet.
     As in the current script, the empty anchor has no last word and is read at the start token. The first script's settings are
     ``tokens="tail", anchor=" ", preserve_scale="auto", preserve_empty=True``: the preset of Stable Diffusion, since the vectors
     after the last word's tell of it, too.
-    Deviations: solves in float64 instead of inverting in float32; the `tensor` technique and debiasing are not built.
+    Deviations: solves in float64 instead of inverting in float32; debiasing is not built.
     """
 
     paper: ClassVar[Paper] = Paper(
@@ -43,7 +45,7 @@ class UCE(Eraser):
         "https://github.com/rohitgandikota/unified-concept-editing",
     )
     knows: ClassVar[Mapping[str, Kind]] = {"anchor": "anchor", "templates": "phrases"}
-    tuning: ClassVar[Sequence[str]] = ("erase_scale", "preserve_scale", "preserve_empty", "tokens")
+    tuning: ClassVar[Sequence[str]] = ("erase_scale", "preserve_scale", "preserve_empty", "tokens", "technique")
     lamb: float = 0.5
     """Pull towards the old weights, lambda in Eq. 7."""
     erase_scale: float = 1.0
@@ -58,6 +60,8 @@ class UCE(Eraser):
     """Text vectors used: the last word's one vector, or all from the last word through the padding, aligned."""
     templates: tuple[str, ...] = ("{}",)
     """Phrases each target is put into; anchors and retained words stay bare, as in the first script."""
+    technique: Literal["replace", "tensor"] = field(default="replace", metadata=LATER)
+    """What a target's answers become: its anchor's, or (tensor) these without the part along the target's own."""
 
     def __post_init__(self) -> None:
         if not self.lamb > 0:
@@ -76,13 +80,17 @@ class UCE(Eraser):
     @override
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:
         with torch.no_grad():
-            keys, goals, scales = self._pairs(backbone, task)
+            pairs = self._pairs(backbone, task)
             weights = backbone.tensors(backbone.text_inputs())
-            changed = ridge_edit(weights, keys, goals, scales, self.lamb)  # Eq. 7
+            if self.technique == "replace":
+                changed = ridge_edit(weights, pairs.keys, pairs.goals, pairs.scales, self.lamb)  # Eq. 7
+            else:
+                erased = pairs.sizes[: len(task.targets) * len(self.templates)]
+                changed = ridge_edit_apart(weights, pairs.keys, pairs.goals, pairs.scales, self.lamb, erased)
         yield Step(index=0, edit=lambda: backbone.edit_of(changed))
 
-    def _pairs(self, backbone: Backbone, task: Task) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys, goals and scales of Eq. 7: targets go to their anchors, retained concepts to themselves."""
+    def _pairs(self, backbone: Backbone, task: Task) -> Pairs:
+        """Keys, goals and scales of Eq. 7: first targets, which go to their anchors, then retained concepts, to themselves."""
         kept = ([""] if self.preserve_empty else []) + list(task.retain)
         preserve = max(0.1, 1 / max(1, len(kept))) if self.preserve_scale == "auto" else self.preserve_scale
         pairs = [
@@ -90,30 +98,4 @@ class UCE(Eraser):
             for t in task.targets
             for phrase in phrases(self.templates, t.name)
         ]
-        keys: list[Tensor] = []
-        goals: list[Tensor] = []
-        scales: list[float] = []
-        for source, goal, scale in pairs + [(word, word, preserve) for word in kept]:
-            c, g = self._vectors(backbone, source, goal)
-            keys.append(c)
-            goals.append(g)
-            scales += [scale] * len(c)
-        k = torch.cat(keys)
-        return k, torch.cat(goals), torch.tensor(scales, dtype=k.dtype, device=k.device)
-
-    def _vectors(self, backbone: Backbone, source: str, goal: str) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k d"]]:
-        """Text vectors of a source phrase and the ones they should answer like."""
-        c, last_c = _encoded(backbone, source)
-        g, last_g = _encoded(backbone, goal)
-        if self.tokens == "last":
-            return c[last_c : last_c + 1], g[last_g : last_g + 1]
-        if source == goal:
-            return c, g
-        count = min(len(c) - last_c, len(g) - last_g)
-        return c[last_c : last_c + count], g[last_g : last_g + count]
-
-
-def _encoded(backbone: Backbone, text: str) -> tuple[Float[Tensor, "n d"], int]:
-    """Text vectors of a prompt, and the position of its last word (the start token's, if it has no word)."""
-    ids = backbone.tokenize([text])
-    return backbone.encode(ids).embeds[0], int(backbone.end(ids)[0]) - 1
+        return paired(backbone, pairs + [(word, word, preserve) for word in kept], self.tokens)

@@ -43,6 +43,8 @@ class EraseJob(ModelJob):
     """Key of the pairs that it learns from."""
     stop: Mapping[str, Any] | None = field(default=None, metadata=UNSAID)
     """Where a judge ends it before its updates do, as `stopping.as_json` has it."""
+    judge: str = field(default="", metadata=UNSAID)
+    """What tells the judge that the eraser asks from a retrained one; empty if it asks none."""
 
     @override
     def run(self, at: Workspace, out: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from expunge.core.eraser import Eraser, settings_of
 from expunge.jobs import EraseJob, FreshKeyJob, MemoryJob, PairsJob
 from expunge.jobs.workspace import model
 from expunge.plans.opened import OpenedPlan
+from expunge.plans.plugins import judge_of
 from expunge.plans.schema import Fresh, Plan
 from expunge.settings import presets
 from expunge.stages import generate, pairs, stopping
@@ -135,6 +136,7 @@ class Erasures:
             on=[step.key for step in on] or (),
             images=None if made is None else made.key,
             stop=None if method.stop is None else stopping.as_json(method.stop, self._read.kind, words),
+            judge=judge_of(settings_of(eraser)),
             **self._models.named(self._plan.dtype),
         )
         images = job.wanted(self._models.backbone)

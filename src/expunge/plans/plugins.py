@@ -62,7 +62,7 @@ def planned_metric(named: Named) -> PlannedMetric:
         name=named.name,
         settings=settings,
         version=built.version,
-        judge=_judge(settings) or built.identity(),
+        judge=_instrument(settings) or built.identity(),
         variant=named.variant,
         paired=built.paired,
         asks_kept=built.asks_kept,
@@ -94,10 +94,14 @@ def planned_attack(named: Named, kind: str, runs: int = 1) -> PlannedAttack:
 def planned_analysis(named: Named) -> PlannedAnalysis:
     """An analysis with its settings."""
     built = analyse.build(named.name, named.settings)
-    return PlannedAnalysis(named.name, built, _judge(settings_of(built)), named.variant)
+    return PlannedAnalysis(named.name, built, _instrument(settings_of(built)), named.variant)
 
 
-def _judge(settings: Mapping[str, Any]) -> str:
-    """What the judge or the CLIP in a plug-in's settings is told by; empty where there is none, or nothing to tell."""
-    judge = Catalog("judges").open(settings["judge"]).identity() if "judge" in settings else ""
-    return judge or (clip.identity(settings["clip"]) if "clip" in settings else "")
+def judge_of(settings: Mapping[str, Any]) -> str:
+    """What the judge in a plug-in's settings is told by; empty where there is none, or nothing to tell."""
+    return Catalog("judges").open(settings["judge"]).identity() if "judge" in settings else ""
+
+
+def _instrument(settings: Mapping[str, Any]) -> str:
+    """The same of the judge or the CLIP in a metric's or an analysis's settings."""
+    return judge_of(settings) or (clip.identity(settings["clip"]) if "clip" in settings else "")

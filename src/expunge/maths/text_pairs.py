@@ -1,0 +1,60 @@
+"""Text vectors in pairs: one that a closed form changes or keeps, and the one that it should be answered like."""
+
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from expunge.core.backbone import Backbone
+
+Tokens = Literal["last", "tail", "all"]
+"""Vectors of a phrase: the last word's one, all from the last word through the padding (aligned), or all, place by place."""
+
+
+class Pairs(NamedTuple):
+    """Pairs of text vectors as `ridge_edit` takes them, phrase by phrase."""
+
+    keys: Float[Tensor, "k d"]
+    goals: Float[Tensor, "k d"]
+    scales: Float[Tensor, "k"]
+    sizes: list[int]
+    """How many of them each phrase has."""
+
+
+def paired(backbone: Backbone, phrases: Iterable[tuple[str, str, float]], tokens: Tokens) -> Pairs:
+    """The vectors of phrases (a source, its goal, and the weight of each of their vectors), one after the other.
+
+    A phrase that is its own goal is kept: with ``tail`` in all its vectors, as UCE's first script does.
+    """
+    keys: list[Tensor] = []
+    goals: list[Tensor] = []
+    scales: list[float] = []
+    for source, goal, scale in phrases:
+        c, g = _aligned(backbone, source, goal, tokens)
+        keys.append(c)
+        goals.append(g)
+        scales += [scale] * len(c)
+    k = torch.cat(keys)
+    weights = torch.tensor(scales, dtype=k.dtype, device=k.device)
+    return Pairs(k, torch.cat(goals), weights, [len(c) for c in keys])
+
+
+def _aligned(
+    backbone: Backbone, source: str, goal: str, tokens: Tokens
+) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k d"]]:
+    c, last_c = _encoded(backbone, source)
+    g, last_g = _encoded(backbone, goal)
+    if tokens == "last":
+        return c[last_c : last_c + 1], g[last_g : last_g + 1]
+    if tokens == "all" or source == goal:
+        return c, g
+    count = min(len(c) - last_c, len(g) - last_g)
+    return c[last_c : last_c + count], g[last_g : last_g + count]
+
+
+def _encoded(backbone: Backbone, text: str) -> tuple[Float[Tensor, "n d"], int]:
+    """Text vectors of a prompt, and the position of its last word (the start token's, if it has no word)."""
+    ids = backbone.tokenize([text])
+    return backbone.encode(ids).embeds[0], int(backbone.end(ids)[0]) - 1
