@@ -1,7 +1,8 @@
 """What the committed plans cost and can tell apart: `python benchmarks/costs.py` writes the numbers of README.md's tables anew.
 
 A plan's seconds are those that the result files of its jobs say (of the store, `--store`). Jobs that several plans share count
-in the first of them alone, from the top of the page. What the store does not have is foreseen, and a `~` stands before it.
+in the first of them alone, from the top of the page. What the store does not have is foreseen, and a `~` stands before it; or a
+`<` where trainings stop by what they see, so that only the most is known. Totals leave such a plan out until it was run.
 """
 
 import argparse
@@ -33,10 +34,17 @@ class Cost(NamedTuple):
     """Whether the store has every one of them."""
     jobs: int
     seeds: int
+    stops: bool
+    """Whether some of its trainings may end before they took what is foreseen."""
+
+    @property
+    def sign(self) -> str:
+        """What stands before the seconds."""
+        return "" if self.measured else "<" if self.stops else "~"
 
     def cells(self) -> list[str]:
         """As columns of the page."""
-        return [str(self.seeds), f"{self.jobs:,}", f"{'' if self.measured else '~'}{self.seconds:,.0f}"]
+        return [str(self.seeds), f"{self.jobs:,}", f"{self.sign}{self.seconds:,.0f}"]
 
 
 def foreseen(job: Job) -> float:
@@ -52,7 +60,9 @@ def cost(name: str, at: Workspace, counted: set[str]) -> Cost:
     counted.update(job.key for job in jobs)
     results = [(job, job.result(at)) for job in jobs]
     seconds = sum(foreseen(job) if result is None else result["seconds"] for job, result in results)
-    return Cost(seconds, all(result is not None for _, result in results), len(jobs), len(plan.grid.seed))
+    measured = all(result is not None for _, result in results)
+    stops = any(row.stop is not None for row in plan.method.values())
+    return Cost(seconds, measured, len(jobs), len(plan.grid.seed), stops)
 
 
 def told_apart(name: str) -> list[str]:
@@ -76,7 +86,8 @@ def told(lines: list[str], at: Workspace) -> Iterator[str]:
         name = cells[0].strip("`*")
         if line.startswith("| `") and (HERE / f"{name}.toml").is_file():
             one = cost(name, at, counted)
-            whole.append(one)
+            if one.measured or not one.stops:
+                whole.append(one)
             yield f"| {' | '.join([*cells[:2], *one.cells(), *told_apart(name)])} |"
         elif name == TOTAL:
             seconds = sum(one.seconds for one in whole)
