@@ -1,5 +1,6 @@
 """The recipe of the testbed: what each stage must do, at sizes that a test can wait for."""
 
+import dataclasses
 import json
 import resource
 
@@ -158,13 +159,14 @@ def test_a_bank_that_cannot_be_written_leaves_none(tmp_path, art):
     assert (scenes.bank(art, 20, tmp_path).images == drawn.images).all()
 
 
-def test_captions_of_artists_name_no_background(art):
+def test_captions_of_artists_name_them_and_no_background(art):
     captioner, rng = captions.Captioner(art), np.random.default_rng(0)
     scene = scenes.Scene(objects=(3,), style=len(HANDS) + 1, background=2)
-    said = [captioner.caption(scene, rng, empty=0.0, styled=1.0) for _ in range(200)]
+    said = [captioner.caption(scene, rng, empty=0.0, styled=0.0) for _ in range(200)]
     assert not any("background" in text for text in said)
     assert all(text.endswith(", water style") for text in said)
-    plain = [captioner.caption(scene, rng, empty=0.0, styled=0.0) for _ in range(50)]
+    by_hand = dataclasses.replace(scene, style=1)
+    plain = [captioner.caption(by_hand, rng, empty=0.0, styled=0.0) for _ in range(50)]
     assert not any("style" in text for text in plain)
 
 
