@@ -71,6 +71,18 @@ def noised(backbone, task, x0, update, targets):
     return signal.sqrt() * x0 + (1 - signal).sqrt() * noise, t
 
 
+def test_the_gradient_is_cut_to_its_length(backbone):
+    """Adam's running mean holds a tenth of the gradient, which as a whole is no longer than the setting."""
+    task = Task(targets=[Concept(name="church")], seed=1)
+    lengths = []
+    for clip in (1e9, 1e-4):
+        eraser = dataclasses.replace(SHORT, source="zeros", clip=clip)
+        state = next(iter(eraser.steps(backbone, task))).state()
+        lengths.append(float(torch.cat([t.flatten() for n, t in state.items() if "/exp_avg/" in n]).norm()) / 0.1)
+    assert lengths[0] > 2e-4
+    assert lengths[1] == pytest.approx(1e-4, rel=1e-2)
+
+
 @pytest.mark.parametrize("end_tokens", [True, False])
 def test_the_first_update_is_adamw_on_the_norm_of_the_attention(backbone, end_tokens):
     """Zeros are noised, so the whole of an update can be made by hand; two targets of different lengths share a batch."""
