@@ -56,6 +56,17 @@ def check_positive(method: str, **numbers: float) -> None:
             raise ExpungeError(f"{method}'s {name} is {number}: expected a positive number")
 
 
+def check_not_negative(method: str, **numbers: float) -> None:
+    """Refuse settings below zero, and NaN.
+
+    Raises:
+        ExpungeError: naming the setting.
+    """
+    for name, number in numbers.items():
+        if not number >= 0:
+            raise ExpungeError(f"{method}'s {name} is {number}: expected zero or more")
+
+
 def check_finite(what: str, value: Any) -> None:
     """Refuse numbers that are NaN or infinite, and whole ones of more than 64 bits, in a value or in what it holds.
 

@@ -15,12 +15,12 @@ from expunge.core.concept import phrases
 from expunge.core.cost import Cost
 from expunge.core.edit import Edit
 from expunge.core.eraser import Eraser, Step, Task
-from expunge.core.errors import ExpungeError, check_counts, check_positive
+from expunge.core.errors import ExpungeError, check_counts, check_not_negative, check_positive
 from expunge.core.judge import Judge
 from expunge.core.knowledge import Kind
 from expunge.core.query import Query
 from expunge.maths.closed_form import ridge_edit
-from expunge.maths.text_pairs import Pairs, paired
+from expunge.maths.text_pairs import Pairs, kept, paired
 
 
 class _Texts(NamedTuple):
@@ -100,8 +100,7 @@ class Debias(Eraser):
         check_counts("debias", steps_of_images=self.steps_of_images)
         check_positive("debias", step_size=self.step_size, tolerance=self.tolerance)
         check_positive("debias", lamb=self.lamb, edit_scale=self.edit_scale)
-        if not self.preserve_scale >= 0:
-            raise ExpungeError(f"debias's preserve_scale is {self.preserve_scale}: expected zero or more")
+        check_not_negative("debias", preserve_scale=self.preserve_scale)
         phrases([self.prompt], "")
         odd = len(self.shares) != len(self.attributes) or min(self.shares, default=0) < 0
         if self.shares and (odd or abs(sum(self.shares) - 1) > 1e-6):
@@ -119,7 +118,6 @@ class Debias(Eraser):
 
     @override
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:
-        self.check(backbone)
         texts = self._texts(backbone, task)
         judge: Judge = Catalog("judges").open(self.judge)
         count = len(self.attributes)
@@ -159,8 +157,8 @@ class Debias(Eraser):
             count = min(len(pair.keys) for pair in pairs)
             keys.append(pairs[0].keys[:count])
             directions.append(torch.stack([pair.goals[:count] for pair in pairs]))
-        kept = [(word, word, self.preserve_scale) for word in task.retain]
-        return _Texts(keys, directions, paired(backbone, kept, self.tokens) if kept else None)
+        stay = kept(task.retain, self.preserve_scale)
+        return _Texts(keys, directions, paired(backbone, stay, self.tokens) if stay else None)
 
     def _edit(self, backbone: Backbone, texts: _Texts, alphas: Float[Tensor, "t a"]) -> Edit:
         """The edit whose goals are moved by so much along each attribute."""

@@ -12,10 +12,10 @@ from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.concept import phrases
 from expunge.core.eraser import Eraser, Step, Task
-from expunge.core.errors import ExpungeError, check_counts, check_positive
+from expunge.core.errors import check_counts, check_not_negative, check_positive
 from expunge.core.knowledge import Kind
 from expunge.maths.closed_form import reaching, ridge_edit
-from expunge.maths.text_pairs import Tokens, paired
+from expunge.maths.text_pairs import Tokens, erased, kept, paired
 
 
 @final
@@ -71,8 +71,7 @@ class RECE(Eraser):
     def __post_init__(self) -> None:
         check_counts("rece", epochs=self.epochs)
         check_positive("rece", regular_scale=self.regular_scale, lamb=self.lamb, erase_scale=self.erase_scale)
-        if not self.preserve_scale >= 0:
-            raise ExpungeError(f"rece's preserve_scale is {self.preserve_scale}: expected zero or more")
+        check_not_negative("rece", preserve_scale=self.preserve_scale)
         phrases(self.templates, "")
 
     @override
@@ -81,25 +80,20 @@ class RECE(Eraser):
 
     @override
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:
-        targets = [
-            (phrase, self.anchor if t.anchor is None else t.anchor, self.erase_scale)
-            for t in task.targets
-            for phrase in phrases(self.templates, t.name)
-        ]
-        kept = ([""] if self.preserve_empty else []) + list(task.retain)
-        texts = targets + [(word, word, self.preserve_scale) for word in kept]
+        targets = erased(task.targets, self.anchor, self.templates, self.erase_scale)
+        texts = targets + kept(([""] if self.preserve_empty else []) + list(task.retain), self.preserve_scale)
         with torch.no_grad():
             start, later = paired(backbone, texts, self.tokens), paired(backbone, texts, "all")
             base = backbone.tensors(backbone.text_inputs())
-        erased = sum(later.sizes[: len(targets)])
+        gone = sum(later.sizes[: len(targets)])
         edited, first = {name: w.cpu().float() for name, w in base.items()}, 0
         if resume is not None:
             edited, first = {name: resume[name] for name in base}, int(resume["next"])
         for index in range(first, self.epochs + 1):
             pairs = start
             if index > 0:
-                derived = reaching(edited, base, later.keys[:erased], self.regular_scale)  # Eq. 8
-                pairs = later._replace(keys=torch.cat([derived, later.keys[erased:]]))
+                derived = reaching(edited, base, later.keys[:gone], self.regular_scale)  # Eq. 8
+                pairs = later._replace(keys=torch.cat([derived, later.keys[gone:]]))
             edited = ridge_edit(edited, pairs.keys, pairs.goals, pairs.scales, self.lamb)  # Eq. 3
             yield Step(
                 index=index,

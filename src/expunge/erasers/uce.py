@@ -12,10 +12,10 @@ from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.concept import phrases
 from expunge.core.eraser import LATER, Eraser, Step, Task
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, check_not_negative
 from expunge.core.knowledge import Kind
 from expunge.maths.closed_form import ridge_edit, ridge_edit_apart
-from expunge.maths.text_pairs import Pairs, paired
+from expunge.maths.text_pairs import Pairs, erased, kept, paired
 
 
 @final
@@ -34,7 +34,7 @@ class UCE(Eraser):
     As in the current script, the empty anchor has no last word and is read at the start token. The first script's settings are
     ``tokens="tail", anchor=" ", preserve_scale="auto", preserve_empty=True``: the preset of Stable Diffusion, since the vectors
     after the last word's tell of it, too.
-    Deviations: solves in float64 instead of inverting in float32; debiasing is not built.
+    Deviations: solves in float64 instead of inverting in float32; debiasing is a method of its own, `debias`.
     """
 
     paper: ClassVar[Paper] = Paper(
@@ -68,9 +68,9 @@ class UCE(Eraser):
             raise ExpungeError(
                 f"uce's lamb is {self.lamb}: expected a positive number (the system is singular without it)"
             )
-        for name, scale in (("erase_scale", self.erase_scale), ("preserve_scale", self.preserve_scale)):
-            if not isinstance(scale, str) and not scale >= 0:
-                raise ExpungeError(f"uce's {name} is {scale}: expected zero or more")
+        check_not_negative("uce", erase_scale=self.erase_scale)
+        if not isinstance(self.preserve_scale, str):
+            check_not_negative("uce", preserve_scale=self.preserve_scale)
         phrases(self.templates, "")
 
     @override
@@ -91,11 +91,7 @@ class UCE(Eraser):
 
     def _pairs(self, backbone: Backbone, task: Task) -> Pairs:
         """Keys, goals and scales of Eq. 7: first targets, which go to their anchors, then retained concepts, to themselves."""
-        kept = ([""] if self.preserve_empty else []) + list(task.retain)
-        preserve = max(0.1, 1 / max(1, len(kept))) if self.preserve_scale == "auto" else self.preserve_scale
-        pairs = [
-            (phrase, self.anchor if t.anchor is None else t.anchor, self.erase_scale)
-            for t in task.targets
-            for phrase in phrases(self.templates, t.name)
-        ]
-        return paired(backbone, pairs + [(word, word, preserve) for word in kept], self.tokens)
+        words = ([""] if self.preserve_empty else []) + list(task.retain)
+        preserve = max(0.1, 1 / max(1, len(words))) if self.preserve_scale == "auto" else self.preserve_scale
+        targets = erased(task.targets, self.anchor, self.templates, self.erase_scale)
+        return paired(backbone, targets + kept(words, preserve), self.tokens)

@@ -1,6 +1,6 @@
 """Text vectors in pairs: one that a closed form changes or keeps, and the one that it should be answered like."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from expunge.core.backbone import Backbone
+from expunge.core.concept import Concept, phrases
 
 Tokens = Literal["last", "tail", "all"]
 """Vectors of a phrase: the last word's one, all from the last word through the padding (aligned), or all, place by place."""
@@ -23,15 +24,33 @@ class Pairs(NamedTuple):
     """How many of them each phrase has."""
 
 
-def paired(backbone: Backbone, phrases: Iterable[tuple[str, str, float]], tokens: Tokens) -> Pairs:
-    """The vectors of phrases (a source, its goal, and the weight of each of their vectors), one after the other.
+Phrase = tuple[str, str, float]
+"""A source, its goal, and the weight of each of their vectors."""
+
+
+def erased(targets: Sequence[Concept], anchor: str, templates: Sequence[str], scale: float) -> list[Phrase]:
+    """Each target in each template goes to its own anchor, or to ``anchor``; these stay bare."""
+    return [
+        (phrase, anchor if target.anchor is None else target.anchor, scale)
+        for target in targets
+        for phrase in phrases(templates, target.name)
+    ]
+
+
+def kept(words: Iterable[str], scale: float) -> list[Phrase]:
+    """Each word goes to itself."""
+    return [(word, word, scale) for word in words]
+
+
+def paired(backbone: Backbone, asked: Iterable[Phrase], tokens: Tokens) -> Pairs:
+    """The vectors of phrases, one after the other.
 
     A phrase that is its own goal is kept: with ``tail`` in all its vectors, as UCE's first script does.
     """
     keys: list[Tensor] = []
     goals: list[Tensor] = []
     scales: list[float] = []
-    for source, goal, scale in phrases:
+    for source, goal, scale in asked:
         c, g = _aligned(backbone, source, goal, tokens)
         keys.append(c)
         goals.append(g)
