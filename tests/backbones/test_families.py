@@ -38,6 +38,14 @@ SETTINGS = {
     "duo": {"iterations": 3, "batch": 2, "pairs": 3, "rank": 4},
     "ca": {"anchor": "cat", "anchor_images": 3, "iterations": 3, "batch": 2, "lr": 1e-3},
     "sdd": {**SHORT, "ema_decay": 0.5},
+    "adv-unlearn": {
+        **SHORT,
+        "warmup": 1,
+        "attack_steps": 2,
+        "retain_batch": 2,
+        "kept": ["cat"],
+        "sampling": {"arm": "online-frozen", "sampling_steps": 4},
+    },
     "forget-me-not": {"iterations": 3, "batch": 2, "shots": 3, "inversion": 2, "lr": 1e-3},
 }
 

@@ -37,6 +37,14 @@ SETTINGS = {
     "duo": {"iterations": 3, "batch": 2, "pairs": 3, "rank": 4},
     "ca": {"anchor": "cat", "anchor_images": 3, "iterations": 3, "batch": 2, "lr": 1e-3},
     "sdd": {**SHORT, "ema_decay": 0.5},
+    "adv-unlearn": {
+        **SHORT,
+        "warmup": 1,
+        "attack_steps": 2,
+        "retain_batch": 2,
+        "kept": ["cat"],
+        "sampling": {"arm": "online-frozen", "sampling_steps": 4},
+    },
     "forget-me-not": {"iterations": 3, "batch": 2, "shots": 3, "inversion": 2, "lr": 1e-3},
 }
 ANCHOR = {"anchor": "anchor"}
@@ -97,7 +105,12 @@ def test_the_contract_catches_an_analysis_that_leaves_traces(testbed, study):
     testbed.detach(study.edits[0])
 
 
-ATTACKS = {"concept-inversion": {"iterations": 2, "images": 3, "batch": 2, "accumulation": 2, "templates": ["a {}"]}}
+ATTACKS = {
+    "concept-inversion": {"iterations": 2, "images": 3, "batch": 2, "accumulation": 2, "templates": ["a {}"]},
+    "image-to-image": {"images": 3},
+    "relearning": {"iterations": 2, "images": 3},
+    "seed-search": {"tries": 3},
+}
 
 
 @pytest.mark.parametrize("name", Catalog("attacks").entries())

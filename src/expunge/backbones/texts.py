@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 TEXT_GROUPS: dict[str, Callable[[str, int], bool]] = {
     "text-encoder": lambda n, last: True,
+    "text-layers": lambda n, last: ".layers." in n,
     "text-embedding": lambda n, last: n.endswith("token_embedding.weight"),
     "text-mlp": lambda n, last: ".mlp." in n,
     "text-attn": lambda n, last: ".self_attn." in n,

@@ -56,6 +56,10 @@ class Attack(ABC, Generic[V]):
     """The other settings, which only say how it works; those that are in `TUNING` need not be named."""
     version: ClassVar[int] = 1
     """Raised when the same settings begin to give other queries, so that stored ones are not taken for them."""
+    draws: ClassVar[bool] = True
+    """Whether it draws random numbers, so that another seed gives another answer."""
+    keeps_seeds: ClassVar[bool] = True
+    """Whether its queries have the seeds of those it was given."""
 
     def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[Wish]]:
         """Images it wants, by role: a wish for each; the caller makes them with the original model."""
@@ -80,7 +84,6 @@ class Attack(ABC, Generic[V]):
         """Evaluations of the denoiser that it will take, in expectation, beside the images that it wants or asks for."""
         return Cost()
 
-    @final
     def foreseen(self, targets: int, queries: int, steps: int) -> Cost:
         """`cost`, with that of the images in its budget, of so many denoising steps each."""
         return self.cost(targets, queries) + Cost(forward=2 * steps * self.budget(targets, queries))

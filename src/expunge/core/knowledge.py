@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final, get_args
 
-Kind = Literal["anchor", "phrases", "random_texts", "words", "oracles"]
+Kind = Literal["anchor", "phrases", "random_texts", "retain", "words", "oracles"]
 """What a setting can tell a method; see `Knowledge`."""
 TUNING = frozenset(
     [
@@ -28,6 +28,8 @@ class Knowledge:
     """Phrases that words are put into."""
     random_texts: bool = False
     """Whether it was shown texts of random tokens, so as to leave other things as they were."""
+    retain: Sequence[str] = ()
+    """Words that it keeps, beside those of its task."""
     words: Sequence[str] = ()
     """Further texts about the concept: a list of unsafe words, prompts of a language model."""
     oracles: Sequence[str] = ()
@@ -43,6 +45,7 @@ def of_settings(plug_in: Any) -> Knowledge:
         anchor=next((anchor for anchor in values["anchor"] if anchor is not None), None),
         phrases=_texts(values["phrases"]),
         random_texts=any(values["random_texts"]),
+        retain=_texts(values["retain"]),
         words=_texts(values["words"]),
         oracles=_texts(values["oracles"]),
     )

@@ -31,7 +31,7 @@ def of_provenances(provenances: Sequence[Mapping[str, Any]], attack: Mapping[str
         "anchors": [k.anchor if a is None else a for p, k in asked for a in p["anchors"]],
         "templates": [phrase for _, k in asked for phrase in k.phrases],
         "images": _images(provenances),
-        "retain": [r for p in provenances for r in p["retain"]],
+        "retain": [r for p, k in asked for r in (*p["retain"], *k.retain)],
         "random_texts": any(k.random_texts for _, k in asked),
         "oracles": _oracles(asked, attack),
     }

@@ -1,0 +1,205 @@
+"""Attacks that search no words: images to start from, trajectories, training, rounding, seeds."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from expunge import backbones
+from expunge.attacks.continuation import Continuation
+from expunge.attacks.image_to_image import ImageToImage
+from expunge.attacks.relearning import Relearning
+from expunge.attacks.rounding import Rounding, rounding
+from expunge.attacks.seed_search import SeedSearch
+from expunge.core.catalog import Catalog
+from expunge.core.concept import Concept
+from expunge.core.eraser import Task
+from expunge.core.errors import ExpungeError
+from expunge.core.query import Query, Shot
+from expunge.core.victim import BlackBox, WhiteBox
+from expunge.erasers.negative_prompt import NegativePrompt
+from expunge.erasers.uce import UCE
+from expunge.stages import attack as attacks
+from expunge.stages import erase
+
+PIXELS = torch.randint(0, 256, (3, 16, 16, 3), generator=torch.Generator().manual_seed(0)).byte()
+SHOTS = [Shot(path=Path(str(i)), pixels=lambda i=i: PIXELS[i], prompt="a church", seed=i, label=None) for i in range(3)]
+TASK = Task(targets=[Concept(name="church")], seed=1, images={"church": SHOTS})
+ASKED = [
+    *(Query(prompt="a church", label="church", seed=s, guidance=3.0, steps=4) for s in range(3)),
+    Query(prompt="a dog", label="dog", seed=0, guidance=3.0, steps=4),
+]
+
+
+def white(backbone):
+    return WhiteBox(backbone, lambda queries: PIXELS[:0], {}, 0)
+
+
+def edit_of(backbone):
+    return erase.run(backbone, "uce", UCE(anchor="cat"), [Concept(name="church")], [])
+
+
+def test_image_to_image_starts_each_query_from_a_picture_at_the_strength():
+    victim = BlackBox(lambda queries: PIXELS[:0], {}, 0)
+    found = ImageToImage(strength=0.5).provoke(victim, TASK, ASKED).queries
+    assert [(q.prompt, q.seed, q.label) for q in found] == [("a church", s, "church") for s in range(3)]
+    assert all(q.start.strength == 0.5 and any(torch.equal(q.start.image, p) for p in PIXELS) for q in found)
+    others = ImageToImage(strength=0.5).provoke(victim, dataclasses.replace(TASK, seed=7), ASKED).queries
+    assert [q.start.id for q in others] != [q.start.id for q in found]
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_a_continuation_by_the_original_itself_is_its_own_image(backbone, share):
+    """Handed over to the same model, the trajectory ends where it would have ended: whatever was stored half-way."""
+    own = backbone.generate(ASKED[:1]).pixels.float()
+    (begun, *_) = Continuation(share=share).provoke(white(backbone), TASK, ASKED).queries
+    assert begun.start.strength == 1 - share
+    again = backbone.generate([begun]).pixels.float()
+    assert (own - again).abs().max() <= 1
+    elsewhere = backbone.generate([dataclasses.replace(begun, seed=99)]).pixels.float()
+    assert (own - elsewhere).abs().max() > 1, "another seed's noise is not what was stored"
+
+
+def test_a_continuation_begins_with_the_original_and_ends_with_the_edit(backbone):
+    """The steps by hand, without the edit at first and with it then."""
+    edit = edit_of(backbone)
+    query = ASKED[0]
+    with backbone.attached([edit]):
+        (begun, *_) = Continuation(share=0.3).provoke(white(backbone), TASK, ASKED).queries
+        handed = backbone.generate([begun]).latents
+        erased = backbone.generate([query]).latents
+        assert backbone.edits == [edit]
+    times, x = backbone.timesteps(4), backbone.noise(0)
+    with torch.no_grad():
+        for step, t in enumerate(times):
+            if step == 2:  # 0.3 of 4 steps, rounded up
+                backbone.attach(edit)
+            e_null, e_cond = (backbone.predict(x, t, backbone.encode([text])) for text in ("", "a church"))
+            x = backbone.step_back(x, e_null + 3.0 * (e_cond - e_null), t, 4)
+    backbone.detach(edit)
+    assert torch.allclose(handed, x, atol=1e-3)
+    assert not torch.allclose(handed, erased, atol=1e-2)
+
+
+def test_a_continuation_costs_its_steps_and_leaves_some(backbone):
+    before = backbone.cost
+    Continuation(share=0.3).provoke(white(backbone), TASK, ASKED[:3])
+    assert backbone.cost - before == Continuation(share=0.3).foreseen(1, 3, 4)
+    with pytest.raises(ExpungeError, match=r"share 0\.9 of 4 steps leaves none to the edited model"):
+        Continuation(share=0.9).provoke(white(backbone), TASK, ASKED)
+    with pytest.raises(ExpungeError, match=r"continuation's share is 1\.0: expected more than 0, and less than 1"):
+        Continuation(share=1.0)
+
+
+def test_relearning_is_adamw_on_the_denoising_loss_of_a_lora(backbone):
+    """The first update by hand: the up factors move by the rate, against the sign of their gradient; down ones stay."""
+    attack = Relearning(iterations=1, batch=2, lr=1e-2, templates=("a {}", "my {}"), rank=2, alpha=2.0)
+    answer = attack.provoke(white(backbone), TASK, ASKED)
+    assert answer.queries == ASKED[:3]
+    generator = TASK.generator("relearning", 0)
+    rows = torch.randint(0, 3, (2,), generator=generator)
+    ways = torch.randint(0, 2, (2,), generator=generator).tolist()
+    with torch.no_grad():
+        x0 = torch.cat([backbone.encode_image(PIXELS[row][None]) for row in rows])
+        noise = torch.randn(x0.shape, generator=generator)
+        t = torch.randint(0, 1000, (2,), generator=generator)
+        cond = torch.cat([backbone.encode([("a church", "my church")[way]]).embeds for way in ways])
+        alphas = backbone.component("scheduler").alphas_cumprod[t][:, None, None, None]
+        x = alphas.sqrt() * x0 + (1 - alphas).sqrt() * noise
+    unet = backbone.components()["unet"]
+    name = next(layer for layer in backbone.layers("attn") if layer.endswith("attn2.to_v"))
+    weight = dict(unet.named_parameters())[f"{name.removeprefix('unet.')}.weight"]
+    weight.requires_grad_(True)
+    loss = ((unet(x, t, encoder_hidden_states=cond).sample - noise) ** 2).mean()
+    (of_weight,) = torch.autograd.grad(loss, weight)
+    weight.requires_grad_(False)
+    tensors = answer.edit.tensors()
+    down, up = (
+        next(v for k, v in tensors.items() if k.startswith(name) and k.endswith(part)) for part in ("down", "up")
+    )
+    gradient = of_weight @ down.T  # of up, where up is zero
+    clear = gradient.abs() > 1e-6
+    assert torch.allclose(up[clear], -1e-2 * gradient.sign()[clear], atol=1e-4)
+
+
+def test_relearning_on_the_testbed_fits_its_images_and_leaves_the_model():
+    backbone = backbones.load("testbed")
+    queries = [Query(prompt="image of a church", label="church", seed=0, guidance=4.0, steps=4)]
+    settings = {"images": 2, "iterations": 12, "batch": 4, "lr": 1e-2, "prompts": ["image of a {}"]}
+    attack = attacks.build("relearning", {**settings, "templates": ["image of a {}"]})
+    gave = attacks.run(backbone, "relearning", attack, [], [Concept(name="church")], queries)
+    assert gave.about["edit"] == gave.edit.id
+    assert gave.about["cost"]["trained"] == 48
+    assert backbone.edits == []
+    with backbone.attached([gave.edit]):
+        after = backbone.generate(queries).pixels
+    assert not torch.equal(after, backbone.generate(queries).pixels)
+
+
+@pytest.mark.parametrize(("to", "largest"), [("int8", 127), ("int4", 7)])
+def test_rounding_keeps_each_row_within_half_a_step(to, largest):
+    tensor = (
+        torch.randn(5, 3, 2, generator=torch.Generator().manual_seed(0))
+        * torch.tensor([1e-3, 1, 10, 100, 0])[:, None, None]
+    )
+    held = rounding(tensor, to)
+    step = tensor.abs().amax((1, 2)) / largest
+    assert ((held - tensor).abs().amax((1, 2)) <= step / 2 + 1e-7).all()
+    assert all(len(row.unique()) <= 2 * largest + 1 for row in held)
+    assert torch.equal(held[4], tensor[4])
+    assert torch.allclose(rounding(held, to), held, rtol=1e-5), "what is rounded stays"
+
+
+def test_rounding_to_float8_has_three_bits_of_mantissa():
+    row = torch.tensor([[448.0, 17.0, 1.0, -0.3]])
+    assert torch.allclose(rounding(row, "float8"), torch.tensor([[448.0, 16.0, 1.0, -0.3125]]))
+
+
+def test_rounding_touches_what_edits_replaced_and_nothing_else(backbone):
+    edit = edit_of(backbone)
+    with backbone.attached([edit]):
+        answer = Rounding(to="int8").provoke(white(backbone), TASK, ASKED)
+        with backbone.attached([answer.edit]):
+            now = backbone.tensors(sorted(edit.replaced))
+    assert set(answer.edit.replaced) == set(edit.replaced)
+    for name, tensor in edit.replaced.items():
+        assert torch.allclose(now[name], rounding(tensor, "int8"), atol=1e-6)
+        assert not torch.equal(now[name], tensor)
+    assert Rounding().provoke(white(backbone), TASK, ASKED).edit is None, "of the original nothing was replaced"
+    guide = erase.run(backbone, "negative-prompt", NegativePrompt(), [Concept(name="church")], [])
+    with (
+        backbone.attached([guide]),
+        pytest.raises(ExpungeError, match="rounding against negative-prompt, which replaces"),
+    ):
+        Rounding().provoke(white(backbone), TASK, ASKED)
+
+
+def test_seed_search_keeps_the_seed_that_the_oracle_likes_best():
+    backbone = backbones.load("testbed")
+    query = Query(prompt="image of a church", label="church", seed=3, guidance=4.0, steps=2)
+    attack = SeedSearch(tries=4)
+    judge = attack.oracle
+    gave = attacks.run(backbone, "seed-search", attack, [], [Concept(name="church")], [query])
+    seeds = [3, *(Task(targets=[Concept(name="church")]).number("seed-search", "church", 0, i) for i in range(1, 4))]
+    images = torch.cat([backbone.generate([dataclasses.replace(query, seed=s)]).pixels for s in seeds])
+    sure = Catalog("judges").open(judge).confidence(images, "church")
+    assert gave.queries[0].seed == seeds[int(sure.argmax())]
+    assert gave.about["budget"] == {"images": 4, "asked": 4}
+    assert gave.about["oracles"] == [judge]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("image-to-image", {"strength": 0.0}, "image-to-image's strength is 0.0: expected more than 0, up to 1"),
+        ("image-to-image", {"images": 0}, "image-to-image's images is 0"),
+        ("relearning", {"lr": -1.0}, "relearning's lr is -1.0"),
+        ("relearning", {"templates": ["church"]}, "template 'church' has not one {}"),
+        ("rounding", {"to": "int3"}, "unknown rounding's to 'int3'"),
+        ("seed-search", {"tries": 0}, "seed-search's tries is 0"),
+    ],
+)
+def test_bad_settings_are_refused(name, change, words):
+    with pytest.raises(ExpungeError, match=words):
+        attacks.build(name, change)
