@@ -39,6 +39,10 @@ SETTINGS = {
     "ca": {"anchor": "cat", "anchor_images": 3, "iterations": 3, "batch": 2, "lr": 1e-3},
     "sdd": {**SHORT, "ema_decay": 0.5},
     "forget-me-not": {"iterations": 3, "batch": 2, "shots": 3, "inversion": 2, "lr": 1e-3},
+    "selective-amnesia": {
+        **{"surrogate": "cat", "surrogate_images": 3, "replay_images": 3, "fisher_images": 2, "fisher_timesteps": 4},
+        **{"iterations": 3, "batch": 2, "lr": 1e-3},
+    },
 }
 
 
