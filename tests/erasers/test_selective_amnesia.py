@@ -357,7 +357,18 @@ def test_the_command_goes_on_bit_for_bit(backbone, images, tmp_path, monkeypatch
 
 
 def erased(model, images, out, file, *words, group="xattn", code=2):
-    base = ["erase", "selective-amnesia", "--target", "church", "--surrogate", "cat", "--model", model, "--fisher", file]
+    base = [
+        "erase",
+        "selective-amnesia",
+        "--target",
+        "church",
+        "--surrogate",
+        "cat",
+        "--model",
+        model,
+        "--fisher",
+        file,
+    ]
     shown = ["--images", f"church={images}", "--images", f"replay={images}"]
     short = ["--iterations", 1, "--batch", 1, "--no-check", "--quiet", "--group", group]
     run(*base, *shown, *short, *words, "--out", out, code=code)

@@ -209,7 +209,9 @@ def files_of(eraser: Eraser) -> dict[str, str]:
     try:
         return {name: sha256(path) for name, path in named.items()}
     except OSError as error:
-        raise ExpungeError(f"'{error.filename}' cannot be read: expected a file, as a setting names it ({error.strerror})") from error
+        raise ExpungeError(
+            f"'{error.filename}' cannot be read: expected a file, since a setting names it ({error.strerror})"
+        ) from error
 
 
 def settings_of(plug_in: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_not_negative, check_positive
 from expunge.core.knowledge import Kind
 from expunge.core.query import Shot
-from expunge.maths.fisher import REPLAY, SCENES, Estimate, fitting, names, replayed
+from expunge.maths.fisher import REPLAY, SCENES, Estimate, check_prompts, fitting, names, replayed
 from expunge.maths.training import Decay, Learned, Optimizer, mse, pace, trainable
 
 
@@ -249,9 +249,8 @@ def _prompted(task: Task) -> Sequence[Shot]:
         ExpungeError: naming the image.
     """
     shots = task.images.get(REPLAY, ())
+    check_prompts(shots)
     for shot in shots:
-        if not shot.prompt.strip():
-            raise ExpungeError(f"'{shot.path}' to replay has no prompt: expected one in its line of metadata.jsonl")
         for target in task.targets:
             if names(shot.prompt, target.name) and not any(names(shot.prompt, word) for word in task.retain):
                 raise ExpungeError(

@@ -104,6 +104,17 @@ def replayed(
     return [asked[i % len(asked)] for i in range(count)]
 
 
+def check_prompts(shots: Sequence[Shot]) -> None:
+    """Refuse an image to replay that does not say what it shows.
+
+    Raises:
+        ExpungeError: naming it.
+    """
+    bare = next((shot.path for shot in shots if not shot.prompt.strip()), None)
+    if bare is not None:
+        raise ExpungeError(f"'{bare}' to replay has no prompt: expected one in its line of metadata.jsonl")
+
+
 def names(text: str, words: str) -> bool:
     """Whether a text names something, as whole words."""
     spaced = r"\s+".join(re.escape(word) for word in words.split())

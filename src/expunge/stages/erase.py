@@ -197,9 +197,8 @@ def run(
     if checkpoints is not None:
         ends = {} if stop is None else asdict(stop)
         earlier = checkpoints.begin(resume.of_erasure(backbone, method, eraser, targets, retain, seed, images, ends))
-    if salt is None:
-        salt = secrets.token_hex(16) if eraser.has_key else ""
-    salt = salt if earlier is None else earlier.salt
+    drawn = secrets.token_hex(16) if salt is None and eraser.has_key else salt or ""
+    salt = drawn if earlier is None else earlier.salt
     clock = _Clock(backbone, earlier)
     task = prepared(backbone, eraser, targets, retain, seed, salt, images)
     own = wanted.own(backbone, task, eraser.wants(targets, retain), given)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 
@@ -14,7 +14,8 @@ from expunge.core.cost import Cost
 from expunge.core.edit import fingerprints, plain
 from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError, check_counts
-from expunge.maths.fisher import REPLAY, SCENES, Estimate, Fisher, replayed
+from expunge.core.query import Shot
+from expunge.maths.fisher import REPLAY, SCENES, Estimate, Fisher, check_prompts, replayed
 from expunge.maths.training import trainable
 from expunge.stages import resume, wanted
 from expunge.store import Checkpoint, Checkpoints, reserved, save_fisher
@@ -96,13 +97,8 @@ def make(
     with reserved(out, overwrite):
         earlier = points.begin(resume.of_fisher(backbone, asdict(wish), images))
         start, before = time.perf_counter(), backbone.cost
-        needs = {REPLAY: replayed(wish.replay, wish.retain, wish.retain_prompt, wish.count)}
-        given = {} if images is None else {REPLAY: images}
-        task = wanted.attached(backbone, Task(targets=(), retain=wish.retain, seed=wish.seed), needs, given)
+        task = _task(backbone, wish, images)
         shown = task.images[REPLAY][: wish.images]
-        bare = next((shot.path for shot in shown if not shot.prompt.strip()), None)
-        if bare is not None:
-            raise ExpungeError(f"'{bare}' to replay has no prompt: expected one in its line of metadata.jsonl")
         estimate, first = Estimate(backbone, names, task, wish.timesteps, wish.rows), 0
         if earlier is not None:
             estimate.load(earlier.state)
@@ -117,19 +113,10 @@ def make(
             points.add(Checkpoint(salt="", **spent, state=state) if due else None)
         diagonal = {plain(name): t for name, t in estimate.mean(len(shown)).items()}
         about = {
-            "base_sha256": fingerprints({plain(name): t for name, t in backbone.tensors(names).items()}),
-            "model": backbone.name,
-            "family": backbone.family,
-            "edits": [edit.id for edit in backbone.edits],
-            "group": wish.group,
-            "images": len(shown),
+            **_about(backbone, wish, names, shown),
             "given": images is not None,
-            "prompts": _once([shot.prompt for shot in shown]),
-            "timesteps": wish.timesteps,
-            "seed": wish.seed,
             "cost": asdict(backbone.cost - before),
             "seconds": round(time.perf_counter() - start, 3),
-            "expunge": version("expunge"),
         }
         told = save_fisher(Fisher(diagonal, about), out, overwrite)
         points.end()
@@ -137,5 +124,26 @@ def make(
     return Made(file=out, id=told, images=len(shown), parameters=parameters, cost=backbone.cost - before)
 
 
-def _once(prompts: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(prompts))
+def _task(backbone: Backbone, wish: Wish, images: Path | None) -> Task:
+    """The images of a pass, each with its prompt."""
+    needs = {REPLAY: replayed(wish.replay, wish.retain, wish.retain_prompt, wish.count)}
+    bare = Task(targets=(), retain=wish.retain, seed=wish.seed)
+    task = wanted.attached(backbone, bare, needs, {} if images is None else {REPLAY: images})
+    check_prompts(task.images[REPLAY])
+    return task
+
+
+def _about(backbone: Backbone, wish: Wish, names: Sequence[str], shown: Sequence[Shot]) -> dict[str, Any]:
+    """What a file says of the model and the images."""
+    return {
+        "base_sha256": fingerprints({plain(name): t for name, t in backbone.tensors(names).items()}),
+        "model": backbone.name,
+        "family": backbone.family,
+        "edits": [edit.id for edit in backbone.edits],
+        "group": wish.group,
+        "images": len(shown),
+        "prompts": list(dict.fromkeys(shot.prompt for shot in shown)),
+        "timesteps": wish.timesteps,
+        "seed": wish.seed,
+        "expunge": version("expunge"),
+    }
