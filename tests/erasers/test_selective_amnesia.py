@@ -6,9 +6,11 @@ import torch
 
 from expunge.cli import main
 from expunge.core.concept import Concept
-from expunge.core.eraser import Task, files_of
+from expunge.core.eraser import Task, files_of, settings_of
 from expunge.core.errors import ExpungeError
 from expunge.erasers.selective_amnesia import SelectiveAmnesia
+from expunge.jobs import EraseJob
+from expunge.jobs.workspace import Workspace
 from expunge.maths.fisher import REPLAY, SCENES, Estimate, strata
 from expunge.stages import erase
 from expunge.stages import fisher as stage
@@ -320,13 +322,14 @@ def test_a_file_gives_the_edit_that_the_pass_gives_bit_for_bit(backbone, images,
 def test_the_command_makes_its_images_as_the_eraser_does(folder, backbone, images, tmp_path):
     """Of the retained word and the scenes, with the erasure's seed."""
     out = tmp_path / "fisher.safetensors"
-    words = ["--retain", "radio", "--replay", "a tree", "--replay", "a hill", "--count", 4]
+    words = ["--retain", "radio", "--replay", "a tree", "--replay", "a hill", "--count", 2]
     run("fisher", "--model", folder, *words, *asked(), "--out", out)
-    eraser = dataclasses.replace(SHORT, replay=("a tree", "a hill"))
+    eraser = dataclasses.replace(SHORT, replay=("a tree", "a hill"), replay_images=2)
     states, surrogates = [], dict.fromkeys(("church", "dog"), images)
     how = {"images": surrogates, "on_step": lambda s: states.append(s.state())}
     erase.run(backbone, "selective-amnesia", eraser, TARGETS, ["radio"], 3, **how)
     found = read_fisher(out).tensors
+    assert read_fisher(out).about["prompts"] == ["a photo of radio", "a tree"]
     for name in backbone.group("xattn"):
         assert torch.allclose(found[name], states[-1][f"fisher/{name}"] / 2, rtol=1e-4, atol=1e-9), name
 
@@ -417,6 +420,19 @@ def test_a_file_that_changed_is_not_resumed_with(folder, file, images, backbone)
     run("fisher", "--model", folder, "--images", images, *asked(seed=4), "--overwrite", "--out", file)
     told.append(resume.of_erasure(backbone, "selective-amnesia", eraser, TARGETS, [], 3, {}, {}))
     assert told[0] != told[1]
+
+
+def test_a_job_is_told_by_the_file_s_content_and_refuses_another(folder, file, tmp_path, backbone):
+    def job(files):
+        model = {"model": str(folder), "model_sha256": backbone.identity(), "dtype": "float32"}
+        task = {"targets": ["church"], "retain": [], "seed": 0, "salt": "", "version": 1}
+        settings = settings_of(dataclasses.replace(SHORT, fisher=str(file)))
+        return EraseJob(eraser="selective-amnesia", settings=settings, files=files, **task, **model)
+
+    planned = job(files_of(dataclasses.replace(SHORT, fisher=str(file))))
+    assert planned.key != job({"fisher": "0" * 64}).key
+    with pytest.raises(ExpungeError, match="changed since it was planned: expected the same"):
+        job({"fisher": "0" * 64}).run(Workspace(store=tmp_path / "store"), tmp_path)
 
 
 @pytest.mark.parametrize(
