@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from expunge.core.metric import Metric
     from expunge.core.query import Query
     from expunge.core.record import Record
+    from expunge.maths.fisher import Fisher
     from expunge.stages.erase import erase
     from expunge.store import load_edit
 
@@ -74,7 +75,14 @@ def _save_edit(edit: "Edit", path: Any, overwrite: bool = False) -> None:
     store.save_edit(edit, path, overwrite=overwrite)
 
 
-registry.register(opener=_backbone_of, saver=_save_edit)
+def _read_fisher(path: Any) -> "Fisher":
+    """Read a Fisher file, for erasers whose settings name one."""
+    from expunge import store
+
+    return store.read_fisher(path)
+
+
+registry.register(opener=_backbone_of, saver=_save_edit, fisher_reader=_read_fisher)
 
 
 def __dir__() -> list[str]:

@@ -68,7 +68,9 @@ def check_eraser(eraser: Eraser, backbone: Backbone, task: Task | None = None) -
         BrokenPromiseError: naming the promise.
     """
     task = task or Task(targets=[Concept(name="church")], retain=["dog"])
-    needs = {role: wishes for role, wishes in eraser.needs(task.targets).items() if role not in task.images}
+    needs = {
+        role: wishes for role, wishes in eraser.wants(task.targets, task.retain).items() if role not in task.images
+    }
     task = dataclasses.replace(task, images={**task.images, **_noisy_images(needs, backbone)})
     _settings_object(eraser)
     _declared(eraser)

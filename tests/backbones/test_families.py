@@ -47,6 +47,10 @@ SETTINGS = {
         "sampling": {"arm": "online-frozen", "sampling_steps": 4},
     },
     "forget-me-not": {"iterations": 3, "batch": 2, "shots": 3, "inversion": 2, "lr": 1e-3},
+    "selective-amnesia": {
+        **{"surrogate": "cat", "surrogate_images": 3, "replay_images": 3, "fisher_images": 2, "fisher_timesteps": 4},
+        **{"iterations": 3, "batch": 2, "lr": 1e-3},
+    },
 }
 
 

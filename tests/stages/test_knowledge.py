@@ -43,6 +43,8 @@ EXPECTED = [
     ("sdd", {"roles": "paper"}, None, [], False),
     ("eiup", {"weight": -2.0}, None, [], False),
     ("forget-me-not", {}, None, ["a photo of {}"], False),
+    ("selective-amnesia", {}, "", ["a photo of {}"], False),
+    ("selective-amnesia", {"surrogate": "cat", "retain_prompt": "{}", "replay": ["a hill"]}, "cat", ["{}"], False),
     ("duo", {}, "", [], False),
     ("duo", {"anchor": "cat", "base_random": 7.0}, "cat", [], True),
 ]
@@ -72,6 +74,7 @@ def test_records_say_what_each_eraser_knew(method, settings, anchor, templates, 
             "random_texts": random,
             "oracles": [told["judge"]] if "judge" in told else [],
             **({"words": told["attributes"]} if told.get("attributes") else {}),
+            **({"words": told["replay"]} if told.get("replay") else {}),
             **({"words": UNSAFE.split(", ")} if settings == {"concept": "unsafe"} else {}),
         }
     )

@@ -27,6 +27,7 @@ COMMANDS = {
     "demo": Command("erase a concept from the model in the box, and show it", "demo:demo"),
     "erase": Command("remove concepts: METHOD --target WORDS --out FOLDER", "erase:erase", "erasers"),
     "pairs": Command("make pairs of unsafe and safe images, for methods that learn from them", "pairs:pairs"),
+    "fisher": Command("measure what a model's parameters matter to images that stay, for erasers", "fisher:fisher"),
     "attack": Command(
         "look for queries that bring an erased concept back: METHOD --edit FILE", "attack:attack", "attacks"
     ),

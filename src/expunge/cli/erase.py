@@ -98,7 +98,7 @@ def _erased(options: Erase, method: str, eraser: "Eraser") -> _Erased:
     from expunge.stages import erase as stage
 
     goal = _goal(options)
-    folders = image_folders(options.images, eraser.needs(stage.concepts(options.target)))
+    folders = image_folders(options.images, eraser.wants(stage.concepts(options.target), options.retain))
     backbone = options.model.open()
     with backbone.attached(load_edits(options.on)):
         if goal is None:
@@ -132,7 +132,7 @@ def _by_settings(
     from expunge.stages import erase as stage
 
     targets, retain = stage.concepts(options.target), list(options.retain)
-    work = evaluations(backbone, eraser.cost(len(targets), len(retain)), eraser.needs(targets), folders)
+    work = evaluations(backbone, eraser.cost(len(targets), len(retain)), eraser.wants(targets, retain), folders)
     with options.reporting.progress(f"erasing with {method}", *work):
         points = stage.checkpoints(options.out, options.resume)
         how = {"images": folders, "seed": options.seed, "checkpoints": points}

@@ -41,6 +41,8 @@ class Provenance:
     """Hash of the secret in the key file, for a method that has a key."""
     derived: dict[str, float] = field(default_factory=dict)
     """Numbers that follow from the settings, such as a rate that is scaled by another setting."""
+    files: dict[str, str] = field(default_factory=dict)
+    """The sha256 of each file that a setting names, by the setting."""
     images: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Images that the method had, by role: their ``count``, whether they were ``given`` or made by the model, and the ``judge``
     that chose them, if one did."""

@@ -5,6 +5,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, final
 
 import torch
@@ -14,6 +15,7 @@ from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.concept import Concept
 from expunge.core.cost import Cost
+from expunge.core.digest import sha256
 from expunge.core.edit import Edit
 from expunge.core.errors import ExpungeError
 from expunge.core.guidance import Key
@@ -107,6 +109,8 @@ class Eraser(ABC):
     """Whether its edit has weights, which can be attached more or less strongly."""
     requires: ClassVar[Sequence[str]] = ()
     """Capabilities that a model must have; see `Backbone.supports`."""
+    files: ClassVar[Sequence[str]] = ()
+    """Settings that name a file (or none, if empty) whose content its edit depends on; see `files_of`."""
 
     @property
     def shares_key(self) -> bool:
@@ -119,6 +123,24 @@ class Eraser(ABC):
         The caller makes them, as the model makes images, or takes the user's own.
         """
         return {}
+
+    def keeps(self, targets: Sequence[Concept], retain: Sequence[str]) -> Mapping[str, Sequence[Wish]]:
+        """Images it wants of what should stay, by role, as in `needs`."""
+        return {}
+
+    @final
+    def wants(self, targets: Sequence[Concept], retain: Sequence[str]) -> Mapping[str, Sequence[Wish]]:
+        """All images it wants: those that it `needs` for its targets, and those of what it `keeps`.
+
+        Raises:
+            ExpungeError: for a target that is called as a role of what is kept.
+        """
+        needs, keeps = self.needs(targets), self.keeps(targets, retain)
+        for role in needs.keys() & keeps.keys():
+            raise ExpungeError(
+                f"a target '{role}', which is what its images of other things are called: expected other words"
+            )
+        return {**needs, **keeps}
 
     def knowledge(self) -> Knowledge:
         """What its settings told it: that of `knows`, unless other settings make it deaf to some of that."""
@@ -175,6 +197,21 @@ def counted(count: int, times: float) -> int:
 
 LATER: Mapping[str, bool] = {"later": True}
 """Metadata of a setting that came when results without it had been stored: `settings_of` leaves its default out."""
+
+
+def files_of(eraser: Eraser) -> dict[str, str]:
+    """The sha256 of each file that an eraser's settings name, by setting: what its path does not tell.
+
+    Raises:
+        ExpungeError: if one cannot be read.
+    """
+    named = {name: Path(getattr(eraser, name)) for name in type(eraser).files if getattr(eraser, name)}
+    try:
+        return {name: sha256(path) for name, path in named.items()}
+    except OSError as error:
+        raise ExpungeError(
+            f"'{error.filename}' cannot be read: expected a file, since a setting names it ({error.strerror})"
+        ) from error
 
 
 def settings_of(plug_in: Any) -> dict[str, Any]:

@@ -7,12 +7,14 @@ Opener = Callable[[Any], Any]
 """Gives the backbone around a model: itself, or the one that belongs to a pipeline."""
 Saver = Callable[..., None]
 """Writes an edit to a path; ``overwrite`` says whether a file that exists is replaced."""
+FisherReader = Callable[[Any], Any]
+"""Reads a Fisher file."""
 _lent: dict[str, Callable[..., Any]] = {}
 
 
-def register(*, opener: Opener, saver: Saver) -> None:
-    """Lend what opens models and what saves edits: functions that import what they need when they are called."""
-    _lent.update(opener=opener, saver=saver)
+def register(*, opener: Opener, saver: Saver, fisher_reader: FisherReader) -> None:
+    """Lend what opens models, saves edits and reads Fisher files: functions that import what they need when they are called."""
+    _lent.update(opener=opener, saver=saver, fisher_reader=fisher_reader)
 
 
 def opener() -> Opener:
@@ -23,3 +25,8 @@ def opener() -> Opener:
 def saver() -> Saver:
     """What writes an edit to a file."""
     return _lent["saver"]
+
+
+def fisher_reader() -> FisherReader:
+    """What reads a Fisher file: its tensors, and what it says of itself."""
+    return _lent["fisher_reader"]

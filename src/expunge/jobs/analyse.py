@@ -81,7 +81,7 @@ def _again(job: EraseJob, backbone: Backbone, at: Workspace) -> tuple[Training, 
     given, eraser, targets = job.given(at), job.built(), job.concepts()
     settings = (job.eraser, job.settings, targets, list(job.retain), job.seed, job.salt)
     training = analyse.training(backbone, *settings, given)
-    own = wanted.own(backbone, training.task, eraser.needs(targets), given)
+    own = wanted.own(backbone, training.task, eraser.wants(targets, list(job.retain)), given)
     shown = {role: None if role in own else given.get(role) for role in training.task.images}
     provenance = Provenance(
         eraser=job.eraser,

@@ -11,7 +11,7 @@ from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept
 from expunge.core.cost import Cost
 from expunge.core.edit import Edit
-from expunge.core.eraser import Eraser, Marked, Redrawn
+from expunge.core.eraser import Eraser, Marked, Redrawn, files_of
 from expunge.core.errors import ExpungeError
 from expunge.jobs.job import UNSAID
 from expunge.jobs.modelled import ModelJob
@@ -45,10 +45,16 @@ class EraseJob(ModelJob):
     """Where a judge ends it before its updates do, as `stopping.as_json` has it."""
     judge: str = field(default="", metadata=UNSAID)
     """What tells the judge that the eraser asks from a retrained one; empty if it asks none."""
+    files: Mapping[str, str] | None = field(default=None, metadata=UNSAID)
+    """The sha256 of each file that its settings name, by setting; None if they name none."""
 
     @override
     def run(self, at: Workspace, out: Path) -> dict[str, Any]:
         backbone = self.backbone(at)
+        if files_of(self.built()) != (self.files or {}):
+            raise ExpungeError(
+                f"a file that {self.eraser}'s settings name changed since it was planned: expected the same"
+            )
         with backbone.attached(at.edits(self.on)):
             edit = erase.run(
                 backbone,
@@ -108,7 +114,7 @@ class EraseJob(ModelJob):
 
     def wanted(self, backbone: Backbone) -> WantedJob | None:
         """The job that makes the images it wants; None if it wants none, is given some, or wants what no model makes."""
-        needs = {} if self.images is not None else self.built().needs(self.concepts())
+        needs = {} if self.images is not None else self.built().wants(self.concepts(), self.retain)
         needs = {role: wishes for role, wishes in needs.items() if wishes}
         wishes = [wish for role in needs.values() for wish in role]
         if not wishes or any(isinstance(wish, Marked) for wish in wishes):

@@ -72,9 +72,13 @@ class Learned:
         self._optimizer.zero_grad()
         return float(loss.detach())
 
-    def squared_distance(self, origin: Mapping[str, Tensor]) -> Tensor:
-        r""":math:`\|\theta' - \theta\|^2` from the tensors ``origin``, summed over all learned numbers; differentiable."""
-        return torch.stack([(copy - origin[n].float()).square().sum() for n, copy in self._copies.items()]).sum()
+    def squared_distance(self, origin: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        r""":math:`\|\theta' - \theta\|^2` from the tensors ``origin``, summed over all learned numbers; differentiable.
+
+        With ``weights`` each number's square counts so much, as in :math:`\sum_i F_i (\theta'_i - \theta_i)^2`.
+        """
+        squares = {n: (copy - origin[n].float()).square() for n, copy in self._copies.items()}
+        return torch.stack([(s if weights is None else weights[n] * s).sum() for n, s in squares.items()]).sum()
 
     def state(self, name: str) -> dict[str, Tensor]:
         """Values and optimizer state, under names that begin with ``name``; what `load` takes."""

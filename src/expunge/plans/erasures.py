@@ -9,7 +9,7 @@ from expunge.backbones.pipeline import PipelineBackbone
 from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept, check_targets
 from expunge.core.cost import Cost
-from expunge.core.eraser import Eraser, settings_of
+from expunge.core.eraser import Eraser, files_of, settings_of
 from expunge.jobs import EraseJob, FreshKeyJob, MemoryJob, PairsJob
 from expunge.jobs.workspace import model
 from expunge.plans.opened import OpenedPlan
@@ -137,6 +137,7 @@ class Erasures:
             images=None if made is None else made.key,
             stop=None if method.stop is None else stopping.as_json(method.stop, self._read.kind, words),
             judge=judge_of(settings_of(eraser)),
+            files=files_of(eraser) or None,
             **self._models.named(self._plan.dtype),
         )
         images = job.wanted(self._models.backbone)

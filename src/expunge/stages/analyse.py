@@ -10,7 +10,7 @@ from expunge.core.backbone import Backbone
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept, check_targets
 from expunge.core.edit import Edit, Provenance
-from expunge.core.eraser import settings_of
+from expunge.core.eraser import files_of, settings_of
 from expunge.core.errors import ExpungeError
 from expunge.core.guidance import Key
 from expunge.results.files import FIGURES
@@ -131,7 +131,12 @@ def of_provenance(backbone: Backbone, provenance: Provenance, key: Key | None) -
     if provenance.salt_sha256 and not salt:
         raise ExpungeError(f"{provenance.eraser} drew its random numbers with a secret: expected its key (--key)")
     aims = [Concept(name=t, anchor=a) for t, a in zip(provenance.targets, provenance.anchors, strict=True)]
-    return training(backbone, provenance.eraser, provenance.settings, aims, provenance.retain, provenance.seed, salt)
+    settings = dict(provenance.settings)
+    if files_of(erase.build(provenance.eraser, settings, None)) != provenance.files:
+        raise ExpungeError(
+            f"a file that {provenance.eraser}'s settings name is not what it was: expected the same content"
+        )
+    return training(backbone, provenance.eraser, settings, aims, provenance.retain, provenance.seed, salt)
 
 
 def training(

@@ -20,7 +20,7 @@ from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept, check_targets
 from expunge.core.cost import Cost
 from expunge.core.edit import Edit, Provenance
-from expunge.core.eraser import Eraser, Step, Task, settings_of
+from expunge.core.eraser import Eraser, Step, Task, files_of, settings_of
 from expunge.core.errors import ExpungeError, ExpungeWarning, unknown
 from expunge.settings import presets
 from expunge.settings.layers import filled
@@ -97,7 +97,9 @@ def erase(
     eraser = build(method, dict(settings or {}), backbone.kind if preset else None)
     kept = [retain] if isinstance(retain, str) else list(retain)
     aims = concepts(targets)
-    return run(backbone, method, eraser, aims, kept, seed, images=folders(images, eraser.needs(aims)), on_step=on_step)
+    return run(
+        backbone, method, eraser, aims, kept, seed, images=folders(images, eraser.wants(aims, kept)), on_step=on_step
+    )
 
 
 def concepts(targets: str | Concept | Sequence[str | Concept]) -> list[Concept]:
@@ -147,7 +149,7 @@ def prepared(
     check_model(backbone, eraser)
     texts.check_words(backbone, [*(word for t in targets for word in (t.name, t.anchor or "")), *retain])
     bare = Task(targets=targets, retain=retain, seed=seed, salt=salt)
-    needs, given = eraser.needs(targets), images or {}
+    needs, given = eraser.wants(targets, retain), images or {}
     unwanted = [name for name in given if name not in needs]
     if unwanted:
         raise ExpungeError(f"images for '{unwanted[0]}' are given to a method that wants none: expected none")
@@ -191,16 +193,15 @@ def run(
     Raises:
         ExpungeError: if a loss, or what was learned, is NaN or infinite; or if the checkpoint is of another erasure.
     """
-    earlier, given = None, images or {}
+    earlier, given, files = None, images or {}, files_of(eraser)
     if checkpoints is not None:
         ends = {} if stop is None else asdict(stop)
         earlier = checkpoints.begin(resume.of_erasure(backbone, method, eraser, targets, retain, seed, images, ends))
-    if salt is None:
-        salt = secrets.token_hex(16) if eraser.has_key else ""
-    salt = salt if earlier is None else earlier.salt
+    drawn = secrets.token_hex(16) if salt is None and eraser.has_key else salt or ""
+    salt = drawn if earlier is None else earlier.salt
     clock = _Clock(backbone, earlier)
     task = prepared(backbone, eraser, targets, retain, seed, salt, images)
-    own = wanted.own(backbone, task, eraser.needs(targets), given)
+    own = wanted.own(backbone, task, eraser.wants(targets, retain), given)
     watch = None if stop is None else Watch(backbone, stop, [t.name for t in targets], earlier)
     last = _drained(backbone, method, eraser, task, clock, earlier, on_step, checkpoints, watch)
     provenance = Provenance(
@@ -217,6 +218,7 @@ def run(
         expunge=version("expunge"),
         salt_sha256=hashlib.sha256(salt.encode()).hexdigest() if eraser.has_key else "",
         derived=dict(eraser.derived()),
+        files=files,
         images={r: wanted.described(s, None if r in own else given.get(r)) for r, s in task.images.items()},
         search={} if watch is None else watch.record(),
     )

@@ -12,7 +12,7 @@ from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept
 from expunge.core.digest import sha256
 from expunge.core.edit import Edit, fingerprint
-from expunge.core.eraser import Eraser, settings_of
+from expunge.core.eraser import Eraser, files_of, settings_of
 from expunge.core.query import Query
 
 
@@ -47,7 +47,17 @@ def of_erasure(
     }
     words = {"targets": [asdict(t) for t in targets], "retain": list(retain), "on": [e.id for e in backbone.edits]}
     ends = {"stop": dict(stop)} if stop else {}
+    files = files_of(eraser)
+    ends |= {"files": files} if files else {}
     return _digest({"model": _model(backbone), **erasure, **words, **ends})
+
+
+def of_fisher(backbone: Backbone, wish: Mapping[str, Any], images: Path | None) -> str:
+    """The fingerprint of a Fisher pass; ``wish`` has the fields of the stage's own."""
+    shown = None if images is None else _files(images)
+    return _digest(
+        {"model": _model(backbone), "fisher": dict(wish), "images": shown, "on": [e.id for e in backbone.edits]}
+    )
 
 
 def _model(backbone: Backbone) -> dict[str, Any]:

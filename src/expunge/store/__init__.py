@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from expunge.store.checkpoints import Checkpoint, Checkpoints
     from expunge.store.edits import guidance_class, load_edit, save_edit, with_provenance
+    from expunge.store.fisher import FISHER, read_fisher, save_fisher
     from expunge.store.headers import CHECK, EDIT, KEY, Stored, read_header, read_stored
     from expunge.store.images import (
         Entry,
@@ -67,6 +68,9 @@ _HOMES = {
     "load_edit": "edits",
     "save_edit": "edits",
     "with_provenance": "edits",
+    "FISHER": "fisher",
+    "read_fisher": "fisher",
+    "save_fisher": "fisher",
     "CHECK": "headers",
     "Stored": "headers",
     "read_header": "headers",
@@ -110,6 +114,7 @@ _HOMES = {
 __all__ = [
     "CHECK",
     "EDIT",
+    "FISHER",
     "FORMAT",
     "GUIDANCES",
     "KEY",
@@ -146,6 +151,7 @@ __all__ = [
     "read_any_images",
     "read_any_listed",
     "read_entries",
+    "read_fisher",
     "read_header",
     "read_images",
     "read_json",
@@ -163,6 +169,7 @@ __all__ = [
     "reserved",
     "roles_in",
     "save_edit",
+    "save_fisher",
     "with_provenance",
     "write_images",
     "write_json",
