@@ -70,11 +70,10 @@ def test_records_say_what_each_eraser_knew(method, settings, anchor, templates, 
             "anchors": [anchor, "own"],
             "templates": templates,
             "images": {},
-            "retain": ["dog", *told.get("kept", [])],
+            "retain": ["dog", *told.get("kept", []), *told.get("replay", [])],
             "random_texts": random,
             "oracles": [told["judge"]] if "judge" in told else [],
             **({"words": told["attributes"]} if told.get("attributes") else {}),
-            **({"words": told["replay"]} if told.get("replay") else {}),
             **({"words": UNSAFE.split(", ")} if settings == {"concept": "unsafe"} else {}),
         }
     )

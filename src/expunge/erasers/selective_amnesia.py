@@ -48,7 +48,7 @@ class SelectiveAmnesia(Eraser):
         "2305.10120",
         "https://github.com/clear-nus/selective-amnesia",
     )
-    knows: ClassVar[Mapping[str, Kind]] = {"surrogate": "anchor", "replay": "words", "retain_prompt": "phrases"}
+    knows: ClassVar[Mapping[str, Kind]] = {"surrogate": "anchor", "replay": "retain", "retain_prompt": "phrases"}
     tuning: ClassVar[Sequence[str]] = (
         *("surrogate_images", "replay_images", "gamma"),
         *("fisher", "fisher_images", "fisher_timesteps", "fisher_rows"),
