@@ -97,7 +97,11 @@ def test_the_contract_catches_an_analysis_that_leaves_traces(testbed, study):
     testbed.detach(study.edits[0])
 
 
-ATTACKS = {"concept-inversion": {"iterations": 2, "images": 3, "batch": 2, "accumulation": 2, "templates": ["a {}"]}}
+ATTACKS = {
+    "concept-inversion": {"iterations": 2, "images": 3, "batch": 2, "accumulation": 2, "templates": ["a {}"]},
+    "ring-a-bell": {"population": 4, "generations": 2, "k": 4, "templates": ["a {}"]},
+    "sneaky-prompt": {"limit": 2, "sure": 1.0, "longest": 3, "size": 4},
+}
 
 
 @pytest.mark.parametrize("name", Catalog("attacks").entries())
