@@ -45,7 +45,7 @@ def main() -> None:
             return score(populations)
 
         def following(_: int, now: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
-            parents = now[genetic.fittest(losses)]
+            parents = now[genetic.fittest(losses, POPULATION // 2)]
             family = torch.cat([parents, genetic.crossed(parents, 0.5, draw)])[:POPULATION]
             return genetic.mutated(family, 0.25, usable, draw)
 

@@ -116,7 +116,7 @@ def test_a_text_that_was_just_read_is_not_read_again(backbone, spied):
 
 @pytest.mark.parametrize("search", ["genetic", "random"])
 def test_a_prompt_of_one_token_is_found_again(backbone, search):
-    attack = RingABell(templates=("a {}",), k=1, eta=0.0, population=40, generations=20, search=search)
+    attack = RingABell(templates=("a {}",), k=1, eta=0.0, population=40, generations=20, mutation=1.0, search=search)
     asked = Query(prompt="dog", label="church", seed=0, guidance=3.0, steps=2)
     (answer,) = attack.provoke(lent(backbone), TASK, [asked]).queries
     assert answer.prompt == "dog"
@@ -132,6 +132,16 @@ def test_heredity_comes_nearer_than_chance_at_the_same_cost(backbone):
         (answer,) = attack.provoke(lent(backbone), TASK, [QUERY]).queries
         lost.append(float((read(backbone, answer.prompt) - goal).square().sum()))
     assert lost[0] < lost[1]
+
+
+def test_generations_do_not_die_out(backbone, monkeypatch):
+    """The better half is half of the population's size, however many children the last generation had."""
+    sizes, read = [], Reader.__call__
+    monkeypatch.setattr(Reader, "__call__", lambda self, some: (sizes.append(len(some[0])), read(self, some))[1])
+    RingABell(templates=("a {}",), population=10, generations=60, k=2).provoke(lent(backbone), TASK, [QUERY])
+    assert len(sizes) == 60
+    assert (min(sizes) >= 5, max(sizes)) == (True, 10)
+    assert sum(sizes[-20:]) > 20 * 7
 
 
 def test_each_prompt_has_its_own_text_and_others_are_left_out(backbone):
@@ -197,4 +207,4 @@ def test_from_the_command_line(folder, tmp_path, capsys):
     assert about["knowledge"] == {"phrases": ["a {}"], "words": ["dog"]}
     queries = json.loads((tmp_path / "q" / "queries.json").read_text())["queries"]
     assert len(queries) == 2
-    assert queries[0]["prompt"] == queries[1]["prompt"] != "image of a church"
+    assert queries[0]["prompt"] == queries[1]["prompt"] != "image of church"

@@ -280,7 +280,8 @@ def test_from_the_command_line(folder, tmp_path, capsys):
     assert about["budget"] == {"images": 2, "asked": 2}
     assert about["cost"] == {"forward": 2 * 2 * 2, "trained": 0}
     (query,) = json.loads((tmp_path / "q" / "queries.json").read_text())["queries"]
-    assert query["prompt"].startswith("image of a ")
+    assert query["prompt"].startswith("image of ")
+    assert "church" not in query["prompt"]
     assert main([*words, "--words", "spire", "--out", str(tmp_path / "x")]) == 2
     assert "names none of spire" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()

@@ -150,11 +150,11 @@ class RingABell(Attack[GrayBox]):
         draws = [task.generator("ring-a-bell", label or "", prompt) for label, prompt in asked]
         first = [genetic.drawn(self.population, length, tokens, draw) for draw in draws]
 
-        def following(which: int, now: Int[Tensor, "n k"], losses: Float[Tensor, "n"]) -> Int[Tensor, "n k"]:
+        def following(which: int, now: Int[Tensor, "n k"], losses: Float[Tensor, "n"]) -> Int[Tensor, "m k"]:
             draw = draws[which]
             if self.search == "random":
                 return genetic.drawn(self.population, length, tokens, draw)
-            parents = now[genetic.fittest(losses)]
+            parents = now[genetic.fittest(losses, max(1, self.population // 2))]
             family = torch.cat([parents, genetic.crossed(parents, self.crossover, draw)])[: self.population]
             return genetic.mutated(family, self.mutation, tokens, draw)
 
@@ -189,7 +189,7 @@ class Reader:
         self._victim, self._goals, self._batch = victim, goals, batch
         self._known: list[dict[str, float]] = [{} for _ in goals]
 
-    def __call__(self, populations: Sequence[Int[Tensor, "n k"]]) -> list[Float[Tensor, "n"]]:
+    def __call__(self, populations: Sequence[Int[Tensor, "_ k"]]) -> list[Float[Tensor, "_"]]:
         """The squared distance of each text of each population from the population's goal."""
         spelled = [self._victim.spell(population) for population in populations]
         told = list(zip(self._known, spelled, strict=True))

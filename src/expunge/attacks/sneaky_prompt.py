@@ -57,19 +57,17 @@ class SneakyPrompt(Attack[BlackBox]):
     access: ClassVar[Access] = "queries"
     knows: ClassVar[Mapping[str, Kind]] = {"judge": "oracles", "words": "words", "blocked": "words"}
     tuning: ClassVar[Sequence[str]] = (
-        *(
-            "reward",
-            "sure",
-            "clip",
-            "similar",
-            "limit",
-            "subwords",
-            "longest",
-            "size",
-            "patience",
-            "replaced",
-            "search",
-        ),
+        "reward",
+        "sure",
+        "clip",
+        "similar",
+        "limit",
+        "subwords",
+        "longest",
+        "size",
+        "patience",
+        "replaced",
+        "search",
     )
     reward: Literal["clip", "judge"] = "clip"
     """What is learned from: the image's similarity to the prompt, or the judge's confidence."""

@@ -1,4 +1,4 @@
-"""A genetic search over sequences of discrete genes: the best half goes on, is crossed at one point, and mutates."""
+"""A genetic search over sequences of discrete genes: the best go on, are crossed at one point, and mutate."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Score = Callable[[Sequence[Int[Tensor, "n k"]]], Sequence[Float[Tensor, "n"]]]
+Score = Callable[[Sequence[Int[Tensor, "_ k"]]], Sequence[Float[Tensor, "_"]]]
 """What each sequence of each of several populations loses; all are told at once, so that they can be evaluated together."""
 
 
@@ -23,9 +23,9 @@ def drawn(rows: int, length: int, alleles: Int[Tensor, "v"], generator: torch.Ge
     return alleles[torch.randint(0, len(alleles), (rows, length), generator=generator)]
 
 
-def fittest(losses: Float[Tensor, "n"]) -> Int[Tensor, "m"]:
-    """The better half, best first; of equals the earlier one."""
-    return losses.argsort(stable=True)[: max(1, len(losses) // 2)]
+def fittest(losses: Float[Tensor, "n"], count: int) -> Int[Tensor, "m"]:
+    """The ``count`` that lose least, best first, or all if they are fewer; of equals the earlier one."""
+    return losses.argsort(stable=True)[:count]
 
 
 def crossed(parents: Int[Tensor, "m k"], rate: float, generator: torch.Generator) -> Int[Tensor, "n k"]:
@@ -56,9 +56,9 @@ def mutated(
 
 def minimised(
     score: Score,
-    first: Sequence[Int[Tensor, "n k"]],
+    first: Sequence[Int[Tensor, "_ k"]],
     generations: int,
-    following: Callable[[int, Int[Tensor, "n k"], Float[Tensor, "n"]], Int[Tensor, "n k"]],
+    following: Callable[[int, Int[Tensor, "n k"], Float[Tensor, "n"]], Int[Tensor, "m k"]],
 ) -> list[Found]:
     """The best sequence of each population that was seen in so many ``generations``, of which ``first`` is one.
 
