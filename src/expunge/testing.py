@@ -241,7 +241,8 @@ def check_attack(attack: Attack[Any], backbone: Backbone, queries: Sequence[Quer
 def _provoked(attack: Attack[Any], backbone: Backbone, task: Task, queries: Sequence[Query]) -> Provocation:
     """An attack's answer, with the victim that its access, budget and oracles allow."""
     judges = {name: Catalog("judges").open(name) for name in attack.knowledge().oracles}
-    budget = attack.budget(len(task.targets), len(queries))
+    names = {target.name for target in task.targets}
+    budget = attack.budget(len(names), sum(q.label in names for q in queries))
 
     def draw(asked: Sequence[Query]) -> Tensor:
         return torch.cat([backbone.generate([query]).pixels for query in asked])

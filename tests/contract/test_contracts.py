@@ -114,6 +114,8 @@ ATTACKS = {
     "image-to-image": {"images": 3},
     "relearning": {"iterations": 2, "images": 3},
     "seed-search": {"tries": 3},
+    "ring-a-bell": {"population": 4, "generations": 2, "k": 4, "templates": ["a {}"]},
+    "sneaky-prompt": {"limit": 2, "sure": 1.0, "longest": 3, "size": 4},
 }
 
 

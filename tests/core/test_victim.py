@@ -47,7 +47,7 @@ def test_what_an_attack_has_no_access_to_is_out_of_its_reach(backbone, access, k
     assert not any(isinstance(part, Backbone | Judge | torch.nn.Module | torch.Tensor) for part in parts)
     methods = {name for name in dir(lent) if not name.startswith("_")}
     ask = {"images", "verdicts", "budget", "asked", "learned_words"}
-    text = {"tokenize", "cut", "end", "embed", "encode", "encode_each", "encode_learned", "unconditional"}
+    text = {"tokenize", "spell", "cut", "end", "embed", "encode", "encode_each", "encode_learned", "unconditional"}
     assert methods == (ask if kind is BlackBox else ask | text | {"vocabulary", "random_texts"})
     for private in ("weights", "predict", "tensors", "components"):
         with pytest.raises(AttributeError):
@@ -69,6 +69,7 @@ def test_a_text_encoder_does_what_the_backbone_s_does_and_nothing_else(backbone)
     assert torch.equal(lent.embed(ids), backbone.embed(ids))
     assert lent.vocabulary == backbone.vocabulary
     assert lent.cut(["dog"]) == [""]
+    assert lent.spell(ids) == backbone.spell(ids) == ["a dog", "church"]
     assert torch.equal(lent.unconditional().embeds, backbone.encode([""]).embeds)
     drawn = [m.random_texts(2, torch.Generator().manual_seed(1)) for m in (lent, backbone)]
     assert torch.equal(*drawn)

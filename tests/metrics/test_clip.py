@@ -105,6 +105,15 @@ def test_a_long_prompt_is_cut_and_keeps_its_end(folder):
     assert not torch.allclose(texts(["a b c"]), texts(["a b d"]), atol=1e-4)
 
 
+def test_a_vocabulary_reads_as_its_entries(folder):
+    entries = clip(str(folder)).entries()
+    words = tokenizer()
+    assert len(entries) == len(words)
+    assert entries[words.get_vocab()["dog</w>"]] == "dog"
+    assert entries.count("a") == 2, "within a word, and at its end"
+    assert {"church", "dog", "a"} <= set(clip("testbed").entries())
+
+
 def test_images_of_several_sizes(folder, images):
     shots = read_images(images)
     tall = dataclasses.replace(shots[1], pixels=lambda: shots[1].pixels().repeat(2, 1, 1))

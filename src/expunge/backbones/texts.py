@@ -71,6 +71,11 @@ class Texts:
         """Position of each prompt's end token."""
         return (ids == self.backbone.component("tokenizer").eos_token_id).int().argmax(-1)
 
+    def spell(self, ids: Int[Tensor, "b n"]) -> list[str]:
+        """The text of each row of ids; see `Backbone.spell`."""
+        texts = self.backbone.component("tokenizer").batch_decode(ids.tolist(), skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
     def embed(self, ids: Tensor) -> Float[Tensor, "b n d"]:
         """Token embeddings, those of all towers side by side; see `Backbone.embed`."""
         tables = [self.table(tower) for tower in self.backbone.clip_towers]

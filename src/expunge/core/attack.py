@@ -70,7 +70,7 @@ class Attack(ABC, Generic[V]):
         return of_settings(self)
 
     def budget(self, targets: int, queries: int) -> int:
-        """Images that it may ask the attacked model for, on so many targets and queries; asking for more is refused."""
+        """Images that it may ask the attacked model for, on so many targets and queries for them; more are refused."""
         return 0
 
     @abstractmethod

@@ -1,5 +1,6 @@
 """What is removed, what is kept, and the files that name both."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -131,3 +132,8 @@ def phrases(templates: Sequence[str], word: str) -> list[str]:
     if bad or not templates:
         raise ExpungeError(f"template '{bad[0] if bad else ''}' has not one {{}}: expected it where the concept goes")
     return [t.replace("{}", word) for t in templates]
+
+
+def spans(prompt: str, word: str) -> list[tuple[int, int]]:
+    """Where ``prompt`` names ``word``: whole, and in any case."""
+    return [m.span() for m in re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", prompt, re.IGNORECASE)]

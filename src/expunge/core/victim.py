@@ -25,7 +25,7 @@ Draw = Callable[[Sequence[Query]], UInt8[Tensor, "n H W 3"]]
 """Makes an image for each query, by the model with the edits that are attached to it."""
 TEXT = frozenset(
     [
-        *("tokenize", "cut", "end", "embed", "encode", "encode_each", "encode_learned"),
+        *("tokenize", "spell", "cut", "end", "embed", "encode", "encode_each", "encode_learned"),
         *("vocabulary", "random_texts", "unconditional"),
     ]
 )
@@ -121,6 +121,10 @@ class GrayBox(Victim):
     def tokenize(self, prompts: Sequence[str]) -> Int[Tensor, "b n"]:
         """Token ids, padded to the model's prompt length."""
         return self._text("tokenize", prompts)
+
+    def spell(self, ids: Int[Tensor, "b n"]) -> list[str]:
+        """The text of each row of token ids, without its marks; tokenized again it may be other ids."""
+        return self._text("spell", ids)
 
     def cut(self, prompts: Sequence[str]) -> list[str]:
         """What the model does not read of each prompt."""

@@ -24,6 +24,8 @@ class Clip(NamedTuple):
     texts: Callable[[Sequence[str]], Float[Tensor, "b d"]]
     instrument: dict[str, str]
     """Network, weights and preprocessing, for the record."""
+    entries: Callable[[], list[str]]
+    """What stands in its tokenizer's vocabulary, by id, without the marks of word ends."""
 
     @torch.no_grad()
     def scores(self, shots: Sequence[Shot], texts: Sequence[str]) -> list[float]:
@@ -94,7 +96,7 @@ def _published(model: str) -> Clip:
 
     read_by = type(processor.image_processor).__name__
     told = {"network": model, "weights": f"sha256:{_sha256(folder)}", "preprocessing": f"{read_by}, of uint8"}
-    return Clip(images, texts, told)
+    return Clip(images, texts, told, lambda: _entries(processor.tokenizer))
 
 
 def _fetched(model: str) -> Path:
@@ -124,6 +126,12 @@ def _no_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def _entries(tokenizer: Any) -> list[str]:
+    """A vocabulary by id, as its entries read."""
+    known: dict[str, int] = tokenizer.get_vocab()
+    return [entry.removesuffix("</w>") for entry in sorted(known, key=known.__getitem__)]
+
+
 def _testbed() -> Clip:
     """The text tower that the testbed's UNet reads, and its image partner, each with its projection."""
     from expunge.testbed import clip as own
@@ -131,4 +139,4 @@ def _testbed() -> Clip:
     with _no_bar():
         own.text_vectors([""])  # the tower is read at its first use, and kept
     told = {"network": f"{testbed.VERSION} text tower and partner", "preprocessing": "area resize to 64 x 64"}
-    return Clip(own.image_vectors, own.text_vectors, told)
+    return Clip(own.image_vectors, own.text_vectors, told, lambda: _entries(own.tokenizer()))

@@ -1,6 +1,5 @@
 """Filters: images that a judge sees a concept in, and prompts that name one, are held back."""
 
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from expunge.core.catalog import Catalog
+from expunge.core.concept import spans
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.judge import Judge
 from expunge.store import PICTURES, Entry, copy_images, new_folder, read_entries, read_views
@@ -65,7 +65,7 @@ class Filter:
 
     def named(self, prompt: str) -> str:
         """The first of the words that ``prompt`` names; empty if none."""
-        return next((w for w in self.words if re.search(rf"(?<!\w){re.escape(w)}(?!\w)", prompt, re.IGNORECASE)), "")
+        return next((w for w in self.words if spans(prompt, w)), "")
 
     def confidences(self, images: UInt8[Tensor, "b H W 3"]) -> Float[Tensor, "b concepts"]:
         """How sure the judge is of each concept in each image."""

@@ -23,12 +23,15 @@ def image_vectors(images: UInt8[Tensor, "i H W 3"]) -> Float[Tensor, "i d"]:
 @torch.no_grad()
 def text_vectors(texts: Sequence[str]) -> Float[Tensor, "t d"]:
     """Unit vectors of texts in the space that they share with images: those of their end tokens."""
-    tokenizer, tower = _reader()
+    words, tower = _reader()
     length = tower.config.max_position_embeddings
-    ids = tokenizer(
-        list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-    ).input_ids
+    ids = words(list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
     return torch.nn.functional.normalize(tower(input_ids=ids).pooler_output @ _space()["text"].T, dim=-1)
+
+
+def tokenizer() -> Any:
+    """What the text tower's words are cut by."""
+    return _reader()[0]
 
 
 @cache
