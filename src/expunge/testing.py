@@ -216,7 +216,7 @@ def check_attack(attack: Attack[Any], backbone: Backbone, queries: Sequence[Quer
         bool(answer.queries) and kept, "its queries keep the label, the seed and the sampling of those it was given"
     )
     if spent.equivalents:
-        foreseen = attack.foreseen(1, len(queries), queries[0].steps).equivalents
+        foreseen = attack.foreseen(1, len(asked), queries[0].steps).equivalents
         _promise(
             abs(foreseen / spent.equivalents - 1) < 0.5,
             f"its cost is foreseen ({foreseen}, it took {spent.equivalents})",
@@ -231,7 +231,8 @@ def check_attack(attack: Attack[Any], backbone: Backbone, queries: Sequence[Quer
 def _provoked(attack: Attack[Any], backbone: Backbone, task: Task, queries: Sequence[Query]) -> Provocation:
     """An attack's answer, with the victim that its access, budget and oracles allow."""
     judges = {name: Catalog("judges").open(name) for name in attack.knowledge().oracles}
-    budget = attack.budget(len(task.targets), len(queries))
+    names = {target.name for target in task.targets}
+    budget = attack.budget(len(names), sum(q.label in names for q in queries))
 
     def draw(asked: Sequence[Query]) -> Tensor:
         return torch.cat([backbone.generate([query]).pixels for query in asked])

@@ -97,7 +97,11 @@ def test_the_contract_catches_an_analysis_that_leaves_traces(testbed, study):
     testbed.detach(study.edits[0])
 
 
-ATTACKS = {"concept-inversion": {"iterations": 2, "images": 3, "batch": 2, "accumulation": 2, "templates": ["a {}"]}}
+ATTACKS = {
+    "concept-inversion": {"iterations": 2, "images": 3, "batch": 2, "accumulation": 2, "templates": ["a {}"]},
+    "p4d": {"iterations": 3, "look": 2, "tokens": 4, "images": 2, "clip": "testbed"},
+    "unlearn-diff-atk": {"steps": 2, "iterations": 2, "images": 2},
+}
 
 
 @pytest.mark.parametrize("name", Catalog("attacks").entries())

@@ -199,6 +199,14 @@ class PipelineBackbone(Backbone):
         return self.texts.end(ids)
 
     @override
+    def spell(self, ids: Int[Tensor, "b n"]) -> list[str]:
+        return self.texts.spell(ids)
+
+    @override
+    def spellable(self) -> Int[Tensor, "v"]:
+        return self.texts.spellable()
+
+    @override
     def embed(self, ids: Tensor) -> Float[Tensor, "b n d"]:
         return self.texts.embed(ids)
 

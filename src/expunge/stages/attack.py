@@ -104,7 +104,8 @@ def run(
     with backbone.bare():
         task = wanted.attached(backbone, Task(targets=targets, seed=seed), attack.needs(targets), images or {})
     of_images = backbone.cost - before
-    lent = lend(backbone, attack, len(targets), len(queries))
+    names = {t.name for t in targets}
+    lent = lend(backbone, attack, len(targets), sum(q.label in names for q in queries))
     with backbone.attached(edits, each):
         answer = attack.provoke(lent, task, queries)
     bad = None if answer.edit is None else not_finite(answer.edit.tensors())
@@ -146,7 +147,7 @@ def _told(known: Knowledge) -> dict[str, Any]:
 
 
 def lend(backbone: Backbone, attack: Attack[Any], targets: int, queries: int) -> Victim:
-    """What an attack on so many targets and queries holds of a model: no more than its access, budget and oracles.
+    """What an attack on so many targets, and queries for them, holds of a model: no more than its access, budget and oracles.
 
     Raises:
         ExpungeError: for an unknown judge.
