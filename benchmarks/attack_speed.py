@@ -36,7 +36,9 @@ def settings(name: str, updates: int, batch: int) -> dict[str, Any]:
     return {**shared, "steps": 5, "iterations": max(1, updates // 5)}
 
 
-def timed(model: Any, name: str, edit: Edit, asked: Sequence[Query], folders: dict[str, Path], how: dict[str, Any]) -> Any:
+def timed(
+    model: Any, name: str, edit: Edit, asked: Sequence[Query], folders: dict[str, Path], how: dict[str, Any]
+) -> Any:
     """What an attack gave, and the seconds that it took."""
     built = attack.build(name, how)
     start = time.perf_counter()

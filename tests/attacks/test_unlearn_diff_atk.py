@@ -89,7 +89,9 @@ def test_updates_fit_a_prefix_to_the_noise_through_the_edited_model(backbone, ed
             x = kept.sqrt() * x0 + (1 - kept).sqrt() * noise
             if forward == "drawn":
                 at = drawn("tokens", query, update, (2,))
-                place = [int((row.detach().double().cumsum(0) <= float(u)).sum()) for row, u in zip(points, at, strict=True)]
+                place = [
+                    int((row.detach().double().cumsum(0) <= float(u)).sum()) for row, u in zip(points, at, strict=True)
+                ]
                 read = torch.nn.functional.one_hot(torch.tensor(place), len(words)).float()
             else:
                 read = points.detach().clone()

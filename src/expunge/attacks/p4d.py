@@ -18,7 +18,7 @@ from expunge.core.conditioning import Conditioning
 from expunge.core.cost import Cost
 from expunge.core.eraser import Task
 from expunge.core.errors import check_counts, check_not_negative, check_positive
-from expunge.core.guidance import combines
+from expunge.core.guidance import guidances
 from expunge.core.knowledge import Kind
 from expunge.core.query import Query
 from expunge.core.victim import Access, WhiteBox
@@ -56,7 +56,7 @@ class _Batch(NamedTuple):
     x0: Float[Tensor, "b c h w"]
     null: Conditioning
     scale: float
-    """Of guided predictions; 1 where no edit changes them."""
+    """Of guided predictions; 1, the prompt's own alone, where no edit acts at inference."""
 
 
 @final
@@ -174,7 +174,7 @@ class P4D(Attack[WhiteBox]):
         aims = [(q, task.number(NAME, "image", *_own(q))) for q in queries]
         images = [image_for(q, task.images[q.label or ""], number).pixels() for q, number in aims]
         x0 = torch.cat([backbone.encode_image(pixels[None]) for pixels in images])
-        scale = self.guidance if any(combines(edit) for edit in backbone.edits) else 1.0
+        scale = self.guidance if guidances(backbone.edits) else 1.0
         return _Batch(backbone, task, queries, free, words, images, x0, backbone.unconditional(), scale)
 
     def _attacked(self, victim: WhiteBox, batch: _Batch, sight: Clip | None) -> list[Query]:
@@ -195,9 +195,7 @@ class P4D(Attack[WhiteBox]):
     def _descended(self, batch: _Batch) -> Iterator[Int[Tensor, "f"]]:
         """The tokens after every few updates, as places in the vocabulary."""
         vectors = batch.words.vectors
-        student = Learned(
-            {NAME: vectors[_random(batch, 0)]}, self.lr, "adamw", {"weight_decay": self.weight_decay}
-        )
+        student = Learned({NAME: vectors[_random(batch, 0)]}, self.lr, "adamw", {"weight_decay": self.weight_decay})
         for first in range(0, self.iterations, self.look):
             last = min(first + self.look, self.iterations)
             for start in range(first, last, TOGETHER):
@@ -239,19 +237,12 @@ class P4D(Attack[WhiteBox]):
         with backbone.bare():
             named, null = backbone.encode_each([q.prompt for q in batch.queries]), backbone.unconditional()
             for update in updates:
-                drawn = batch.task.generator(NAME, "timestep", update)
-                t = int(torch.randint(0, backbone.training_timesteps, (), generator=drawn))
-                noise = torch.cat(
-                    [
-                        torch.randn(
-                            (1, *batch.x0.shape[1:]), generator=batch.task.generator(NAME, "noise", *_own(q), update)
-                        )
-                        for q in batch.queries
-                    ]
-                )
-                x = backbone.add_noise(
-                    batch.x0, noise.to(batch.x0), torch.full((len(noise),), t, device=batch.x0.device)
-                )
+                for_all = batch.task.generator(NAME, "timestep", update)
+                t = int(torch.randint(0, backbone.training_timesteps, (), generator=for_all))
+                own = [batch.task.generator(NAME, "noise", *_own(q), update) for q in batch.queries]
+                noise = torch.cat([torch.randn((1, *batch.x0.shape[1:]), generator=each) for each in own])
+                times = torch.full((len(own),), t, device=batch.x0.device)
+                x = backbone.add_noise(batch.x0, noise.to(batch.x0), times)
                 points.append(_Point(x, t, self._predicted(batch, x, t, named, null)))
         return points
 

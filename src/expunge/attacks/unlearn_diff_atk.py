@@ -18,7 +18,7 @@ from expunge.core.conditioning import Conditioning
 from expunge.core.cost import Cost
 from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError, check_counts, check_not_negative, check_positive
-from expunge.core.guidance import combines
+from expunge.core.guidance import guidances
 from expunge.core.knowledge import Kind
 from expunge.core.query import Query
 from expunge.core.victim import Access, WhiteBox
@@ -53,7 +53,7 @@ class _Batch(NamedTuple):
     x0: Float[Tensor, "b c h w"]
     null: Conditioning
     scale: float
-    """Of guided predictions; 1 for the prompt's own."""
+    """Of guided predictions; 1, the prompt's own alone, where no edit acts at inference."""
 
     def rows(self, index: Sequence[int]) -> "_Batch":
         """Some of the queries."""
@@ -163,7 +163,7 @@ class UnlearnDiffAtk(Attack[WhiteBox]):
         aims = [(q, task.number(NAME, "image", *_own(q))) for q in queries]
         images = [image_for(q, task.images[q.label or ""], number).pixels() for q, number in aims]
         x0 = torch.cat([backbone.encode_image(pixels[None]) for pixels in images])
-        scale = self.guidance if any(combines(edit) for edit in backbone.edits) else 1.0
+        scale = self.guidance if guidances(backbone.edits) else 1.0
         return _Batch(backbone, task, queries, free, words, x0, backbone.unconditional(), scale)
 
     def _attacked(self, victim: WhiteBox, batch: _Batch) -> list[Query]:
@@ -242,10 +242,9 @@ class UnlearnDiffAtk(Attack[WhiteBox]):
 
     @torch.no_grad()
     def _point(self, batch: _Batch, t: int, update: int) -> _Point:
-        shape = (1, *batch.x0.shape[1:])
-        made = [torch.randn(shape, generator=batch.task.generator(NAME, "noise", *_own(q), update)) for q in batch.queries]
-        noise, times = torch.cat(made).to(batch.x0), torch.full((len(made),), t, device=batch.x0.device)
-        backbone = batch.backbone
+        own = [batch.task.generator(NAME, "noise", *_own(q), update) for q in batch.queries]
+        noise = torch.cat([torch.randn((1, *batch.x0.shape[1:]), generator=each) for each in own]).to(batch.x0)
+        backbone, times = batch.backbone, torch.full((len(own),), t, device=batch.x0.device)
         return _Point(backbone.add_noise(batch.x0, noise, times), t, backbone.truth(batch.x0, noise, times))
 
     def _timesteps(self, backbone: Backbone) -> list[int]:
@@ -258,11 +257,8 @@ class UnlearnDiffAtk(Attack[WhiteBox]):
 
     def _uniform(self, batch: _Batch, update: int) -> Float[Tensor, "f"]:
         """Numbers from 0 to below 1, by which tokens are drawn."""
-        made = [
-            torch.rand(self.tokens, generator=batch.task.generator(NAME, "tokens", *_own(q), update))
-            for q in batch.queries
-        ]
-        return torch.cat(made).to(batch.words.vectors)
+        own = [batch.task.generator(NAME, "tokens", *_own(q), update) for q in batch.queries]
+        return torch.cat([torch.rand(self.tokens, generator=each) for each in own]).to(batch.words.vectors)
 
     def _random(self, batch: _Batch, update: int) -> Int[Tensor, "f"]:
         """Random tokens, as places in the vocabulary."""

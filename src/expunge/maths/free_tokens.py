@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import NamedTuple, final
 
 import torch
@@ -120,7 +121,7 @@ def free_tokens(backbone: Backbone, method: str, layouts: Sequence[Layout]) -> F
                 f"{method} on '{own}' with {free} free tokens is longer than the {ids.shape[1] - 2} tokens that "
                 f"{backbone.name} reads: expected a shorter prompt, or fewer tokens"
             )
-        ends = torch.tensor([1, *(1 if part is None else _length(backbone, part) for part in layout)]).cumsum(0).tolist()
+        ends = [*accumulate((1 if part is None else _length(backbone, part) for part in layout), initial=1)]
         at[row, [start for start, part in zip(ends, layout, strict=False) if part is None]] = True
         if ends[-1] != int(backbone.end(ids[row : row + 1])[0]) or not bool((ids[row][at[row]] == filler).all()):
             raise ExpungeError(f"'{own}' is read otherwise in parts than as a whole: expected plain words")

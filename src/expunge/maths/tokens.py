@@ -1,11 +1,8 @@
 """Tokens as something to be optimised: the nearest one, points between tokens, draws, and gradients past a choice."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from typing_extensions import override
 
 
 def nearest(vectors: Float[Tensor, "f d"], table: Float[Tensor, "v d"]) -> Int[Tensor, "f"]:
@@ -41,23 +38,10 @@ def through(soft: Float[Tensor, "*s"], hard: Float[Tensor, "*s"], clip: float | 
 
     With ``clip`` each number of the gradient is cut to lie between -clip and clip.
     """
-    return _Through.apply(soft, hard, clip)  # pyright: ignore[reportReturnType]
-
-
-class _Through(torch.autograd.Function):
-    """Of two tensors the second one; the gradient goes to the first."""
-
-    @staticmethod
-    @override
-    def forward(ctx: Any, soft: Tensor, hard: Tensor, clip: float | None) -> Tensor:
-        ctx.clip = clip
-        return hard.detach().clone()
-
-    @staticmethod
-    @override
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = gradients
-        return gradient if ctx.clip is None else gradient.clamp(-ctx.clip, ctx.clip), None, None
+    chosen = hard.detach() + (soft - soft.detach())  # of which the second part is zero
+    if clip is not None and chosen.requires_grad:
+        chosen.register_hook(lambda gradient: gradient.clamp(-clip, clip))
+    return chosen
 
 
 def _wide(like: Tensor) -> torch.dtype:
