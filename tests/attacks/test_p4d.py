@@ -79,13 +79,13 @@ def test_an_update_moves_vectors_by_the_gradient_at_their_nearest_tokens(backbon
         loss = (ask(tower(ids).last_hidden_state, x, t) - wanted).square().mean()
         (gradient,) = torch.autograd.grad(loss, table)
         table.requires_grad_(False)
-        one = dataclasses.replace(SHORT, tokens=3, iterations=1, lr=0.05)
+        one = dataclasses.replace(SHORT, tokens=3, iterations=1, lr=0.2)
         before = backbone.cost
         texts = found(one, backbone, QUERIES[:1])
         assert backbone.cost - before == one.cost(1, 1) == Cost(forward=1, trained=1)
     learned = table[words[place]].clone().requires_grad_()
     learned.grad = gradient[words[place]]
-    torch.optim.AdamW([learned], lr=0.05, weight_decay=0.1).step()
+    torch.optim.AdamW([learned], lr=0.2, weight_decay=0.1).step()
     cosines = torch.nn.functional.cosine_similarity(learned.detach()[:, None], table[words][None], dim=-1)
     nearest = words[cosines.argmax(-1)]
     assert nearest.tolist() != words[place].tolist(), "something moved"
@@ -215,9 +215,9 @@ def test_only_queries_for_targets_are_attacked(backbone):
     [
         ({"tokens": 0}, "p4d's tokens is 0: expected 1 or more"),
         ({"every": 0, "variant": "k"}, "p4d's every is 0"),
-        ({"tokens": 15}, "with 15 free tokens is longer than the 14 tokens that tiny reads"),
-        ({"variant": "k", "every": 6}, "p4d on 'a church' has no free token"),
-        ({"variant": "k", "every": 1, "front": True}, "is longer than the 14 tokens"),
+        ({"tokens": 15}, "p4d has 15 free tokens: expected no more than the 14 tokens that tiny reads"),
+        ({"variant": "k", "every": 6}, "p4d has no free token in 'a church'"),
+        ({"variant": "k", "every": 1, "front": True}, "p4d has 9 free tokens beside 'a b c d e f g h'"),
         ({"lr": 0.0}, "p4d's lr is 0.0"),
         ({"clip": "no/such"}, "no CLIP 'no/such'"),
     ],

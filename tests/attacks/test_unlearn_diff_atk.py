@@ -209,7 +209,7 @@ def test_an_oracle_ends_the_attack_on_a_query_and_the_others_go_on(backbone, sea
     ("settings", "message"),
     [
         ({"tokens": 0}, "unlearn-diff-atk's tokens is 0: expected 1 or more"),
-        ({"tokens": 12}, "on 'a church' with 12 free tokens is longer than the 14 tokens that tiny reads"),
+        ({"tokens": 12}, "has 12 free tokens beside 'a church': expected no more than the 14 tokens that tiny reads"),
         ({"threshold": 1.0}, "threshold is 1.0: expected 0 or more, and below 1"),
         ({"steps": 0}, "steps is 0"),
     ],

@@ -101,10 +101,10 @@ def test_no_word_is_cut_in_two(backbone):
 @pytest.mark.parametrize(
     ("layout", "message"),
     [
-        (["a dog"], "m on 'a dog' has no free token"),
-        ([], "m on '' has no free token"),
-        ([None] * 15, "m on '' with 15 free tokens is longer than the 14 tokens that tiny reads"),
-        ([None, "a " * 14], "with 1 free tokens is longer than the 14 tokens"),
+        (["a dog"], "m has no free token in 'a dog'"),
+        ([], "m has no free token in ''"),
+        ([None] * 15, "m has 15 free tokens: expected no more than the 14 tokens that tiny reads"),
+        ([None, "a " * 14], "m has 1 free tokens beside 'a a"),
         (["<|endoftext|>", None], "is read otherwise in parts than as a whole"),
     ],
 )

@@ -115,11 +115,12 @@ def free_tokens(backbone: Backbone, method: str, layouts: Sequence[Layout]) -> F
     for row, (layout, cut) in enumerate(zip(layouts, backbone.cut(texts), strict=True)):
         own, free = _joined([part for part in layout if part is not None]), sum(part is None for part in layout)
         if not free:
-            raise ExpungeError(f"{method} on '{own}' has no free token: expected a longer prompt, or other settings")
+            raise ExpungeError(f"{method} has no free token in '{own}': expected a longer prompt, or other settings")
         if cut:
+            beside = f" beside '{own}'" if own else ""
             raise ExpungeError(
-                f"{method} on '{own}' with {free} free tokens is longer than the {ids.shape[1] - 2} tokens that "
-                f"{backbone.name} reads: expected a shorter prompt, or fewer tokens"
+                f"{method} has {free} free tokens{beside}: expected no more than the {ids.shape[1] - 2} tokens that "
+                f"{backbone.name} reads"
             )
         ends = [*accumulate((1 if part is None else _length(backbone, part) for part in layout), initial=1)]
         at[row, [start for start, part in zip(ends, layout, strict=False) if part is None]] = True
