@@ -116,6 +116,8 @@ ATTACKS = {
     "seed-search": {"tries": 3},
     "ring-a-bell": {"population": 4, "generations": 2, "k": 4, "templates": ["a {}"]},
     "sneaky-prompt": {"limit": 2, "sure": 1.0, "longest": 3, "size": 4},
+    "p4d": {"iterations": 3, "look": 2, "tokens": 4, "images": 2, "clip": "testbed"},
+    "unlearn-diff-atk": {"steps": 2, "iterations": 2, "images": 2},
 }
 
 

@@ -203,6 +203,10 @@ class PipelineBackbone(Backbone):
         return self.texts.spell(ids)
 
     @override
+    def spellable(self) -> Int[Tensor, "v"]:
+        return self.texts.spellable()
+
+    @override
     def embed(self, ids: Tensor) -> Float[Tensor, "b n d"]:
         return self.texts.embed(ids)
 

@@ -76,6 +76,18 @@ class Texts:
         texts = self.backbone.component("tokenizer").batch_decode(ids.tolist(), skip_special_tokens=True)
         return [text.strip() for text in texts]
 
+    def spellable(self) -> Int[Tensor, "v"]:
+        """The tokens that every CLIP tokenizer reads again as themselves; see `Backbone.spellable`."""
+        names = [f"tokenizer{tower.removeprefix('text_encoder')}" for tower in self.backbone.clip_towers]
+        tokenizers = [self.backbone.component(name) for name in names]
+        if any(tokenizer is None for tokenizer in tokenizers):
+            return torch.zeros(0, dtype=torch.long, device=self.backbone.device)
+        ids = torch.arange(min(self.table(tower).num_embeddings for tower in self.backbone.clip_towers))
+        words = self.spell(ids[:, None])
+        again = [tokenizer(words, add_special_tokens=False).input_ids for tokenizer in tokenizers]
+        kept = [i for i, *read in zip(ids.tolist(), *again, strict=True) if all(one == [i] for one in read)]
+        return torch.tensor(kept, dtype=torch.long, device=self.backbone.device)
+
     def embed(self, ids: Tensor) -> Float[Tensor, "b n d"]:
         """Token embeddings, those of all towers side by side; see `Backbone.embed`."""
         tables = [self.table(tower) for tower in self.backbone.clip_towers]

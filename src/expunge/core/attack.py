@@ -14,7 +14,7 @@ from expunge.core.edit import Edit
 from expunge.core.eraser import Task, Wish
 from expunge.core.errors import ExpungeError
 from expunge.core.knowledge import Kind, Knowledge, of_settings
-from expunge.core.query import Query
+from expunge.core.query import Query, Shot
 from expunge.core.victim import Access, Victim
 
 V = TypeVar("V", bound=Victim, contravariant=True)
@@ -87,3 +87,14 @@ class Attack(ABC, Generic[V]):
     def foreseen(self, targets: int, queries: int, steps: int) -> Cost:
         """`cost`, with that of the images in its budget, of so many denoising steps each."""
         return self.cost(targets, queries) + Cost(forward=2 * steps * self.budget(targets, queries))
+
+
+def image_for(query: Query, shots: Sequence[Shot], number: int) -> Shot:
+    """The image of its target that a query is aimed at; ``number`` chooses among several.
+
+    One that was made for its prompt and seed; if there is none, one that was made for its prompt; otherwise any.
+    """
+    same = [s for s in shots if s.prompt == query.prompt]
+    own = [s for s in same if s.seed == query.seed]
+    fitting = own or same or shots
+    return fitting[number % len(fitting)]

@@ -82,6 +82,13 @@ class Backbone(ABC):
         """The text of each row of token ids, without the marks of start, end and padding."""
 
     @abstractmethod
+    def spellable(self) -> Int[Tensor, "v"]:
+        """The tokens which, written out as words of their own, are read again as themselves; ascending ids.
+
+        Pieces of words are not among them, nor marks. None are for a model whose tokens cannot be looked at.
+        """
+
+    @abstractmethod
     def embed(self, ids: Tensor) -> Float[Tensor, "b n d"]:
         """Token embeddings of ids ``[b, n]``, or of one-hot (relaxed) rows ``[b, n, vocabulary]``; differentiable."""
 

@@ -72,6 +72,12 @@ class Learned:
         self._optimizer.zero_grad()
         return float(loss.detach())
 
+    @torch.no_grad()
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write other values into some of them, as a projection after an update does; the optimizer goes on as it was."""
+        for name, value in tensors.items():
+            self._copies[name].copy_(value)
+
     def squared_distance(self, origin: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None) -> Tensor:
         r""":math:`\|\theta' - \theta\|^2` from the tensors ``origin``, summed over all learned numbers; differentiable.
 
