@@ -1,4 +1,4 @@
-"""Attacks that search no words: images to start from, trajectories, training, rounding, seeds."""
+"""Attacks that learn no words: images to start from, trajectories, training, rounding, and the controls."""
 
 import dataclasses
 from pathlib import Path
@@ -9,6 +9,7 @@ import torch
 from expunge import backbones
 from expunge.attacks.continuation import Continuation
 from expunge.attacks.image_to_image import ImageToImage
+from expunge.attacks.random_tokens import RandomTokens
 from expunge.attacks.relearning import Relearning
 from expunge.attacks.rounding import Rounding, rounding
 from expunge.attacks.seed_search import SeedSearch
@@ -189,6 +190,23 @@ def test_seed_search_keeps_the_seed_that_the_oracle_likes_best():
     assert gave.about["oracles"] == [judge]
 
 
+def test_random_tokens_keep_the_prompt_that_the_oracle_likes_best():
+    """Its prompts by hand: random ids, spelled by the tokenizer, before the query's own."""
+    backbone = backbones.load("testbed")
+    query = Query(prompt="image of a church", label="church", seed=3, guidance=4.0, steps=2)
+    attack = RandomTokens(tries=4, tokens=2)
+    gave = attacks.run(backbone, "random-tokens", attack, [], [Concept(name="church")], [query])
+    generator = Task(targets=[Concept(name="church")]).generator("random-tokens", "church")
+    tokenizer = backbone.component("tokenizer")
+    ids = backbone.random_texts(3, generator, 2)
+    words = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
+    tried = [query, *(dataclasses.replace(query, prompt=f"{text} image of a church") for text in words)]
+    images = torch.cat([backbone.generate([one]).pixels for one in tried])
+    sure = Catalog("judges").open(attack.oracle).confidence(images, "church")
+    assert gave.queries == [tried[int(sure.argmax())]]
+    assert gave.about["budget"] == {"images": 4, "asked": 4}
+
+
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
@@ -197,6 +215,7 @@ def test_seed_search_keeps_the_seed_that_the_oracle_likes_best():
         ("relearning", {"lr": -1.0}, "relearning's lr is -1.0"),
         ("relearning", {"templates": ["church"]}, "template 'church' has not one {}"),
         ("rounding", {"to": "int3"}, "unknown rounding's to 'int3'"),
+        ("random-tokens", {"tokens": 0}, "random-tokens's tokens is 0"),
         ("seed-search", {"tries": 0}, "seed-search's tries is 0"),
     ],
 )

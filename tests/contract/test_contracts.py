@@ -114,6 +114,7 @@ ATTACKS = {
     "image-to-image": {"images": 3},
     "relearning": {"iterations": 2, "images": 3},
     "seed-search": {"tries": 3},
+    "random-tokens": {"tries": 3},
     "ring-a-bell": {"population": 4, "generations": 2, "k": 4, "templates": ["a {}"]},
     "sneaky-prompt": {"limit": 2, "sure": 1.0, "longest": 3, "size": 4},
     "p4d": {"iterations": 3, "look": 2, "tokens": 4, "images": 2, "clip": "testbed"},
@@ -335,7 +336,7 @@ def test_the_contract_catches_a_silent_no_op(backbone):
         ({"knows": {}, "tuning": ()}, "what its setting 'anchor' tells it"),
         ({"knows": ANCHOR, "tuning": ("anchors",)}, "and none called 'anchors'"),
         ({"knows": ANCHOR, "tuning": ("anchor",)}, "'anchor' once, as knowledge or as tuning"),
-        ({"knows": {"anchor": "hint"}, "tuning": ()}, "knows one of anchor, phrases, random_texts, words, oracles"),
+        ({"knows": {"anchor": "hint"}, "tuning": ()}, "knows one of anchor, phrases, random_texts, retain, words, oracles"),
     ],
 )
 def test_the_contract_catches_an_eraser_that_does_not_say_what_it_knows(backbone, declared, complaint):
