@@ -3,8 +3,8 @@
 `python benchmarks/attack_speed.py` runs both ways of both attacks on the testbed with UCE's edit of four objects, and writes
 benchmarks/attack_speed.json: seconds by the clock and of the processor, the denoiser's evaluations, queries that ended with the
 same prompt, and the share of images in which judge A sees the target. `--updates 20` is how many updates each query has (P4D's;
-UnlearnDiffAtk has as many over five timesteps). Both ways do the same evaluations, so the difference is what a batch is worth on
-this machine.
+UnlearnDiffAtk has as many over five timesteps). Both ways do the same evaluations, so the difference is what a batch is worth
+on this machine.
 """
 
 import argparse
