@@ -171,7 +171,7 @@ def test_rounding_touches_what_edits_replaced_and_nothing_else(backbone):
     guide = erase.run(backbone, "negative-prompt", NegativePrompt(), [Concept(name="church")], [])
     with (
         backbone.attached([guide]),
-        pytest.raises(ExpungeError, match="rounding against negative-prompt, which replaces"),
+        pytest.raises(ExpungeError, match=f"rounding against edit {guide.id}, which replaces"),
     ):
         Rounding().provoke(white(backbone), TASK, ASKED)
 

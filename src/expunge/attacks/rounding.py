@@ -52,7 +52,7 @@ class Rounding(Attack[WhiteBox]):
         replaced = sorted({n for edit in backbone.edits if isinstance(edit, Weights) for n in edit.replaced})
         if backbone.edits and not replaced:
             raise ExpungeError(
-                f"rounding against {backbone.edits[0].eraser}, which replaces no tensors: expected an edit of weights"
+                f"rounding against edit {backbone.edits[0].id}, which replaces no tensors: expected an edit of weights"
             )
         asked = [query for query in queries if query.label in names]
         if not replaced:  # the original, to calibrate on, has nothing that was replaced

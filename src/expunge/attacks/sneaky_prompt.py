@@ -247,7 +247,7 @@ class _Search:
             self._learner = self._learner or self._begun()
             written = self._learner.policy.drawn(self._draw)
             drawn = written.choices
-        chosen = drawn.tolist()
+        chosen: list[int] = drawn.tolist()
         words = ["".join(self._choices[i] for i in chosen[at : at + each]) for at in range(0, len(chosen), each)]
         return _Try(replace(self.query, prompt=exchanged(self.query.prompt, self._slots, words)), written)
 
