@@ -336,7 +336,10 @@ def test_the_contract_catches_a_silent_no_op(backbone):
         ({"knows": {}, "tuning": ()}, "what its setting 'anchor' tells it"),
         ({"knows": ANCHOR, "tuning": ("anchors",)}, "and none called 'anchors'"),
         ({"knows": ANCHOR, "tuning": ("anchor",)}, "'anchor' once, as knowledge or as tuning"),
-        ({"knows": {"anchor": "hint"}, "tuning": ()}, "knows one of anchor, phrases, random_texts, retain, words, oracles"),
+        (
+            {"knows": {"anchor": "hint"}, "tuning": ()},
+            "knows one of anchor, phrases, random_texts, retain, words, oracles",
+        ),
     ],
 )
 def test_the_contract_catches_an_eraser_that_does_not_say_what_it_knows(backbone, declared, complaint):
