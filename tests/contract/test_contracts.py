@@ -38,10 +38,12 @@ SETTINGS = {
     "ca": {"anchor": "cat", "anchor_images": 3, "iterations": 3, "batch": 2, "lr": 1e-3},
     "sdd": {**SHORT, "ema_decay": 0.5},
     "forget-me-not": {"iterations": 3, "batch": 2, "shots": 3, "inversion": 2, "lr": 1e-3},
+    "geom-erasing": {"iterations": 3, "batch": 2, "rows": 2, "columns": 2, "token_lr": 1e-2},
 }
 ANCHOR = {"anchor": "anchor"}
 JUDGES = {"imagenet": "imagenet:weights=random"}
-OF_METRICS = {"fid": {"minimum": 3}, "kid": {"minimum": 3}, "lpips": {"weights": "random"}}
+OF_METRICS = {"fid": {"minimum": 3}, "kid": {"minimum": 3}, "lpips": {"weights": "random"},
+              "icr": {"concepts": ["watermark"]}}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", Catalog("erasers").entries())

@@ -42,6 +42,7 @@ EXPECTED = [
     ("sdd", {"roles": "paper"}, None, [], False),
     ("eiup", {"weight": -2.0}, None, [], False),
     ("forget-me-not", {}, None, ["a photo of {}"], False),
+    ("geom-erasing", {"form": "data"}, None, [], False),
     ("duo", {}, "", [], False),
     ("duo", {"anchor": "cat", "base_random": 7.0}, "cat", [], True),
 ]

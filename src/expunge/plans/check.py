@@ -95,7 +95,8 @@ def _check_labels(read: OpenedPlan) -> None:
             judge = metric.settings.get("judge")
             if judge is not None:
                 known = Catalog("judges").open(judge)
-                for concept in concepts if metric.asks_kept else erased.intersection(concepts):
+                asked = concepts if metric.asks_kept else erased.intersection(concepts)
+                for concept in metric.settings.get("concepts") or asked:
                     known.label_ids(concept)
 
 
