@@ -263,6 +263,22 @@ def test_tokens_learned_on_other_edits_need_them(backbone):
         backbone.attach(edit)
 
 
+def test_a_model_takes_one_negative_prompt_and_may_be_fine_tuned_before(backbone):
+    """Plain fine-tuning plants the concept, and the tokens that are learned on top of it need it."""
+    *_, last = dataclasses.replace(DATA, told="nothing").steps(backbone, task_of())
+    planted = last.edit()
+    with backbone.attached([planted]):
+        *_, last = MODEL.steps(backbone, task_of())
+        found = last.edit()
+        backbone.attach(found)
+        with pytest.raises(
+            ExpungeError, match="with a negative prompt is attached already: expected one that names all"
+        ):
+            backbone.attach(dataclasses.replace(found, text="cat"))
+        backbone.detach(found)
+    assert found.requires == (planted.id,)
+
+
 def test_several_targets_share_the_tokens(backbone):
     task = task_of()
     shots = task.images["church"]

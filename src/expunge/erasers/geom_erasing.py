@@ -35,7 +35,6 @@ class Avoided(Guidance):
     """Condition the unconditional half on the concept's words and all location tokens; with what the denoiser learned."""
 
     eraser = "geom-erasing"
-    alone = True
     text: str
     """The concept's words; empty for no negative prompt at all."""
     locations: Float[Tensor, "k d"] | None = None
@@ -61,6 +60,10 @@ class Avoided(Guidance):
 
     @override
     def check(self, backbone: Backbone) -> None:
+        if self.text and any(isinstance(edit, Avoided) and edit.text for edit in backbone.edits):
+            raise ExpungeError(
+                "a geom-erasing edit with a negative prompt is attached already: expected one that names all targets"
+            )
         if self.locations is None:
             return
         given, width = self.locations.shape[1], backbone.embed(backbone.tokenize([""])).shape[-1]
@@ -108,6 +111,7 @@ class GeomErasing(Eraser):
     Deviations: grid, alpha, updates and rates were in no source that was found: these defaults are this project's, and alpha 1
     weighs all cells alike. Tokens begin at random, as far out as the vocabulary is. A caption that is too long gives its last
     words up for the concept's, and a warning counts such captions. Images are cut at their middle and read as mean latents.
+    On SD3, T5 reads filler words in the places of the tokens.
     """
 
     paper: ClassVar[Paper] = Paper(
