@@ -230,6 +230,31 @@ def test_its_weights_stack_with_other_edits_bit_for_bit(backbone):
     assert all(torch.equal(t, base[n]) for n, t in backbone.stored(names).items())
 
 
+def test_where_it_cannot_steer_its_weights_are_taken_out_again(backbone, monkeypatch):
+    *_, last = DATA.steps(backbone, task_of())
+    edit, before = last.edit(), fingerprint(backbone.tensors(backbone.group("full")))
+    changed, calls = backbone.steering_changed, []
+
+    def fail_once():
+        calls.append(backbone.edits)
+        if len(calls) == 1:
+            raise RuntimeError("no hooks")
+        changed()
+
+    monkeypatch.setattr(backbone, "steering_changed", fail_once)
+    with pytest.raises(RuntimeError, match="no hooks"):
+        backbone.attach(edit)
+    assert calls == [[edit], []]
+    assert backbone.edits == []
+    assert fingerprint(backbone.tensors(backbone.group("full"))) == before
+    stored = backbone.components()["unet"].state_dict()
+    assert all(
+        torch.equal(stored[n.removeprefix("unet.")], t) for n, t in backbone.tensors(backbone.group("full")).items()
+    )
+    backbone.attach(edit)
+    assert fingerprint(backbone.tensors(backbone.group("full"))) != before
+
+
 def test_an_edit_with_weights_is_refused_on_another_base(backbone, other_folder):
     *_, last = DATA.steps(backbone, task_of())
     other = backbones.load(str(other_folder))
