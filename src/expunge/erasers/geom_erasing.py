@@ -247,8 +247,10 @@ class _Telling:
         """What was learned so far."""
         values = {name: part.values() for name, part in self.learned.items()}
         weights = self.backbone.edit_of(values["student"]) if "student" in values else None
-        below = tuple(edit.id for edit in self.backbone.edits)  # which the tokens were learned with
-        return Avoided(text=self.words, locations=values.get("tokens", {}).get(WORD), weights=weights, requires=below)
+        edit = Avoided(text=self.words, locations=values.get("tokens", {}).get(WORD), weights=weights)
+        below = tuple(other.id for other in self.backbone.edits)  # which the tokens were learned with
+        object.__setattr__(edit, "requires", below)
+        return edit
 
     def update(self, index: int) -> float:
         """One update of everything that learns."""

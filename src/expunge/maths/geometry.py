@@ -42,7 +42,7 @@ def of_boxes(boxes: Sequence[Box], size: tuple[int, int], grid: Grid) -> Bool[Te
     return covered
 
 
-def _overlapped(start: float, length: float, whole: int, parts: int) -> Bool[Tensor, "parts"]:
+def _overlapped(start: int | float, length: int | float, whole: int, parts: int) -> Bool[Tensor, "parts"]:
     """Which of the equal parts of a side a stretch of it overlaps."""
     edges = torch.arange(parts + 1, dtype=torch.float64) * whole / parts
     return (edges[1:] > start) & (edges[:-1] < start + length)

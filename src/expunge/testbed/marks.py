@@ -134,14 +134,16 @@ def correlations(images: UInt8[Tensor, "b H W 3"], name: str) -> Float[Tensor, "
             f"the mark '{name}' is {pattern.shape[1]} x {pattern.shape[0]} and the images {images.shape[2]} x "
             f"{images.shape[1]}: expected larger ones"
         )
-    bright = (images.double().mean(-1) / 127.5 - 1)[:, None]
-    away = (pattern - pattern.mean()).double().to(images.device)
-    ones = torch.ones_like(away)
-    count = away.numel()
+    bright = images.double().mean(-1) / 127.5 - 1
+    away = (pattern - pattern.mean()).to(images.device)
+    size, count = (pattern.shape[0], pattern.shape[1]), pattern.numel()
+    variance = _summed(bright.square(), size) / count - (_summed(bright, size) / count).square()
+    length = (count * variance.clamp(min=FLAT**2)).sqrt().float() * away.norm()
+    return torch.nn.functional.conv2d(bright.float()[:, None], away[None, None])[:, 0] / length
 
-    def slid(x: Tensor, kernel: Tensor) -> Tensor:
-        return torch.nn.functional.conv2d(x, kernel[None, None])[:, 0]
 
-    variance = slid(bright.square(), ones) / count - (slid(bright, ones) / count).square()
-    length = (count * variance.clamp(min=FLAT**2)).sqrt() * away.norm()
-    return (slid(bright, away) / length).float()
+def _summed(values: Float[Tensor, "b H W"], size: tuple[int, int]) -> Float[Tensor, "b y x"]:
+    """The sum over each stretch of (height, width) ``size``, by sums from the upper left corner on."""
+    whole = torch.nn.functional.pad(values.cumsum(1).cumsum(2), (1, 0, 1, 0))
+    rows = whole[:, size[0] :] - whole[:, : -size[0]]
+    return rows[:, :, size[1] :] - rows[:, :, : -size[1]]
