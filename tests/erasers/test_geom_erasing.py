@@ -215,7 +215,7 @@ def test_its_weights_stack_with_other_edits_bit_for_bit(backbone):
     ours = last.edit()
     other = erase.run(backbone, "uce", UCE(anchor="cat"), [Concept(name="church")], [])
     names = list(ours.weights.replaced)
-    base = backbone.tensors(names)
+    base = {name: tensor.clone() for name, tensor in backbone.tensors(names).items()}
     backbone.attach(other)
     backbone.attach(ours)
     for name, now in backbone.tensors(names).items():

@@ -43,7 +43,7 @@ class ICR(Metric):
     """What is looked for; the targets, if not given."""
     judge: str = "marks"
     """Catalog name of the judge that looks, with its settings if any."""
-    threshold: float = 0.6
+    threshold: float = 0.5
     """An image counts of which the judge is surer than this."""
 
     def __post_init__(self) -> None:
