@@ -62,7 +62,7 @@ def test_a_mark_is_found_where_it_was_drawn(name):
         found = correlations(out[None], name)[0]
         assert divmod(int(found.argmax()), found.shape[1]) == (box.y, box.x)
         assert float(found.max()) == pytest.approx(1, abs=2e-3)
-    assert correlations(grey[None], name).abs().max() == 0, "nothing on even ground"
+    assert correlations(grey[None], name).abs().max() < 1e-6, "nothing on even ground"
 
 
 @pytest.fixture(scope="module")
