@@ -262,7 +262,7 @@ class _Telling:
         t = torch.randint(0, backbone.training_timesteps, (len(x0),), generator=generator).to(x0.device)
         x, truth = backbone.add_noise(x0, noise, t), backbone.truth(x0, noise, t)
         cells = torch.stack([geometry.weights(image.covered, self._alpha) for image in shown])
-        weight = geometry.spread(cells, x0.shape[-2:]).to(x0.device)
+        weight = geometry.spread(cells, (x0.shape[-2], x0.shape[-1])).to(x0.device)
         now = {name: part.tensors() for name, part in self.learned.items()}
         with backbone.weights(now.get("student", {})):
             answer = backbone.predict(x, t, self._told(shown, now.get("tokens", {}).get(WORD)))
