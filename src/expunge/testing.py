@@ -15,7 +15,7 @@ from expunge.core.attack import Attack, Provocation
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Catalog, Paper
 from expunge.core.concept import Concept
-from expunge.core.edit import Edit, Weights, fingerprint
+from expunge.core.edit import Edit, fingerprint, weights_of
 from expunge.core.eraser import Eraser, Marked, Step, Task, Wish, settings_of
 from expunge.core.errors import ExpungeError
 from expunge.core.guidance import Guidance, Key
@@ -174,10 +174,11 @@ def _check_attached(edit: Edit, backbone: Backbone, task: Task, before: str) -> 
         pass
     else:
         raise BrokenPromiseError("attaching twice is refused")
-    if isinstance(edit, Weights):
-        now = backbone.tensors(list(edit.replaced))
+    weights = weights_of(edit)
+    if weights is not None:
+        now = backbone.tensors(list(weights.replaced))
         _promise(
-            all(torch.equal(now[n], edit.replaced[n].to(now[n])) for n in now),
+            all(torch.equal(now[n], weights.replaced[n].to(now[n])) for n in now),
             "one edit's tensors are the model's, bit for bit",
         )
     changed = backbone.generate(asked).latents

@@ -50,10 +50,12 @@ SETTINGS = {
         **{"surrogate": "cat", "surrogate_images": 3, "replay_images": 3, "fisher_images": 2, "fisher_timesteps": 4},
         **{"iterations": 3, "batch": 2, "lr": 1e-3},
     },
+    "geom-erasing": {"iterations": 3, "batch": 2, "rows": 2, "columns": 2, "token_lr": 1e-2},
 }
 ANCHOR = {"anchor": "anchor"}
 JUDGES = {"imagenet": "imagenet:weights=random"}
-OF_METRICS = {"fid": {"minimum": 3}, "kid": {"minimum": 3}, "lpips": {"weights": "random"}}
+OF_METRICS = {"fid": {"minimum": 3}, "kid": {"minimum": 3}, "lpips": {"weights": "random"},
+              "icr": {"concepts": ["watermark"]}}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", Catalog("erasers").entries())

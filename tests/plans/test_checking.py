@@ -72,6 +72,10 @@ def refused(plan, tmp_path, capsys) -> str:
         ({"method__uce__retain": ["dog"]}, "both a target and a retained word"),
         ({"method__uce__images": "scenes"}, "unknown pairs of method 'uce' 'scenes'"),
         (
+            {"method__uce": {"eraser": "geom-erasing"}},
+            "wants images with boxes, which no model makes and no plan gives",
+        ),
+        (
             {"method__kpop__order": "apart"},
             "method 'kpop' with keys, erased apart: expected order joint or sequential",
         ),

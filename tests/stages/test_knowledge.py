@@ -45,6 +45,7 @@ EXPECTED = [
     ("forget-me-not", {}, None, ["a photo of {}"], False),
     ("selective-amnesia", {}, "", ["a photo of {}"], False),
     ("selective-amnesia", {"surrogate": "cat", "retain_prompt": "{}", "replay": ["a hill"]}, "cat", ["{}"], False),
+    ("geom-erasing", {"form": "data"}, None, [], False),
     ("duo", {}, "", [], False),
     ("duo", {"anchor": "cat", "base_random": 7.0}, "cat", [], True),
 ]

@@ -70,6 +70,22 @@ def test_a_box_moves_as_its_image_does(old, new, box, expected):
     assert fit_boxes([Box(*box)], old, new) == (Box(*map(float, expected)),)
 
 
+@pytest.mark.parametrize("box", [[-3, 0, 9, 9], [15, 0, 9, 9], [0, 38, 5, 9], [200, 200, 5, 5], [0, 0, 0.5, 60]])
+def test_a_box_outside_its_image_is_refused_and_not_cut_to_nothing(tmp_path, box):
+    place = folder_of(tmp_path / "x", {"objects": {"bbox": [[0, 0, 5, 5], box]}})
+    for size in (None, (40, 40)):
+        with pytest.raises(
+            ExpungeError, match=r"a.png' is 20 x 40 and has a box at .*: expected x, y, width and"
+        ) as error:
+            read_any_images(place, size)
+        assert "\n" not in str(error.value)
+
+
+def test_a_detector_s_rounding_is_no_box_outside(tmp_path):
+    (shot,) = read_any_images(folder_of(tmp_path / "x", {"objects": {"bbox": [[-0.2, 0, 20.5, 40.3]]}}), (40, 20))
+    assert shot.boxes == (Box(0, 0, 20, 40, None),)
+
+
 def test_damaged_marks_are_refused_in_a_line(tmp_path):
     small = torch.ones(4, 4, dtype=torch.bool)
     for number, (row, complaint) in enumerate(

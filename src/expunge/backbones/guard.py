@@ -8,7 +8,7 @@ import torch
 from expunge.backbones import held
 from expunge.backbones.running import check_steers, method_of, steers
 from expunge.core.adapter import Adapter
-from expunge.core.edit import Edit, Weights
+from expunge.core.edit import Edit, weights_of
 from expunge.core.errors import ExpungeError
 from expunge.core.guidance import Key, attends
 
@@ -24,11 +24,12 @@ def check_carries(backbone: "PipelineBackbone", parts: held.Pipeline, edit: Edit
     """
     part = backbone.denoiser
     unread: list[str] = []
-    if isinstance(edit, Weights):
-        for name in edit.replaced:
+    weights = weights_of(edit)
+    if weights is not None:
+        for name in weights.replaced:
             module, key = backbone.parameter(name)
             held.check_plain(name, module._parameters.get(key))
-        layers = {name.rpartition(".")[0] for name in edit.replaced}
+        layers = {name.rpartition(".")[0] for name in weights.replaced}
         unread = [layer for layer in _unread(backbone, parts, layers) if not _written_through(backbone, parts, layer)]
     elif coming and isinstance(edit, Adapter):
         unread = _unread(backbone, parts, edit.layers)

@@ -82,6 +82,8 @@ class Edit(ABC):
     """Whether its id covers what it says of itself; not that of a file of format 1."""
     key: "Edit | None" = None
     """The private key that was made with it, until it is saved: never a part of the edit's own file."""
+    weights: "Weights | None" = None
+    """Tensors that guidance replaces beside what it steers, where both were learned together; they come and go with it."""
 
     @abstractmethod
     def fields(self) -> dict[str, Any]:
@@ -203,3 +205,8 @@ class Weights(Edit):
     def stored_name(self, name: str) -> str:
         """What the edit's file calls the tensor ``name``: fingerprints and ids are of these names."""
         return self._stored[name]
+
+
+def weights_of(edit: Edit) -> Weights | None:
+    """The tensors that an edit replaces: all that a weights edit is, and what some guidance has; None if it replaces none."""
+    return edit if isinstance(edit, Weights) else edit.weights

@@ -84,6 +84,8 @@ class Marked(NamedTuple):
     prompt: str
     marks: Literal["boxes", "mask"]
     """Where the concept is: boxes around it, or a mask of its pixels."""
+    on: Literal["every", "some", "any"] = "every"
+    """Which images must have marks: every one, some of them, or none need to; those without have nothing in them."""
 
 
 Wish = str | Redrawn | Marked

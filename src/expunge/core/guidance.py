@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Guidance(Edit):
-    """A change to how a prompt is denoised: the weights stay as they are.
+    """A change to how a prompt is denoised: the weights stay as they are, but for those that it was learned with (`weights`).
 
     Subclasses are frozen dataclasses; their fields are JSON. They live beside their eraser, which names the class. ``state``
     is what a subclass remembers for one generation; what it knows of the prompt's words goes into ``of_words(state)``.

@@ -44,6 +44,8 @@ class Metric(ABC):
     """Which images it cannot do without; plans leave it out where there are none."""
     asks_kept: ClassVar[bool] = True
     """Whether its judge, if it has one, must know retained concepts too."""
+    any_label: ClassVar[bool] = False
+    """Whether all images count, whatever they are labelled with: it looks for what no prompt asks for."""
     version: ClassVar[int] = 1
     """Raised when the same images begin to give other numbers."""
 

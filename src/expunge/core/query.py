@@ -123,6 +123,10 @@ class Box(NamedTuple):
     height: float
     label: str | None = None
 
+    def inside(self, height: int, width: int) -> bool:
+        """Whether it lies in an image of that size; a pixel over its edge is taken for rounding."""
+        return min(self.x, self.y) >= -1 and self.x + self.width <= width + 1 and self.y + self.height <= height + 1
+
 
 @final
 @dataclass(frozen=True, kw_only=True)

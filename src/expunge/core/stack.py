@@ -11,7 +11,7 @@ from torch import Tensor
 
 from expunge.core.adapter import Adapter, Gate, LowRank, as_layers, low_rank
 from expunge.core.attention import check_reads_text
-from expunge.core.edit import Edit, Weights, fingerprint_as, fingerprints, strengths
+from expunge.core.edit import Edit, Weights, fingerprint_as, fingerprints, strengths, weights_of
 from expunge.core.errors import ExpungeError
 from expunge.core.guidance import Guidance, attends
 
@@ -54,8 +54,9 @@ class Stack:
         if attends(edit):
             check_reads_text(self.backbone)
         self.backbone.check_carries(edit, coming=True)
-        if isinstance(edit, Weights):
-            self._check_base(edit, any_base)
+        weights = weights_of(edit)
+        if weights is not None:
+            self._check_base(edit, weights, any_base)
         elif isinstance(edit, Adapter):
             self._check_layers(edit, any_base)
         self._change(edit, [*self.entries, (edit, strength)])
@@ -74,16 +75,18 @@ class Stack:
 
     def _change(self, edit: Edit, entries: list[tuple[Edit, float]]) -> None:
         """Make the model what ``entries`` say, which differ from today's by ``edit``; as it was if that fails."""
-        before = self.entries
-        if isinstance(edit, Weights):
-            self._rewrite(list(edit.replaced), entries)
-            self.entries = entries
-            return
+        before, weights = self.entries, weights_of(edit)
+        if weights is not None:
+            self._rewrite(list(weights.replaced), entries)
         self.entries = entries
+        if weights is edit:
+            return
         try:
             self._hook(edit)
             self.backbone.steering_changed()
         except BaseException:
+            if weights is not None:
+                self._rewrite(list(weights.replaced), before)
             self.entries = before
             self._hook(edit)
             self.backbone.steering_changed()
@@ -140,7 +143,8 @@ class Stack:
         One edit at strength 1 gives its own tensor, bit for bit; otherwise the differences to the base are added in float32.
         """
         stack = self.entries if entries is None else entries
-        touching = [(e.replaced[name], s) for e, s in stack if isinstance(e, Weights) and name in e.replaced]
+        found = [(weights_of(e), s) for e, s in stack]
+        touching = [(w.replaced[name], s) for w, s in found if w is not None and name in w.replaced]
         if not touching:
             return base
         if len(touching) == 1 and touching[0][1] == 1.0:
@@ -175,7 +179,7 @@ class Stack:
                     targets[name].copy_(self.composed(name, base[name]).to(precisions[name]))
                 self.backbone.written(written)
             raise
-        still = {n for e, _ in entries if isinstance(e, Weights) for n in e.replaced}
+        still = {n for e, _ in entries if (w := weights_of(e)) is not None for n in w.replaced}
         self.base = {n: t for n, t in {**self.base, **base}.items() if n in still}
 
     def _precision(self, name: str, held: Tensor, expected: Tensor) -> torch.dtype:
@@ -232,7 +236,7 @@ class Stack:
         if edit.id in attached:
             raise ExpungeError(f"edit {edit.id} is attached already: expected each edit once")
         missing = [r for r in edit.requires if r not in attached]
-        if missing and not (any_base and isinstance(edit, Guidance)):
+        if missing and not (any_base and isinstance(edit, Guidance) and edit.weights is None):
             raise ExpungeError(
                 f"edit {edit.id} was made on top of edit {missing[0]}: expected that one to be attached first"
             )
@@ -244,8 +248,9 @@ class Stack:
     def _check_names(self, edit: Edit) -> None:
         """Refuse an edit of tensors, or beside layers, that neither the denoiser nor the text encoders have."""
         touched, what = dict[str, str](), "an edit"
-        if isinstance(edit, Weights):
-            touched = {name: f"replaces '{name}'" for name in edit.replaced}
+        weights = weights_of(edit)
+        if weights is not None:
+            touched = {name: f"replaces '{name}'" for name in weights.replaced}
         elif isinstance(edit, Adapter):
             touched, what = {f"{name}.weight": f"adapts '{name}'" for name in edit.layers}, "an adapter"
         beyond = set(touched) - set(self.backbone.group("full")) if touched else set()
@@ -255,19 +260,19 @@ class Stack:
                 f"edit {edit.id} {touched[foreign]}, which {self.backbone.name} does not have: expected {what} of its family"
             )
 
-    def _check_base(self, edit: Weights, any_base: bool) -> None:
-        names, model = list(edit.replaced), self.backbone.name
+    def _check_base(self, edit: Edit, weights: Weights, any_base: bool) -> None:
+        names, model = list(weights.replaced), self.backbone.name
         base = self.originals(names)
         for name in names:
-            given, expected = tuple(edit.replaced[name].shape), tuple(base[name].shape)
+            given, expected = tuple(weights.replaced[name].shape), tuple(base[name].shape)
             if given != expected:
                 raise ExpungeError(
                     f"edit {edit.id} replaces '{name}' of shape {given}: expected {expected} for {model}"
                 )
         if not any_base:
-            precisions = {str(t.dtype).removeprefix("torch.") for t in edit.replaced.values()}
-            named = {edit.stored_name(n): t for n, t in base.items()}
-            self._check_fingerprints(edit, edit.base_sha256, named, precisions)
+            precisions = {str(t.dtype).removeprefix("torch.") for t in weights.replaced.values()}
+            named = {weights.stored_name(n): t for n, t in base.items()}
+            self._check_fingerprints(edit, weights.base_sha256, named, precisions)
 
     def _check_fingerprints(
         self, edit: Edit, wanted: Mapping[str, str], base: dict[str, Tensor], precisions: AbstractSet[str]

@@ -2,6 +2,7 @@
 
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept, check_targets
+from expunge.core.eraser import Marked
 from expunge.core.errors import ExpungeError, check_counts, check_positive, each_once, unknown
 from expunge.plans.opened import OpenedPlan, opened
 from expunge.plans.schema import ASKED, CONTROLS, KEYLESS, Method, Plan
@@ -95,7 +96,8 @@ def _check_labels(read: OpenedPlan) -> None:
             judge = metric.settings.get("judge")
             if judge is not None:
                 known = Catalog("judges").open(judge)
-                for concept in concepts if metric.asks_kept else erased.intersection(concepts):
+                asked = concepts if metric.asks_kept else erased.intersection(concepts)
+                for concept in metric.settings.get("concepts") or asked:
                     known.label_ids(concept)
 
 
@@ -141,11 +143,17 @@ def _check_pairs(read: OpenedPlan) -> None:
 
 
 def _check_needs(read: OpenedPlan) -> None:
-    """Have erasers that make their own images refuse targets that they lack something for."""
+    """Have erasers that make their own images refuse targets that they lack something for; and refuse those that make none."""
     for name, eraser in read.erasers.items():
         if read.plan.method[name].images is None:
             for split in read.chosen:
-                eraser.needs([Concept(name=word) for word in read.words(read.splits[split])])
+                needs = eraser.needs([Concept(name=word) for word in read.words(read.splits[split])])
+                marks = [wish.marks for wishes in needs.values() for wish in wishes if isinstance(wish, Marked)]
+                if marks:
+                    raise ExpungeError(
+                        f"method '{name}' wants images with {marks[0]}, which no model makes and no plan gives: expected "
+                        "another eraser, or a script"
+                    )
 
 
 def _check_method(read: OpenedPlan, name: str) -> None:

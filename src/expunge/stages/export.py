@@ -247,7 +247,7 @@ def as_weights(backbone: Backbone, edit: Edit) -> Edit:
         return backbone.edit_of(edit.fused(backbone.tensors([f"{name}.weight" for name in edit.layers])))
     if edit.kind != "weights":
         raise ExpungeError(
-            f"edit {edit.id} is a {edit.kind} edit, which has no weights to fuse: expected weights or an adapter"
+            f"edit {edit.id} is a {edit.kind} edit, which has no weights to fuse by themselves: expected weights or an adapter"
         )
     return edit
 

@@ -63,7 +63,9 @@ def measured(
     others = [] if reference is None else _originals(reference, metric.any_reference)
     provenances = [e["provenance"] for e in run.get("edits", []) if e.get("provenance")]
     erased = list(dict.fromkeys(t for p in provenances for t in p["targets"]))
-    words = _words(folder, shots, erased, targets, retain)
+    words = _Words(list(erased if targets is None else targets), list(retain or ()))
+    if not metric.any_label:
+        words = _words(folder, shots, erased, targets, retain)
     compared = {} if reference is None else _compared(reference, shots, others, metric.any_reference)
     known = knowledge.of_provenances(provenances, run.get("attack"))
     common: dict[str, Any] = {

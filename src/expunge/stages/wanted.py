@@ -226,12 +226,17 @@ class _Home:
 
 
 def _check_marks(role: str, wishes: Sequence[Wish], shots: Sequence[Shot], folder: Path) -> None:
-    """Refuse an image, as it was cut to the model's size, without the marks that are needed.
+    """Refuse an image, as it was cut to the model's size, without the marks that are needed; or all of them, if none has some.
 
     Raises:
         ExpungeError: naming the file.
     """
-    marks = {wish.marks for wish in wishes if isinstance(wish, Marked)}
+    wanted = [wish for wish in wishes if isinstance(wish, Marked)]
+    if any(wish.on == "some" for wish in wanted) and not any(shot.boxes or shot.mask for shot in shots):
+        raise ExpungeError(
+            f"no image in '{folder}' for '{role}' has {wanted[0].marks}: expected them in its metadata.jsonl"
+        )
+    marks = {wish.marks for wish in wanted if wish.on == "every"}
     for shot in shots if marks else ():
         if "boxes" in marks and not shot.boxes:
             if _is_marked(folder, shot):

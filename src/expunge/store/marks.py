@@ -64,12 +64,29 @@ def read_mask(path: Path, of: Path, size: tuple[int, int] | None = None) -> Bool
 
 
 def fitted(shot: Shot, size: tuple[int, int] | None) -> Shot:
-    """An image of a file with its marks, cut and scaled to (height, width) if a ``size`` is given."""
+    """An image of a file with its marks, cut and scaled to (height, width) if a ``size`` is given.
+
+    Raises:
+        ExpungeError: for a box that reaches out of its image, such as one in other units than pixels.
+    """
     mask = shot.mask
     if isinstance(mask, partial):
         mask = partial(read_mask, *mask.args, size)
-    boxes = shot.boxes if size is None or not shot.boxes else fit_boxes(shot.boxes, shown_size(shot.path), size)
+    boxes = shot.boxes
+    if boxes:
+        shown = shown_size(shot.path)
+        _check_inside(shot, shown)
+        boxes = boxes if size is None else fit_boxes(boxes, shown, size)
     return replace(shot, pixels=partial(read_pixels, shot.path, size), boxes=boxes, mask=mask)
+
+
+def _check_inside(shot: Shot, size: tuple[int, int]) -> None:
+    for box in shot.boxes:
+        if not box.inside(*size):
+            raise ExpungeError(
+                f"'{shot.path}' is {size[1]} x {size[0]} and has a box at {box.x:g}, {box.y:g} of {box.width:g} x "
+                f"{box.height:g}: expected x, y, width and height in pixels, inside the image"
+            )
 
 
 class _Cut(NamedTuple):
