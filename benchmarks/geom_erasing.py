@@ -26,7 +26,7 @@ from expunge.core.concept import Concept
 from expunge.core.edit import Edit
 from expunge.core.eraser import settings_of
 from expunge.core.query import Shot, queries
-from expunge.core.record import Interval, Record, hull, share_of, wilson
+from expunge.core.record import Interval, Record, hull, paired_proportions, share_of, wilson
 from expunge.judges.marks import Marks
 from expunge.metrics.icr import ICR
 from expunge.settings import presets
@@ -226,11 +226,13 @@ def compared(rows: Sequence[Row]) -> list[str]:
     by_name = {row.name: row for row in rows}
     lines = ["| ICR, difference of | points | |", "|---|---|---|"]
     for one, other in COMPARED:
-        runs = {}
+        runs, pairs = {}, []
         for seed, folder in by_name[one].folders.items():
-            pairs = zip(shown(folder), shown(by_name[other].folders[seed]), strict=True)
-            runs[seed] = {"": [(shot.prompt, mine - theirs) for (shot, mine), (_, theirs) in pairs]}
-        interval = Interval(*(100 * end for end in share_of(runs, least=-1.0)))
+            both = list(zip(shown(folder), shown(by_name[other].folders[seed]), strict=True))
+            pairs += [(mine, theirs) for (_, mine), (_, theirs) in both]
+            runs[seed] = {"": [(shot.prompt, mine - theirs) for (shot, mine), (_, theirs) in both]}
+        alone = paired_proportions(*([pair[side] for pair in pairs] for side in (0, 1)))
+        interval = hull(alone, share_of(runs, least=-1.0))
         verdict = "lower" if interval.high < 0 else "higher" if interval.low > 0 else "undecided"
         lines.append(f"| {one} − {other} | {written(interval)} | {'one seed' if len(runs) == 1 else verdict} |")
     return lines
