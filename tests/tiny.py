@@ -192,3 +192,50 @@ def tiny_pipeline(**options) -> diffusers.StableDiffusionPipeline:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def tiny_safety_checker(seed: int = 0):
+    """Diffusers' safety checker, and how it reads images; by its random thresholds no image is unsafe."""
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**tower, "vocab_size": 99, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    vision = {**tower, "image_size": 32, "patch_size": 8}
+    torch.manual_seed(seed)
+    net = StableDiffusionSafetyChecker(
+        transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    )
+    for weight in net.parameters():
+        weight.data.normal_(0, 0.5)
+    for thresholds in (net.concept_embeds_weights, net.special_care_embeds_weights):
+        thresholds.data.uniform_(1.1, 1.2)
+    return still_net(net), transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
+
+
+def still_net(net):
+    return net.eval().requires_grad_(False)
+
+
+def tiny_text_classifier(folder, labels=("SFW", "NSFW"), seed: int = 5, **settings) -> None:
+    """A text classifier of the published one's class (DistilBERT), and a tokenizer of letters, written to a folder."""
+    folder.mkdir()
+    marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [*string.ascii_lowercase, *(f"##{c}" for c in string.ascii_lowercase)]
+    vocabulary = {token: i for i, token in enumerate([*marks, *letters])}
+    transformers.BertTokenizer(vocab=vocabulary, model_max_length=24).save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = transformers.DistilBertConfig(
+        vocab_size=len(vocabulary),
+        dim=32,
+        hidden_dim=64,
+        n_layers=2,
+        n_heads=2,
+        max_position_embeddings=24,
+        id2label=dict(enumerate(labels)),
+        label2id={label: i for i, label in enumerate(labels)},
+        **settings,
+    )
+    net = transformers.DistilBertForSequenceClassification(config)
+    for weight in net.parameters():
+        weight.data.normal_(0, 0.3)
+    net.save_pretrained(folder)

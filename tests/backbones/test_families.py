@@ -44,7 +44,6 @@ SETTINGS = {
         "attack_steps": 2,
         "retain_batch": 2,
         "kept": ["cat"],
-        "sampling": {"arm": "online-frozen", "sampling_steps": 4},
     },
     "forget-me-not": {"iterations": 3, "batch": 2, "shots": 3, "inversion": 2, "lr": 1e-3},
     "selective-amnesia": {

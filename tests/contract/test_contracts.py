@@ -21,6 +21,7 @@ from expunge.erasers.uce import UCE
 from expunge.stages import analyse, erase, measure
 from expunge.stages import attack as attacks
 from expunge.testing import BrokenPromiseError, check_analysis, check_attack, check_eraser, check_metric
+from tiny import tiny_safety_checker
 
 SHORT = {"iterations": 3, "batch": 2, "lr": 1e-3, "sampling": {"sampling_steps": 4}}
 SETTINGS = {
@@ -43,7 +44,6 @@ SETTINGS = {
         "attack_steps": 2,
         "retain_batch": 2,
         "kept": ["cat"],
-        "sampling": {"arm": "online-frozen", "sampling_steps": 4},
     },
     "forget-me-not": {"iterations": 3, "batch": 2, "shots": 3, "inversion": 2, "lr": 1e-3},
     "selective-amnesia": {
@@ -278,9 +278,19 @@ def test_the_contract_wants_every_image_s_value_or_none(images):
         check_metric(Forgetful(keeps=2), shots, ["church"], ["dog"])
 
 
+@pytest.fixture(scope="module")
+def open_judge(tmp_path_factory):
+    """Opens a judge by its name."""
+    folder = tmp_path_factory.mktemp("judges") / "safety-checker"
+    for part in tiny_safety_checker():
+        part.save_pretrained(folder)
+    specs = {**JUDGES, "safety-checker": f"safety-checker:path={folder}"}
+    return lambda name: Catalog("judges").open(specs.get(name, name))
+
+
 @pytest.mark.parametrize("name", Catalog("judges").entries())
-def test_judge(name):
-    judge = Catalog("judges").open(JUDGES.get(name, name))
+def test_judge(name, open_judge):
+    judge = open_judge(name)
     assert isinstance(judge, Judge)
     pixels = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8)
     scores = judge.scores(pixels)
@@ -372,9 +382,8 @@ def test_targets_are_checked_before_anything_runs(backbone):
 
 
 @pytest.mark.parametrize("name", Catalog("judges").entries())
-def test_a_judge_is_known_by_its_network(name):
-    judges, name = Catalog("judges"), JUDGES.get(name, name)
-    assert judges.open(name).identity() == judges.open(name).identity()
+def test_a_judge_is_known_by_its_network(name, open_judge):
+    assert open_judge(name).identity() == open_judge(name).identity()
 
 
 def test_the_testbed_s_judges_are_told_apart():

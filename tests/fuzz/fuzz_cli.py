@@ -306,8 +306,8 @@ def tables(data: Any, here: Path) -> None:
 
 
 FLAGS = """--out --edit --model --target --retain --seed --count --steps --guidance --strength --batch --prompt --concept
---set --prompts --json --lr --iterations --images --reference --key --hold-threshold --hold-word --store --room --query-seed
---device --dtype --layout"""
+--set --prompts --json --lr --iterations --images --reference --key --hold-threshold --hold-word --hold-prompt --store --room
+--query-seed --device --dtype --layout"""
 WORDS = ["esd", "uce", "kpop", "sld", "esr-psr", "fid", "daam", "concept-inversion", "x.toml"]
 
 

@@ -1,11 +1,12 @@
 """CLIP scores against transformers' own logits and torchmetrics, on a tiny random CLIP saved to disk; and the testbed's."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from expunge import testbed
 from expunge.core.errors import ExpungeError
@@ -158,6 +159,17 @@ def test_no_such_clip_is_one_line(tmp_path):
             clip(name)
         assert "\n" not in str(caught.value)
         assert name in str(caught.value)
+
+
+def test_a_clip_that_lacks_tensors_is_refused_by_their_name(folder, tmp_path):
+    """Transformers makes them up, and says so in a report only."""
+    tensors = load_file(folder / "model.safetensors")
+    shutil.copytree(folder, tmp_path / "part")
+    (tmp_path / "part" / "model.safetensors").unlink()
+    kept = {k: t for k, t in tensors.items() if not k.startswith("text_projection")}
+    save_file(kept, tmp_path / "part" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ExpungeError, match=r"cannot be loaded as a CLIP.*it has no 'text_projection.weight'"):
+        clip(str(tmp_path / "part"))
 
 
 @pytest.mark.parametrize(

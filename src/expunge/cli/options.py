@@ -163,10 +163,16 @@ def load_key(path: Path) -> "Key":
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Screening:
-    """What is held back: prompts by their words, images by what a judge sees in them."""
+    """What is held back: prompts by their words or by a text classifier, images by what a judge sees in them."""
 
     hold_word: Words = ()
     """A word or phrase that a prompt must not name; repeat for several."""
+    hold_prompt: Path | None = None
+    """A folder of a text classifier (transformers) that reads every prompt."""
+    hold_prompt_label: str = "NSFW"
+    """Its label of prompts that are held back."""
+    hold_prompt_threshold: float = 0.5
+    """From which probability of that label on a prompt is held back, 0 to 1."""
     hold_concept: Words = ()
     """A concept that an image must not show; repeat for several."""
     hold_judge: str = "testbed"
@@ -178,12 +184,15 @@ class Screening:
 
     def filter(self) -> "Filter | None":
         """The filter, if there is anything to find."""
-        if not (self.hold_word or self.hold_concept):
+        if not (self.hold_word or self.hold_prompt or self.hold_concept):
             return None
         from expunge.stages.filters import Filter
 
         return Filter(
             words=self.hold_word,
+            classifier="" if self.hold_prompt is None else str(self.hold_prompt),
+            classifier_label=self.hold_prompt_label,
+            classifier_threshold=self.hold_prompt_threshold,
             concepts=self.hold_concept,
             judge=self.hold_judge,
             threshold=self.hold_threshold,

@@ -62,9 +62,9 @@ def _filter(options: Screen) -> "Filter":
     """The filter that is asked for."""
     by = options.screening.filter()
     if by is None:
-        raise ExpungeError("nothing to screen for: expected --hold-concept or --hold-word")
+        raise ExpungeError("nothing to screen for: expected --hold-concept, --hold-word or --hold-prompt")
     if options.roc and not by.concepts:
-        raise ExpungeError("--roc with words alone: expected --hold-concept, of which a judge is more or less sure")
+        raise ExpungeError("--roc of prompts alone: expected --hold-concept, of which a judge is more or less sure")
     return by
 
 

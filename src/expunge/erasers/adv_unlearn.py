@@ -65,7 +65,8 @@ class AdvUnlearn(Eraser):
     The paper keeps by a second term, as here; the authors' code by an update of its own after each (``keeping="apart"``).
     Deviations: each point draws its own target and timestep (theirs has one target and one timestep an update); the paper
     lets a language model drop kept prompts that are near the concept, here those that hold the target's name are dropped;
-    points come from the frozen model, which is the authors' own as long as the text encoder alone learns.
+    points follow the original's reading of a prompt, so that the arms online-student and online-frozen are one: the
+    denoiser does not learn.
     """
 
     paper: ClassVar[Paper] = Paper(
@@ -118,7 +119,7 @@ class AdvUnlearn(Eraser):
     """Updates."""
     batch: int = 1
     """Points an update."""
-    sampling: Sampling = field(default_factory=lambda: Sampling(arm="online-frozen"))
+    sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
         counts = ("tokens", "attack_every", "attack_batch", "retain_batch", "iterations", "batch")
@@ -129,8 +130,6 @@ class AdvUnlearn(Eraser):
                 f"adv-unlearn's attack_steps {self.attack_steps}, warmup {self.warmup} and retain_weight {self.retain_weight}: "
                 "expected none below 0"
             )
-        if self.sampling.arm == "online-student":
-            raise ExpungeError("adv-unlearn's sampling arm 'online-student': expected online-frozen or bank")
         phrases(self.templates, "")
         phrases(self.kept_templates, "")
 

@@ -1,8 +1,7 @@
 """Texts and images in one space: any CLIP of the hub or of a folder, or the testbed's own."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from expunge import testbed
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Shot, batches
+from expunge.pretrained import folders
 
 BATCH = 50
 
@@ -72,18 +72,8 @@ def _published(model: str) -> Clip:
     from transformers import CLIPModel, CLIPProcessor
 
     folder = Path(model) if Path(model).is_dir() else _fetched(model)
-    net: Any
-    processor: Any
-    try:
-        with _no_bar():
-            net = CLIPModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-            processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ExpungeError(
-            f"'{model}' cannot be loaded as a CLIP: expected a folder of a CLIPModel ({reason})"
-        ) from error
-    net.eval().requires_grad_(False)
+    net = folders.network(CLIPModel, folder, "a CLIP")
+    processor = folders.reader(CLIPProcessor, folder, "a CLIP")
     longest = net.config.text_config.max_position_embeddings
 
     def images(pixels: UInt8[Tensor, "b H W 3"]) -> Float[Tensor, "b d"]:
@@ -112,20 +102,6 @@ def _fetched(model: str) -> Path:
         ) from error
 
 
-@contextmanager
-def _no_bar() -> Iterator[None]:
-    """Keep transformers from drawing a progress bar."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
 def _entries(tokenizer: Any) -> list[str]:
     """A vocabulary by id, as its entries read."""
     known: dict[str, int] = tokenizer.get_vocab()
@@ -136,7 +112,7 @@ def _testbed() -> Clip:
     """The text tower that the testbed's UNet reads, and its image partner, each with its projection."""
     from expunge.testbed import clip as own
 
-    with _no_bar():
+    with folders.quietly():
         own.text_vectors([""])  # the tower is read at its first use, and kept
     told = {"network": f"{testbed.VERSION} text tower and partner", "preprocessing": "area resize to 64 x 64"}
     return Clip(own.image_vectors, own.text_vectors, told, lambda: _entries(own.tokenizer()))

@@ -1,4 +1,4 @@
-"""Filters: images that a judge sees a concept in, and prompts that name one, are held back."""
+"""Filters: images that a judge sees a concept in, and prompts that name one or that a classifier objects to, are held back."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,6 +17,7 @@ from expunge.core.catalog import Catalog
 from expunge.core.concept import spans
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.judge import Judge
+from expunge.pretrained.text_classifier import TextClassifier
 from expunge.store import PICTURES, Entry, copy_images, new_folder, read_entries, read_views
 
 
@@ -24,7 +25,7 @@ class Sight(NamedTuple):
     """What a filter found in one image, or in its prompt."""
 
     reason: str
-    """``word: bomb`` or ``image: weapon``; empty if nothing."""
+    """``word: bomb``, ``prompt: NSFW`` or ``image: weapon``; empty if nothing."""
     confidence: float
     """Of the judge, for the concept it is surest of; 0 where no judge looked."""
 
@@ -32,13 +33,19 @@ class Sight(NamedTuple):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Filter:
-    """What is held back (methods.md A12): prompts by their words, images by what a judge sees in them.
+    """What is held back (methods.md A12): prompts by their words or by a text classifier, images by what a judge sees in them.
 
     Whoever holds the weights can leave a filter out.
     """
 
     words: Sequence[str] = ()
     """Words and phrases that a prompt must not name, whole and in any case."""
+    classifier: str = ""
+    """A folder of a text classifier that reads each prompt; empty for none."""
+    classifier_label: str = "NSFW"
+    """Its label of prompts that are held back."""
+    classifier_threshold: float = 0.5
+    """From which probability of that label on a prompt is held back."""
     concepts: Sequence[str] = ()
     """Concepts that an image must not show."""
     judge: str = "testbed"
@@ -49,23 +56,53 @@ class Filter:
     """What is shown instead of an image."""
 
     def __post_init__(self) -> None:
-        if not (self.words or self.concepts):
-            raise ExpungeError("a filter with nothing to find: expected words, or concepts for a judge")
-        if not 0 <= self.threshold <= 1:
-            raise ExpungeError(f"a filter's threshold is {self.threshold}: expected 0 to 1")
+        if not (self.reads_prompts or self.concepts):
+            raise ExpungeError(
+                "a filter with nothing to find: expected words, a text classifier, or concepts for a judge"
+            )
+        for threshold in (self.threshold, self.classifier_threshold):
+            if not 0 <= threshold <= 1:
+                raise ExpungeError(f"a filter's threshold is {threshold}: expected 0 to 1")
         if any(not word.strip() for word in self.words):
             raise ExpungeError("a word of the filter is empty: expected words that a prompt must not name")
         for concept in self.concepts:
             self.seen_by.label_ids(concept)
+        if self.classifier:
+            self.read_by.label_id(self.classifier_label)
 
     @cached_property
     def seen_by(self) -> Judge:
         """The judge."""
         return Catalog("judges").open(self.judge)
 
+    @cached_property
+    def read_by(self) -> TextClassifier:
+        """The text classifier."""
+        return TextClassifier(self.classifier)
+
+    def open(self) -> None:
+        """Have the judge look once, so that one that cannot be opened says so before there is work to lose."""
+        self.look(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether a prompt may be held back."""
+        return bool(self.words or self.classifier)
+
     def named(self, prompt: str) -> str:
         """The first of the words that ``prompt`` names; empty if none."""
         return next((w for w in self.words if spans(prompt, w)), "")
+
+    def refused(self, prompt: str) -> str:
+        """Why ``prompt`` is held back, as in `Sight`; empty if it is not, as one without words never is."""
+        word = self.named(prompt)
+        if word:
+            return f"word: {word}"
+        if not (self.classifier and prompt.strip()):
+            return ""
+        label = self.read_by.label_id(self.classifier_label)
+        sure = self.read_by.probability(prompt, label)
+        return f"prompt: {self.read_by.labels[label]}" if sure >= self.classifier_threshold else ""
 
     def confidences(self, images: UInt8[Tensor, "b H W 3"]) -> Float[Tensor, "b concepts"]:
         """How sure the judge is of each concept in each image."""
@@ -126,15 +163,17 @@ def screen(folder: Path, by: Filter) -> list[Screened]:
     left out. So is nothing else: what cannot be read is in the list, as not looked at.
 
     Raises:
-        ExpungeError: if there is no image, or a line of metadata is damaged.
+        ExpungeError: if there is no image, a line of metadata is damaged, or the judge cannot be opened.
     """
+    by.open()
     files = [seen for entry in read_entries(folder) if (seen := _screened(entry, by)) is not None]
     if not files:
         raise ExpungeError(f"'{folder}' holds no image: expected a folder of images")
     silent = sum(seen.looked_at and not seen.prompt for seen in files)
-    if by.words and silent:
+    if by.reads_prompts and silent:
+        left = "no word was looked for there" if by.words else "the classifier read nothing there"
         warnings.warn(
-            f"{silent} of {len(files)} images of '{folder}' have no prompt in a metadata.jsonl: no word was looked for there",
+            f"{silent} of {len(files)} images of '{folder}' have no prompt in a metadata.jsonl: {left}",
             ExpungeWarning,
             stacklevel=2,
         )
@@ -146,7 +185,7 @@ def _screened(entry: Entry, by: Filter) -> Screened | None:
     prompt = " ".join(str(entry.row[name]) for name in CAPTIONS if entry.row.get(name))
     label = entry.row.get("label")
     about = {"file_name": entry.name, "prompt": prompt, "label": None if label is None else str(label)}
-    word = by.named(prompt)
+    refused = by.refused(prompt)
     problem, sights = entry.problem, list[Sight]()
     if not problem:
         try:
@@ -157,11 +196,11 @@ def _screened(entry: Entry, by: Filter) -> Screened | None:
                 return None
             problem = str(error)
     if not (problem or by.concepts or prompt):
-        problem = "has no prompt to look for words in"
+        problem = "has no prompt to look for words in" if by.words else "has no prompt for the classifier to read"
     best = max(sights, key=lambda sight: sight.confidence, default=Sight("", 0.0))
     if problem:
         return Screened(**about, reason=problem, confidence=best.confidence, looked_at=False)
-    return Screened(**about, reason=f"word: {word}" if word else best.reason, confidence=best.confidence)
+    return Screened(**about, reason=refused or best.reason, confidence=best.confidence)
 
 
 class Point(NamedTuple):
@@ -223,10 +262,14 @@ def keep(folder: Path, screened: Sequence[Screened], out: Path, overwrite: bool 
 
 def described(by: Filter) -> dict[str, Any]:
     """A filter as JSON, for the record of a run."""
-    return {
+    told = {
         "words": list(by.words),
         "concepts": list(by.concepts),
         "judge": by.judge,
         "threshold": by.threshold,
         "action": by.action,
     }
+    if not by.classifier:
+        return told
+    read_by = {"label": by.classifier_label, "threshold": by.classifier_threshold, "sha256": by.read_by.identity}
+    return {**told, "classifier": {"folder": by.classifier, **read_by}}

@@ -81,14 +81,14 @@ def _filtered(
     if by is None:
         yield from render(backbone, queries, batch, on_batch)
         return
-    words = [by.named(q.prompt) for q in queries]
+    refused = [by.refused(q.prompt) for q in queries]
     seen: list[Sight] = []
-    allowed = [q for q, word in zip(queries, words, strict=True) if not word]
+    allowed = [q for q, why in zip(queries, refused, strict=True) if not why]
     images = (x for batch_ in by.passed(render(backbone, allowed, batch, on_batch), seen) for x in batch_)
     passed = 0
-    for word in words:
-        if word:
-            sights.append(Sight(f"word: {word}", 0.0))
+    for why in refused:
+        if why:
+            sights.append(Sight(why, 0.0))
             yield torch.zeros((1, *backbone.image_size, 3), dtype=torch.uint8)
         else:
             image = next(images)
@@ -113,7 +113,7 @@ class _Unfinished:
             ExpungeError: if what is there is of other images.
         """
         self._file, self._of = folder / RESUME, of
-        refused = [by is not None and bool(by.named(q.prompt)) for q in queries]
+        refused = [by is not None and bool(by.refused(q.prompt)) for q in queries]
         images_until = list(accumulate(0 if no else 1 for no in refused))
         ends = set(accumulate(sizes))
         self._whole = {row for row, images in enumerate(images_until, 1) if images in ends}
@@ -171,6 +171,8 @@ def to_folder(
     """
     if not queries:
         raise ExpungeError("nothing to generate: expected at least one prompt")
+    if by is not None:
+        by.open()
     texts.tell_of(backbone, [text for query in queries for text in (query.prompt, query.negative)])
     batch = presets.batch(backbone) if batch is None else batch
     about = {"split": split, "strength": strength, "any_base": any_base, "control": control}
@@ -197,7 +199,7 @@ def _written(
     on_batch: Callable[[int], None] | None,
 ) -> Cost:
     """Write the images with the fingerprint ``of`` into a folder, or those that an earlier run left out; the cost of all."""
-    asked = [q for q in queries if by is None or not by.named(q.prompt)]
+    asked = [q for q in queries if by is None or not by.refused(q.prompt)]
     sizes = [len(alike) for alike in _batches(backbone, asked, batch)]
     unfinished = _Unfinished(folder, of, queries, sizes, by)
     first, before = unfinished.rows, backbone.cost - unfinished.spent
