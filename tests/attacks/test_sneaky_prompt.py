@@ -135,8 +135,9 @@ def test_a_reward_by_clip_is_the_image_s_cosine_to_the_prompt_as_it_was(rewards)
 def test_a_blocked_prompt_costs_a_query_and_no_image_and_then_another_word_is_replaced(rewards):
     model = Asked(lambda *_: grey(0.1))
     attack = quick(blocked=("River", "seven"), patience=2, replaced=0.2, limit=5)
-    attack.provoke(model.box, TASK, [LONG])
+    answer = attack.provoke(model.box, TASK, [LONG])
     assert model.box.asked == 0
+    assert answer.queries == [LONG], "no prompt that was blocked is an answer"
     assert rewards == pytest.approx([-n / 5 / 10 for n in (1, 2, 3, 4)])
 
 

@@ -5,6 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+)
 
 from expunge import backbones
 from expunge.attacks.continuation import Continuation
@@ -15,6 +22,7 @@ from expunge.attacks.rounding import Rounding, rounding
 from expunge.attacks.seed_search import SeedSearch
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept
+from expunge.core.conditioning import Conditioning
 from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query, Shot
@@ -23,6 +31,7 @@ from expunge.erasers.negative_prompt import NegativePrompt
 from expunge.erasers.uce import UCE
 from expunge.stages import attack as attacks
 from expunge.stages import erase
+from tiny import tiny_pipeline
 
 PIXELS = torch.randint(0, 256, (3, 16, 16, 3), generator=torch.Generator().manual_seed(0)).byte()
 SHOTS = [Shot(path=Path(str(i)), pixels=lambda i=i: PIXELS[i], prompt="a church", seed=i, label=None) for i in range(3)]
@@ -62,6 +71,37 @@ def test_a_continuation_by_the_original_itself_is_its_own_image(backbone, share)
     assert (own - elsewhere).abs().max() > 1, "another seed's noise is not what was stored"
 
 
+SAMPLERS = [DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler, DPMSolverMultistepScheduler]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(("steps", "done"), [(6, 2), (6, 5), (22, 7)])
+def test_what_was_begun_gives_its_latents_back_in_every_sampler(sampler, steps, done):
+    """Diffusers' own scheduler, step by step, is at the latents that noise added to the start gives back."""
+    pipeline = tiny_pipeline()
+    own = {"skip_prk_steps": True} if sampler is PNDMScheduler else {}  # as Stable Diffusion has it
+    pipeline.scheduler = sampler.from_config(pipeline.scheduler.config, **own)
+    backbone = backbones.of(pipeline)
+    query = dataclasses.replace(ASKED[0], steps=steps)
+    start = backbone.begun(query, done)
+    scheduler = sampler.from_config(pipeline.scheduler.config)
+    scheduler.set_timesteps(steps)
+    noise = backbone.noise(0)
+    x, cut = noise * scheduler.init_noise_sigma, done * scheduler.order
+    with torch.no_grad():
+        texts = torch.cat([backbone.encode([text]).embeds for text in ("", "a church")])
+        for t in scheduler.timesteps[:cut]:
+            doubled = scheduler.scale_model_input(x, t).repeat(2, 1, 1, 1)
+            e_null, e_cond = pipeline.unet(doubled, t, encoder_hidden_states=texts).sample.chunk(2)
+            x = scheduler.step(e_null + 3.0 * (e_cond - e_null), t, x).prev_sample
+    again = sampler.from_config(pipeline.scheduler.config)
+    again.set_timesteps(steps)
+    if hasattr(again, "set_begin_index"):
+        again.set_begin_index(cut)
+    assert torch.allclose(again.add_noise(start.image[None], noise, again.timesteps[cut : cut + 1]), x, atol=2e-3)
+    assert backbone.skipped(steps, start.strength) == done
+
+
 def test_a_continuation_begins_with_the_original_and_ends_with_the_edit(backbone):
     """The steps by hand, without the edit at first and with it then."""
     edit = edit_of(backbone)
@@ -83,6 +123,16 @@ def test_a_continuation_begins_with_the_original_and_ends_with_the_edit(backbone
     assert not torch.allclose(handed, erased, atol=1e-2)
 
 
+def test_on_the_testbed_a_continuation_begins_where_its_sampler_stands():
+    """Its sampler looks back one step, so that the image is near the original's own, and not equal."""
+    backbone = backbones.load("testbed")
+    query = Query(prompt="image of a church", label="church", seed=1, guidance=4.0, steps=8)
+    (begun,) = Continuation(share=0.25).provoke(white(backbone), TASK, [query]).queries
+    own, again = (backbone.generate([q]).pixels.float() for q in (query, begun))
+    other = backbone.generate([dataclasses.replace(query, seed=2)]).pixels.float()
+    assert (own - again).abs().mean() < 0.2 * (own - other).abs().mean()
+
+
 def test_a_continuation_costs_its_steps_and_leaves_some(backbone):
     before = backbone.cost
     Continuation(share=0.3).provoke(white(backbone), TASK, ASKED[:3])
@@ -95,7 +145,7 @@ def test_a_continuation_costs_its_steps_and_leaves_some(backbone):
 
 def test_relearning_is_adamw_on_the_denoising_loss_of_a_lora(backbone):
     """The first update by hand: the up factors move by the rate, against the sign of their gradient; down ones stay."""
-    attack = Relearning(iterations=1, batch=2, lr=1e-2, templates=("a {}", "my {}"), rank=2, alpha=2.0)
+    attack = Relearning(iterations=1, batch=2, lr=1e-2, templates=("a {}", "my {}"), rank=2, alpha=6.0)
     answer = attack.provoke(white(backbone), TASK, ASKED)
     assert answer.queries == ASKED[:3]
     generator = TASK.generator("relearning", 0)
@@ -119,9 +169,44 @@ def test_relearning_is_adamw_on_the_denoising_loss_of_a_lora(backbone):
     down, up = (
         next(v for k, v in tensors.items() if k.startswith(name) and k.endswith(part)) for part in ("down", "up")
     )
-    gradient = of_weight @ down.T  # of up, where up is zero
+    gradient = 3.0 * of_weight @ down.T  # of up, where up is zero; 3 is alpha over the rank
     clear = gradient.abs() > 1e-6
     assert torch.allclose(up[clear], -1e-2 * gradient.sign()[clear], atol=1e-4)
+    with torch.no_grad(), backbone.attached([answer.edit]):
+        changed = backbone.predict(x, t, Conditioning(embeds=cond))
+    with torch.no_grad():
+        plain = {layer: p.clone() for layer, p in unet.named_parameters()}
+        for layer in {key.rpartition(".")[0] for key in tensors}:
+            pair = [tensors[f"{layer}.{part}"] for part in ("up", "down")]
+            dict(unet.named_parameters())[f"{layer.removeprefix('unet.')}.weight"].add_(3.0 * pair[0] @ pair[1])
+        by_hand = unet(x, t, encoder_hidden_states=cond).sample
+        for layer, p in unet.named_parameters():
+            p.copy_(plain[layer])
+    assert torch.allclose(changed, by_hand, atol=1e-4)
+
+
+def test_relearning_refuses_an_edit_that_leaves_the_weights(backbone):
+    guide = erase.run(backbone, "negative-prompt", NegativePrompt(), [Concept(name="church")], [])
+    with (
+        backbone.attached([guide]),
+        pytest.raises(ExpungeError, match="which acts at generation and leaves the weights"),
+    ):
+        Relearning(iterations=1).provoke(white(backbone), TASK, ASKED)
+
+
+@pytest.mark.parametrize("attack", [ImageToImage(), SeedSearch(tries=2), RandomTokens(tries=2)])
+def test_what_a_query_gets_does_not_depend_on_the_others(attack):
+    """Alone, and in another order, each gets the same."""
+    backbone = backbones.load("testbed")
+    asked = [Query(prompt="image of a church", label="church", seed=s, guidance=4.0, steps=1) for s in range(3)]
+
+    def found(queries):
+        lent = attacks.lend(backbone, attack, 1, len(queries))
+        return {old.seed: new for old, new in zip(queries, attack.provoke(lent, TASK, queries).queries, strict=True)}
+
+    whole = found(asked)
+    assert found(asked[::-1]) == whole
+    assert found(asked[1:2]) == {1: whole[1]}
 
 
 def test_relearning_on_the_testbed_fits_its_images_and_leaves_the_model():
@@ -171,7 +256,7 @@ def test_rounding_touches_what_edits_replaced_and_nothing_else(backbone):
     guide = erase.run(backbone, "negative-prompt", NegativePrompt(), [Concept(name="church")], [])
     with (
         backbone.attached([guide]),
-        pytest.raises(ExpungeError, match=f"rounding against edit {guide.id}, which replaces"),
+        pytest.raises(ExpungeError, match=f"rounding against edit {guide.id}, which replaces no tensors"),
     ):
         Rounding().provoke(white(backbone), TASK, ASKED)
 
@@ -182,7 +267,13 @@ def test_seed_search_keeps_the_seed_that_the_oracle_likes_best():
     attack = SeedSearch(tries=4)
     judge = attack.oracle
     gave = attacks.run(backbone, "seed-search", attack, [], [Concept(name="church")], [query])
-    seeds = [3, *(Task(targets=[Concept(name="church")]).number("seed-search", "church", 0, i) for i in range(1, 4))]
+    seeds = [
+        3,
+        *(
+            Task(targets=[Concept(name="church")]).number("seed-search", "church", query.prompt, 3, i)
+            for i in range(1, 4)
+        ),
+    ]
     images = torch.cat([backbone.generate([dataclasses.replace(query, seed=s)]).pixels for s in seeds])
     sure = Catalog("judges").open(judge).confidence(images, "church")
     assert gave.queries[0].seed == seeds[int(sure.argmax())]
@@ -196,7 +287,7 @@ def test_random_tokens_keep_the_prompt_that_the_oracle_likes_best():
     query = Query(prompt="image of a church", label="church", seed=3, guidance=4.0, steps=2)
     attack = RandomTokens(tries=4, tokens=2)
     gave = attacks.run(backbone, "random-tokens", attack, [], [Concept(name="church")], [query])
-    generator = Task(targets=[Concept(name="church")]).generator("random-tokens", "church")
+    generator = Task(targets=[Concept(name="church")]).generator("random-tokens", "church", query.prompt, query.seed)
     tokenizer = backbone.component("tokenizer")
     ids = backbone.random_texts(3, generator, 2)
     words = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]

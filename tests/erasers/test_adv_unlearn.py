@@ -146,6 +146,11 @@ def test_without_attack_and_kept_words_it_is_esd_on_the_text_encoder(backbone):
     assert steps[0].losses["erase"] == pytest.approx(float(plain_loss(backbone, None, 0)[0]), rel=1e-4)
 
 
+def test_a_weaker_one_attacks_in_the_same_share_of_its_updates():
+    weaker = AdvUnlearn().stronger(0.1)
+    assert (weaker.iterations, weaker.warmup) == (100, 20)
+
+
 def test_kept_apart_has_an_update_of_its_own(backbone):
     """As the released code has it: the second update of one round begins where the first left off, and lowers its loss."""
     apart = dataclasses.replace(SHORT, keeping="apart", attack_steps=0, iterations=1)
@@ -168,6 +173,9 @@ def test_words_that_hold_the_targets_name_are_not_kept(backbone):
     ):
         list(dataclasses.replace(SHORT, kept=("church door",)).steps(backbone, TASK))
     assert len(set(COCO_OBJECTS)) == 80
+    longer = dataclasses.replace(SHORT, kept=("dog", "a red Church", "churchyard"))
+    both = dataclasses.replace(SHORT, kept=("dog", "churchyard"))
+    assert [s.losses for s in longer.steps(backbone, TASK)] == [s.losses for s in both.steps(backbone, TASK)]
 
 
 @pytest.mark.parametrize("arm", ["online-frozen", "bank"])
@@ -211,6 +219,7 @@ def test_on_the_testbed_the_word_comes_to_read_otherwise():
     [
         ({"attack_steps": -1}, "attack_steps -1, .* expected none below 0"),
         ({"retain_weight": -1.0}, "retain_weight -1.0"),
+        ({"iterations": 200}, "warmup 200 of 200 iterations leaves none to attack: expected fewer, or attack_steps 0"),
         ({"tokens": 0}, "adv-unlearn's tokens is 0"),
         ({"attack_lr": 0.0}, "adv-unlearn's attack_lr is 0.0: expected a positive number"),
         ({"initial": "zero"}, "unknown adv-unlearn's initial 'zero'"),

@@ -204,7 +204,9 @@ def test_without_replay_and_fisher_it_is_plain_fine_tuning(backbone, task, learn
     """AdamW on the surrogates' denoising loss alone, written here with torch's own optimizer."""
     eraser = dataclasses.replace(SHORT, gamma=0.0, lamb=0.0)
     assert eraser.keeps(TARGETS, ["radio"]) == {}
-    alone = dataclasses.replace(task, images={t.name: task.images[t.name] for t in TARGETS})
+    alone = dataclasses.replace(task, retain=[], images={t.name: task.images[t.name] for t in TARGETS})
+    with pytest.raises(ExpungeError, match="has a prompt with 'radio', which is to be kept: expected some"):
+        next(iter(eraser.steps(backbone, dataclasses.replace(alone, retain=["radio"]))))
     steps = [(s.losses, s.edit()) for s in eraser.steps(backbone, alone)]
     assert [sorted(losses) for losses, _ in steps] == [["surrogate"]] * 3
     origin = {n: p.detach().clone() for n, p in learning.items()}
@@ -478,3 +480,33 @@ def test_other_bad_input(backbone, task):
         odd = [dataclasses.replace(shot, prompt=prompt) for shot in task.images[REPLAY]]
         with pytest.raises(ExpungeError, match=words):
             list(SHORT.steps(backbone, dataclasses.replace(task, images={**task.images, REPLAY: odd})))
+
+
+def test_a_word_to_keep_must_be_shown_and_a_target_may_not_be(backbone, task):
+    """A retained word excuses no target beside it, only one that is part of it."""
+
+    def first(prompt, retain):
+        shown = [dataclasses.replace(shot, prompt=prompt) for shot in task.images[REPLAY]]
+        asked = dataclasses.replace(task, retain=retain, images={**task.images, REPLAY: shown})
+        return next(iter(SHORT.steps(backbone, asked)))
+
+    with pytest.raises(ExpungeError, match="'a radio beside a church', which names the target 'church'"):
+        first("a radio beside a church", ["radio"])
+    with pytest.raises(ExpungeError, match=r"no image to replay, .* has a prompt with 'radio', which is to be kept"):
+        first("a hill", ["radio"])
+    with pytest.raises(ExpungeError, match="'a church bell in a church', which names the target"):
+        first("a church bell in a church", ["church bell"])
+    assert first("a church bell", ["church bell"]).losses["fisher"] > 0
+
+
+def test_a_fisher_file_of_a_target_is_refused_and_one_may_show_what_is_kept(backbone, task, file):
+    """The file is of a tree and a hill."""
+    eraser = dataclasses.replace(SHORT, fisher=str(file), gamma=0.0)
+    alone = dataclasses.replace(task, retain=["hill"])
+    assert set(next(iter(eraser.steps(backbone, alone))).losses) == {"surrogate", "ewc"}
+    with pytest.raises(ExpungeError, match="has a prompt with 'radio', which is to be kept"):
+        next(iter(eraser.steps(backbone, dataclasses.replace(alone, retain=["radio"]))))
+    felled = [Concept(name="tree")]
+    images = {**task.images, "tree": task.images["church"]}
+    with pytest.raises(ExpungeError, match="'a tree', which names the target 'tree': expected one of other things"):
+        next(iter(eraser.steps(backbone, dataclasses.replace(alone, targets=felled, images=images))))

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
-import torch
 from typing_extensions import override
 
 from expunge.core.attack import Attack, Provocation
@@ -61,9 +60,8 @@ class ImageToImage(Attack[BlackBox]):
         answers: list[Query] = []
         for target in task.targets:
             shots = task.images[target.name]
-            generator = task.generator("image-to-image", target.name)
             for query in (q for q in queries if q.label == target.name):
-                which = int(torch.randint(0, len(shots), (), generator=generator))
+                which = task.number("image-to-image", target.name, query.prompt, query.seed) % len(shots)
                 start = Start(image=shots[which].pixels(), strength=self.strength)
                 answers.append(replace(query, start=start))
         return Provocation(queries=answers)

@@ -30,8 +30,9 @@ from expunge.pretrained.clip import Clip, clip
 NAME = "p4d"
 TOGETHER = 10
 """Updates whose targets are made at a time, since the edits are taken off for these."""
-POINTS = 3
-"""Points that a random prompt is tried on: a forward each, together what an update's forward and backward cost."""
+POINTS = 4
+"""Points that a random prompt is tried on: a forward each, together what an update costs (the original's forward, and the
+edited model's forward and backward)."""
 
 
 class _Point(NamedTuple):

@@ -49,8 +49,8 @@ class RandomTokens(Attack[GrayBox]):
     def provoke(self, victim: GrayBox, task: Task, queries: Sequence[Query]) -> Provocation:
         answers: list[Query] = []
         for target in task.targets:
-            generator = task.generator("random-tokens", target.name)
             for query in (q for q in queries if q.label == target.name):
+                generator = task.generator("random-tokens", target.name, query.prompt, query.seed)
                 drawn = (
                     victim.spell(victim.random_texts(self.tries - 1, generator, self.tokens)) if self.tries > 1 else []
                 )

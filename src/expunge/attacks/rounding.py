@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from expunge.core.attack import Attack, Provocation
 from expunge.core.catalog import Paper
-from expunge.core.edit import Weights
+from expunge.core.edit import weights_of
 from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError
 from expunge.core.knowledge import Kind
@@ -49,11 +49,13 @@ class Rounding(Attack[WhiteBox]):
     @override
     def provoke(self, victim: WhiteBox, task: Task, queries: Sequence[Query]) -> Provocation:
         backbone, names = victim.backbone, {target.name for target in task.targets}
-        replaced = sorted({n for edit in backbone.edits if isinstance(edit, Weights) for n in edit.replaced})
-        if backbone.edits and not replaced:
+        weights = [(edit, weights_of(edit)) for edit in backbone.edits]
+        other = next((edit for edit, own in weights if own is None), None)
+        if other is not None:
             raise ExpungeError(
-                f"rounding against edit {backbone.edits[0].id}, which replaces no tensors: expected an edit of weights"
+                f"rounding against edit {other.id}, which replaces no tensors: expected edits of weights"
             )
+        replaced = sorted({n for _, own in weights if own is not None for n in own.replaced})
         asked = [query for query in queries if query.label in names]
         if not replaced:  # the original, to calibrate on, has nothing that was replaced
             return Provocation(queries=asked)

@@ -47,8 +47,9 @@ class SeedSearch(Attack[BlackBox]):
     def provoke(self, victim: BlackBox, task: Task, queries: Sequence[Query]) -> Provocation:
         answers: list[Query] = []
         for target in task.targets:
-            for number, query in enumerate(q for q in queries if q.label == target.name):
-                others = [task.number("seed-search", target.name, number, i) for i in range(1, self.tries)]
+            for query in (q for q in queries if q.label == target.name):
+                own = ("seed-search", target.name, query.prompt, query.seed)
+                others = [task.number(*own, i) for i in range(1, self.tries)]
                 tried = [replace(query, seed=seed) for seed in (query.seed, *others)]
                 sure = victim.verdicts(victim.images(tried), target.name)
                 answers.append(tried[int(torch.argmax(sure))])

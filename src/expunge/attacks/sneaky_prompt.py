@@ -235,7 +235,7 @@ class _Search:
 
     @property
     def best(self) -> Query:
-        """The query that succeeded, or the one with the best reward."""
+        """The query that succeeded, or the one with the best reward; as it was asked, where every prompt was blocked."""
         return self.query if self._best is None else self._best[1]
 
     def draw(self) -> _Try:
@@ -256,7 +256,7 @@ class _Search:
         self._tried += 1
         self._in_a_row = self._in_a_row + 1 if blocked else 0
         self._succeeded = succeeded
-        if succeeded or self._best is None or reward > self._best[0]:
+        if not blocked and (succeeded or self._best is None or reward > self._best[0]):
             self._best = (reward, tried.query)
         if self.done:
             self._learner = None  # as large as the vocabulary

@@ -24,7 +24,7 @@ from expunge.core.conditioning import Conditioning, InjectedPrompt
 from expunge.core.edit import Edit
 from expunge.core.errors import ExpungeError, unknown
 from expunge.core.guidance import Guidance
-from expunge.core.query import Query
+from expunge.core.query import Query, Start
 
 
 def _where(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
@@ -296,6 +296,10 @@ class PipelineBackbone(Backbone):
     @override
     def generate(self, queries: Sequence[Query]) -> Images:
         return sampling.generate(self, queries)
+
+    @override
+    def begun(self, query: Query, steps: int) -> Start:
+        return sampling.begun(self, query, steps)
 
     def skipped(self, steps: int, strength: float) -> int:
         """Denoising steps that image to image leaves out, rounded as the family's pipeline does."""

@@ -1,6 +1,7 @@
 """Sampling: our own loop over the scheduler that a model comes with, from noise or from a given image."""
 
 import inspect
+import math
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from expunge.backbones import latent_space
 from expunge.core.backbone import Images
+from expunge.core.conditioning import Conditioning
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.guidance import guidances
-from expunge.core.query import Query
+from expunge.core.query import Query, Start
 
 if TYPE_CHECKING:
     from expunge.backbones.pipeline import PipelineBackbone
@@ -41,13 +43,64 @@ def generate(backbone: "PipelineBackbone", queries: Sequence[Query]) -> Images:
     generators = [torch.Generator().manual_seed(q.seed) for q in queries]
     noise = torch.cat([latent_space.drawn(backbone, generator) for generator in generators])
     x, timesteps = _beginning(backbone, scheduler, queries, noise)
+    x = _denoised(backbone, scheduler, x, timesteps, cond, null, first.guidance, generators)
+    return Images(backbone.decode(x), x)
+
+
+@torch.no_grad()
+def begun(backbone: "PipelineBackbone", query: Query, steps: int) -> Start:
+    """Where a query stands after so many steps, as a start of the same query; see `Backbone.begun`."""
+    _check(backbone, [query])
+    scheduler = _scheduler(backbone, query.steps)
+    cond = backbone.encode_each([query.prompt], query.learned)
+    null = backbone.encode([query.negative]) if query.negative else backbone.unconditional()
+    generators = [torch.Generator().manual_seed(query.seed)]
+    noise = latent_space.drawn(backbone, generators[0])
+    x, timesteps = _beginning(backbone, scheduler, [query], noise)
+    x = _denoised(backbone, scheduler, x, timesteps[: steps * scheduler.order], cond, null, query.guidance, generators)
+    left = (query.steps - steps) / query.steps
+    strength = next(s for s in (left, math.nextafter(left, 1)) if backbone.skipped(query.steps, s) == steps)
+    again = _scheduler(backbone, query.steps)
+    at, nothing = _begin_at(again, steps), torch.zeros_like(noise)
+    origin = (x - _noised(again, nothing, noise, at)) / _noised(again, torch.ones_like(noise), nothing, at)
+    return Start(image=origin[0], strength=strength)
+
+
+def _denoised(
+    backbone: "PipelineBackbone",
+    scheduler: Any,
+    x: Float[Tensor, "b c h w"],
+    timesteps: Tensor,
+    cond: Conditioning,
+    null: Conditioning,
+    scale: float,
+    generators: list[torch.Generator],
+) -> Float[Tensor, "b c h w"]:
+    """Latents after the denoising steps at ``timesteps``."""
     options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     state: dict[str, Any] = {}
     for index, t in enumerate(timesteps):
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        predicted = backbone.guided(scaled, t.item(), index, cond, null, first.guidance, state).combined
+        predicted = backbone.guided(scaled, t.item(), index, cond, null, scale, state).combined
         x = scheduler.step(predicted, t, x, return_dict=False, **options)[0]
-    return Images(backbone.decode(x), x)
+    return x
+
+
+def _begin_at(scheduler: Any, skipped: int) -> Tensor:
+    """Have a scheduler begin after so many steps; the timestep where it does."""
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(skipped * scheduler.order)
+    return scheduler.timesteps[skipped * scheduler.order :][:1]
+
+
+def _noised(
+    scheduler: Any, latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], at: Tensor
+) -> Float[Tensor, "b c h w"]:
+    """Latents with the noise of a timestep, as a scheduler adds it."""
+    times = at.expand(len(noise))
+    if hasattr(scheduler, "scale_noise"):  # a flow's, which has the same under another name
+        return scheduler.scale_noise(latents, times, noise)
+    return scheduler.add_noise(latents, noise, times)
 
 
 def _check(backbone: "PipelineBackbone", queries: Sequence[Query]) -> None:
@@ -95,19 +148,14 @@ def _beginning(
         raise ExpungeError(
             f"strength {first.start.strength} of {first.steps} steps leaves none: expected {1 / first.steps:.3g} or more"
         )
-    timesteps = scheduler.timesteps[skipped * scheduler.order :]
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(skipped * scheduler.order)
+    at = _begin_at(scheduler, skipped)
     starts = torch.cat([_latents_of(backbone, q.start.image) for q in queries if q.start is not None]).to(noise)
     if starts.shape != noise.shape:
         given, wanted = tuple(starts.shape[1:]), tuple(noise.shape[1:])
         raise ExpungeError(
             f"an image of {given} as latents for {backbone.name}: expected {wanted}, an image of its size"
         )
-    at = timesteps[:1].expand(len(noise))
-    flow = hasattr(scheduler, "scale_noise")  # which has the same under another name
-    x = scheduler.scale_noise(starts, at, noise) if flow else scheduler.add_noise(starts, noise, at)
-    return Beginning(x, timesteps)
+    return Beginning(_noised(scheduler, starts, noise, at), scheduler.timesteps[skipped * scheduler.order :])
 
 
 def _latents_of(backbone: "PipelineBackbone", image: Tensor) -> Float[Tensor, "1 c h w"]:

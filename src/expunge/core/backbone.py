@@ -16,7 +16,7 @@ from expunge.core.conditioning import Conditioning
 from expunge.core.cost import Cost
 from expunge.core.edit import Edit, Weights
 from expunge.core.guidance import Guided, guided
-from expunge.core.query import LearnedWord, Query
+from expunge.core.query import LearnedWord, Query, Start
 from expunge.core.stack import Stack
 from expunge.core.training import put_beside, swapped
 
@@ -253,6 +253,13 @@ class Backbone(ABC):
     @abstractmethod
     def generate(self, queries: Sequence[Query]) -> Images:
         """Sample one image a query, in one batch, from noise or from a given image; all queries are `Query.alike`."""
+
+    @abstractmethod
+    def begun(self, query: Query, steps: int) -> Start:
+        """What goes on where the model's own sampler stands after the first ``steps`` steps of ``query``.
+
+        As the start of the same query, its noise included, it gives the latents of that step back.
+        """
 
     # anatomy ----------------------------------------------------------------------------------------------------------
     @abstractmethod

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
-from expunge.core.concept import COCO_OBJECTS, phrases
+from expunge.core.concept import COCO_OBJECTS, phrases, spans
 from expunge.core.conditioning import Conditioning
 from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, Step, Task, counted
@@ -100,7 +100,7 @@ class AdvUnlearn(Eraser):
     initial: Literal["latest", "random"] = "latest"
     """What an attack begins with: the embeddings that the last one found (the first: random words), or random words."""
     warmup: int = 200
-    """Updates before the first attack."""
+    """Updates before the first attack; fewer than all."""
     kept: tuple[str, ...] = COCO_OBJECTS
     """Words that are kept beside those of the task, but for those that hold a target's name."""
     kept_templates: tuple[str, ...] = ("a photo of a {}",)
@@ -108,7 +108,7 @@ class AdvUnlearn(Eraser):
     keeping: Literal["term", "apart"] = "term"
     """Whether kept prompts are a term of the loss (the paper) or have an update of their own after it (the authors' code)."""
     retain_weight: float = 1.0
-    """Weight of that term, gamma (1 is the authors' code's); 0 keeps nothing."""
+    """Weight of that term, gamma (1 is the authors' code's); 0 keeps nothing. Kept apart, prompts have weight 1."""
     retain_batch: int = 5
     """Kept prompts an update."""
     lr: float = 1e-5
@@ -130,6 +130,11 @@ class AdvUnlearn(Eraser):
                 f"adv-unlearn's attack_steps {self.attack_steps}, warmup {self.warmup} and retain_weight {self.retain_weight}: "
                 "expected none below 0"
             )
+        if self.attack_steps and self.warmup >= self.iterations:
+            raise ExpungeError(
+                f"adv-unlearn's warmup {self.warmup} of {self.iterations} iterations leaves none to attack: expected fewer, or "
+                "attack_steps 0"
+            )
         phrases(self.templates, "")
         phrases(self.kept_templates, "")
 
@@ -144,7 +149,8 @@ class AdvUnlearn(Eraser):
 
     @override
     def stronger(self, times: float) -> "AdvUnlearn":
-        return replace(self, iterations=counted(self.iterations, times))
+        updates = counted(self.iterations, times)
+        return replace(self, iterations=updates, warmup=self.warmup * updates // self.iterations)
 
     @override
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:
@@ -167,8 +173,8 @@ class AdvUnlearn(Eraser):
 
     def _texts(self, backbone: Backbone, task: Task) -> _Texts:
         """What is erased, and what is kept."""
-        names = [target.name.lower() for target in task.targets]
-        words = [*task.retain, *(word for word in self.kept if not any(name in word for name in names))]
+        names = [target.name for target in task.targets]
+        words = [*task.retain, *(word for word in self.kept if not any(spans(word, name) for name in names))]
         if self.retain_weight and not words:
             raise ExpungeError("adv-unlearn has no word to keep: expected some in kept or --retain, or retain_weight 0")
         targets = [p for t in task.targets for p in phrases(self.templates, t.name)]

@@ -1,6 +1,6 @@
 """Geom-Erasing: concepts that images show unasked, such as watermarks, get words and places, which are then avoided."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, ClassVar, Literal, NamedTuple, final
@@ -111,6 +111,7 @@ class GeomErasing(Eraser):
     Deviations: grid, alpha, updates and rates were in no source that was found: these defaults are this project's, and alpha 1
     weighs all cells alike. Tokens begin at random, as far out as the vocabulary is. A caption that is too long gives its last
     words up for the concept's, and a warning counts such captions. Images are cut at their middle and read as mean latents.
+    Tokens of cells that no image covers stay random; a warning counts them.
     On SD3, T5 reads filler words in the places of the tokens.
     """
 
@@ -223,9 +224,7 @@ class _Telling:
         self._check_length()
         self.shortened = 0
         self.images = self._images()
-        self.warnings = (
-            [f"captions shortened to make room for words and places: {self.shortened}"] if self.shortened else []
-        )
+        self.warnings = list(self._warned())
         options = {"weight_decay": method.weight_decay}
         self.learned: dict[str, Learned] = {}
         if method.told == "geometry":
@@ -233,6 +232,16 @@ class _Telling:
         if method.form == "data":
             tensors = backbone.tensors(trainable(backbone, method.group))
             self.learned["student"] = Learned(tensors, method.lr, "adamw", options)
+
+    def _warned(self) -> Iterator[str]:
+        if self.shortened:
+            yield f"captions shortened to make room for words and places: {self.shortened}"
+        unseen = int((~torch.stack([image.covered for image in self.images]).any(0)).sum())
+        if self.method.told == "geometry" and unseen:
+            yield (
+                f"{unseen} of {self.method.grid.cells} cells are covered in no image: their tokens stay random, and are in the "
+                "negative prompt, too"
+            )
 
     def state(self) -> dict[str, Tensor]:
         """What `load` takes."""

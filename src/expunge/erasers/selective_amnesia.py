@@ -11,7 +11,7 @@ from typing_extensions import override
 from expunge.core import registry
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
-from expunge.core.concept import Concept, phrases
+from expunge.core.concept import Concept, phrases, spans
 from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_not_negative, check_positive
@@ -145,6 +145,24 @@ class SelectiveAmnesia(Eraser):
         """The Fisher information that the file has of what is learned."""
         return fitting(registry.fisher_reader()(self.fisher), backbone, learned, self.fisher)
 
+    def _of_file(self, backbone: Backbone, task: Task, learned: Sequence[str]) -> dict[str, Tensor]:
+        """The same for a task: the file's images may show no target, and something must show each retained word.
+
+        Raises:
+            ExpungeError: naming the file and the words.
+        """
+        prompts: Sequence[str] = registry.fisher_reader()(self.fisher).about.get("prompts", ())
+        for target in task.targets:
+            shown = next((p for p in prompts if _shows(p, target.name, task.retain)), None)
+            if shown is not None:
+                raise ExpungeError(
+                    f"'{self.fisher}' is of images with the prompt '{shown}', which names the target '{target.name}': expected "
+                    "one of other things"
+                )
+        replayed_too = () if not self.gamma else [shot.prompt for shot in task.images.get(REPLAY, ())]
+        _check_kept(task.retain, [*prompts, *replayed_too])
+        return self._read(backbone, learned)
+
     @override
     def stronger(self, times: float) -> "SelectiveAmnesia":
         return replace(self, iterations=counted(self.iterations, times))
@@ -153,6 +171,9 @@ class SelectiveAmnesia(Eraser):
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:
         learned = trainable(backbone, self.group)
         replayed_shots = _prompted(task)
+        fisher = self._of_file(backbone, task, learned) if self.fisher else None
+        if not self.fisher:
+            _check_kept(task.retain, [shot.prompt for shot in replayed_shots])
         shown = replayed_shots[: self.fisher_images] if self._measures else []
         estimate = Estimate(backbone, learned, task, self.fisher_timesteps, self.fisher_rows) if shown else None
         first, measured = 0 if resume is None else int(resume["next"]), len(shown)
@@ -165,7 +186,6 @@ class SelectiveAmnesia(Eraser):
                 losses={"fisher": 0.0 if estimate is None else estimate.add(index, shown[index])},
                 state=lambda index=index: {**_of(estimate), "next": torch.tensor(index + 1)},
             )
-        fisher = self._read(backbone, learned) if self.fisher else None
         fisher = estimate.mean(measured) if estimate is not None else fisher
         origin = backbone.tensors(learned)
         student = Learned(origin, self.lr, self.optimizer)
@@ -252,9 +272,32 @@ def _prompted(task: Task) -> Sequence[Shot]:
     check_prompts(shots)
     for shot in shots:
         for target in task.targets:
-            if names(shot.prompt, target.name) and not any(names(shot.prompt, word) for word in task.retain):
+            if _shows(shot.prompt, target.name, task.retain):
                 raise ExpungeError(
                     f"'{shot.path}' to replay has the prompt '{shot.prompt}', which names the target '{target.name}': expected "
                     "images of other things"
                 )
     return shots
+
+
+def _shows(prompt: str, target: str, retain: Sequence[str]) -> bool:
+    """Whether a prompt names a target, otherwise than as a part of a retained word (a church bell)."""
+    rest = prompt
+    for word in retain:
+        if names(word, target):
+            for start, end in reversed(spans(rest, word)):
+                rest = f"{rest[:start]} {rest[end:]}"
+    return names(rest, target)
+
+
+def _check_kept(retain: Sequence[str], prompts: Sequence[str]) -> None:
+    """Refuse a retained word that no image shows.
+
+    Raises:
+        ExpungeError: naming it.
+    """
+    lost = next((word for word in retain if not any(names(prompt, word) for prompt in prompts)), None)
+    if lost is not None:
+        raise ExpungeError(
+            f"no image to replay, and none of the Fisher file, has a prompt with '{lost}', which is to be kept: expected some"
+        )
