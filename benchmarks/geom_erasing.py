@@ -5,7 +5,8 @@ fine-tuned on these, by each step of the paper's ablation. *Model-removal*: the 
 already, and only location tokens are learned on it, beside a plain negative prompt and SLD.
 
 Writes geom-erasing.jsonl and geom-erasing.md beside this file. What is made lies in runs/geom-erasing, each thing once, so that
-a killed run goes on. Foreseen (not measured): 20 minutes of one core for two training seeds.
+a killed run goes on. Foreseen (not measured): 17 to 25 minutes of one quiet core for two training seeds, 43,000 evaluations of
+training and 950 images.
 
     python benchmarks/geom_erasing.py --seeds 2
 """
@@ -40,8 +41,8 @@ HOME = Path("runs") / "geom-erasing"
 MARK = "watermark"
 SHARE = 0.7
 """Share of the training images that get the mark."""
-TRAINED = {"iterations": 200, "batch": 8, "lr": 1e-4, "token_lr": 1e-2}
-"""Rates and updates of every row; not searched for."""
+TRAINED = {"iterations": 150, "batch": 8, "lr": 1e-4, "token_lr": 1e-2}
+"""Rates and updates of every row; not searched for: whether they plant the mark is the first row's to say."""
 DATA: Mapping[str, Mapping[str, Any]] = {
     "fine-tuned": {"form": "data", "told": "nothing"},
     "+ name": {"form": "data", "told": "name"},
