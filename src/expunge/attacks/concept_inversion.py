@@ -1,6 +1,5 @@
 """Concept Inversion: a new word, learned through the edited model, that stands for the erased concept."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple, final
@@ -10,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from expunge.core.attack import Attack, Provocation
+from expunge.core.attack import Attack, Provocation, wished
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
-from expunge.core.concept import OBJECT_TEMPLATES, Concept, phrases
+from expunge.core.concept import OBJECT_TEMPLATES, Concept, named, phrases
 from expunge.core.conditioning import Conditioning
 from expunge.core.cost import Cost
 from expunge.core.eraser import Task
@@ -116,8 +115,7 @@ class ConceptInversion(Attack[WhiteBox]):
 
     @override
     def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[str]]:
-        count = len(self.prompts)
-        return {t.name: [self.prompts[i % count].replace("{}", t.name) for i in range(self.images)] for t in targets}
+        return wished(targets, self.prompts, self.images)
 
     @override
     def provoke(self, victim: WhiteBox, task: Task, queries: Sequence[Query]) -> Provocation:
@@ -227,5 +225,5 @@ class ConceptInversion(Attack[WhiteBox]):
 
 def _with_word(prompt: str, name: str) -> str:
     """The prompt with the learned word in the place of ``name``, or before it if it is not named."""
-    named = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", WORD, prompt, flags=re.IGNORECASE)
-    return named if named != prompt else f"{WORD} {prompt}"
+    exchanged = named(name).sub(WORD, prompt)
+    return exchanged if exchanged != prompt else f"{WORD} {prompt}"

@@ -6,7 +6,7 @@ from typing import ClassVar, final
 
 from typing_extensions import override
 
-from expunge.core.attack import Attack, Provocation
+from expunge.core.attack import Attack, Provocation, wished
 from expunge.core.catalog import Paper
 from expunge.core.concept import Concept, phrases
 from expunge.core.eraser import Task
@@ -52,8 +52,7 @@ class ImageToImage(Attack[BlackBox]):
 
     @override
     def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[str]]:
-        count = len(self.prompts)
-        return {t.name: [self.prompts[i % count].replace("{}", t.name) for i in range(self.images)] for t in targets}
+        return wished(targets, self.prompts, self.images)
 
     @override
     def provoke(self, victim: BlackBox, task: Task, queries: Sequence[Query]) -> Provocation:
@@ -61,7 +60,7 @@ class ImageToImage(Attack[BlackBox]):
         for target in task.targets:
             shots = task.images[target.name]
             for query in (q for q in queries if q.label == target.name):
-                which = task.number("image-to-image", target.name, query.prompt, query.seed) % len(shots)
+                which = task.number("image-to-image", *query.own) % len(shots)
                 start = Start(image=shots[which].pixels(), strength=self.strength)
                 answers.append(replace(query, start=start))
         return Provocation(queries=answers)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import override
 
-from expunge.core.attack import Attack, Provocation, image_for
+from expunge.core.attack import Attack, Provocation, image_for, wished
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.concept import Concept
@@ -130,8 +130,7 @@ class P4D(Attack[WhiteBox]):
 
     @override
     def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[str]]:
-        count = len(self.prompts)
-        return {t.name: [self.prompts[i % count].replace("{}", t.name) for i in range(self.images)] for t in targets}
+        return wished(targets, self.prompts, self.images)
 
     @override
     def budget(self, targets: int, queries: int) -> int:
@@ -172,7 +171,7 @@ class P4D(Attack[WhiteBox]):
     def _batch(
         self, backbone: Backbone, task: Task, queries: Sequence[Query], free: FreeTokens, words: Vocabulary
     ) -> _Batch:
-        aims = [(q, task.number(NAME, "image", *_own(q))) for q in queries]
+        aims = [(q, task.number(NAME, "image", *q.own)) for q in queries]
         images = [image_for(q, task.images[q.label or ""], number).pixels() for q, number in aims]
         x0 = torch.cat([backbone.encode_image(pixels[None]) for pixels in images])
         scale = self.guidance if guidances(backbone.edits) else 1.0
@@ -240,7 +239,7 @@ class P4D(Attack[WhiteBox]):
             for update in updates:
                 for_all = batch.task.generator(NAME, "timestep", update)
                 t = int(torch.randint(0, backbone.training_timesteps, (), generator=for_all))
-                own = [batch.task.generator(NAME, "noise", *_own(q), update) for q in batch.queries]
+                own = [batch.task.generator(NAME, "noise", *q.own, update) for q in batch.queries]
                 noise = torch.cat([torch.randn((1, *batch.x0.shape[1:]), generator=each) for each in own])
                 times = torch.full((len(own),), t, device=batch.x0.device)
                 x = backbone.add_noise(batch.x0, noise.to(batch.x0), times)
@@ -255,16 +254,11 @@ class P4D(Attack[WhiteBox]):
         return backbone.guided(x, t, step, cond, null, batch.scale, {}).combined
 
 
-def _own(query: Query) -> tuple[str, str, int]:
-    """What a query's random numbers depend on: not on the others."""
-    return query.label or "", query.prompt, query.seed
-
-
 def _random(batch: _Batch, update: int) -> Int[Tensor, "f"]:
     """Random tokens for all free places, as places in the vocabulary."""
     count = len(batch.words.ids)
     drawn = [
-        torch.randint(0, count, (free,), generator=batch.task.generator(NAME, "tokens", *_own(query), update))
+        torch.randint(0, count, (free,), generator=batch.task.generator(NAME, "tokens", *query.own, update))
         for query, free in zip(batch.queries, batch.free.counts, strict=True)
     ]
     return torch.cat(drawn).to(batch.words.ids)

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
-import torch
 from typing_extensions import override
 
 from expunge.core.attack import Attack, Provocation
@@ -13,7 +12,7 @@ from expunge.core.eraser import Task
 from expunge.core.errors import check_counts
 from expunge.core.knowledge import Kind
 from expunge.core.query import Query
-from expunge.core.victim import Access, GrayBox
+from expunge.core.victim import Access, GrayBox, surest
 
 
 @final
@@ -50,11 +49,10 @@ class RandomTokens(Attack[GrayBox]):
         answers: list[Query] = []
         for target in task.targets:
             for query in (q for q in queries if q.label == target.name):
-                generator = task.generator("random-tokens", target.name, query.prompt, query.seed)
+                generator = task.generator("random-tokens", *query.own)
                 drawn = (
                     victim.spell(victim.random_texts(self.tries - 1, generator, self.tokens)) if self.tries > 1 else []
                 )
                 tried = [query, *(replace(query, prompt=f"{words} {query.prompt}") for words in drawn)]
-                sure = victim.verdicts(victim.images(tried), target.name)
-                answers.append(tried[int(torch.argmax(sure))])
+                answers.append(surest(victim, tried, target.name))
         return Provocation(queries=answers)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, final
 import torch
 from typing_extensions import override
 
-from expunge.core.attack import Attack, Provocation
+from expunge.core.attack import Attack, Provocation, wished
 from expunge.core.catalog import Paper
 from expunge.core.concept import Concept, phrases
 from expunge.core.cost import Cost
@@ -71,8 +71,7 @@ class Relearning(Attack[WhiteBox]):
 
     @override
     def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[str]]:
-        count = len(self.prompts)
-        return {t.name: [self.prompts[i % count].replace("{}", t.name) for i in range(self.images)] for t in targets}
+        return wished(targets, self.prompts, self.images)
 
     @override
     def provoke(self, victim: WhiteBox, task: Task, queries: Sequence[Query]) -> Provocation:

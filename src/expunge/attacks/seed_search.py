@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
-import torch
 from typing_extensions import override
 
 from expunge.core.attack import Attack, Provocation
@@ -13,7 +12,7 @@ from expunge.core.eraser import Task
 from expunge.core.errors import check_counts
 from expunge.core.knowledge import Kind
 from expunge.core.query import Query
-from expunge.core.victim import Access, BlackBox
+from expunge.core.victim import Access, BlackBox, surest
 
 
 @final
@@ -48,9 +47,7 @@ class SeedSearch(Attack[BlackBox]):
         answers: list[Query] = []
         for target in task.targets:
             for query in (q for q in queries if q.label == target.name):
-                own = ("seed-search", target.name, query.prompt, query.seed)
-                others = [task.number(*own, i) for i in range(1, self.tries)]
+                others = [task.number("seed-search", *query.own, i) for i in range(1, self.tries)]
                 tried = [replace(query, seed=seed) for seed in (query.seed, *others)]
-                sure = victim.verdicts(victim.images(tried), target.name)
-                answers.append(tried[int(torch.argmax(sure))])
+                answers.append(surest(victim, tried, target.name))
         return Provocation(queries=answers)

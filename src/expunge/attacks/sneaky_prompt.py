@@ -130,7 +130,7 @@ class SneakyPrompt(Attack[BlackBox]):
             sensitive = self.words or (target.name,)
             choices = entries(own, sensitive, self.longest)
             for query in (q for q in queries if q.label == target.name):
-                draw = task.generator("sneaky-prompt", target.name, query.prompt, query.seed)
+                draw = task.generator("sneaky-prompt", *query.own)
                 searches.append(_Search(self, query, sensitive, choices, draw))
         for start in range(0, len(searches), self.batch):
             self._run(victim, own, searches[start : start + self.batch])

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import override
 
-from expunge.core.attack import Attack, Provocation, image_for
+from expunge.core.attack import Attack, Provocation, image_for, wished
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.concept import Concept
@@ -129,8 +129,7 @@ class UnlearnDiffAtk(Attack[WhiteBox]):
 
     @override
     def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[str]]:
-        count = len(self.prompts)
-        return {t.name: [self.prompts[i % count].replace("{}", t.name) for i in range(self.images)] for t in targets}
+        return wished(targets, self.prompts, self.images)
 
     @override
     def budget(self, targets: int, queries: int) -> int:
@@ -160,7 +159,7 @@ class UnlearnDiffAtk(Attack[WhiteBox]):
     def _batch(
         self, backbone: Backbone, task: Task, queries: Sequence[Query], free: FreeTokens, words: Vocabulary
     ) -> _Batch:
-        aims = [(q, task.number(NAME, "image", *_own(q))) for q in queries]
+        aims = [(q, task.number(NAME, "image", *q.own)) for q in queries]
         images = [image_for(q, task.images[q.label or ""], number).pixels() for q, number in aims]
         x0 = torch.cat([backbone.encode_image(pixels[None]) for pixels in images])
         scale = self.guidance if guidances(backbone.edits) else 1.0
@@ -242,7 +241,7 @@ class UnlearnDiffAtk(Attack[WhiteBox]):
 
     @torch.no_grad()
     def _point(self, batch: _Batch, t: int, update: int) -> _Point:
-        own = [batch.task.generator(NAME, "noise", *_own(q), update) for q in batch.queries]
+        own = [batch.task.generator(NAME, "noise", *q.own, update) for q in batch.queries]
         noise = torch.cat([torch.randn((1, *batch.x0.shape[1:]), generator=each) for each in own]).to(batch.x0)
         backbone, times = batch.backbone, torch.full((len(own),), t, device=batch.x0.device)
         return _Point(backbone.add_noise(batch.x0, noise, times), t, backbone.truth(batch.x0, noise, times))
@@ -257,17 +256,12 @@ class UnlearnDiffAtk(Attack[WhiteBox]):
 
     def _uniform(self, batch: _Batch, update: int) -> Float[Tensor, "f"]:
         """Numbers from 0 to below 1, by which tokens are drawn."""
-        own = [batch.task.generator(NAME, "tokens", *_own(q), update) for q in batch.queries]
+        own = [batch.task.generator(NAME, "tokens", *q.own, update) for q in batch.queries]
         return torch.cat([torch.rand(self.tokens, generator=each) for each in own]).to(batch.words.vectors)
 
     def _random(self, batch: _Batch, update: int) -> Int[Tensor, "f"]:
         """Random tokens, as places in the vocabulary."""
         return (self._uniform(batch, update) * len(batch.words.ids)).long()
-
-
-def _own(query: Query) -> tuple[str, str, int]:
-    """What a query's random numbers depend on: not on the others."""
-    return query.label or "", query.prompt, query.seed
 
 
 def _read(

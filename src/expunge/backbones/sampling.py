@@ -12,7 +12,6 @@ from torch import Tensor
 
 from expunge.backbones import latent_space
 from expunge.core.backbone import Images
-from expunge.core.conditioning import Conditioning
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.guidance import guidances
 from expunge.core.query import Query, Start
@@ -35,15 +34,8 @@ def generate(backbone: "PipelineBackbone", queries: Sequence[Query]) -> Images:
     Raises:
         ExpungeError: if the queries cannot be sampled in one batch, or the model cannot be sampled in this loop.
     """
-    first = queries[0]
     _check(backbone, queries)
-    scheduler = _scheduler(backbone, first.steps)
-    cond = backbone.encode_each([q.prompt for q in queries], first.learned)
-    null = backbone.encode([first.negative]) if first.negative else backbone.unconditional()
-    generators = [torch.Generator().manual_seed(q.seed) for q in queries]
-    noise = torch.cat([latent_space.drawn(backbone, generator) for generator in generators])
-    x, timesteps = _beginning(backbone, scheduler, queries, noise)
-    x = _denoised(backbone, scheduler, x, timesteps, cond, null, first.guidance, generators)
+    x = _sampled(backbone, queries)
     return Images(backbone.decode(x), x)
 
 
@@ -51,13 +43,7 @@ def generate(backbone: "PipelineBackbone", queries: Sequence[Query]) -> Images:
 def begun(backbone: "PipelineBackbone", query: Query, steps: int) -> Start:
     """Where a query stands after so many steps, as a start of the same query; see `Backbone.begun`."""
     _check(backbone, [query])
-    scheduler = _scheduler(backbone, query.steps)
-    cond = backbone.encode_each([query.prompt], query.learned)
-    null = backbone.encode([query.negative]) if query.negative else backbone.unconditional()
-    generators = [torch.Generator().manual_seed(query.seed)]
-    noise = latent_space.drawn(backbone, generators[0])
-    x, timesteps = _beginning(backbone, scheduler, [query], noise)
-    x = _denoised(backbone, scheduler, x, timesteps[: steps * scheduler.order], cond, null, query.guidance, generators)
+    x, noise = _sampled(backbone, [query], steps), backbone.noise(query.seed)
     left = (query.steps - steps) / query.steps
     strength = next(s for s in (left, math.nextafter(left, 1)) if backbone.skipped(query.steps, s) == steps)
     again = _scheduler(backbone, query.steps)
@@ -66,22 +52,22 @@ def begun(backbone: "PipelineBackbone", query: Query, steps: int) -> Start:
     return Start(image=origin[0], strength=strength)
 
 
-def _denoised(
-    backbone: "PipelineBackbone",
-    scheduler: Any,
-    x: Float[Tensor, "b c h w"],
-    timesteps: Tensor,
-    cond: Conditioning,
-    null: Conditioning,
-    scale: float,
-    generators: list[torch.Generator],
+def _sampled(
+    backbone: "PipelineBackbone", queries: Sequence[Query], steps: int | None = None
 ) -> Float[Tensor, "b c h w"]:
-    """Latents after the denoising steps at ``timesteps``."""
+    """Latents of queries, after all of their denoising steps or the first so many."""
+    first = queries[0]
+    scheduler = _scheduler(backbone, first.steps)
+    cond = backbone.encode_each([q.prompt for q in queries], first.learned)
+    null = backbone.encode([first.negative]) if first.negative else backbone.unconditional()
+    generators = [torch.Generator().manual_seed(q.seed) for q in queries]
+    noise = torch.cat([latent_space.drawn(backbone, generator) for generator in generators])
+    x, timesteps = _beginning(backbone, scheduler, queries, noise)
     options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     state: dict[str, Any] = {}
-    for index, t in enumerate(timesteps):
+    for index, t in enumerate(timesteps if steps is None else timesteps[: steps * scheduler.order]):
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        predicted = backbone.guided(scaled, t.item(), index, cond, null, scale, state).combined
+        predicted = backbone.guided(scaled, t.item(), index, cond, null, first.guidance, state).combined
         x = scheduler.step(predicted, t, x, return_dict=False, **options)[0]
     return x
 

@@ -89,6 +89,11 @@ class Attack(ABC, Generic[V]):
         return self.cost(targets, queries) + Cost(forward=2 * steps * self.budget(targets, queries))
 
 
+def wished(targets: Sequence[Concept], prompts: Sequence[str], count: int) -> dict[str, list[str]]:
+    """Wishes for ``count`` images of each target, made with ``prompts`` in turn; {} in one is the target's name."""
+    return {t.name: [prompts[i % len(prompts)].replace("{}", t.name) for i in range(count)] for t in targets}
+
+
 def image_for(query: Query, shots: Sequence[Shot], number: int) -> Shot:
     """The image of its target that a query is aimed at; ``number`` chooses among several.
 

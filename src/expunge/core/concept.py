@@ -134,6 +134,11 @@ def phrases(templates: Sequence[str], word: str) -> list[str]:
     return [t.replace("{}", word) for t in templates]
 
 
+def named(word: str) -> re.Pattern[str]:
+    """What finds ``word`` in a prompt: whole, and in any case."""
+    return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
+
+
 def spans(prompt: str, word: str) -> list[tuple[int, int]]:
-    """Where ``prompt`` names ``word``: whole, and in any case."""
-    return [m.span() for m in re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", prompt, re.IGNORECASE)]
+    """Where ``prompt`` names ``word``."""
+    return [m.span() for m in named(word).finditer(prompt)]

@@ -93,6 +93,11 @@ class Query:
         if not -(2**63) <= self.seed < 2**64:
             raise ExpungeError(f"seed {self.seed}: expected a whole number of 64 bits")
 
+    @property
+    def own(self) -> tuple[str, str, int]:
+        """What random numbers for it alone depend on, so that they do not depend on what else is asked for."""
+        return self.label or "", self.prompt, self.seed
+
     def alike(self, other: "Query") -> bool:
         """Whether both can be sampled in one batch."""
         return self._sampling == other._sampling

@@ -199,6 +199,15 @@ class WhiteBox(Victim):
         self.backbone = backbone
 
 
+def surest(lent: Victim, queries: Sequence[Query], concept: str) -> Query:
+    """The query whose image the first oracle is surest shows ``concept``; the earliest of equal ones.
+
+    Raises:
+        ExpungeError: if the budget has fewer images left, or the attack has no oracle that knows the concept.
+    """
+    return queries[int(torch.argmax(lent.verdicts(lent.images(queries), concept)))]
+
+
 def victim(access: str, backbone: Backbone, draw: Draw, judges: Mapping[str, Judge], budget: int) -> Victim:
     """What an attack of this ``access`` (see `Access`) holds of ``backbone``.
 

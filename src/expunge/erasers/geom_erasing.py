@@ -17,7 +17,7 @@ from expunge.core.conditioning import Conditioning
 from expunge.core.cost import Cost
 from expunge.core.edit import Weights
 from expunge.core.eraser import Eraser, Marked, Step, Task, counted
-from expunge.core.errors import ExpungeError, check_counts, check_positive
+from expunge.core.errors import ExpungeError, check_counts, check_not_negative, check_positive
 from expunge.core.guidance import Guidance
 from expunge.core.knowledge import Kind
 from expunge.core.query import Shot
@@ -158,8 +158,7 @@ class GeomErasing(Eraser):
     def __post_init__(self) -> None:
         check_counts("geom-erasing", rows=self.rows, columns=self.columns, iterations=self.iterations, batch=self.batch)
         check_positive("geom-erasing", alpha=self.alpha, token_lr=self.token_lr, lr=self.lr)
-        if not self.weight_decay >= 0:
-            raise ExpungeError(f"geom-erasing's weight_decay is {self.weight_decay}: expected zero or more")
+        check_not_negative("geom-erasing", weight_decay=self.weight_decay)
         if self.form == "model" and self.told != "geometry":
             raise ExpungeError(
                 f"geom-erasing's form model with told {self.told} would learn nothing: expected told geometry, or form data"

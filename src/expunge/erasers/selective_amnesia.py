@@ -11,7 +11,7 @@ from typing_extensions import override
 from expunge.core import registry
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
-from expunge.core.concept import Concept, phrases, spans
+from expunge.core.concept import Concept, named, phrases
 from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_not_negative, check_positive
@@ -139,19 +139,16 @@ class SelectiveAmnesia(Eraser):
                 f"{backbone.training_timesteps}: expected no more"
             )
         if self.fisher:
-            self._read(backbone, learned)
-
-    def _read(self, backbone: Backbone, learned: Sequence[str]) -> dict[str, Tensor]:
-        """The Fisher information that the file has of what is learned."""
-        return fitting(registry.fisher_reader()(self.fisher), backbone, learned, self.fisher)
+            fitting(registry.fisher_reader()(self.fisher), backbone, learned, self.fisher)
 
     def _of_file(self, backbone: Backbone, task: Task, learned: Sequence[str]) -> dict[str, Tensor]:
-        """The same for a task: the file's images may show no target, and something must show each retained word.
+        """The file's Fisher information: its images may show no target, and something must show each retained word.
 
         Raises:
             ExpungeError: naming the file and the words.
         """
-        prompts: Sequence[str] = registry.fisher_reader()(self.fisher).about.get("prompts", ())
+        told = registry.fisher_reader()(self.fisher)
+        prompts: Sequence[str] = told.about.get("prompts", ())
         for target in task.targets:
             shown = next((p for p in prompts if _shows(p, target.name, task.retain)), None)
             if shown is not None:
@@ -161,7 +158,7 @@ class SelectiveAmnesia(Eraser):
                 )
         replayed_too = () if not self.gamma else [shot.prompt for shot in task.images.get(REPLAY, ())]
         _check_kept(task.retain, [*prompts, *replayed_too])
-        return self._read(backbone, learned)
+        return fitting(told, backbone, learned, self.fisher)
 
     @override
     def stronger(self, times: float) -> "SelectiveAmnesia":
@@ -285,8 +282,7 @@ def _shows(prompt: str, target: str, retain: Sequence[str]) -> bool:
     rest = prompt
     for word in retain:
         if names(word, target):
-            for start, end in reversed(spans(rest, word)):
-                rest = f"{rest[:start]} {rest[end:]}"
+            rest = named(word).sub(" ", rest)
     return names(rest, target)
 
 

@@ -1,6 +1,5 @@
 """Fisher information of a denoiser, its diagonal: how much each parameter matters to images that should stay."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, final
 
@@ -9,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from expunge.core.backbone import Backbone
-from expunge.core.concept import Concept, phrases
+from expunge.core.concept import Concept, phrases, spans
 from expunge.core.edit import fingerprint_as, not_finite, plain
 from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError
@@ -116,9 +115,8 @@ def check_prompts(shots: Sequence[Shot]) -> None:
 
 
 def names(text: str, words: str) -> bool:
-    """Whether a text names something, as whole words."""
-    spaced = r"\s+".join(re.escape(word) for word in words.split())
-    return re.search(rf"(?<!\w){spaced}(?!\w)", text, re.IGNORECASE) is not None
+    """Whether a text names something, as whole words, however these are spaced."""
+    return bool(spans(" ".join(text.split()), " ".join(words.split())))
 
 
 @final
