@@ -165,6 +165,8 @@ def test_a_bank_saves_ten_times_the_evaluations(backbone):
         online = dataclasses.replace(ESD(), iterations=iterations)
         assert online.cost(1, 0).equivalents == iterations * (49 + 2 + 3)
         assert bank.cost(1, 0).equivalents == iterations * (2 + 3)
+    again = ESD(iterations=3200, sampling=Sampling(arm="bank", reuse=4))
+    assert again.cost(1, 0).equivalents == 3200 * (2 / 4 + 3)
     small = dataclasses.replace(SHORT, iterations=10, sampling=Sampling(arm="bank", sampling_steps=5, trajectories=4))
     before = backbone.cost
     list(small.steps(backbone, TASK))

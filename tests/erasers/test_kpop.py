@@ -254,6 +254,22 @@ def test_cost_is_what_the_paper_s_loop_and_the_bank_take(backbone):
         assert backbone.cost - before == small.cost(1, len(retain))
 
 
+def test_a_bank_whose_points_are_used_four_times_asks_for_the_neutral_text_once_a_point(backbone):
+    kept = KPOP(sampling=Sampling(arm="bank", reuse=4), iterations=3200)  # whole pools of 16 trajectories of 50 steps
+    assert kept.cost(1, 0).equivalents == 3200 * ((2 + 1) / 4 + 3 * 3)
+    small = dataclasses.replace(
+        SHORT, iterations=20, batch=1, sampling=Sampling(arm="bank", sampling_steps=5, trajectories=1, reuse=4)
+    )
+    before = backbone.cost
+    steps = list(small.steps(backbone, TASK))
+    assert backbone.cost - before == small.cost(1, 0)
+    with torch.no_grad():
+        cond, null = backbone.encode(["church"]), backbone.encode([""])
+        points = small.sampling.source(backbone, cond, null, TASK, "kpop", 20).draw(0, 1)
+        apart = (raw(backbone, points, "church") - raw(backbone, points, small.neutral)) ** 2
+    assert steps[0].losses["erase"] == pytest.approx(float(apart.mean()), rel=1e-4)
+
+
 def test_what_a_bank_saves_at_the_testbed_s_presets():
     """The ratios that docs/trajectories.md names."""
 

@@ -68,6 +68,21 @@ def test_a_bank_keeps_every_point_and_the_frozen_predictions(backbone):
     assert any(torch.allclose(points.x[row : row + 1], end, atol=1e-4) for end in ends)
 
 
+def test_a_bank_keeps_another_text_s_prediction_where_points_are_used_again(backbone):
+    with torch.no_grad():
+        cond, null, also = (backbone.encode(texts) for texts in (["church", "dog"], [""], ["a fish", "a key"]))
+        points = BANK.source(backbone, cond, null, TASK, "test", 40, also).draw(0, 20)
+        expected = backbone.predict(points.x, points.t, also.rows(points.concept))
+    assert torch.allclose(points.also, expected, atol=1e-5)
+    plain = source(backbone, BANK).draw(0, 20)
+    assert plain.also is None
+    assert torch.equal(plain.x, points.x)
+    once = dataclasses.replace(BANK, reuse=1)
+    assert once.source(backbone, cond, null, TASK, "test", 20, also).draw(0, 20).also is None
+    assert BANK.cost(40, 0, 2, also=1).equivalents == 4 * 5 * 3
+    assert once.cost(20, 0, 2, also=1).equivalents == 4 * 5 * 2 + 20
+
+
 def test_a_bank_uses_a_point_as_often_as_it_is_told_and_no_more(backbone):
     bank = source(backbone, BANK)
     before = backbone.cost

@@ -1,6 +1,7 @@
 """Where training points come from: partial guided trajectories, or a bank that keeps every point of whole ones."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, final
@@ -29,6 +30,19 @@ class Points(NamedTuple):
     """The frozen model's prediction with that conditioning, where the trajectory left it behind."""
     null: Float[Tensor, "b c h w"] | None = None
     """The frozen model's prediction with the empty prompt, likewise."""
+    also: Float[Tensor, "b c h w"] | None = None
+    """The frozen model's prediction with one more text, where a bank was asked to keep it."""
+
+    def rows(self, which: Int[Tensor, "n"]) -> "Points":
+        """Some of the points."""
+        return Points(*(part if part is None else part[which.to(part.device)] for part in self))  # pyright: ignore
+
+    @staticmethod
+    def joined(parts: Sequence["Points"]) -> "Points":
+        """One batch of several, which know the same of their points."""
+        if len(parts) == 1:
+            return parts[0]
+        return Points(*(None if p[0] is None else torch.cat(p) for p in zip(*parts, strict=True)))  # pyright: ignore
 
 
 class Source(ABC):
@@ -64,11 +78,19 @@ class Sampling:
             )
 
     def source(
-        self, backbone: Backbone, cond: Conditioning, null: Conditioning, task: Task, purpose: str, points: int
+        self,
+        backbone: Backbone,
+        cond: Conditioning,
+        null: Conditioning,
+        task: Task,
+        purpose: str,
+        points: int,
+        also: Conditioning | None = None,
     ) -> Source:
         """A source of ``points`` points in all, on trajectories that follow the rows of ``cond``.
 
-        ``purpose`` names its random numbers.
+        ``purpose`` names its random numbers. ``also`` is one more text for each row of ``cond``, whose prediction a bank keeps
+        where it `keeps_more`.
 
         Raises:
             ExpungeError: for a bank on a model with guidance edits, which would be steered and not the model's own.
@@ -78,7 +100,12 @@ class Sampling:
         steering = next((e for e in backbone.edits if isinstance(e, Guidance)), None)
         if steering is not None:
             raise ExpungeError(f"a bank on a model with guidance edit {steering.id}: expected weights edits only")
-        return Bank(self, backbone, cond, null, task, purpose, points)
+        return Bank(self, backbone, cond, null, task, purpose, points, also if self.keeps_more else None)
+
+    @property
+    def keeps_more(self) -> bool:
+        """Whether a bank keeps a further text's prediction: where points are used again, which would ask for it again."""
+        return self.arm == "bank" and self.reuse > 1
 
     def pools(self, points: int, rows: int) -> list[int]:
         """Trajectories of each pool of a bank that gives ``points`` points.
@@ -94,15 +121,17 @@ class Sampling:
         """The context to draw points in: that of the ``student``, where they are drawn from it, or the model's own."""
         return student if self.arm == "online-student" else nullcontext()
 
-    def cost(self, points: int, known: int, rows: int) -> Cost:
+    def cost(self, points: int, known: int, rows: int, also: int = 0) -> Cost:
         """Expected cost of so many points on trajectories of so many rows, and ``known`` (0 to 2) frozen predictions at each.
 
-        (The concept's and the empty prompt's, which a bank has already.)
+        (The concept's and the empty prompt's, which a bank has already.) ``also``: predictions of further texts at each, which
+        a bank `keeps_more` of, or makes at every use.
         """
         pair = 1 if self.sampling_guidance <= 1 else 2
         if self.arm != "bank":
-            return Cost(forward=round(points * (pair * (self.sampling_steps - 1) / 2 + known)))
-        return Cost(forward=sum(self.pools(points, rows)) * self.sampling_steps * pair)
+            return Cost(forward=round(points * (pair * (self.sampling_steps - 1) / 2 + known + also)))
+        held = sum(self.pools(points, rows)) * self.sampling_steps
+        return Cost(forward=held * pair + (held if self.keeps_more else points) * also)
 
 
 @final
@@ -152,10 +181,11 @@ class Bank(Source):
         task: Task,
         purpose: str,
         points: int,
+        also: Conditioning | None = None,
     ) -> None:
-        """Follow the rows of ``cond``, taking turns, for ``points`` points."""
+        """Follow the rows of ``cond``, taking turns, for ``points`` points, and keep what ``also`` predicts at them."""
         self.settings, self.backbone, self.cond, self.null = settings, backbone, cond, null
-        self.task, self.purpose = task, purpose
+        self.task, self.purpose, self.also = task, purpose, also
         self.pools = settings.pools(points, len(cond.embeds))
         self.number = -1
         self.pool: Points | None = None
@@ -172,9 +202,9 @@ class Bank(Source):
             count = min(end - first, size * self.settings.reuse - offset)
             pool = self._filled(number)
             chosen = self.order[offset : offset + count]
-            parts.append(Points(*(part[chosen.to(part.device)] for part in pool if part is not None)))
+            parts.append(pool.rows(chosen))
             first += count
-        return parts[0] if len(parts) == 1 else Points(*(torch.cat(p) for p in zip(*parts, strict=True)))  # pyright: ignore
+        return Points.joined(parts)
 
     @torch.no_grad()
     def _filled(self, number: int) -> Points:
@@ -187,10 +217,11 @@ class Bank(Source):
         rows = range(start, start + self.pools[number])
         x = torch.cat([self.backbone.noise(self.task.number(self.purpose, "trajectory", row)) for row in rows])
         concept = torch.tensor([row % len(self.cond.embeds) for row in rows], device=x.device)
-        cond = self.cond.rows(concept)
+        cond, also = self.cond.rows(concept), None if self.also is None else self.also.rows(concept)
         xs: list[Tensor] = []
         conds: list[Tensor] = []
         nulls: list[Tensor] = []
+        more: list[Tensor] = []
         times = self.backbone.timesteps(steps)
         for index, t in enumerate(times):
             guided = self.backbone.guided(x, t, index, cond, self.null, scale, {})
@@ -199,9 +230,12 @@ class Bank(Source):
             xs.append(x)
             conds.append(guided.cond)
             nulls.append(guided.null)
+            if also is not None:
+                more.append(self.backbone.predict(x, t, also))
             x = self.backbone.step_back(x, guided.combined, t, steps)
         t = torch.tensor(times, device=x.device).repeat_interleave(len(x))
-        self.pool = Points(torch.cat(xs), t, concept.repeat(steps), torch.cat(conds), torch.cat(nulls))
+        kept = torch.cat(more) if more else None
+        self.pool = Points(torch.cat(xs), t, concept.repeat(steps), torch.cat(conds), torch.cat(nulls), kept)
         self.order = torch.cat(
             [
                 torch.randperm(len(t), generator=self.task.generator(self.purpose, "order", number, use))

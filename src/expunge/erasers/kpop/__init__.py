@@ -169,11 +169,10 @@ class KPOP(Eraser):
     def cost(self, targets: int, retain: int) -> Cost:
         points = self.iterations * self.batch
         prompted = self.prompted
-        known = {"neutral": 1, "esd": 2}[self.goal] + (prompted and self.goal == "neutral")
+        towards = self.goal == "neutral"
         ways = len(self.templates)
-        total = self.sampling.cost(points, known, targets * ways)
-        if self.sampling.arm == "bank" and self.goal == "neutral" and self.neutral:
-            total += Cost(forward=points)
+        known = (2 if self.goal == "esd" else int(prompted)) + (towards and not self.neutral)
+        total = self.sampling.cost(points, known, targets * ways, also=int(towards and bool(self.neutral)))
         total += Cost(trained=points * (1 + prompted + (self.prompt_steps if self.keep == "prompt" else 0)))
         if retain or self.retain_random:
             own = self.sampling.cost(points, 1, retain * ways) if self.retain_points == "own" else Cost(forward=points)

@@ -58,7 +58,8 @@ class Erasure:
         self.origin = backbone.tensors(trainable(backbone, method.group))
         self.student = Learned(self.origin, method.lr)
         points = method.iterations * method.batch
-        self.source = method.sampling.source(backbone, self.targets, self.null, task, "kpop", points)
+        also = self.neutral if method.goal == "neutral" and not self.empty else None
+        self.source = method.sampling.source(backbone, self.targets, self.null, task, "kpop", points, also)
         self.retain_source = None
         if self.retain is not None and method.retain_points == "own":
             self.retain_source = method.sampling.source(backbone, self.retain, self.null, task, "kpop retain", points)
@@ -98,7 +99,9 @@ class Erasure:
         if esd and goal is None:
             goal = ask(points.x, points.t, self.null)
         elif goal is None or not (esd or self.empty):
-            goal = ask(points.x, points.t, self.neutral.rows(points.concept))
+            goal = points.also
+            if goal is None:
+                goal = ask(points.x, points.t, self.neutral.rows(points.concept))
         if esd and e_c is not None:
             goal = goal - (e_c - goal)
         return Frozen(e_c if self.method.prompted else None, goal)
