@@ -67,6 +67,23 @@ def test_image_to_image_with_other_samplers(scheduler):
     assert torch.allclose(ours.generate([query]).latents, expected, atol=1e-3, rtol=1e-3)
 
 
+def test_pndm_begun_midway_takes_no_runge_kutta_steps():
+    """By its class's defaults it would take them with the widths of the first timesteps, and end nowhere near."""
+    pair = []
+    for options in ({"skip_prk_steps": False}, {"skip_prk_steps": True}):
+        held = tiny_pipeline()
+        held.scheduler = diffusers.PNDMScheduler.from_config(held.scheduler.config, **options)
+        pair.append(backbones.of(held))
+    start = pair[0].encode_image(PIXELS[:1])[0]
+    query = Query(prompt="dog", seed=1, guidance=4.0, steps=20, start=Start(image=start, strength=0.3))
+    midway, plain = (ours.generate([query]).latents for ours in pair)
+    assert torch.equal(midway, plain)
+    assert midway.abs().max() < 10, "as far out as latents are"
+    assert torch.equal(*(ours.begun(Query(prompt="dog", seed=1, guidance=4.0, steps=20), 5).image for ours in pair))
+    whole = [ours.generate([Query(prompt="dog", seed=1, guidance=4.0, steps=20)]).latents for ours in pair]
+    assert not torch.equal(*whole), "a whole trajectory is the model's own"
+
+
 def test_a_start_costs_the_steps_that_are_left_and_bad_ones_are_refused(backbone):
     query = Query(prompt="dog", seed=1, guidance=4.0, steps=4, start=Start(image=PIXELS[0], strength=0.5))
     before = backbone.cost

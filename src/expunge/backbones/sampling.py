@@ -46,7 +46,7 @@ def begun(backbone: "PipelineBackbone", query: Query, steps: int) -> Start:
     x, noise = _sampled(backbone, [query], steps), backbone.noise(query.seed)
     left = (query.steps - steps) / query.steps
     strength = next(s for s in (left, math.nextafter(left, 1)) if backbone.skipped(query.steps, s) == steps)
-    again = _scheduler(backbone, query.steps)
+    again = _scheduler(backbone, query.steps, midway=True)
     at, nothing = _begin_at(again, steps), torch.zeros_like(noise)
     origin = (x - _noised(again, nothing, noise, at)) / _noised(again, torch.ones_like(noise), nothing, at)
     return Start(image=origin[0], strength=strength)
@@ -57,7 +57,8 @@ def _sampled(
 ) -> Float[Tensor, "b c h w"]:
     """Latents of queries, after all of their denoising steps or the first so many."""
     first = queries[0]
-    scheduler = _scheduler(backbone, first.steps)
+    skipped = 0 if first.start is None else backbone.skipped(first.steps, first.start.strength)
+    scheduler = _scheduler(backbone, first.steps, midway=skipped > 0 or steps is not None)
     cond = backbone.encode_each([q.prompt for q in queries], first.learned)
     null = backbone.encode([first.negative]) if first.negative else backbone.unconditional()
     generators = [torch.Generator().manual_seed(q.seed) for q in queries]
@@ -111,13 +112,18 @@ def _check(backbone: "PipelineBackbone", queries: Sequence[Query]) -> None:
         )
 
 
-def _scheduler(backbone: "PipelineBackbone", steps: int) -> Any:
-    """A scheduler of our own, as the model's is configured."""
+def _scheduler(backbone: "PipelineBackbone", steps: int, *, midway: bool) -> Any:
+    """A scheduler of our own, as the model's is configured; ``midway``, one that may begin or stop on the way.
+
+    PNDM with its Runge-Kutta steps may not. It counts calls, so it takes those steps wherever it begins, with the widths of
+    the first ones (`findings/pndm_from_the_middle.sh`). Midway it leaves them out, as Stable Diffusion's own PNDM always does.
+    """
     template = backbone.component("scheduler")
     most = template.config.num_train_timesteps
     if not 1 <= steps <= most:
         raise ExpungeError(f"{steps} denoising steps: expected 1 to {most}")
-    scheduler = type(template).from_config(template.config)
+    own = {"skip_prk_steps": True} if midway and "skip_prk_steps" in template.config else {}
+    scheduler = type(template).from_config(template.config, **own)
     scheduler.set_timesteps(steps, device=backbone.device)
     return scheduler
 
