@@ -101,6 +101,27 @@ def test_a_start_costs_the_steps_that_are_left_and_bad_ones_are_refused(backbone
         backbone.generate([query, Query(prompt="dog", seed=1, guidance=4.0, steps=4)])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_noise_in_half_precision_is_as_strong_as_in_full(family, dtype):
+    """The strength that the schedule says, at its first timesteps too, where a signal of 0.999 rounds to 1 in bfloat16."""
+    ours = backbones.of(MAKERS[family]())
+    times = torch.tensor([0, 1, 2, 5, 20, 999])
+    noise = torch.randn(6, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    wanted = times / 1000 if family == "sd3" else (1 - torch.cumprod(1 - betas, 0)[times]).sqrt()
+    noised = ours.add_noise(torch.zeros_like(noise).to(dtype), noise.to(dtype), times)
+    assert noised.dtype == dtype
+    strength = noised.float().flatten(1).std(dim=1) / noise.flatten(1).std(dim=1)
+    assert torch.allclose(strength.double(), wanted.double(), rtol=3e-3, atol=1e-6)
+    if family == "sd3":
+        return
+    held = MAKERS[family]()
+    held.scheduler.register_to_config(prediction_type="v_prediction")
+    velocity = backbones.of(held).truth(noise.to(dtype), torch.zeros_like(noise).to(dtype), times)
+    strength = velocity.float().flatten(1).std(dim=1) / noise.flatten(1).std(dim=1)
+    assert torch.allclose(strength.double(), wanted.double(), rtol=3e-3)
+
+
 def test_a_word_s_own_embeddings_are_read_as_the_word(family):
     """Splicing in what the vocabulary has for a word gives the word's encoding, in every text encoder."""
     ours = backbones.of(MAKERS[family]())

@@ -64,6 +64,15 @@ def drawn(backbone: "PipelineBackbone", generator: torch.Generator) -> Float[Ten
     return torch.randn((1, channels, *latent_size(backbone)), generator=generator).to(backbone.device)
 
 
+def in_full(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """In float32 at least.
+
+    A schedule's first signal levels are so near 1 that bfloat16 rounds them to it: a scheduler that computes in the precision
+    of its latents then adds no noise at all (`findings/no_noise_in_bfloat16.sh`).
+    """
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def latent_size(backbone: "PipelineBackbone") -> tuple[int, int]:
     """Height and width of the latents that the denoiser was made for."""
     size = backbone.config(backbone.denoiser)["sample_size"]

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from expunge.backbones import held
 from expunge.backbones.asking import Question, Smallest
+from expunge.backbones.latent_space import in_full
 from expunge.backbones.parts import quiet
 from expunge.backbones.pipeline import PipelineBackbone
 from expunge.backbones.texts import TEXT_GROUPS, known_ids
@@ -192,8 +193,8 @@ class StableDiffusion3(PipelineBackbone):
         self, latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Real[Tensor, "b"]
     ) -> Float[Tensor, "b c h w"]:
         """Latents at noise level t / 1000: a straight line from the image to the noise."""
-        level = (t.to(latents) / self.training_timesteps)[:, None, None, None]
-        return (1 - level) * latents + level * noise
+        level = (t.to(in_full(latents)) / self.training_timesteps)[:, None, None, None]
+        return ((1 - level) * latents + level * noise).to(latents.dtype)
 
     @override
     def truth(

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from expunge.backbones import held
 from expunge.backbones.asking import Question, Smallest
+from expunge.backbones.latent_space import in_full
 from expunge.backbones.parts import quiet
 from expunge.backbones.pipeline import PipelineBackbone
 from expunge.backbones.texts import TEXT_GROUPS
@@ -165,7 +166,8 @@ class UNetBackbone(PipelineBackbone):
     def add_noise(
         self, latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Real[Tensor, "b"]
     ) -> Float[Tensor, "b c h w"]:
-        return self._ddim(1).add_noise(latents, noise, t)
+        x = self._ddim(1).add_noise(in_full(latents), in_full(noise), t)
+        return x.to(latents.dtype)
 
     @override
     def truth(
@@ -173,7 +175,7 @@ class UNetBackbone(PipelineBackbone):
     ) -> Float[Tensor, "b c h w"]:
         kind = self.component("scheduler").config.prediction_type
         if kind == "v_prediction":
-            return self._ddim(1).get_velocity(latents, noise, t)
+            return self._ddim(1).get_velocity(in_full(latents), in_full(noise), t).to(latents.dtype)
         if kind != "epsilon":
             raise ExpungeError(f"{self.name} predicts '{kind}': expected epsilon or v_prediction")
         return noise
