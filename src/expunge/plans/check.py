@@ -23,7 +23,7 @@ def checked(plan: Plan) -> OpenedPlan:
     _check_numbers(plan)
     read = opened(plan)
     _check_compared(plan)
-    _check_attacks(read)
+    _check_groups(read)
     for wish in plan.pairs.values():
         pairs.judge_of(wish, read.kind)
     _check_more(read)
@@ -64,16 +64,25 @@ def _check_compared(plan: Plan) -> None:
             raise ExpungeError(f"two figures of the plan would be '{name}': expected titles that differ in words")
 
 
-def _check_attacks(read: OpenedPlan) -> None:
-    """Claims and figures may name attacks, which the table must tell apart."""
-    called = [f"{a.name}{a.variant}" for a in read.attacks]
+def _check_groups(read: OpenedPlan) -> None:
+    """Claims and figures may name only what the plan measures; the table must tell its attacks apart."""
+    attacks = [f"{a.name}{a.variant}" for a in read.attacks]
+    known = {
+        "attack": attacks,
+        "analysis": [a.name for a in read.analyses],
+        "split": list(read.chosen) if read.plan.by_split else [],
+        "further": read.groups,
+    }
     asked = [claim.group for claim in read.plan.claims]
     asked += [group for curve in read.plan.figures for group in (curve.x_group, *(line.group for line in curve.read))]
     for group in map(Group.parse, asked):
-        if group.kind == "attack" and group.name not in called:
-            raise unknown("attack of the plan in a claim or figure", group.name, called)
-    for name in called:
-        if called.count(name) > 1:
+        if group.kind in known and group.name not in known[group.kind]:
+            what = "group" if group.kind == "further" else group.kind
+            raise unknown(f"{what} of the plan in a claim or figure", group.name, known[group.kind])
+        if group.kind == "others" and read.plan.others is None:
+            raise ExpungeError("a claim or figure of group 'others': expected a plan with others")
+    for name in attacks:
+        if attacks.count(name) > 1:
             raise ExpungeError(
                 f"two attacks of the plan are both '{name}' in the table: expected settings that tell them apart"
             )
