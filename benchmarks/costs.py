@@ -2,7 +2,8 @@
 
 A plan's seconds are those that the result files of its jobs say (of the store, `--store`). Jobs that several plans share count
 in the first of them alone, from the top of the page. What the store does not have is foreseen, and a `~` stands before it; or a
-`<` where trainings stop by what they see, so that only the most is known. Totals leave such a plan out until it was run.
+`<` where trainings stop by what they see, so that only the most is known. Totals leave such a plan out until it was run. A number
+that was measured stays, though its store is gone, while the plan has as many jobs.
 """
 
 import argparse
@@ -53,8 +54,8 @@ def foreseen(job: Job) -> float:
     return job.cost.equivalents / (IMAGES if job.room in ("generate", "wanted", "pairs", "analyse") else rate)
 
 
-def cost(name: str, at: Workspace, counted: set[str]) -> Cost:
-    """What a plan adds to those whose jobs are ``counted``."""
+def cost(name: str, at: Workspace, counted: set[str], said: list[str]) -> Cost:
+    """What a plan adds to those whose jobs are ``counted``; ``said`` are the page's cells of it."""
     plan = read_plan(HERE / f"{name}.toml")
     jobs = [job for job in in_order(m.job for m in expanded(checked(plan))) if job.key not in counted]
     counted.update(job.key for job in jobs)
@@ -62,6 +63,8 @@ def cost(name: str, at: Workspace, counted: set[str]) -> Cost:
     seconds = sum(foreseen(job) if result is None else result["seconds"] for job, result in results)
     measured = all(result is not None for _, result in results)
     stops = any(row.stop is not None for row in plan.method.values())
+    if not measured and said[3:5] and said[3] == f"{len(jobs):,}" and said[4][0].isdigit():
+        seconds, measured = float(said[4].replace(",", "")), True
     return Cost(seconds, measured, len(jobs), len(plan.grid.seed), stops)
 
 
@@ -85,7 +88,7 @@ def told(lines: list[str], at: Workspace) -> Iterator[str]:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         name = cells[0].strip("`*")
         if line.startswith("| `") and (HERE / f"{name}.toml").is_file():
-            one = cost(name, at, counted)
+            one = cost(name, at, counted, cells)
             if one.measured or not one.stops:
                 whole.append(one)
             yield f"| {' | '.join([*cells[:2], *one.cells(), *told_apart(name)])} |"
