@@ -18,8 +18,9 @@ from expunge.core.cost import Cost
 from expunge.core.errors import ExpungeError
 from expunge.executors.bench import executor
 from expunge.executors.machine import available_memory, usable_cores
+from expunge.executors.queue import Queue
 from expunge.executors.serial import Serial
-from expunge.executors.workers import PROCESS_BYTES, RESERVE, Workers, _Queue
+from expunge.executors.workers import PROCESS_BYTES, RESERVE, Workers
 from expunge.jobs import EraseJob, GenerateJob, Job, WantedJob, Workspace, in_order
 from expunge.jobs.workspace import RESULT
 from expunge.store import load_edit, read_json
@@ -117,7 +118,7 @@ def test_results_are_those_of_serial_with_one_thread_to_the_last_bit(some: list[
 
 def test_what_more_work_waits_for_comes_first_and_nothing_before_what_it_stands_on(some: list[Job]):
     costly = replace(some[2], cost=Cost(forward=1000), seed=99)
-    queue = _Queue([*some, costly])
+    queue = Queue([*some, costly])
     first = [job.key for job in queue.ready()]
     assert first[0] == costly.key
     assert some[1].key not in first, "its erasure is not done"
@@ -229,7 +230,7 @@ def test_images_that_a_later_step_wants_wait_for_the_edits_below(tmp_path: Path)
     first, second = (job for job in jobs_of(tiny_plan(tmp_path, **rows)) if isinstance(job, EraseJob))
     (images,) = [job for job in second.upstream if isinstance(job, WantedJob)]
     assert images.on == [first.key] == [job.key for job in images.upstream]
-    queue = _Queue(in_order([second]))
+    queue = Queue(in_order([second]))
     assert images.key not in [job.key for job in queue.ready()]
 
 
