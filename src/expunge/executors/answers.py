@@ -14,7 +14,7 @@ TIMES = ("seconds", "seconds_of_images")
 
 
 def answer(do: Callable[..., Mapping[str, Any]], *given: Any) -> dict[str, Any]:
-    """Do a job by ``do`` of what is ``given``; returns what there is to be told of its result, of its warnings, and of its error if it fails."""
+    """Do a job by ``do`` of what is ``given``; returns what is to be told of its result, its warnings, or its error."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ExpungeWarning)
         try:

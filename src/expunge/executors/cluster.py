@@ -1,8 +1,8 @@
 """A cluster: jobs on all machines that Ray holds together, over a store that all of them reach.
 
-A run claims a job before it gives it to the cluster, so no machine waits for what another run does. A machine fetches what a job
-stands on, works in a folder of its own, and puts the job into the store whole. Ray carries a few words; files go through the
-store. What a lost process or machine was doing is given out again.
+A run claims a job before it gives it to the cluster, so no machine waits for what another run does. A machine fetches what a
+job stands on, works in a folder of its own, and puts the job into the store whole. Ray carries a few words; files go through
+the store. What a lost process or machine was doing is given out again.
 """
 
 import contextlib
@@ -52,8 +52,8 @@ class _Try:
 class Cluster:
     """Runs jobs on a cluster that this process is connected to (see `connected`), each in a process of one thread.
 
-    The results are, bit for bit, those of `Serial` with one thread where machines are of one kind. Two runs that have a depot in
-    common share the work.
+    The results are, bit for bit, those of `Serial` with one thread where machines are of one kind. Two runs that have a depot
+    in common share the work.
     """
 
     ray: Any
