@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, final
+from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 
 from expunge.core.errors import DamagedError, ExpungeError, reason
 from expunge.jobs import kept
@@ -34,6 +34,7 @@ TRANSFERS = 8
 """Objects on their way at a time."""
 
 
+@runtime_checkable
 class Depot(Protocol):
     """A store of finished jobs; ``name`` is the name of a job's folder, ``attempt`` tells one try to make it from others."""
 
