@@ -63,7 +63,7 @@ def shared_store(store: Path, ray: str | None, shared: str | None) -> Depot | No
     if ray is None and shared is not None:
         raise ExpungeError(f"--shared {shared} without --ray: expected both, or a folder as --store")
     if ray is None or shared is None:
-        return None if ray is None else SharedFolder(store.resolve())
+        return None if ray is None else SharedFolder(store.absolute())
     if "://" not in shared or shared.startswith(("file:", "local:", "memory:")):
         raise ExpungeError(
             f"--shared {shared}: expected a URL such as s3://bucket/path; a folder that all machines mount is --store"

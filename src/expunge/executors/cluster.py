@@ -105,11 +105,14 @@ class Cluster:
                 guard = self._claimed(job, at, leases)
                 if guard is None:
                     elsewhere[job.key] = time.monotonic() + POLL
-                elif self.depot.has(job.folder(at).name):  # by another run, meanwhile
+                    continue
+                elsewhere.pop(job.key, None)
+                if self.depot.has(job.folder(at).name):  # by another run, meanwhile
                     watcher.started(job)
                     guard.close()
                     self._ended(job, at, leases, queue, watcher)
                 else:
+                    self.depot.clear(job.folder(at).name)
                     queue.begin(job)
                     given = _Try(job=job, name=job.folder(at).name, attempt=secrets.token_hex(8), guard=guard)
                     running[self._submit(given)] = given
@@ -130,8 +133,6 @@ class Cluster:
         name = job.folder(at).name
         with contextlib.ExitStack() as guard:
             if guard.enter_context(self.depot.guarded(name)) and leases.take(name):
-                if not self.depot.has(name):
-                    self.depot.clear(name)
                 return guard.pop_all()
         return None
 

@@ -46,7 +46,7 @@ def connected(address: str, depot: Depot, *, count: int | None = None, device: s
     """
     if device not in ("cpu", "cuda"):
         raise ExpungeError(f"--device {device} with --ray: expected cpu, or cuda, as Ray chooses the GPU of each job")
-    _check(address)
+    _check(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
     ray = _ray()
     local = {"num_cpus": count or usable_cores(), "object_store_memory": OBJECTS, "include_dashboard": False}
     quiet = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.ERROR}

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tarfile
 import tempfile
@@ -72,7 +73,7 @@ class Depot(Protocol):
         """Delete what a try that was killed has left."""
 
     def clear(self, name: str) -> None:
-        """Delete a job that is damaged."""
+        """Delete what there is of a job that is not done, or damaged."""
 
 
 @final
@@ -264,7 +265,7 @@ def levelled(jobs: Sequence[Job], at: Workspace, depot: ObjectStore) -> None:
             if depot.has(folder.name):
                 depot.fetch(folder.name, at.store)
         elif not depot.has(folder.name):
-            depot.put(folder.name, folder, "levelled-" + hashlib.sha256(os.urandom(16)).hexdigest()[:16])
+            depot.put(folder.name, folder, secrets.token_hex(8))
 
     with ThreadPoolExecutor(TRANSFERS) as pool:
         list(pool.map(level, in_order(jobs)))
