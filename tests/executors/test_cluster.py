@@ -48,12 +48,21 @@ class Machines:
         self.address = "127.0.0.1:" + self.raylets.address.rpartition(":")[2]
         self.second: Any = None
         self.complete()
+        self.connection = contextlib.ExitStack()
 
     def complete(self) -> None:
         """Have both there, and begun again where a test has killed one."""
         if self.second is None:
             self.second = self.raylets.add_node(**ONE_CORE)
             self.raylets.wait_for_nodes()
+
+    def cluster(self, depot: Depot, **changes: Any) -> Cluster:
+        """One over ``depot``; the connection stays, and with it processes that have imported what jobs need."""
+        import ray
+
+        if not ray.is_initialized():
+            self.connection.enter_context(connected(self.address, depot))
+        return Cluster(ray=ray, depot=depot, **changes)
 
     def busy(self) -> dict[int, str]:
         """Processes that are in the middle of a job, each with the job's folder."""
@@ -77,8 +86,6 @@ def s3() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def both(s3: Server) -> Iterator[Machines]:
-    import ray
-
     temporary = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # names of sockets must be short
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(temporary))
@@ -86,7 +93,7 @@ def both(s3: Server) -> Iterator[Machines]:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")]))
         machines = Machines(temporary)
         yield machines
-        ray.shutdown()
+        machines.connection.close()
         machines.raylets.shutdown()
     shutil.rmtree(temporary, ignore_errors=True)
 
@@ -97,12 +104,11 @@ def machines(both: Machines) -> Machines:
     return both
 
 
-@contextlib.contextmanager
-def begun(machines: Machines, depot: Depot, **changes: Any) -> Iterator[Cluster]:
-    with connected(machines.address, depot) as cluster:
-        for name, value in changes.items():
-            setattr(cluster, name, value)
-        yield cluster
+@pytest.fixture
+def alone(machines: Machines) -> Machines:
+    """Machines that this process is not connected to."""
+    machines.connection.close()
+    return machines
 
 
 def serially(jobs: list[Job], folder: Path) -> Workspace:
@@ -144,13 +150,13 @@ def test_results_are_those_of_serial_on_two_machines_at_a_time(machines: Machine
     jobs = some_jobs(folder)
     store, log, on = tmp_path / "store", Log(), set()
     at = Workspace(store=store)
-    with begun(machines, SharedFolder(store)) as cluster:
-        assert cluster.at_once == 2
-        watching = in_the_middle(machines, lambda pid: on.add(machines.on_second(pid)) or len(on) == 2)
-        cluster.run(jobs, at, log)
-        watching.join(1)
-        assert on == {True, False}, "both machines have worked"
-        cluster.run(jobs, at, Log())  # what is done is found, and not done again
+    cluster = machines.cluster(SharedFolder(store))
+    assert cluster.at_once == 2
+    watching = in_the_middle(machines, lambda pid: on.add(machines.on_second(pid)) or len(on) == 2)
+    cluster.run(jobs, at, log)
+    watching.join(1)
+    assert on == {True, False}, "both machines have worked"
+    cluster.run(jobs, at, Log())  # what is done is found, and not done again
     assert log.most == 2
     assert left(store) == []
     assert_alike(jobs, serially(jobs, tmp_path), at)
@@ -161,27 +167,27 @@ def test_a_job_whose_process_is_killed_in_the_middle_is_given_out_again(
 ):
     jobs, store = some_jobs(folder), tmp_path / "store"
     at = Workspace(store=store)
-    with begun(machines, SharedFolder(store)) as cluster:
-        killing = in_the_middle(machines, killed)
-        with pytest.warns(ExpungeWarning, match=r"^job .* \(.*\) was lost \(WorkerCrashedError: .*\): begun again$"):
-            cluster.run(jobs, at, Log())
-        killing.join(1)
-        assert not killing.is_alive()
+    cluster = machines.cluster(SharedFolder(store))
+    killing = in_the_middle(machines, killed)
+    with pytest.warns(ExpungeWarning, match=r"^job .* \(.*\) was lost \(WorkerCrashedError: .*\): begun again$"):
+        cluster.run(jobs, at, Log())
+    killing.join(1)
+    assert not killing.is_alive()
     assert left(store) == []
     assert_alike(jobs, serially(jobs, tmp_path), at)
 
 
 def test_a_job_that_is_lost_too_often_ends_the_run_in_a_line(machines: Machines, folder: Path, tmp_path: Path):
     job = images(folder, 1, count=20)
-    with begun(machines, SharedFolder(tmp_path), retries=0) as cluster:
-        in_the_middle(machines, killed)
-        with pytest.raises(
-            ExpungeError, match=r"was lost 1 times, at last so \(WorkerCrashedError: .*\): expected machines"
-        ):
-            cluster.run([job], Workspace(store=tmp_path), Log())
+    cluster = machines.cluster(SharedFolder(tmp_path), retries=0)
+    in_the_middle(machines, killed)
+    with pytest.raises(
+        ExpungeError, match=r"was lost 1 times, at last so \(WorkerCrashedError: .*\): expected machines"
+    ):
+        cluster.run([job], Workspace(store=tmp_path), Log())
     assert left(tmp_path) == [f"{CLAIMS}/{job.folder(Workspace(store=tmp_path)).name}.1"]
-    with begun(machines, SharedFolder(tmp_path)) as cluster:
-        cluster.run([job], Workspace(store=tmp_path), Log())  # at once: who had claimed it has said goodbye
+    cluster = machines.cluster(SharedFolder(tmp_path))
+    cluster.run([job], Workspace(store=tmp_path), Log())  # at once: who had claimed it has said goodbye
     assert left(tmp_path) == []
 
 
@@ -199,11 +205,11 @@ def test_a_machine_that_is_killed_in_the_middle_loses_no_job(
         machines.second = None
         return True
 
-    with begun(machines, ObjectStore(f"s3://{s3.bucket}/killed")) as cluster:
-        killing = in_the_middle(machines, kill)
-        with pytest.warns(ExpungeWarning, match=r"was lost \((NodeDiedError|WorkerCrashedError): .*\): begun again$"):
-            cluster.run(jobs, at, Log())
-        killing.join(30)
+    cluster = machines.cluster(ObjectStore(f"s3://{s3.bucket}/killed"))
+    killing = in_the_middle(machines, kill)
+    with pytest.warns(ExpungeWarning, match=r"was lost \((NodeDiedError|WorkerCrashedError): .*\): begun again$"):
+        cluster.run(jobs, at, Log())
+    killing.join(30)
     assert machines.second is None, "it was killed while it worked"
     assert_alike(jobs, serially(jobs, tmp_path), at)
 
@@ -215,19 +221,19 @@ def test_two_runs_share_the_work_and_nothing_is_done_twice(
     depot = ObjectStore(f"s3://{s3.bucket}/shared")
     stores = [Workspace(store=tmp_path / name) for name in ("one", "other")]
     failed: list[BaseException] = []
-    with connected(machines.address, depot) as cluster:
+    clusters = [machines.cluster(depot, count=1) for _ in stores]
 
-        def run(at: Workspace) -> None:
-            try:
-                Cluster(ray=cluster.ray, depot=depot, count=1).run(jobs, at, Log())
-            except BaseException as error:
-                failed.append(error)
+    def run(cluster: Cluster, at: Workspace) -> None:
+        try:
+            cluster.run(jobs, at, Log())
+        except BaseException as error:
+            failed.append(error)
 
-        threads = [threading.Thread(target=run, args=(at,)) for at in stores]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(300)
+    threads = [threading.Thread(target=run, args=pair) for pair in zip(clusters, stores, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(300)
     assert not failed
     made = [path for path in s3.put(".tar") if "/shared/" in path]
     assert len(made) == len(jobs) == len({path.rpartition("/")[0] for path in made}), made
@@ -236,19 +242,19 @@ def test_two_runs_share_the_work_and_nothing_is_done_twice(
 
 
 def test_a_job_that_fails_tells_its_line_or_its_traceback(machines: Machines, folder: Path, tmp_path: Path):
-    with begun(machines, SharedFolder(tmp_path)) as cluster:
-        wrong = images(folder, 1, model_sha256="0" * 64)
-        with pytest.raises(ExpungeError, match="has changed since the job was planned: expected the same files"):
-            cluster.run([wrong], Workspace(store=tmp_path), Log())
-        odd = images(folder, 1, prompts=[["one", "two", "three"]])
-        with pytest.raises(RuntimeError, match=r"failed in a worker:\nTraceback(.|\n)*too many values to unpack"):
-            cluster.run([odd], Workspace(store=tmp_path), Log())
+    cluster = machines.cluster(SharedFolder(tmp_path))
+    wrong = images(folder, 1, model_sha256="0" * 64)
+    with pytest.raises(ExpungeError, match="has changed since the job was planned: expected the same files"):
+        cluster.run([wrong], Workspace(store=tmp_path), Log())
+    odd = images(folder, 1, prompts=[["one", "two", "three"]])
+    with pytest.raises(RuntimeError, match=r"failed in a worker:\nTraceback(.|\n)*too many values to unpack"):
+        cluster.run([odd], Workspace(store=tmp_path), Log())
 
 
-def test_a_plan_by_its_command_has_the_records_of_serial(machines: Machines, s3: Server, tmp_path: Path, capsys):
+def test_a_plan_by_its_command_has_the_records_of_serial(alone: Machines, s3: Server, tmp_path: Path, capsys):
     plan = tiny_plan(tmp_path)
     assert main(bench_words(plan, "--quiet")) == 0
-    words = ["--ray", machines.address, "--shared", f"s3://{s3.bucket}/plan", "--workers", "2", "--json"]
+    words = ["--ray", alone.address, "--shared", f"s3://{s3.bucket}/plan", "--workers", "2", "--json"]
     here = ["--store", str(tmp_path / "copy"), "--out", str(tmp_path / "out2")]
     capsys.readouterr()
     assert main(["bench", str(plan), *words, *here]) == 0
@@ -356,13 +362,13 @@ def test_without_the_package_a_line_names_the_extra(tmp_path: Path, monkeypatch)
     assert "expected expunge[ray]" in told("local", tmp_path)
 
 
-def test_a_cluster_of_another_version_is_told_by_ray_in_one_line(machines: Machines, tmp_path: Path):
+def test_a_cluster_of_another_version_is_told_by_ray_in_one_line(alone: Machines, tmp_path: Path):
     """The cluster says so itself, in the place where Ray keeps it."""
     from ray._common.usage import usage_constants, usage_lib
     from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
     from ray._raylet import GcsClient
 
-    head = GcsClient(address=machines.raylets.address)
+    head = GcsClient(address=alone.raylets.address)
     true = usage_lib.get_cluster_metadata(head)
 
     def says(metadata: dict[str, Any]) -> None:
@@ -371,16 +377,16 @@ def test_a_cluster_of_another_version_is_told_by_ray_in_one_line(machines: Machi
 
     says({**true, "ray_version": "2.1.0"})
     try:
-        line = told(machines.address, tmp_path)
+        line = told(alone.address, tmp_path)
     finally:
         says(true)
     assert "Version mismatch: The cluster was started with: Ray: 2.1.0" in line
     assert line.endswith("expected the same Ray and Python everywhere")
 
 
-def test_a_cluster_without_gpus_is_refused_for_cuda(machines: Machines, tmp_path: Path):
-    assert "the cluster has no GPUs: expected a machine with some" in told(machines.address, tmp_path, device="cuda")
-    assert "--device cuda:1 with --ray: expected cpu, or cuda" in told(machines.address, tmp_path, device="cuda:1")
+def test_a_cluster_without_gpus_is_refused_for_cuda(alone: Machines, tmp_path: Path):
+    assert "the cluster has no GPUs: expected a machine with some" in told(alone.address, tmp_path, device="cuda")
+    assert "--device cuda:1 with --ray: expected cpu, or cuda" in told(alone.address, tmp_path, device="cuda:1")
 
 
 @pytest.mark.parametrize(

@@ -118,8 +118,9 @@ class Cluster:
                     running[self._submit(given)] = given
                     watcher.started(job)
             for ref in self._answering(running, bool(elsewhere)):
-                given = running.pop(ref)
+                given = running[ref]
                 answer = self._answer(ref, given)
+                del running[ref]
                 if answer is None:
                     running[self._submit(given)] = given
                     continue
