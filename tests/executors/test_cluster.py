@@ -37,6 +37,17 @@ ROOT = Path(__file__).parents[2]
 ONE_CORE = {"num_cpus": 1, "object_store_memory": 80_000_000}
 
 
+def patiently(begin: Callable[[], Any]) -> Any:
+    """What ``begin`` gives: Ray gives a machine 30 seconds to start, which is short where all cores are busy."""
+    for _ in range(5):
+        try:
+            return begin()
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+    return begin()
+
+
 class Machines:
     """A cluster: a head, and a machine that may be killed, both of one core."""
 
@@ -44,7 +55,8 @@ class Machines:
         from ray.cluster_utils import Cluster as Raylets
 
         self.temporary = temporary
-        self.raylets = Raylets(initialize_head=True, head_node_args={**ONE_CORE, "include_dashboard": False})
+        head = {**ONE_CORE, "include_dashboard": False}
+        self.raylets = patiently(lambda: Raylets(initialize_head=True, head_node_args=head))
         self.address = "127.0.0.1:" + self.raylets.address.rpartition(":")[2]
         self.second: Any = None
         self.complete()
@@ -53,7 +65,7 @@ class Machines:
     def complete(self) -> None:
         """Have both there, and begun again where a test has killed one."""
         if self.second is None:
-            self.second = self.raylets.add_node(**ONE_CORE)
+            self.second = patiently(lambda: self.raylets.add_node(**ONE_CORE))
             self.raylets.wait_for_nodes()
 
     def cluster(self, depot: Depot, **changes: Any) -> Cluster:

@@ -55,7 +55,7 @@ def connected(address: str, depot: Depot, *, count: int | None = None, device: s
         with _own_signals():
             ray.init(address=address, **quiet, **(local if address == "local" else {}))
     except (Exception, SystemExit) as error:  # it raises what it likes, and ends itself where it waited too long
-        raise ExpungeError(f"--ray {address}: {_told(error)}") from error
+        raise ExpungeError(f"--ray {address}: {_told(error, address)}") from error
     try:
         cluster = Cluster(ray=ray, depot=depot, count=count, device=device)
         if not cluster.jobs_at_once():
@@ -120,11 +120,13 @@ def _own_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _told(error: BaseException) -> str:
+def _told(error: BaseException, address: str) -> str:
     """Why Ray does not connect, in one line."""
     if isinstance(error, SystemExit):
         return "no cluster answered: expected one that was begun with `ray start --head`"
     text = " ".join(str(error).split())
     if text.startswith("Version mismatch"):
         return f"{text}: expected the same Ray and Python everywhere"
+    if address == "local":
+        return f"{reason(error)}: expected Ray to start here"
     return f"{reason(error)}: expected this machine to be in the cluster (`ray start --address HOST:PORT`)"
