@@ -16,6 +16,10 @@ from expunge.jobs.depots import Depot
 
 PATIENCE = 5.0
 """Seconds in which the head of a cluster has to answer."""
+STARTS = 3
+"""How often it is tried to begin one here: Ray gives itself 30 seconds, which is short where all cores are busy."""
+SLOW = "timed out during startup"
+"""What it says then."""
 OBJECTS = 100_000_000
 """Bytes for Ray's own store of objects in a cluster that is begun here: files take another way."""
 SILENT = {
@@ -51,11 +55,15 @@ def connected(address: str, depot: Depot, *, count: int | None = None, device: s
     local = {"num_cpus": count or usable_cores(), "object_store_memory": OBJECTS, "include_dashboard": False}
     quiet = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.ERROR}
     logging.getLogger("ray").setLevel(logging.ERROR)
-    try:
-        with _own_signals():
-            ray.init(address=address, **quiet, **(local if address == "local" else {}))
-    except (Exception, SystemExit) as error:  # it raises what it likes, and ends itself where it waited too long
-        raise ExpungeError(f"--ray {address}: {_told(error, address)}") from error
+    for left in reversed(range(STARTS if address == "local" else 1)):
+        try:
+            with _own_signals():
+                ray.init(address=address, **quiet, **(local if address == "local" else {}))
+            break
+        except (Exception, SystemExit) as error:  # it raises what it likes, and ends itself where it waited too long
+            ray.shutdown()
+            if not left or SLOW not in str(error):
+                raise ExpungeError(f"--ray {address}: {_told(error, address)}") from error
     try:
         cluster = Cluster(ray=ray, depot=depot, count=count, device=device)
         if not cluster.jobs_at_once():
