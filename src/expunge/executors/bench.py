@@ -48,10 +48,14 @@ def executor(workers: int | None, device: str) -> Executor:
     Raises:
         ExpungeError: if ``workers`` is below 1.
     """
-    if workers is not None and workers < 1:
-        raise ExpungeError(f"--workers {workers}: expected 1 or more")
+    _check_workers(workers)
     count = (usable_cores() if device == "cpu" else 1) if workers is None else workers
     return Serial() if count == 1 else Workers(count=count)
+
+
+def _check_workers(workers: int | None) -> None:
+    if workers is not None and workers < 1:
+        raise ExpungeError(f"--workers {workers}: expected 1 or more")
 
 
 def shared_store(store: Path, ray: str | None, shared: str | None) -> Depot | None:
@@ -77,8 +81,6 @@ def _running(workers: int | None, device: str, ray: str | None, depot: Depot | N
     if ray is None or depot is None:
         yield executor(workers, device)
         return
-    if workers is not None and workers < 1:
-        raise ExpungeError(f"--workers {workers}: expected 1 or more")
     with connected(ray, depot, count=workers, device=device) as cluster:
         yield cluster
 
@@ -125,6 +127,7 @@ def run(
     Raises:
         ExpungeError: if ``out`` belongs to another plan or to an earlier text of this one, unless ``changed``.
     """
+    _check_workers(workers)
     at, depot = Workspace(store=store, device=device), shared_store(store, ray, shared)
     read = checked(plan)
     measurements = expanded(read, device)
