@@ -413,7 +413,19 @@ def test_a_cluster_without_gpus_is_refused_for_cuda(alone: Machines, tmp_path: P
 )
 def test_options_that_do_not_go_together_are_one_line(words: list[str], line: str, tmp_path: Path, capsys):
     assert (
-        main(["bench", str(tiny_plan(tmp_path)), *words, "--store", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
+        main(
+            [
+                "bench",
+                str(tiny_plan(tmp_path)),
+                "--quiet",
+                *words,
+                "--store",
+                str(tmp_path),
+                "--out",
+                str(tmp_path / "o"),
+            ]
+        )
+        == 2
     )
     error = capsys.readouterr().err
     assert line in error
