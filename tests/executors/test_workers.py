@@ -13,83 +13,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from expunge import backbones
 from expunge.core.cost import Cost
 from expunge.core.errors import ExpungeError
 from expunge.executors.bench import executor
 from expunge.executors.machine import available_memory, usable_cores
+from expunge.executors.queue import Queue
 from expunge.executors.serial import Serial
-from expunge.executors.workers import PROCESS_BYTES, RESERVE, Workers, _Queue
-from expunge.jobs import EraseJob, GenerateJob, Job, WantedJob, Workspace, in_order
-from expunge.jobs.workspace import RESULT
-from expunge.store import load_edit, read_json
+from expunge.executors.workers import PROCESS_BYTES, RESERVE, Workers
+from expunge.jobs import EraseJob, Job, WantedJob, Workspace, in_order
 from plans_of import jobs_of, tiny_plan
-
-
-class Log:
-    """What began and ended, and how many ran at a time."""
-
-    def __init__(self):
-        self.order: list[str] = []
-        self.most = 0
-        self.together: list[set[str]] = []
-        self._now: set[str] = set()
-
-    def started(self, job: Job):
-        self.order.append(job.key)
-        self._now.add(job.key)
-        self.together.append(set(self._now))
-        self.most = max(self.most, len(self._now))
-
-    def finished(self, job: Job, result):
-        assert result["seconds"] >= 0
-        self._now.remove(job.key)
-
-
-def a_model(folder: Path) -> dict[str, str]:
-    return {"model": str(folder), "model_sha256": backbones.load(str(folder)).identity(), "dtype": "float32"}
-
-
-def images(folder: Path, seed: int, edits: tuple[EraseJob, ...] = (), **changes) -> GenerateJob:
-    """Two images of a tiny model in two steps."""
-    fields = {
-        "upstream": edits,
-        "cost": Cost(forward=8),
-        "version": 1,
-        "prompts": [["a church", "church"]],
-        "count": 2,
-        "seed": seed,
-        "guidance": 3.0,
-        "steps": 2,
-        "part": "test",
-        "edits": [edit.key for edit in edits],
-        "control": None,
-        "key_job": None,
-        "only": None,
-        **a_model(folder),
-        **changes,
-    }
-    return GenerateJob(**fields)
-
-
-def an_erasure(folder: Path) -> EraseJob:
-    return EraseJob(
-        eraser="uce",
-        version=1,
-        settings={},
-        targets=["church"],
-        retain=[],
-        seed=0,
-        salt="",
-        **a_model(folder),
-    )
+from small_jobs import Log, assert_alike, images, some_jobs
 
 
 @pytest.fixture
 def some(folder: Path) -> list[Job]:
-    """An erasure with images on it, and two sets of images that stand on nothing."""
-    edited = images(folder, 7, (an_erasure(folder),))
-    return in_order([edited, images(folder, 1), images(folder, 2)])
+    return some_jobs(folder)
 
 
 def test_results_are_those_of_serial_with_one_thread_to_the_last_bit(some: list[Job], tmp_path: Path):
@@ -99,25 +37,12 @@ def test_results_are_those_of_serial_with_one_thread_to_the_last_bit(some: list[
     log = Log()
     Workers(count=2).run(some, several, log)
     assert log.most == 2
-    for job in some:
-        here, there = job.folder(one), job.folder(several)
-        files = sorted(path.relative_to(here) for path in here.rglob("*.*"))
-        assert files == sorted(path.relative_to(there) for path in there.rglob("*.*"))
-        for file in files:
-            if file.suffix == ".png":
-                assert (here / file).read_bytes() == (there / file).read_bytes()
-            elif file.suffix == ".safetensors":
-                ours, theirs = load_edit(here / file).tensors(), load_edit(there / file).tensors()
-                assert all(torch.equal(ours[name], theirs[name]) for name in {*ours, *theirs})
-        both = [read_json(at / RESULT) for at in (here, there)]
-        assert both[0]["computed_with"] == both[1]["computed_with"]
-        assert both[0]["computed_with"]["threads"] == 1
-        assert both[0]["cost"] == both[1]["cost"]
+    assert_alike(some, one, several)
 
 
 def test_what_more_work_waits_for_comes_first_and_nothing_before_what_it_stands_on(some: list[Job]):
     costly = replace(some[2], cost=Cost(forward=1000), seed=99)
-    queue = _Queue([*some, costly])
+    queue = Queue([*some, costly])
     first = [job.key for job in queue.ready()]
     assert first[0] == costly.key
     assert some[1].key not in first, "its erasure is not done"
@@ -229,7 +154,7 @@ def test_images_that_a_later_step_wants_wait_for_the_edits_below(tmp_path: Path)
     first, second = (job for job in jobs_of(tiny_plan(tmp_path, **rows)) if isinstance(job, EraseJob))
     (images,) = [job for job in second.upstream if isinstance(job, WantedJob)]
     assert images.on == [first.key] == [job.key for job in images.upstream]
-    queue = _Queue(in_order([second]))
+    queue = Queue(in_order([second]))
     assert images.key not in [job.key for job in queue.ready()]
 
 

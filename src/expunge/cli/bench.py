@@ -32,6 +32,12 @@ class Bench:
     are done one after another in this process, with torch's own threads."""
     device: str = "cpu"
     """Where models run: `cpu`, `cuda`, `cuda:0`, `mps` (GPU untested). Finished jobs count whatever device made them."""
+    ray: str | None = None
+    """Run the jobs on a Ray cluster (expunge[ray]): `local` begins one on this machine, HOST:PORT is the head of one that this
+    machine is in, `auto` looks for it. --workers is then the most jobs at a time. See docs/cluster.md."""
+    shared: str | None = None
+    """With --ray, the store that its machines share, as a URL: `s3://bucket/path` (expunge[s3]). --store is then this machine's
+    copy. If not given, --store is a folder that all of them mount."""
     dry_run: bool = False
     """List the jobs, alike ones together, with the evaluations and the time they should take in a row, and run none."""
     changed: bool = False
@@ -66,7 +72,9 @@ def bench(argv: list[str]) -> None:
         rows = runner.again(plan, options.results, out)
         written = "table.md"
     else:
-        how: dict[str, Any] = {"workers": options.workers, "device": options.device, "changed": options.changed}
+        how: dict[str, Any] = {
+            name: getattr(options, name) for name in ("workers", "device", "changed", "ray", "shared")
+        }
         with _live(options.reporting) as show:
             rows = runner.run(plan, options.store, out, **how, on_progress=show)
         written = "records.jsonl, table.md"

@@ -1,13 +1,15 @@
 """Bench: run a plan's jobs, each once, and put their records and a table together."""
 
+import contextlib
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 from expunge.core.errors import ExpungeError, ExpungeWarning
+from expunge.executors.connection import connected
 from expunge.executors.executor import Executor
 from expunge.executors.gathered import gathered, wanted
 from expunge.executors.machine import usable_cores
@@ -15,6 +17,7 @@ from expunge.executors.pace import Pace, pace
 from expunge.executors.serial import Serial
 from expunge.executors.workers import Workers
 from expunge.jobs import Job, Workspace, in_order
+from expunge.jobs.depots import Depot, ObjectStore, SharedFolder, levelled
 from expunge.jobs.job import seconds_of
 from expunge.jobs.workspace import model
 from expunge.plans.check import checked
@@ -45,10 +48,41 @@ def executor(workers: int | None, device: str) -> Executor:
     Raises:
         ExpungeError: if ``workers`` is below 1.
     """
-    if workers is not None and workers < 1:
-        raise ExpungeError(f"--workers {workers}: expected 1 or more")
+    _check_workers(workers)
     count = (usable_cores() if device == "cpu" else 1) if workers is None else workers
     return Serial() if count == 1 else Workers(count=count)
+
+
+def _check_workers(workers: int | None) -> None:
+    if workers is not None and workers < 1:
+        raise ExpungeError(f"--workers {workers}: expected 1 or more")
+
+
+def shared_store(store: Path, ray: str | None, shared: str | None) -> Depot | None:
+    """Where a cluster's machines put jobs: ``store`` itself, or the place that a URL names; None without a cluster.
+
+    Raises:
+        ExpungeError: if there is a URL without a cluster, or it is none.
+    """
+    if ray is None and shared is not None:
+        raise ExpungeError(f"--shared {shared} without --ray: expected both, or a folder as --store")
+    if ray is None or shared is None:
+        return None if ray is None else SharedFolder(store.absolute())
+    if "://" not in shared or shared.startswith(("file:", "local:", "memory:")):
+        raise ExpungeError(
+            f"--shared {shared}: expected a URL such as s3://bucket/path; a folder that all machines mount is --store"
+        )
+    return ObjectStore(shared.rstrip("/"))
+
+
+@contextlib.contextmanager
+def _running(workers: int | None, device: str, ray: str | None, depot: Depot | None) -> Iterator[Executor]:
+    """What runs jobs, as long as the block lasts: this machine, or a cluster."""
+    if ray is None or depot is None:
+        yield executor(workers, device)
+        return
+    with connected(ray, depot, count=workers, device=device) as cluster:
+        yield cluster
 
 
 def waiting(measurements: Sequence[Measurement], at: Workspace) -> list[Job]:
@@ -69,6 +103,8 @@ def run(
     workers: int | None = 1,
     device: str = "cpu",
     changed: bool = False,
+    ray: str | None = None,
+    shared: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Run what is missing and write ``records.jsonl``, ``summary.jsonl`` and ``table.md``; returns the summary's rows.
@@ -83,18 +119,26 @@ def run(
             in this process.
         device: where models are put; no part of a job's key.
         changed: accept that the plan's text is another than that of the results in ``out``.
+        ray: a Ray cluster that runs the jobs, as `connected` takes it; ``workers`` are then jobs at a time at most.
+        shared: URL of the store that the machines of the cluster share, of which ``store`` is then this machine's copy; they
+            share ``store`` itself if not given.
         on_progress: told whenever a job begins or ends.
 
     Raises:
         ExpungeError: if ``out`` belongs to another plan or to an earlier text of this one, unless ``changed``.
     """
-    at, runs = Workspace(store=store, device=device), executor(workers, device)
+    _check_workers(workers)
+    at, depot = Workspace(store=store, device=device), shared_store(store, ray, shared)
     read = checked(plan)
     measurements = expanded(read, device)
-    _claim(plan, out, changed)
-    todo = waiting(measurements, at)
-    _tell_of_damage(todo, at)
-    runs.run(todo, at, _Watch(todo, on_progress, runs.at_once, lambda: plan_pace(plan, read.image_dtype, at)))
+    with _running(workers, device, ray, depot) as runs:
+        if isinstance(depot, ObjectStore):
+            depot.check()
+            levelled([m.job for m in measurements], at, depot)
+        _claim(plan, out, changed)
+        todo = waiting(measurements, at)
+        _tell_of_damage(todo, at)
+        runs.run(todo, at, _Watch(todo, on_progress, runs.at_once, lambda: plan_pace(plan, read.image_dtype, at)))
     return summary.write(wanted(read), gathered(measurements, at), out)
 
 

@@ -4,22 +4,21 @@ Two threads of one process wait for each other at every step of a small model, a
 busy. Processes wait for nobody: each takes a job whose upstream jobs are done.
 """
 
-import builtins
 import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-import traceback
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, final
 
-from expunge.core.errors import ExpungeError, ExpungeWarning
+from expunge.core.errors import ExpungeError
+from expunge.executors.answers import answer, check
 from expunge.executors.executor import Watcher
 from expunge.executors.machine import available_memory
+from expunge.executors.queue import Queue
 from expunge.jobs import ROOMS, Job, Workspace
 
 PROCESS_BYTES = 1_200_000_000
@@ -32,8 +31,6 @@ PRELOADED = [
     "transformers.models.clip.modeling_clip",
 ]
 """What is imported once for all workers; what is missing is imported by those that need it."""
-TIMES = ("seconds", "seconds_of_images")
-"""What the parent is told of a result."""
 RESERVE = 0.9
 """The part of the memory that is free at the start which workers may take together."""
 
@@ -86,7 +83,7 @@ class Workers:
             ExpungeError: also if a worker dies, as it does where memory runs out.
         """
         with self._workers() as workers:
-            self._work(_Queue(jobs), at, watcher, workers)
+            self._work(Queue(jobs), at, watcher, workers)
 
     @contextlib.contextmanager
     def _workers(self) -> Iterator[list[_Worker]]:
@@ -98,7 +95,7 @@ class Workers:
             for worker in workers:
                 worker.stop()
 
-    def _work(self, queue: "_Queue", at: Workspace, watcher: Watcher, workers: list[_Worker]) -> None:
+    def _work(self, queue: Queue, at: Workspace, watcher: Watcher, workers: list[_Worker]) -> None:
         while queue.left:
             for job in queue.ready():
                 worker = self._free(job, workers, at)
@@ -132,49 +129,6 @@ class Workers:
             return None
         workers.append(_begin(at, self.threads))
         return workers[-1]
-
-
-@final
-class _Queue:
-    """Jobs still to be done, and which of them can be."""
-
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self._jobs = {job.key: job for job in jobs}
-        self._begun: set[str] = set()
-        self._weight = _weights(jobs)
-
-    @property
-    def left(self) -> bool:
-        """Whether some are not done."""
-        return bool(self._jobs)
-
-    def ready(self) -> list[Job]:
-        """Those that stand on nothing undone, what the longest work waits for first."""
-        able = [
-            job
-            for job in self._jobs.values()
-            if job.key not in self._begun and not any(up.key in self._jobs for up in job.upstream)
-        ]
-        return sorted(able, key=lambda job: -self._weight[job.key])
-
-    def begin(self, job: Job) -> None:
-        """A worker has it."""
-        self._begun.add(job.key)
-
-    def end(self, job: Job) -> None:
-        """It is done."""
-        del self._jobs[job.key]
-
-
-def _weights(jobs: Sequence[Job]) -> dict[str, int]:
-    """Evaluations on the longest way from each job to the last that waits for it, and one for each job on it."""
-    weight = {job.key: 0 for job in jobs}
-    for job in reversed(jobs):  # what waits for a job comes after it
-        weight[job.key] += 1 + job.cost.equivalents
-        for up in job.upstream:
-            if up.key in weight:
-                weight[up.key] = max(weight[up.key], weight[job.key])
-    return weight
 
 
 # a worker's end ------------------------------------------------------------------------------------------------------
@@ -212,7 +166,11 @@ def _serve(connection: Connection, at: Workspace, threads: int) -> None:
             content = connection.recv()
         except EOFError:
             return
-        connection.send(_did(content, at))
+        connection.send(answer(_did, content, at))
+
+
+def _did(content: Mapping[str, Any], at: Workspace) -> dict[str, Any]:
+    return ROOMS[content["room"]].from_json(content).finish(at)
 
 
 def _end_with_parent() -> None:
@@ -221,20 +179,6 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _did(content: Mapping[str, Any], at: Workspace) -> dict[str, Any]:
-    """Do a job; returns what the parent needs to know of it."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ExpungeWarning)
-        try:
-            result = ROOMS[content["room"]].from_json(content).finish(at)
-            answer: dict[str, Any] = {name: result[name] for name in TIMES if name in result}
-        except ExpungeError as error:
-            answer = {"error": str(error)}
-        except Exception:
-            answer = {"fault": traceback.format_exc()}
-    return {**answer, "warnings": [(w.category.__name__, str(w.message)) for w in caught]}
 
 
 # the parent's end ----------------------------------------------------------------------------------------------------
@@ -275,15 +219,9 @@ def _answer(worker: _Worker) -> tuple[Job, dict[str, Any]]:
     if job is None:
         raise RuntimeError("a worker without a job answered")
     try:
-        answer = worker.connection.recv()
+        given = worker.connection.recv()
     except (EOFError, OSError) as error:
         raise _died(worker, job) from error
-    for category, line in answer["warnings"]:
-        kind = ExpungeWarning if category == ExpungeWarning.__name__ else getattr(builtins, category, RuntimeWarning)
-        warnings.warn(line, kind, stacklevel=2)
-    if "error" in answer:
-        raise ExpungeError(answer["error"])
-    if "fault" in answer:
-        raise RuntimeError(f"job {job.key[:8]} ({job.room}: {job.describe()}) failed in a worker:\n{answer['fault']}")
+    check(job, given)
     worker.job = None
-    return job, answer
+    return job, given

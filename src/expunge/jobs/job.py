@@ -115,13 +115,21 @@ class Job(ABC):
             if result is not None:
                 return result
             kept.remove(folder)
-            start = time.perf_counter()
-            with new_folder(folder, marker=RESULT) as out:
-                gave = self.run(at, out)
-                seconds = round(time.perf_counter() - start, 3)
-                said = {"format": FORMAT, "job": self.as_json(), "seconds": seconds, **gave}
-                result = {**said, "computed_with": computed_with(at.device), BESIDE: kept.beside(out)}
-                write_json(out / RESULT, result)
+            return self.make(at, folder)
+
+    def make(self, at: Workspace, folder: Path) -> dict[str, Any]:
+        """Run it into the new ``folder``, whether or not it is done elsewhere; returns its result.
+
+        Raises:
+            ExpungeError: as `finish`.
+        """
+        start = time.perf_counter()
+        with new_folder(folder, marker=RESULT) as out:
+            gave = self.run(at, out)
+            seconds = round(time.perf_counter() - start, 3)
+            said = {"format": FORMAT, "job": self.as_json(), "seconds": seconds, **gave}
+            result = {**said, "computed_with": computed_with(at.device), BESIDE: kept.beside(out)}
+            write_json(out / RESULT, result)
         return result
 
 
