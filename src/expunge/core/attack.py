@@ -3,12 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar, final
+from typing import ClassVar, Generic, Literal, TypeVar, final
 
 import torch
 
 from expunge.core.catalog import Paper
-from expunge.core.concept import Concept
+from expunge.core.concept import Concept, named
 from expunge.core.cost import Cost
 from expunge.core.edit import Edit
 from expunge.core.eraser import Task, Wish
@@ -103,3 +103,11 @@ def image_for(query: Query, shots: Sequence[Shot], number: int) -> Shot:
     own = [s for s in same if s.seed == query.seed]
     fitting = own or same or shots
     return fitting[number % len(fitting)]
+
+
+def reworded(prompt: str, name: str, word: str, otherwise: Literal["front", "end"]) -> str:
+    """The prompt with ``word`` in the place of ``name``; in front of a prompt that does not name it, or at its end."""
+    exchanged = named(name).sub(word, prompt)
+    if exchanged != prompt:
+        return exchanged
+    return (f"{word} {prompt}" if otherwise == "front" else f"{prompt} {word}").strip()
