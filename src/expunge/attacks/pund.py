@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
@@ -30,7 +31,7 @@ NAME = "pund"
 WORD = "<v>"
 """What the learned vector is called in a prompt."""
 POINTS = 3
-"""Forwards that cost what an update's forward and backward do: the control tries each random vector on so many times more points."""
+"""Forwards that cost what an update does, backward included: the control tries a random vector on so many times more points."""
 ANCHOR, PULL = " ", 0.5
 """Of the edit that candidates are tried on: UCE's, with the settings of its first script."""
 
@@ -228,7 +229,7 @@ class PUND(Attack[WhiteBox]):
     def _times(self, backbone: Backbone, draw: torch.Generator) -> list[int]:
         """A timestep of each part, noisy ones first."""
         edges = [i * backbone.training_timesteps // self.bins for i in range(self.bins + 1)]
-        parts = list(zip(edges[:-1], edges[1:], strict=True))[::-1]
+        parts = list(pairwise(edges))[::-1]
         return [int(torch.randint(low, high, (), generator=draw)) for low, high in parts]
 
 

@@ -65,7 +65,13 @@ def _check_compared(plan: Plan) -> None:
 
 
 def _check_attacks(read: OpenedPlan) -> None:
-    """Claims and figures may name attacks, which the table must tell apart."""
+    """Claims and figures may name attacks, which the table must tell apart; runs of one must differ in something."""
+    for attack in read.attacks:
+        alike = any(not built.draws and not built.keeps_seeds for built in attack.runs)
+        if read.plan.attack_runs > 1 and alike:
+            raise ExpungeError(
+                f"attack_runs is {read.plan.attack_runs}, and each run of {attack.name} would ask the same: expected 1"
+            )
     called = [f"{a.name}{a.variant}" for a in read.attacks]
     asked = [claim.group for claim in read.plan.claims]
     asked += [group for curve in read.plan.figures for group in (curve.x_group, *(line.group for line in curve.read))]
