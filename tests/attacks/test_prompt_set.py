@@ -182,7 +182,7 @@ def test_from_the_command_line_to_images(write, folder, tmp_path, capsys):
         ("a bell tower", 2868251644, "church", 13.0, 2),
     ]
     for bad, message in (
-        ([*words[:2], *words[4:]], "--attack-set is missing: expected the file"),
+        ([*words[:2], *words[4:]], "prompt-set without an attack_set: expected a file of prompts (--attack-set FILE)"),
         ([*words, "--count", 2], "prompt-set asks with prompts of its own: expected no --prompt, --set or --count"),
         ([*words, "--prompt", "a church"], "asks with prompts of its own"),
         ([*words[:3], tmp_path / "none.csv", *words[4:]], "no file"),

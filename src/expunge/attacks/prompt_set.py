@@ -45,7 +45,7 @@ class PromptSet(Attack[BlackBox]):
     files: ClassVar[Sequence[str]] = ("attack_set",)
     knows: ClassVar[Mapping[str, Kind]] = {"attack_set": "words"}
     tuning: ClassVar[Sequence[str]] = ("column", "images", "row_guidance")
-    attack_set: str
+    attack_set: str = ""
     """The file: a CSV or TSV of one prompt a row, or a .txt of one a line; your own, as none is in this package."""
     column: tuple[str, ...] = ()
     """What a column is, where its name does not tell: prompt=NAME, label=NAME, seed=NAME or guidance=NAME."""
@@ -56,8 +56,6 @@ class PromptSet(Attack[BlackBox]):
 
     def __post_init__(self) -> None:
         check_counts(NAME, images=self.images)
-        if not self.attack_set.strip():
-            raise ExpungeError(f"{NAME}'s attack_set is empty: expected a file of prompts")
         for given in self.column:
             role, equals, name = given.partition("=")
             if not (role and equals and name.strip()) or len(self._columns) < len(self.column):
@@ -91,6 +89,8 @@ class PromptSet(Attack[BlackBox]):
 
     def _rows(self, targets: Sequence[Concept], like: Query) -> list[Query]:
         """A query for each row that asks for a target; what a file does not say of one is as in ``like``."""
+        if not self.attack_set:
+            raise ExpungeError(f"{NAME} without an attack_set: expected a file of prompts (--attack-set FILE)")
         columns = self._columns
         rows: list[Query] = registry.prompt_reader()(
             Path(self.attack_set),
@@ -102,9 +102,8 @@ class PromptSet(Attack[BlackBox]):
             attack_set=True,
         )
         called = {target.name.casefold(): target.name for target in targets}
-        mine = [
-            replace(row, label=called[row.label.casefold()]) for row in rows if (row.label or "").casefold() in called
-        ]
+        named = [(row, called.get((row.label or "").casefold())) for row in rows]
+        mine = [replace(row, label=name) for row, name in named if name is not None]
         if mine:
             self._check_found(called.values(), rows, mine)
             return mine
@@ -125,7 +124,7 @@ class PromptSet(Attack[BlackBox]):
 
     def _check_found(self, names: Iterable[str], rows: Sequence[Query], mine: Sequence[Query]) -> None:
         """Refuse a file that has rows for some targets and not for others, and say of how many of its rows are asked."""
-        found = {row.label for row in mine}
+        found = {row.label or "" for row in mine}
         lacking = next((name for name in names if name not in found), None)
         if lacking is not None:
             raise ExpungeError(f"no row of '{self.attack_set}' is labelled '{lacking}': expected one for each target")
