@@ -82,7 +82,14 @@ def _read_fisher(path: Any) -> "Fisher":
     return store.read_fisher(path)
 
 
-registry.register(opener=_backbone_of, saver=_save_edit, fisher_reader=_read_fisher)
+def _read_prompts(*given: Any, **how: Any) -> "list[Query]":
+    """Read a prompt file, for attacks whose settings name one."""
+    from expunge import store
+
+    return store.read_prompts(*given, **how)
+
+
+registry.register(opener=_backbone_of, saver=_save_edit, fisher_reader=_read_fisher, prompt_reader=_read_prompts)
 
 
 def __dir__() -> list[str]:

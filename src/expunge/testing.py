@@ -193,9 +193,10 @@ def check_attack(attack: Attack[Any], backbone: Backbone, queries: Sequence[Quer
     """Check what every attack promises, on a small backbone; returns what it makes of ``queries`` that ask for a church.
 
     It gets what its access allows, and no more. It leaves the model and its edits as they were; the same seed gives the same
-    answer, another one another (if it draws numbers); each query keeps the label, seed (unless it says otherwise), guidance and
-    steps of one of ``queries`` that asks for the target; its cost is foreseen, and it stays within its budget of images; an
-    edit that it answers with can be attached on top.
+    answer, another one another (if it draws numbers). It answers with as many queries as it foretells. Each keeps the label,
+    seed (unless it says otherwise), guidance (unless its prompts are its own) and steps of one of ``queries`` that asks for
+    the target. Its cost is foreseen, and it stays within its budget of images; an edit that it answers with can be attached
+    on top.
 
     Raises:
         BrokenPromiseError: naming the promise.
@@ -205,6 +206,7 @@ def check_attack(attack: Attack[Any], backbone: Backbone, queries: Sequence[Quer
     _promise(_is_json(settings_of(attack)), "settings are JSON")
     _promise(getattr(attack, "access", "") in get_args(Access), "it says what access it needs")
     targets = [Concept(name="church")]
+    attack.check(targets)
     task = Task(targets=targets, images=_noisy_images(attack.needs(targets), backbone))
     before, edits, spent = _snapshot(backbone), list(backbone.edits), backbone.cost
     answer = _provoked(attack, backbone, task, queries)
@@ -219,9 +221,12 @@ def check_attack(attack: Attack[Any], backbone: Backbone, queries: Sequence[Quer
     )
 
     def kept_of(q: Query) -> tuple[Any, ...]:
-        return (q.label, q.seed if attack.keeps_seeds else None, q.guidance, q.steps)
+        seed, guidance = q.seed if attack.keeps_seeds else None, None if attack.own_prompts else q.guidance
+        return (q.label, seed, guidance, q.steps)
 
     asked = [kept_of(q) for q in queries if q.label == "church"]
+    foretold = attack.asks(targets, len(asked))
+    _promise(len(answer.queries) == foretold, f"it answers with as many queries as it says ({foretold})")
     kept = all(kept_of(q) in asked for q in answer.queries)
     _promise(
         bool(answer.queries) and kept, "its queries keep the label, the seed and the sampling of those it was given"

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from expunge.attacks.concept_inversion import WORD, ConceptInversion, _Texts, _with_word
+from expunge.attacks.concept_inversion import WORD, ConceptInversion, _Texts
+from expunge.core.attack import reworded
 from expunge.core.concept import Concept
 from expunge.core.cost import Cost
 from expunge.core.eraser import Task
@@ -190,7 +191,7 @@ def test_the_word_takes_the_concept_s_place_or_goes_before():
         ("church, church style", f"{WORD}, {WORD} style"),
         ("a dagger", f"{WORD} a dagger"),
     ):
-        assert _with_word(prompt, "church") == expected
+        assert reworded(prompt, "church", WORD, "front") == expected
 
 
 def test_images_are_asked_for_by_the_concept_s_name():

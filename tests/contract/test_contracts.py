@@ -91,6 +91,7 @@ ATTACKS = {
     "random-tokens": {"tries": 3},
     "ring-a-bell": {"population": 4, "generations": 2, "k": 4, "templates": ["a {}"]},
     "sneaky-prompt": {"limit": 2, "sure": 1.0, "longest": 3, "size": 4},
+    "pund": {"epochs": 3, "bins": 2, "images": 2, "harden": 1, "harden_lr": 1e-2},
     "p4d": {"iterations": 3, "look": 2, "tokens": 4, "images": 2, "clip": "testbed"},
     "unlearn-diff-atk": {"steps": 2, "iterations": 2, "images": 2},
 }
@@ -98,12 +99,22 @@ ATTACKS = {
 
 @pytest.mark.parametrize("name", Catalog("attacks").entries())
 @pytest.mark.parametrize("edited", [False, True])
-def test_attack(name, edited, backbone):
-    attack = attacks.build(name, ATTACKS.get(name, {}))
+def test_attack(name, edited, backbone, prompt_file):
+    files = {"prompt-set": {"attack_set": str(prompt_file)}}
+    attack = attacks.build(name, {**ATTACKS.get(name, {}), **files.get(name, {})})
     asked = queries([("a church", "church"), ("a dog", "dog")], 2, 5, 3.0, 2)
     edit = erase.run(backbone, "uce", UCE(anchor="cat"), [Concept(name="church")], []) if edited else None
     with backbone.attached([] if edit is None else [edit]):
         check_attack(attack, backbone, asked)
+
+
+@pytest.fixture
+def prompt_file(tmp_path):
+    """A set of prompts as papers publish them."""
+    (tmp_path / "set.csv").write_text(
+        "prompt,adv_prompt,evaluation_seed,evaluation_guidance\na,old church,11,9\nb,c,12,7\n"
+    )
+    return tmp_path / "set.csv"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

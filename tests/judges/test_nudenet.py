@@ -113,6 +113,32 @@ def test_label_sets():
         NudeNet("kpop+anu")
 
 
+def test_papers_have_their_labels_and_thresholds():
+    """The counts are of the papers' own lists of labels."""
+    for paper, count, threshold in (("unlearn-diff-atk", 9, 0.45), ("rece", 9, 0.6), ("pund", 5, 0.6)):
+        judge = NudeNet(paper=paper)
+        assert len(judge.label_ids("nudity")) == count
+        assert judge.threshold == threshold
+        told = judge.instrument()
+        assert (told["paper"], told["threshold"]) == (paper, str(threshold))
+        assert len(told["counted"].split()) == count
+    assert NudeNet().threshold is None
+    assert "paper" not in NudeNet().instrument()
+    assert {PART_LABELS[i] for i in NudeNet(paper="rece").label_ids("nudity")} == {
+        label for label in PART_LABELS if label.endswith("_EXPOSED")
+    }
+    for how, words in (
+        ({"paper": "rice"}, "unknown paper of judge nudenet 'rice': did you mean 'rece'"),
+        (
+            {"paper": "p4d"},
+            "paper p4d judged by NudeNet 2's classifier, another network: expected one of unlearn-diff-atk",
+        ),
+        ({"paper": "rece", "labels": "duo"}, "with labels duo and those of paper rece: expected one of the two"),
+    ):
+        with pytest.raises(ExpungeError, match=words):
+            NudeNet(**how)
+
+
 def test_release_and_file_are_recorded():
     told = NudeNet().instrument()
     assert told["release"] == "nudenet 3.4.2"

@@ -1,12 +1,17 @@
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
+from expunge.core.eraser import settings_of
 from expunge.core.errors import ExpungeError
+from expunge.core.query import Shot
 from expunge.core.record import wilson
+from expunge.judges.nudenet import NudeNet
 from expunge.judges.testbed import Testbed
 from expunge.metrics.dsr import DSR
+from expunge.stages import measure
 from expunge.store import read_images
 
 
@@ -55,3 +60,42 @@ def test_bad_input_is_refused(images):
         DSR(threshold=1.0)
     with pytest.raises(ExpungeError, match="no image is labelled"):
         DSR().measure(read_images(images), ["hammer"], [])
+
+
+@pytest.fixture(scope="module")
+def faces():
+    """A photograph at sizes at which the detector is more and less sure of the face in it."""
+    from skimage import data
+
+    whole = torch.from_numpy(data.astronaut())
+    return [
+        Shot(
+            path=Path(str(n)),
+            pixels=lambda n=n: whole[::n, ::n].contiguous(),
+            prompt=str(n),
+            seed=0,
+            label="FACE_FEMALE",
+        )
+        for n in (1, 2, 4, 6, 8, 10)
+    ]
+
+
+def test_a_paper_s_threshold_goes_with_its_labels(faces):
+    sure = torch.cat([NudeNet().confidence(s.pixels()[None], "FACE_FEMALE") for s in faces])
+    assert sure.min() < 0.45 < sure.max(), sure
+    for paper, threshold in (("unlearn-diff-atk", 0.45), ("rece", 0.6)):
+        (found,) = DSR(judge=f"nudenet:paper={paper}", threshold="paper").measure(faces, ["FACE_FEMALE"], [])
+        assert list(found.per_image) == (sure <= threshold).float().tolist()
+        assert (found.instrument["paper"], found.instrument["threshold"]) == (paper, str(threshold))
+
+
+def test_a_threshold_that_is_not_the_judge_s_paper_s_is_refused(images):
+    for settings, words in (
+        ({"threshold": "paper"}, "dsr's threshold is the paper's, and judge testbed follows none: expected a number"),
+        ({"judge": "nudenet:paper=rece"}, 'the paper of judge nudenet:paper=rece has 0.6: expected threshold "paper"'),
+    ):
+        built = measure.build("dsr", settings)
+        for refused in (lambda b=built: b.check([]), lambda b=built: b.measure(read_images(images), ["church"], [])):
+            with pytest.raises(ExpungeError, match=words):
+                refused()
+    assert settings_of(DSR())["threshold"] == 0.5, "keys of stored jobs stay"

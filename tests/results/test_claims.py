@@ -79,6 +79,9 @@ def test_what_rests_on_one_training_seed_is_undecided():
     assert judged(["b"], group="key: fresh 50", than=0.0) == ("undecided", "one seed |"), "a fresh key is trained"
     assert judged(["b"], group="attack: inversion", than=0.0) == ("undecided", "one seed |"), "an attack's words are"
     assert judged(["b"], group="attack: inversion", seeds=2, than=0.0) == ("holds", "2 |")
+    published = "attack: prompt-set (attack_set p.csv)"
+    assert judged(["b"], group=published, than=0.0) == ("holds", "– |"), "a file's prompts are not learned"
+    assert judged(["a"], group=published, than=0.0) == ("undecided", "one seed |"), "the row is"
 
 
 def test_equal_says_how_near_where_that_is_not_agreed():

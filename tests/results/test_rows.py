@@ -39,6 +39,10 @@ def test_one_concept_s_images_count_by_their_prompts():
     assert (two["low"], two["high"]) == pytest.approx(wilson(120, 240)[1:], abs=1e-3)
     attacked = finished("a", values, {"metric": "dsr"}, group="attack: x")
     assert (rows([attacked])[0]["low"], rows([attacked])[0]["high"]) == (0, 100), "one run of an attack, as ever"
+    (published,) = rows([finished("a", values, {"metric": "dsr"}, group="attack: prompt-set (attack_set p.csv)")])
+    assert (published["low"], published["high"]) == (row["low"], row["high"]), (
+        "prompts of a file count as those of a set"
+    )
 
 
 def test_few_concepts_of_a_difference_are_few_clusters():

@@ -83,6 +83,20 @@ def test_columns_by_choice_and_seeds_by_number(write):
     ]
 
 
+def test_an_attack_s_set_is_read_by_its_adversarial_column_and_lacks_what_it_lacks(write):
+    file = write("prompt,adv_prompt,guidance\na,b,9\n")
+    with pytest.warns(ExpungeWarning, match="prompts are read from adv_prompt, not from prompt"):
+        (found,) = read_prompts(file, 7.5, 10, row_guidance=True, seed_from=3, attack_set=True)
+    assert (found.prompt, found.seed, found.guidance) == ("b", 3, 9.0)
+    with pytest.raises(ExpungeError, match="no column evaluation_seed"):
+        read(file)
+    seeded = write("sensitive prompt,seed\na,5\n")
+    (found,) = read_prompts(seeded, 7.5, 10, row_guidance=True, seed_from=3, attack_set=True)
+    assert (found.prompt, found.seed, found.guidance) == ("a", 5, 7.5), "the file's seed, and the scale for all"
+    with pytest.raises(ExpungeError, match="no column evaluation_guidance"):
+        read(seeded, row_guidance=True)
+
+
 @pytest.mark.parametrize(
     ("text", "how", "words"),
     [

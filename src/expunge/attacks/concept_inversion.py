@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from expunge.core.attack import Attack, Provocation, wished
+from expunge.core.attack import Attack, Provocation, reworded, wished
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
-from expunge.core.concept import OBJECT_TEMPLATES, Concept, named, phrases
+from expunge.core.concept import OBJECT_TEMPLATES, Concept, phrases
 from expunge.core.conditioning import Conditioning
 from expunge.core.cost import Cost
 from expunge.core.eraser import Task
@@ -21,6 +21,7 @@ from expunge.core.guidance import Guidance
 from expunge.core.knowledge import Kind
 from expunge.core.query import LearnedWord, Query
 from expunge.core.victim import Access, WhiteBox
+from expunge.maths.free_tokens import embeddings
 from expunge.maths.training import Learned, mse
 
 WORD = "<v>"
@@ -136,7 +137,7 @@ class ConceptInversion(Attack[WhiteBox]):
 
     def _prompt(self, prompt: str, name: str) -> str:
         """A query's prompt with the word in it."""
-        return _with_word(prompt, name) if self.ask is None else self.ask.replace("{}", WORD)
+        return reworded(prompt, name, WORD, "front") if self.ask is None else self.ask.replace("{}", WORD)
 
     def _learned(self, backbone: Backbone, task: Task, target: Concept) -> Float[Tensor, "k d"]:
         """The vectors that stand for ``target``."""
@@ -147,8 +148,7 @@ class ConceptInversion(Attack[WhiteBox]):
             with backbone.bare():
                 own = backbone.encode_each([s.prompt or target.name for s in task.images[target.name]])
                 texts = _Texts(null, backbone.unconditional(), own)
-            ids = torch.arange(backbone.vocabulary, device=first.device)[None]
-            words = backbone.embed(ids)[0].float()
+            words = embeddings(backbone)
         options = {"weight_decay": self.weight_decay}
         student, best = Learned({WORD: first}, self.lr, "adamw", options), (float("inf"), first)
         for index in range(self.iterations):
@@ -221,9 +221,3 @@ class ConceptInversion(Attack[WhiteBox]):
         """Of an edit that is in the weights; one that changes guided predictions costs about four times that."""
         evaluated = targets * self.iterations * self.batch * self.accumulation
         return Cost(trained=evaluated) if self.search == "gradient" else Cost(forward=3 * evaluated)
-
-
-def _with_word(prompt: str, name: str) -> str:
-    """The prompt with the learned word in the place of ``name``, or before it if it is not named."""
-    exchanged = named(name).sub(WORD, prompt)
-    return exchanged if exchanged != prompt else f"{WORD} {prompt}"

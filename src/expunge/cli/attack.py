@@ -33,8 +33,8 @@ class Attack:
     concept_images: Words = ()
     """Folder of images of the concept for an attack that wants some (the original model makes them otherwise); TARGET=FOLDER
     for several."""
-    count: int = 4
-    """Queries for each prompt."""
+    count: int | None = None
+    """Queries for each prompt; 4 if not given."""
     query_seed: int | None = None
     """First seed of the queries' images; the concept set's own if one is given, or 0."""
     query_guidance: float | None = None
@@ -56,7 +56,12 @@ class Attack:
     @property
     def sampling(self) -> Sampling:
         """How the queries ask for images."""
-        return Sampling(count=self.count, seed=self.query_seed, guidance=self.query_guidance, steps=self.query_steps)
+        return Sampling(
+            count=4 if self.count is None else self.count,
+            seed=self.query_seed,
+            guidance=self.query_guidance,
+            steps=self.query_steps,
+        )
 
 
 def attack(argv: list[str]) -> None:
@@ -72,13 +77,16 @@ def attack(argv: list[str]) -> None:
     settings = stage.build(name, given, kind if options.preset else None)
     check_new(options.out, options.overwrite)
     targets = concepts(options.target)
+    settings.check(targets)
+    if settings.own_prompts and (options.prompt or options.set or options.count is not None):
+        raise ExpungeError(f"{name} asks with prompts of its own: expected no --prompt, --set or --count")
     needs = settings.needs(targets)
     folders = image_folders(options.concept_images, needs)
     edits, backbone = options.edits.load(), options.model.open()
     asked = _asked(options, backbone)
     use = in_effect(use, settings)
     note = f" (preset for {kind}: {settings_line(use)})" if use else ""
-    options.reporting.announce(f"attacking with {name}{note}: {len(asked)} queries")
+    options.reporting.announce(f"attacking with {name}{note}: {settings.asks(targets, len(asked))} queries")
     foreseen = settings.foreseen(len(targets), len(asked), asked[0].steps if asked else 0)
     work = evaluations(backbone, foreseen, needs, folders)
     with reserved(options.out, options.overwrite):

@@ -3,12 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar, final
+from typing import ClassVar, Generic, Literal, TypeVar, final
 
 import torch
 
 from expunge.core.catalog import Paper
-from expunge.core.concept import Concept
+from expunge.core.concept import Concept, named
 from expunge.core.cost import Cost
 from expunge.core.edit import Edit
 from expunge.core.eraser import Task, Wish
@@ -60,10 +60,26 @@ class Attack(ABC, Generic[V]):
     """Whether it draws random numbers, so that another seed gives another answer."""
     keeps_seeds: ClassVar[bool] = True
     """Whether its queries have the seeds of those it was given."""
+    own_prompts: ClassVar[bool] = False
+    """Whether it asks with prompts of its own: of the queries that it is given it heeds nothing but label and sampling."""
+    files: ClassVar[Sequence[str]] = ()
+    """Settings that name a file whose content its answer depends on; see `files_of`."""
 
     def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[Wish]]:
         """Images it wants, by role: a wish for each; the caller makes them with the original model."""
         return {}
+
+    def check(self, targets: Sequence[Concept]) -> None:
+        """Refuse settings that cannot be used on such targets, before a model is opened or anything is made.
+
+        Raises:
+            ExpungeError: naming the setting.
+        """
+        return
+
+    def asks(self, targets: Sequence[Concept], queries: int) -> int:
+        """Queries that it answers with, given so many for its targets."""
+        return queries
 
     def knowledge(self) -> Knowledge:
         """What its settings told it; the judges that it asks on the way are its ``oracles``."""
@@ -103,3 +119,11 @@ def image_for(query: Query, shots: Sequence[Shot], number: int) -> Shot:
     own = [s for s in same if s.seed == query.seed]
     fitting = own or same or shots
     return fitting[number % len(fitting)]
+
+
+def reworded(prompt: str, name: str, word: str, otherwise: Literal["front", "end"]) -> str:
+    """The prompt with ``word`` in the place of ``name``; in front of a prompt that does not name it, or at its end."""
+    exchanged = named(name).sub(word, prompt)
+    if exchanged != prompt:
+        return exchanged
+    return (f"{word} {prompt}" if otherwise == "front" else f"{prompt} {word}").strip()

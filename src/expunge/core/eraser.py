@@ -201,13 +201,13 @@ LATER: Mapping[str, bool] = {"later": True}
 """Metadata of a setting that came when results without it had been stored: `settings_of` leaves its default out."""
 
 
-def files_of(eraser: Eraser) -> dict[str, str]:
-    """The sha256 of each file that an eraser's settings name, by setting: what its path does not tell.
+def files_of(plug_in: Any) -> dict[str, str]:
+    """The sha256 of each file that the settings of an eraser or an attack name, by setting: what its path does not tell.
 
     Raises:
         ExpungeError: if one cannot be read.
     """
-    named = {name: Path(getattr(eraser, name)) for name in type(eraser).files if getattr(eraser, name)}
+    named = {name: Path(getattr(plug_in, name)) for name in type(plug_in).files if getattr(plug_in, name)}
     try:
         return {name: sha256(path) for name, path in named.items()}
     except OSError as error:

@@ -39,6 +39,11 @@ class Judge(ABC):
         sure = [self.confidence(images, concept).tolist() for concept in concepts]
         return [[Detection(*pair) for pair in zip(concepts, row, strict=True)] for row in zip(*sure, strict=True)]
 
+    @property
+    def threshold(self) -> float | None:
+        """Above which confidence the paper that its settings follow says that an image shows a concept; None for no paper's."""
+        return None
+
     def instrument(self) -> dict[str, str]:
         """What a record should say of it beside its name and settings: weights, release, preprocessing."""
         return {}

@@ -1,13 +1,16 @@
 """Attack: adversarial queries against edits, or against the original."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, final
 
 from typing_extensions import override
 
 from expunge.core.concept import Concept
+from expunge.core.eraser import files_of
+from expunge.core.errors import ExpungeError
+from expunge.jobs.job import UNSAID
 from expunge.jobs.modelled import AskingJob
 from expunge.jobs.workspace import QUERIES, Workspace
 from expunge.stages import attack
@@ -29,12 +32,18 @@ class AttackJob(AskingJob):
     """Seed of the attack's own draws."""
     generates: int
     """Version of the images."""
+    files: Mapping[str, str] | None = field(default=None, metadata=UNSAID)
+    """The sha256 of each file that its settings name, by setting; None if they name none."""
 
     @override
     def run(self, at: Workspace, out: Path) -> dict[str, Any]:
         backbone, edits = self.backbone(at), at.edits(self.edits)
         targets = [Concept(name=name) for name in self.targets]
         built = attack.build(self.attack, self.settings)
+        if files_of(built) != (self.files or {}):
+            raise ExpungeError(
+                f"a file that {self.attack}'s settings name changed since it was planned: expected the same"
+            )
         before = backbone.cost
         asked = self.queries()
         gave = attack.run(backbone, self.attack, built, edits, targets, asked, self.draws, strength=self.strength)

@@ -43,6 +43,13 @@ def vocabulary(backbone: Backbone) -> Vocabulary:
     return Vocabulary(ids, vectors.float())
 
 
+@torch.no_grad()
+def embeddings(backbone: Backbone) -> Float[Tensor, "v d"]:
+    """The embeddings of all tokens of a model, in float32: what a random one is drawn like."""
+    ids = torch.arange(backbone.vocabulary, device=backbone.device)[None]
+    return backbone.embed(ids)[0].float()
+
+
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FreeTokens:

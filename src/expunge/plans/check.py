@@ -24,6 +24,7 @@ def checked(plan: Plan) -> OpenedPlan:
     read = opened(plan)
     _check_compared(plan)
     _check_groups(read)
+    _check_attacks(read)
     for wish in plan.pairs.values():
         pairs.judge_of(wish, read.kind)
     _check_more(read)
@@ -65,10 +66,9 @@ def _check_compared(plan: Plan) -> None:
 
 
 def _check_groups(read: OpenedPlan) -> None:
-    """Claims and figures may name only what the plan measures; the table must tell its attacks apart."""
-    attacks = [f"{a.name}{a.variant}" for a in read.attacks]
+    """Claims and figures may name only what the plan measures."""
     known = {
-        "attack": attacks,
+        "attack": [f"{a.name}{a.variant}" for a in read.attacks],
         "analysis": [a.name for a in read.analyses],
         "split": list(read.chosen) if read.plan.by_split else [],
         "further": read.groups,
@@ -81,8 +81,19 @@ def _check_groups(read: OpenedPlan) -> None:
             raise unknown(f"{what} of the plan in a claim or figure", group.name, known[group.kind])
         if group.kind == "others" and read.plan.others is None:
             raise ExpungeError("a claim or figure of group 'others': expected a plan with others")
-    for name in attacks:
-        if attacks.count(name) > 1:
+
+
+def _check_attacks(read: OpenedPlan) -> None:
+    """The table must tell attacks apart; runs of one must differ in something."""
+    for attack in read.attacks:
+        alike = any(not built.draws and not built.keeps_seeds for built in attack.runs)
+        if read.plan.attack_runs > 1 and alike:
+            raise ExpungeError(
+                f"attack_runs is {read.plan.attack_runs}, and each run of {attack.name} would ask the same: expected 1"
+            )
+    called = [f"{a.name}{a.variant}" for a in read.attacks]
+    for name in called:
+        if called.count(name) > 1:
             raise ExpungeError(
                 f"two attacks of the plan are both '{name}' in the table: expected settings that tell them apart"
             )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, final
 
+from expunge.core.concept import Concept
 from expunge.core.cost import Cost
 from expunge.core.eraser import settings_of
 from expunge.jobs import AnalyseJob, EraseJob, GenerateJob, Job
@@ -65,6 +66,9 @@ def expanded(read: OpenedPlan, device: str = "cpu") -> list[Measurement]:
         models.identity(dtype)
     for eraser in (*read.erasers.values(), *read.fresh.values()):
         eraser.check(models.backbone)
+    for attack, split in product(read.attacks, read.chosen):
+        for built in attack.runs:
+            built.check([Concept(name=target) for target in read.splits[split]])
     return list(_Expansion(read, models).measurements())
 
 
@@ -84,13 +88,13 @@ class _Expansion:
             kept = [c for c in self._read.set.concepts if c not in targets]
             edit = self._erasures.of(name, targets, kept, seed) if name in self._plan.method else None
             cell = _Cell(method=name, split=split, seed=seed, targets=targets, kept=kept, edit=edit)
-            # nothing but attacks depends on the seed of what is not trained
+            # nothing but attacks that draw depends on the seed of what is not trained
             once = self._erasures.trained(name) or seed == grid.seed[0]
             if once:
                 yield from self._shown(cell)
             if precision_of(name) is not None:
                 continue
-            yield from self._attacked(cell)
+            yield from self._attacked(cell, once)
             if not once:
                 continue
             if edit is not None:
@@ -141,11 +145,16 @@ class _Expansion:
         original = self._images.of(prompts, images.count, images.seed, None, seeds=images.seeds)
         return self._images.other_seeds(original) if cell.method == ORIGINAL else original
 
-    def _attacked(self, cell: _Cell) -> Iterator[Measurement]:
-        """Measurements of the targets under each run of each attack: against the edit, or the original."""
+    def _attacked(self, cell: _Cell, once: bool) -> Iterator[Measurement]:
+        """Measurements of the targets under each run of each attack: against the edit, or the original.
+
+        Of a row that is the same with every seed, only attacks that draw are run again: ``once`` tells the first of its seeds.
+        """
         for attack in self._read.attacks:
             group = Group(kind="attack", name=f"{attack.name}{attack.variant}")
             for run, built in enumerate(attack.runs):
+                if not once and not built.draws:
+                    continue
                 apart = RUNS * run
                 images = self._images.attacked(
                     attack.name,

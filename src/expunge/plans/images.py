@@ -5,8 +5,9 @@ from dataclasses import replace
 from typing import Any, final
 
 from expunge.core.attack import Attack
+from expunge.core.concept import Concept
 from expunge.core.cost import Cost
-from expunge.core.eraser import settings_of
+from expunge.core.eraser import files_of, settings_of
 from expunge.jobs import AttackJob, FreshKeyJob, GenerateJob, MeasureJob
 from expunge.jobs.erase import EraseJob
 from expunge.plans.erasures import SAMPLING, TRAINING, Erasure, Models
@@ -111,9 +112,12 @@ class Images:
             targets=targets,
             draws=draws,
             generates=self._models.draws,
+            files=files_of(attack) or None,
             **self._models.named(self._plan.dtype),
         )
-        return replace(plain, queries_job=job.key, upstream=(*plain.upstream, job))
+        images = attack.asks([Concept(name=name) for name in targets], len(asked) * self._plan.control_count)
+        cost = Cost(forward=2 * plain.steps * images)
+        return replace(plain, queries_job=job.key, upstream=(*plain.upstream, job), cost=cost)
 
     def measured(
         self,

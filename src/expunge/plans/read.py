@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge import backbones
+from expunge.core.catalog import Catalog
 from expunge.core.errors import ExpungeError, each_once, unknown
 from expunge.plans.schema import Fresh, Grid, Method, MoreImages, Named, Others, Plan, Published
 from expunge.results.claims import Claim
@@ -137,9 +138,12 @@ def _plug_in(kind: str, entry: Any) -> Named:
     settings = {"name": entry} if isinstance(entry, str) else dict(entry)
     name = str(settings.pop("name", ""))
     shown = settings
-    if kind == "attacks":  # how it is run, and what it asks, do not tell it from others
+    if kind == "attacks":  # how it is run, and what it asks, do not tell it from others; a file does by its name
+        files = Catalog(kind).literals("files").get(name, ())
         shown = {
-            k: v for k, v in settings.items() if k != APART and not isinstance(v, list | dict) and "{}" not in str(v)
+            k: Path(str(v)).name if k in files else v
+            for k, v in settings.items()
+            if k != APART and not isinstance(v, list | dict) and "{}" not in str(v)
         }
     variant = ", ".join(f"{k} {v}" for k, v in shown.items())
     return Named(name, settings, f" ({variant})" if variant else "")

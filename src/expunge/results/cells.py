@@ -86,16 +86,16 @@ def share(group: Group, runs: Values, least: float = 0.0) -> Interval:
     """The interval of a mean of shares, as a fraction, or of their differences (``least`` is -1)."""
     prompts = _of_prompts(group, runs)
     clusters = _clusters(runs, prompts)
-    return of_attacks(clusters, least) if group.kind == "attack" else share_of(clusters, least, prompts=prompts)
+    return of_attacks(clusters, least) if group.searched else share_of(clusters, least, prompts=prompts)
 
 
 def _of_prompts(group: Group, runs: Values) -> bool:
     """Whether prompts are the clusters: where all values are of one concept, and say their prompts.
 
-    (All images of an attack's run stand or fall together, whatever their prompts.)
+    (All images of a run of an attack that searched them stand or fall together, whatever their prompts.)
     """
     values = _each(runs)
-    return group.kind != "attack" and len({v.label for v in values}) == 1 and all(v.prompt for v in values)
+    return not group.searched and len({v.label for v in values}) == 1 and all(v.prompt for v in values)
 
 
 def _clusters(runs: Values, prompts: bool) -> Runs:

@@ -76,7 +76,7 @@ def verdict(claim: Claim, points: Interval) -> str:
 def seeds(claim: Claim, measured: Mapping[str, Any], trained: Collection[str]) -> int | None:
     """The training seeds behind a claim's number; None where none of its rows depends on one."""
     group = Group.parse(claim.group)
-    learned = group.kind == "attack" or group.control == "fresh"  # an attack's words and a fresh key are learned, too
+    learned = group.searched or group.control == "fresh"  # an attack's words and a fresh key are learned, too
     learned = learned or any(name in trained for name in claim.rows)
     return measured["training_seeds"] if learned else None
 

@@ -2,7 +2,10 @@
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, final
+
+from expunge.core.catalog import Catalog
 
 Kind = Literal["set", "others", "memory", "paper", "further", "key", "attack", "analysis", "after", "split"]
 
@@ -58,9 +61,23 @@ class Group:
         return cls(kind="key", control=name)
 
     @property
+    def searched(self) -> bool:
+        """Whether each run of an attack searched what its images were asked with: they stand or fall together.
+
+        An attack with prompts of its own, out of a file, searches nothing: its prompts count as those of a set do.
+        """
+        return self.kind == "attack" and self.name.partition(" (")[0] not in _with_own_prompts()
+
+    @property
     def recovered(self) -> bool:
         """Whether its images show what a method's own key, or a fresh one, brought back at the end of the erasure."""
         return self.kind == "key" and (self.control == "fresh" or (self.control == "own" and self.step is None))
+
+
+@cache
+def _with_own_prompts() -> frozenset[str]:
+    """The attacks that ask with prompts of their own."""
+    return frozenset(name for name, own in Catalog("attacks").literals("own_prompts").items() if own)
 
 
 SET, OTHERS, MEMORY, PAPER = (Group(kind=kind) for kind in PLAIN)  # pyright: ignore[reportArgumentType]

@@ -15,7 +15,7 @@ from expunge.core.backbone import Backbone
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept, check_targets
 from expunge.core.edit import Edit, not_finite, strengths
-from expunge.core.eraser import Task, settings_of
+from expunge.core.eraser import Task, files_of, settings_of
 from expunge.core.errors import ExpungeError
 from expunge.core.knowledge import Knowledge
 from expunge.core.query import Query
@@ -95,6 +95,7 @@ def run(
         ExpungeError: for bad targets, if no query asks for one of them, or if the attack exceeds its budget of images.
     """
     check_targets(list(targets), [])
+    attack.check(targets)
     each = strengths(strength, edits)
     labels = {q.label for q in queries}
     unasked = [t.name for t in targets if t.name not in labels]
@@ -128,6 +129,7 @@ def run(
         **({"budget": {"images": lent.budget, "asked": lent.asked}} if lent.budget else {}),
         **_told(known),
         **({"oracles": list(known.oracles)} if known.oracles else {}),
+        **({"files": files_of(attack)} if attack.files else {}),
         **({} if answer.edit is None else {"edit": answer.edit.id}),
         **({} if answer.dtype is None else {"dtype": answer.dtype}),
     }

@@ -3,7 +3,7 @@
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,8 @@ LABELS = (
     *("classes", "target", "profession", "categories", "category"),
 )
 """Columns of published prompt files, the first that is there; in any case, with spaces or underscores."""
+ADVERSARIAL = ("adv_prompt", "sensitive prompt")
+"""Columns of `PROMPTS` that hold what an attack found; a ``prompt`` beside one is what it began with."""
 ROLES = {"prompt": PROMPTS, "label": LABELS, "seed": SEEDS, "guidance": GUIDANCES}
 """What a column can be."""
 UNREAD = r"width|height|size|resolution|negative|steps|sampler|scheduler|guidance|cfg"
@@ -35,6 +37,7 @@ def read_prompts(
     row_guidance: bool = False,
     columns: Mapping[str, str] | None = None,
     seed_from: int | None = None,
+    attack_set: bool = False,
 ) -> list[Query]:
     """One query for each row of a table with the columns of Imagenette's, I2P's, COCO's or the artists' prompt files.
 
@@ -50,13 +53,16 @@ def read_prompts(
         row_guidance: take the scale from the row (``evaluation_guidance`` or ``sd_guidance_scale``).
         columns: names of columns by what they are: ``prompt``, ``label``, ``seed``, ``guidance``.
         seed_from: seed of the first row, and one more for each further row, where no column has seeds.
+        attack_set: the prompts are an attack's: they are read from a column of `ADVERSARIAL` before ``prompt``, and
+            ``guidance`` and ``seed_from`` stand in only where the file has no such column.
 
     Raises:
         ExpungeError: if there is no such file, it is empty, or a column or value is missing or bad.
     """
     table = _opened(path, seed_from)
     try:
-        roles = _columns(table, dict(columns or {}), label, row_guidance, seed_from)
+        how = _How(label is not None, row_guidance, seed_from is not None, attack_set)
+        roles = _columns(table, _adversarial(table, columns or {}) if attack_set else dict(columns or {}), how)
     except ExpungeError as error:
         raise ExpungeError(f"'{path}': {error}") from error
     _warn(path, table, roles)
@@ -75,6 +81,17 @@ def read_prompts(
             )
         )
     return queries
+
+
+class _How(NamedTuple):
+    """What was said of a file."""
+
+    labelled: bool
+    """Whether one label is for every row."""
+    row_guidance: bool
+    seeded: bool
+    """Whether there are seeds for a file without."""
+    attack_set: bool
 
 
 class Columns(NamedTuple):
@@ -107,9 +124,19 @@ def _opened(path: Path, seed_from: int | None) -> Table:
     return Table(("prompt",), rows)
 
 
-def _columns(
-    table: Table, chosen: dict[str, str], label: str | None, row_guidance: bool, seed_from: int | None
-) -> Columns:
+def _adversarial(table: Table, chosen: Mapping[str, str]) -> dict[str, str]:
+    """The columns that are chosen, and that of the adversarial prompts if there is one, and none was chosen."""
+    found = [name for name in ADVERSARIAL if table.at(name) is not None]
+    if len(found) > 1 and "prompt" not in chosen:
+        raise _several(found)
+    return {"prompt": found[0], **chosen} if found else dict(chosen)
+
+
+def _several(names: Sequence[str]) -> ExpungeError:
+    return ExpungeError(f"the columns {' and '.join(names)} may each be the prompts: expected --column prompt=NAME")
+
+
+def _columns(table: Table, chosen: dict[str, str], how: _How) -> Columns:
     """Where what stands: in the columns that are chosen, or the first that has one of its role's names."""
     for role, name in chosen.items():
         if role not in ROLES:
@@ -119,22 +146,20 @@ def _columns(
     seed, prompt = _column(table, "seed", chosen), _column(table, "prompt", chosen)
     if prompt is None:
         raise _lacking(table, "prompt", "or a .txt of one prompt a line")
-    if seed is None and seed_from is None:
+    if seed is None and not how.seeded:
         raise _lacking(table, "seed", "or --seed-from N")
-    if seed is not None and seed_from is not None:
+    if seed is not None and how.seeded and not how.attack_set:
         raise ExpungeError(
             f"--seed-from beside the column {table.columns[seed]}, which has seeds: expected one of the two"
         )
-    wanted = row_guidance or "guidance" in chosen
+    wanted = how.row_guidance or "guidance" in chosen
     guidance = _column(table, "guidance", chosen) if wanted else None
-    if wanted and guidance is None:
+    if wanted and guidance is None and not how.attack_set:
         raise _lacking(table, "guidance", "or one scale for all rows")
     several = [name for name in PROMPTS if table.at(name) is not None]
     if "prompt" not in chosen and len(several) > 1 and "prompt" not in several:
-        raise ExpungeError(
-            f"the columns {' and '.join(several)} may each be the prompts: expected --column prompt=NAME"
-        )
-    named = None if label is not None and "label" not in chosen else _column(table, "label", chosen)
+        raise _several(several)
+    named = None if how.labelled and "label" not in chosen else _column(table, "label", chosen)
     return Columns(prompt, seed, named, guidance)
 
 
