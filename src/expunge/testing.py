@@ -165,7 +165,8 @@ def _check_key(key: Edit, edit: Edit, backbone: Backbone, before: str) -> None:
 
 
 def _check_attached(edit: Edit, backbone: Backbone, task: Task, before: str) -> None:
-    asked = [Query(prompt=t.name, seed=3, guidance=3.0, steps=2) for t in task.targets]
+    pair = {"true_cfg": 3.0} if backbone.supports("distilled") else {}
+    asked = [Query(prompt=t.name, seed=3, guidance=3.0, steps=2, **pair) for t in task.targets]
     plain = backbone.generate(asked).latents
     backbone.attach(edit)
     try:

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
-from expunge.backbones.hub import download, index_of, is_hub_id
+from expunge.backbones.flux import Flux
+from expunge.backbones.hub import download, file_of, is_hub_id
+from expunge.backbones.held import unwrapped
 from expunge.backbones.layout import configurations, layout_of
 from expunge.backbones.parts import DTYPES, read_json
 from expunge.backbones.pipeline import PipelineBackbone
@@ -17,10 +19,10 @@ from expunge.core.backbone import Backbone
 from expunge.core.errors import ExpungeError, unknown
 
 FAMILIES: dict[str, type[PipelineBackbone]] = {
-    cls.pipeline: cls for cls in (StableDiffusion, StableDiffusionXL, StableDiffusion3)
+    cls.pipeline: cls for cls in (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux)
 }
 """Model families, by the class of pipeline that a folder's ``model_index.json`` names."""
-KINDS = ("testbed", *(cls.family for cls in FAMILIES.values()))
+KINDS = ("testbed", *(cls.family for cls in FAMILIES.values()), "flux-schnell")
 """What `kind_of` may say."""
 
 
@@ -33,7 +35,8 @@ def of(model: Any) -> Backbone:
     if isinstance(model, Backbone):
         return model
     if hasattr(model, "transformer"):
-        return StableDiffusion3.from_pipeline(model)
+        flux = "Flux" in type(unwrapped(model.transformer)).__name__
+        return (Flux if flux else StableDiffusion3).from_pipeline(model)
     return (StableDiffusionXL if hasattr(model, "text_encoder_2") else StableDiffusion).from_pipeline(model)
 
 
@@ -47,12 +50,16 @@ def kind_of(model: str, revision: str | None = None) -> str:
     marked = Path(model) / "expunge.json"
     if model == "testbed" or (marked.is_file() and '"testbed"' in marked.read_text()):
         return "testbed"
-    index = Path(model) / "model_index.json"
-    if is_hub_id(model):
-        with contextlib.suppress(Exception):  # whoever opens the model says what is wrong
-            index = index_of(model, revision)
-    family = FAMILIES.get(str(read_json(index).get("_class_name"))) if index.is_file() else None
-    return "sd" if family is None else family.family
+
+    def read(name: str) -> dict[str, Any]:
+        file = Path(model) / name
+        if is_hub_id(model):
+            with contextlib.suppress(Exception):  # whoever opens the model says what is wrong
+                file = file_of(model, revision, name)
+        return read_json(file) if file.is_file() else {}
+
+    family = FAMILIES.get(str(read("model_index.json").get("_class_name")))
+    return "sd" if family is None else family.kind_by(lambda part: read(f"{part}/config.json"))
 
 
 def _open(folder: Path, name: str, device: str, dtype: str) -> Backbone:

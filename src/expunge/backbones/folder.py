@@ -34,8 +34,11 @@ class Folder(Files):
         optional: Sequence[str],
         device: torch.device,
         dtype: torch.dtype,
+        packing: int = 1,
     ) -> None:
         """Open ``path``, which should hold a ``pipeline`` of these parts, but perhaps for the ``optional`` ones.
+
+        Its denoiser reads ``packing`` latents as the channels of one place.
 
         Raises:
             ExpungeError: if it does not.
@@ -61,16 +64,17 @@ class Folder(Files):
         self._own = Parts(path)
         self._weights: dict[str, Weights] = {}
         self._shapes: dict[str, dict[str, torch.Size]] = {}
-        self._check_input()
+        self._check_input(packing)
 
-    def _check_input(self) -> None:
+    def _check_input(self, packing: int) -> None:
         """Refuse a denoiser that reads more than latents: one of inpainting, depth or instructions."""
         denoiser = "unet" if "unet" in self.parts else "transformer"
         reads = self.config(denoiser).get("in_channels")
-        latent = self.config("vae").get("latent_channels", reads)
-        if reads != latent:
+        latent = self.config("vae").get("latent_channels")
+        if latent is not None and reads != packing * latent:
             raise ExpungeError(
-                f"'{self.path}' has a {denoiser} of {reads} input channels: expected {latent}, of a text-to-image model"
+                f"'{self.path}' has a {denoiser} of {reads} input channels: expected {packing * latent}, of a text-to-image "
+                "model"
             )
 
     def weights(self, part: str) -> Weights:

@@ -1,7 +1,7 @@
 """What all model families of diffusers share: components, and edits on a pipeline that the user holds."""
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -51,9 +51,13 @@ class PipelineBackbone(Backbone):
     towers: ClassVar[tuple[str, ...]]
     """Which of them read text."""
     clip_towers: ClassVar[tuple[str, ...]]
-    """Which of those are CLIP's, and read the tokens of `tokenize`."""
+    """Which of those are CLIP's."""
+    reader: ClassVar[str] = "text_encoder"
+    """Which of them reads the tokens of `tokenize`; CLIP's, where there are two, read them both."""
     optional: ClassVar[tuple[str, ...]] = ()
     """Components that a model may be without."""
+    packing: ClassVar[int] = 1
+    """Latents that the denoiser reads as the channels of one place."""
     capabilities: ClassVar[frozenset[str]]
 
     def __init__(self, parts: Parts, name: str) -> None:
@@ -70,7 +74,8 @@ class PipelineBackbone(Backbone):
         """The text encoders of the user's pipeline when it was first seen."""
         self._identity: str | None = None
         marker = (parts.path if isinstance(parts, Folder) else Path(name)) / "expunge.json"
-        self.kind = str(read_json(marker).get("kind", self.family)) if marker.is_file() else self.family
+        said = read_json(marker).get("kind") if marker.is_file() else None
+        self.kind = self.kind_by(parts.config) if said is None else str(said)
 
     @property
     @override
@@ -122,7 +127,8 @@ class PipelineBackbone(Backbone):
         Raises:
             ExpungeError: if it does not hold a pipeline of this family, or the device or dtype is unknown.
         """
-        return cls(Folder(path, cls.pipeline, cls.parts, cls.optional, *_where(device, dtype)), name)
+        own = (cls.pipeline, cls.parts, cls.optional)
+        return cls(Folder(path, *own, *_where(device, dtype), packing=cls.packing), name)
 
     @classmethod
     def from_file(
@@ -155,6 +161,11 @@ class PipelineBackbone(Backbone):
             denoiser._expunge_backbone = kept
         kept._parts, kept._samplers, kept._trained = parts, {}, set()  # whatever the user did since
         return kept
+
+    @classmethod
+    def kind_by(cls, config: Callable[[str], Mapping[str, Any]]) -> str:
+        """Under which kind of model settings stand, by the configurations of components: the family, or one of its kinds."""
+        return cls.family
 
     def _still_reads_by(self, pipe: Any, towers: list[Any]) -> bool:
         """Whether this is the backbone of ``pipe``, too, which has these text encoders."""
@@ -213,7 +224,12 @@ class PipelineBackbone(Backbone):
     @property
     @override
     def vocabulary(self) -> int:
-        return self.texts.table(self.clip_towers[0]).num_embeddings
+        return self.texts.table(self.reader).num_embeddings
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of a prompt that are read, where the text encoder itself sets no end."""
+        raise ExpungeError(f"the text encoder of {self.name} does not say how much it reads: expected a CLIP")
 
     # denoising --------------------------------------------------------------------------------------------------------
     @override
@@ -300,6 +316,16 @@ class PipelineBackbone(Backbone):
     @override
     def begun(self, query: Query, steps: int) -> Start:
         return sampling.begun(self, query, steps)
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of the latents that the denoiser was made for."""
+        size = self.config(self.denoiser)["sample_size"]
+        return (size[0], size[1]) if isinstance(size, (list, tuple)) else (size, size)
+
+    def space(self, scheduler: Any, steps: int) -> None:
+        """Have a scheduler space the timesteps of a generation as the family's pipeline does."""
+        scheduler.set_timesteps(steps, device=self.device)
 
     def skipped(self, steps: int, strength: float) -> int:
         """Denoising steps that image to image leaves out, rounded as the family's pipeline does."""

@@ -65,9 +65,9 @@ class Steering:
         self.tokens: Tensor | None = None
 
     def hooks(self) -> list[Any]:
-        """Hook the first text encoder and the denoiser, as the pipeline calls them."""
+        """Hook the text encoder that reads tokens and the denoiser, as the pipeline calls them."""
         as_is = torch.compiler.disable  # they look at the call, which no tracing of a compiled module sees
-        text, denoiser = self.parts.get(self.backbone.towers[0]), self.parts.get(self.part)
+        text, denoiser = self.parts.get(self.backbone.reader), self.parts.get(self.part)
         return [
             text.register_forward_pre_hook(as_is(self.read), with_kwargs=True),
             denoiser.register_forward_pre_hook(as_is(self.before), with_kwargs=True),
@@ -144,7 +144,7 @@ class Steering:
 
     def _check_pipe(self, call: Running) -> None:
         """Refuse a pipeline that shares the denoiser, but not the text encoders, or cannot be steered."""
-        for tower in self.backbone.clip_towers:
+        for tower in dict.fromkeys([*self.backbone.clip_towers, self.backbone.reader]):
             if unwrapped(getattr(call.pipe, tower, None)) is not self.parts.get(tower):
                 raise ExpungeError(
                     f"a {type(call.pipe).__name__} shares its {self.part} with the pipeline that edits were attached to, and "

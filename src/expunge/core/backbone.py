@@ -35,7 +35,7 @@ class Backbone(ABC):
     """
 
     family: ClassVar[str]
-    """``sd``, ``sdxl``, ``sd3``."""
+    """``sd``, ``sdxl``, ``sd3``, ``flux``."""
     name: str
     """What the user called the model."""
     kind: str
@@ -63,6 +63,9 @@ class Backbone(ABC):
         self.attention = AttentionHooks(self)
         self.evaluation: Evaluation | None = None
         """What the layers heed in the evaluation that is going on; None outside of one."""
+        self.told_scale = 1.0
+        """The scale of guidance that a distilled denoiser is told: 1, at which it answers as one that is not guided, but for
+        guided evaluations."""
 
     # text -------------------------------------------------------------------------------------------------------------
     @abstractmethod
@@ -72,6 +75,16 @@ class Backbone(ABC):
     @abstractmethod
     def cut(self, prompts: Sequence[str]) -> list[str]:
         """What the model does not read of each prompt, because it is too long; empty for one that is read whole."""
+
+    @property
+    def first(self) -> int:
+        """Position of a prompt's first word: after the start token, where the tokenizer sets one."""
+        return 1
+
+    @property
+    def filler(self) -> str:
+        """A word that every text encoder of the model reads as one token, to stand where a learned one will."""
+        return texts.FILLER
 
     @abstractmethod
     def end(self, ids: Int[Tensor, "b n"]) -> Int[Tensor, "b"]:
@@ -91,6 +104,16 @@ class Backbone(ABC):
     @abstractmethod
     def embed(self, ids: Tensor) -> Float[Tensor, "b n d"]:
         """Token embeddings of ids ``[b, n]``, or of one-hot (relaxed) rows ``[b, n, vocabulary]``; differentiable."""
+
+    def word_vectors(self, word: str) -> Float[Tensor, "1 d"]:
+        """What a learned word begins as: the token embeddings of the first token of ``word``, of all encoders that read it."""
+        return self.embed(self.tokenize([word]))[0, self.first : self.first + 1]
+
+    def word_spread(self) -> texts.Spread:
+        """Where token embeddings lie, of all encoders that read a learned word."""
+        ids = torch.arange(self.vocabulary, device=self.device)[None]
+        known = self.embed(ids)[0].float()
+        return texts.Spread(known.mean(0), known.std(0))
 
     @abstractmethod
     def encode(
@@ -192,14 +215,18 @@ class Backbone(ABC):
         null: Conditioning,
         scale: float,
         state: dict[str, Any],
+        true_cfg: float = 1.0,
     ) -> Guided:
         """Classifier-free guidance with every attached guidance edit; `expunge.core.guidance` says how.
 
         ``step`` counts denoising steps from 0; ``state`` belongs to one generation. A scale of 1 or less is no guidance, as the
         pipelines of diffusers have it: the conditional prediction alone, at half the cost, which guidance edits can only
         condition. Both halves of a pair open an adapter's gate as the prompt does.
+
+        A distilled model (FLUX) is told the scale, and answers as if guided, in one evaluation. For a pair of predictions it
+        has ``true_cfg``, the scale by which these are combined.
         """
-        return guided(self, x, t, step, cond, null, scale, state)
+        return guided(self, x, t, step, cond, null, scale, state, true_cfg)
 
     # trajectories -----------------------------------------------------------------------------------------------------
     @abstractmethod
@@ -278,6 +305,10 @@ class Backbone(ABC):
     def text_inputs(self) -> list[str]:
         """Names of the matrices that read text, each ``[out, d]``."""
 
+    def pooled_inputs(self) -> list[str]:
+        """Names of the matrices that read a text's pooled vector alone, each ``[out, p]``; of models whose authors edit them."""
+        return []
+
     @abstractmethod
     def attentions(self) -> dict[str, Attention]:
         """Cross-attention layers by name."""
@@ -292,7 +323,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def supports(self, capability: str) -> bool:
-        """Whether the family has a capability: ``cross-attention``, ``pooled``."""
+        """Whether the family has a capability: ``cross-attention``, ``pooled``, ``flow``, ``distilled`` (of its guidance)."""
 
     @final
     def tensors(self, names: Sequence[str]) -> dict[str, Tensor]:

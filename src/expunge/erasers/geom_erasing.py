@@ -66,7 +66,7 @@ class Avoided(Guidance):
             )
         if self.locations is None:
             return
-        given, width = self.locations.shape[1], backbone.embed(backbone.tokenize([""])).shape[-1]
+        given, width = self.locations.shape[1], len(backbone.word_spread().mean)
         if given != width:
             raise ExpungeError(
                 f"edit {self.id} has location tokens of {given} numbers: expected {width} for {backbone.name}"
@@ -313,10 +313,9 @@ class _Telling:
     def _first(self) -> Float[Tensor, "k d"]:
         """Random token embeddings, of the vocabulary's mean and spread."""
         backbone, count = self.backbone, self.method.grid.cells
-        own = backbone.embed(backbone.tokenize([""]))
-        known = backbone.embed(torch.arange(backbone.vocabulary, device=own.device)[None])[0].float()
-        drawn = torch.randn((count, known.shape[1]), generator=self.task.generator("geom-erasing tokens"))
-        return (drawn.to(known) * known.std(0) + known.mean(0)).to(own)
+        words = backbone.word_spread()
+        drawn = torch.randn((count, len(words.mean)), generator=self.task.generator("geom-erasing tokens"))
+        return (drawn.to(words.mean) * words.std + words.mean).to(backbone.dtype)
 
     # images -----------------------------------------------------------------------------------------------------------
     def _images(self) -> list[_Image]:
