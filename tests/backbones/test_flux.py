@@ -206,3 +206,90 @@ def test_every_eraser_keeps_its_promises_or_says_in_a_sentence_that_it_cannot(sa
     edit = check_eraser(eraser, backbone)
     named = ("transformer.", "text_encoder", "locations")
     assert not edit.tensors() or all(n.startswith(named) for n in edit.tensors())
+
+
+def test_uce_answers_as_the_closed_form_for_t5_and_for_clip(saved):
+    ours = backbones.load(str(saved["flux"]))
+    settings = {"anchor": "cat", "tokens": "last", "lamb": 0.3, "preserve_scale": 0.7, "preserve_empty": False}
+    edit = expunge.erase(ours, "the dog", retain=["the cat"], method="uce", settings=settings)
+    pipe = tiny_flux_pipeline()
+    read = {
+        text: pipe.encode_prompt(text, max_sequence_length=FLUX_READS)[:2] for text in ("the dog", "cat", "the cat")
+    }
+    last = {text: len(pipe.tokenizer_2(text).input_ids) - 2 for text in read}  # the last word's piece, before </s>
+    names = ("context_embedder.weight", "time_text_embed.text_embedder.linear_1.weight")
+    assert {n.removeprefix("transformer.") for n in edit.tensors()} == set(names)
+    for which, name in enumerate(names):
+        c = {t: (e[0, last[t]] if which == 0 else p[0]).double() for t, (e, p) in read.items()}
+        old = pipe.transformer.get_parameter(name).double()
+        eye = 0.3 * torch.eye(len(c["cat"]), dtype=torch.float64)
+        wanted = old @ (torch.outer(c["cat"], c["the dog"]) + 0.7 * torch.outer(c["the cat"], c["the cat"]) + eye)
+        given = torch.outer(c["the dog"], c["the dog"]) + 0.7 * torch.outer(c["the cat"], c["the cat"]) + eye
+        assert torch.allclose(edit.tensors()[f"transformer.{name}"].double(), wanted @ given.inverse(), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["uce", "esd", "leco", "duo"])
+def test_reaches_a_pipeline_the_user_holds_and_leaves_it(saved, method):
+    pipe, ours = tiny_flux_pipeline(), backbones.load(str(saved["flux"]))
+    plain = latents_of(pipe, ["dog"], [5])
+    edit = expunge.erase(ours, "church", method=method, settings=SETTINGS[method])
+    edit.attach(pipe)
+    theirs = latents_of(pipe, ["church"], [5], guidance_scale=3.5)
+    with ours.attached([edit]):
+        expected = ours.generate([Query(prompt="church", seed=5, guidance=3.5, steps=3)]).latents
+    assert (theirs - expected).abs().max() < 1e-4
+    edit.detach(pipe)
+    assert torch.equal(latents_of(pipe, ["dog"], [5]), plain)
+    assert (latents_of(pipe, ["church"], [5], guidance_scale=3.5) - theirs).abs().max() > 1e-6
+
+
+def test_guidance_edits_need_the_pair_that_is_asked_for(saved):
+    ours = backbones.load(str(saved["flux"]))
+    edit = expunge.erase(ours, "cat", method="negative-prompt")
+    asked = {"prompt": "dog", "seed": 3, "guidance": 2.0, "steps": 2}
+    plain = ours.generate([Query(**asked)]).latents
+    with ours.attached([edit]):
+        with pytest.warns(ExpungeWarning, match="a negative-prompt edit has no effect at true_cfg 1"):
+            assert torch.equal(ours.generate([Query(**asked)]).latents, plain)
+        steered = ours.generate([Query(**asked, true_cfg=4.0)]).latents
+    theirs = latents_of(
+        tiny_flux_pipeline(),
+        ["dog"],
+        [3],
+        num_inference_steps=2,
+        guidance_scale=2.0,
+        true_cfg_scale=4.0,
+        negative_prompt="cat",
+    )
+    assert (steered - theirs).abs().max() < 1e-4
+    with pytest.warns(ExpungeWarning, match="the negative prompt 'cat' has no effect at true_cfg 1"):
+        ours.generate([Query(**asked, negative="cat")])
+
+
+def test_what_a_distilled_model_cannot_give_is_refused_in_a_line(saved):
+    ours = backbones.load(str(saved["flux"]))
+    with pytest.raises(ExpungeError, match=r"a bank on .*: expected arm online-student"):
+        expunge.erase(ours, "dog", method="esd", settings={"sampling": {"arm": "bank"}})
+    with pytest.raises(ExpungeError, match="true_cfg 3 for testbed, whose guidance is a pair"):
+        backbones.load("testbed").generate([Query(prompt="a", seed=1, guidance=2.0, steps=2, true_cfg=3.0)])
+
+
+def test_every_kind_has_its_presets(saved):
+    steps = {name: presets.generation(backbones.load(str(place))) for name, place in saved.items()}
+    assert steps == {"flux": (3.5, 28), "flux-schnell": (0.0, 4)}
+    assert {name: backbones.kind_of(str(place)) for name, place in saved.items()} == {n: n for n in saved}
+    for method, kind in (("uce", "flux"), ("esd", "flux"), ("esd", "flux-schnell"), ("duo", "flux")):
+        erase.build(method, presets.eraser(method, kind), None)
+
+
+# files ----------------------------------------------------------------------------------------------------------------
+def test_a_transformer_for_more_than_latents_is_refused(saved, tmp_path):
+    shutil.copytree(saved["flux"], tmp_path / "fill")
+    file = tmp_path / "fill" / "transformer" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "in_channels": 96}))
+    with pytest.raises(ExpungeError, match="a transformer of 96 input channels: expected 16"):
+        backbones.load(str(tmp_path / "fill"))
+    pipe = tiny_flux_pipeline()
+    pipe.transformer.register_to_config(in_channels=96)
+    with pytest.raises(ExpungeError, match="96 input channels"):
+        backbones.of(pipe)
