@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import save_file
 
 from expunge.backbones import ldm
+from expunge.backbones.flux import Flux
 from expunge.backbones.layout import PREDICTION, PREDICTS_V, ZERO_SNR
 from expunge.backbones.parts import quiet
 from expunge.backbones.pipeline import PipelineBackbone
 from expunge.backbones.unet import UNetBackbone
 from expunge.core.adapter import Adapter, LowRank
 from expunge.core.backbone import Backbone
+from expunge.core.bfl_lora import put_together
 from expunge.core.edit import Edit, strengths
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.lora import Layout, written
@@ -178,21 +180,35 @@ def lora_to_folder(
         ExpungeError: if an edit is no adapter, has gates, or does not fit the model; for kohya's names of a family but sd and
             sdxl.
     """
-    if layout == "kohya" and not isinstance(backbone, UNetBackbone):
-        raise ExpungeError(f"the kohya layout of a {backbone.family} model: expected Stable Diffusion 1.x, 2.x or XL")
+    if layout == "kohya" and not isinstance(backbone, (UNetBackbone, Flux)):
+        raise ExpungeError(
+            f"the kohya layout of a {backbone.family} model: expected Stable Diffusion 1.x, 2.x or XL, or FLUX"
+        )
     each = strengths(strength, edits)
     layers = _joined(edits, each)
     with backbone.attached(edits, any_base=any_base):  # which checks that they fit
         pass
     loading = f'`pipe.load_lora_weights("this folder")` on a pipeline of `{backbone.name}`'
     with _exported(out, overwrite, backbone, edits, card(backbone, edits, loading, records, each)) as folder:
+        if layout == "kohya" and isinstance(backbone, Flux):
+            layers = _in_modules(backbone, layers)
         flat = _kohya_names(backbone, layers) if layout == "kohya" else {}
         save_file(written(layers, layout, flat), folder / LORA, metadata={"format": "pt"})
     return out
 
 
+def _in_modules(backbone: Flux, layers: Mapping[str, LowRank]) -> dict[str, LowRank]:
+    """FLUX's changes beside the modules of its files, as kohya trains them, and beside CLIP's layers; by kohya's names."""
+    modules = backbone.component("transformer")
+    together = put_together(layers, lambda layer: modules.get_submodule(layer).weight.shape[0])
+    texts = {n: part for n, part in layers.items() if not n.startswith("transformer.")}
+    return {**together, **{kohya(n, several_towers=True): part for n, part in texts.items()}}
+
+
 def _kohya_names(backbone: Backbone, layers: Iterable[str]) -> dict[str, str]:
     """Kohya's names of layers: diffusers' with underscores, but the LDM layout's for the UNet of SDXL, as kohya trains it."""
+    if backbone.family == "flux":
+        return {layer: layer for layer in layers}  # which have them
     if backbone.family != "sdxl":
         return {layer: kohya(layer, several_towers=False) for layer in layers}
     ours = [name.removeprefix("unet.") for name in backbone.group("full")]
