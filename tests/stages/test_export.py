@@ -49,7 +49,14 @@ def two_layers():
 
 @pytest.mark.parametrize(
     ("family", "layout"),
-    [("sd", "diffusers"), ("sd", "kohya"), ("sdxl", "diffusers"), ("sdxl", "kohya"), ("sd3", "diffusers"), ("flux", "diffusers")],
+    [
+        ("sd", "diffusers"),
+        ("sd", "kohya"),
+        ("sdxl", "diffusers"),
+        ("sdxl", "kohya"),
+        ("sd3", "diffusers"),
+        ("flux", "diffusers"),
+    ],
 )
 def test_a_lora_is_loaded_by_diffusers_itself(tmp_path, family, layout):
     make = two_layers if (family, layout) == ("sdxl", "kohya") else MAKERS[family]

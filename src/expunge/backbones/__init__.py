@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
+from expunge.backbones import bfl
 from expunge.backbones.flux import Flux
-from expunge.backbones.hub import download, file_of, is_hub_id
 from expunge.backbones.held import unwrapped
+from expunge.backbones.hub import download, file_of, is_hub_id
 from expunge.backbones.layout import configurations, layout_of
 from expunge.backbones.parts import DTYPES, read_json
 from expunge.backbones.pipeline import PipelineBackbone
@@ -46,7 +47,8 @@ def kind_of(model: str, revision: str | None = None) -> str:
     Of a hub id only the index is fetched; a model that cannot be found is taken for Stable Diffusion 1.x.
     """
     if Path(model).is_file():
-        return FAMILIES[configurations(layout_of(Path(model))).pipeline].family
+        family = _family_of(Path(model))
+        return bfl.kind_of(Path(model)) if family is Flux else family.family
     marked = Path(model) / "expunge.json"
     if model == "testbed" or (marked.is_file() and '"testbed"' in marked.read_text()):
         return "testbed"
@@ -60,6 +62,12 @@ def kind_of(model: str, revision: str | None = None) -> str:
 
     family = FAMILIES.get(str(read("model_index.json").get("_class_name")))
     return "sd" if family is None else family.kind_by(lambda part: read(f"{part}/config.json"))
+
+
+def _family_of(file: Path) -> type[PipelineBackbone]:
+    """The family of a single file."""
+    layout = layout_of(file)
+    return Flux if layout == "flux" else FAMILIES[configurations(layout).pipeline]
 
 
 def _open(folder: Path, name: str, device: str, dtype: str) -> Backbone:
@@ -95,7 +103,8 @@ def load(
         dtype: precision of its weights while it runs, by name (``float16``) or torch's own (``torch.float16``).
         revision: branch, tag or commit of a hub model.
         layout: how a single file in the LDM layout is read: ``sd1``, ``sd2`` (v-prediction), ``sd2-base``, ``sdxl``, or a
-            diffusers folder whose configurations and tokenizers are used. By the names in the file if not given.
+            diffusers folder whose configurations and tokenizers are used. By the names in the file if not given. A file of
+            FLUX's transformer needs a diffusers folder of FLUX, whose other components are used.
 
     Raises:
         ExpungeError: if there is no such model, or it is of a family that is not supported.
@@ -104,8 +113,7 @@ def load(
     if precision not in DTYPES:
         raise unknown("dtype", precision, DTYPES)
     if Path(model).is_file():
-        family = FAMILIES[configurations(layout_of(Path(model))).pipeline]
-        return family.from_file(Path(model), layout, name=model, device=where, dtype=precision)
+        return _family_of(Path(model)).from_file(Path(model), layout, name=model, device=where, dtype=precision)
     if layout is not None:
         raise ExpungeError(f"layout '{layout}' for '{model}': expected a single .safetensors file")
     if model == "testbed":

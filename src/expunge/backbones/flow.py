@@ -1,8 +1,7 @@
-"""Models of a flow: transformers that give the velocity from an image to noise, on a straight line, step by step after Euler."""
+"""Models of a flow: transformers that give the velocity from an image to noise, sampled by Euler's steps."""
 
 from typing import Any
 
-import torch
 from jaxtyping import Float, Real
 from torch import Tensor
 from typing_extensions import override

@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -12,7 +13,10 @@ from typing_extensions import override
 
 from expunge.backbones import held, t5_and_clip
 from expunge.backbones.asking import Question, Smallest
+from expunge.backbones.bfl import TransformerFile
 from expunge.backbones.flow import FlowBackbone
+from expunge.backbones.folder import Folder
+from expunge.backbones.parts import device_and_dtype
 from expunge.backbones.texts import TEXT_GROUPS, known_ids
 from expunge.core.conditioning import Conditioning
 from expunge.core.errors import ExpungeError, unknown
@@ -85,6 +89,8 @@ class Flux(FlowBackbone):
     clip_towers = ("text_encoder",)
     reader = "text_encoder_2"
     packing = 4
+    first = 0  # T5 sets no start token
+    filler = "the"  # T5 reads "a" as two tokens
     capabilities = frozenset({"pooled", "flow", "distilled"})
 
     @override
@@ -104,6 +110,26 @@ class Flux(FlowBackbone):
     def kind_by(cls, config: Callable[[str], Mapping[str, Any]]) -> str:
         return "flux" if config("transformer").get("guidance_embeds") else "flux-schnell"
 
+    @override
+    @classmethod
+    def from_file(
+        cls, path: Path, layout: str | None, *, name: str, device: str = "cpu", dtype: str = "float32"
+    ) -> "Flux":
+        """Open a file of the transformer alone; ``layout`` is a diffusers folder, whose other components are used.
+
+        Raises:
+            ExpungeError: if no such folder is given, or the file is not of its model.
+        """
+        if layout is None or not Path(layout).is_dir():
+            given = "nothing" if layout is None else f"'{layout}'"
+            raise ExpungeError(
+                f"'{path}' holds FLUX's transformer alone, and --model-layout is {given}: expected a diffusers folder of FLUX, "
+                "whose text encoders, tokenizers and autoencoder are used"
+            )
+        own = (cls.pipeline, cls.parts, cls.optional)
+        folder = Folder(Path(layout), *own, *device_and_dtype(device, dtype), packing=cls.packing)
+        return cls(TransformerFile(path, folder), name)
+
     @property
     def told(self) -> bool:
         """Whether the denoiser reads the scale of guidance."""
@@ -114,16 +140,6 @@ class Flux(FlowBackbone):
     @override
     def prompt_length(self) -> int:
         return LENGTHS[self.told]
-
-    @property
-    @override
-    def first(self) -> int:
-        return 0  # T5 sets no start token
-
-    @property
-    @override
-    def filler(self) -> str:
-        return t5_and_clip.filler(self.texts)
 
     @override
     def word_vectors(self, word: str) -> Float[Tensor, "1 d"]:
@@ -207,7 +223,7 @@ class Flux(FlowBackbone):
     # trajectories -----------------------------------------------------------------------------------------------------
     @override
     def space(self, scheduler: Any, steps: int) -> None:
-        """Levels from 1 down in equal steps, bent towards noise the more the larger the image is, if the scheduler bends them."""
+        """Levels from 1 down in equal steps; that of dev bends them towards noise, the more the larger the image is."""
         config = scheduler.config
         if not {"sigmas", "mu"} <= inspect.signature(scheduler.set_timesteps).parameters.keys():
             raise ExpungeError(f"{self.name} has a {type(scheduler).__name__}: expected a scheduler of a flow")

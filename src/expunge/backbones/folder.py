@@ -125,16 +125,19 @@ class Folder(Files):
         return [*texts, *(self._all_files(part) if weighty(part) else ())]
 
     @override
-    def identity(self) -> str:
-        files = {file for part in self.parts for file in self._read_files(part)}
+    def identity(self, parts: Sequence[str] | None = None) -> str:
+        """Sha256 of what the model is made from, or ``parts`` of it."""
+        files = {file for part in parts or self.parts for file in self._read_files(part)}
         digest = hashlib.sha256()
         for file in sorted({self.path / "model_index.json", *files}):
             digest.update(f"{file.relative_to(self.path)} {self._own.sha256(file)}\n".encode())
         return digest.hexdigest()
 
     @override
-    def size(self) -> int:
-        return sum(f.stat().st_size for f in {f for part in self.parts if weighty(part) for f in self._all_files(part)})
+    def size(self, parts: Sequence[str] | None = None) -> int:
+        """Bytes of the files of weights, or of ``parts`` of them."""
+        weights = {f for part in parts or self.parts if weighty(part) for f in self._all_files(part)}
+        return sum(f.stat().st_size for f in weights)
 
     @override
     def config(self, part: str) -> Mapping[str, Any]:

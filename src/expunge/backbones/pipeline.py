@@ -13,30 +13,18 @@ from typing_extensions import override
 from expunge.backbones import guard, held, latent_space, sampling
 from expunge.backbones.asking import Asker, Question, Smallest
 from expunge.backbones.folder import Folder
-from expunge.backbones.parts import DTYPES, Files, Parts, read_json
+from expunge.backbones.parts import Files, Parts, device_and_dtype, read_json
 from expunge.backbones.running import steers
 from expunge.backbones.single_file import SingleFile
 from expunge.backbones.steering import Steering
 from expunge.backbones.texts import Texts
 from expunge.core.adapter import Adapter
-from expunge.core.backbone import Backbone, Images
+from expunge.core.backbone import Backbone
 from expunge.core.conditioning import Conditioning, InjectedPrompt
 from expunge.core.edit import Edit
-from expunge.core.errors import ExpungeError, unknown
+from expunge.core.errors import ExpungeError
 from expunge.core.guidance import Guidance
-from expunge.core.query import Query, Start
-
-
-def _where(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
-    """A device that there is, and a precision, by their names."""
-    if dtype not in DTYPES:
-        raise unknown("dtype", dtype, DTYPES)
-    try:
-        where = torch.device(device)
-        torch.zeros(1, device=where).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ExpungeError(f"device '{device}' is not to be had here: expected cpu, cuda, cuda:0 or mps") from error
-    return where, DTYPES[dtype]
+from expunge.core.query import Images, Query, Start
 
 
 class PipelineBackbone(Backbone):
@@ -128,7 +116,7 @@ class PipelineBackbone(Backbone):
             ExpungeError: if it does not hold a pipeline of this family, or the device or dtype is unknown.
         """
         own = (cls.pipeline, cls.parts, cls.optional)
-        return cls(Folder(path, *own, *_where(device, dtype), packing=cls.packing), name)
+        return cls(Folder(path, *own, *device_and_dtype(device, dtype), packing=cls.packing), name)
 
     @classmethod
     def from_file(
@@ -139,7 +127,7 @@ class PipelineBackbone(Backbone):
         Raises:
             ExpungeError: if there is no such layout, or the device or dtype is unknown.
         """
-        return cls(SingleFile(path, layout, *_where(device, dtype)), name)
+        return cls(SingleFile(path, layout, *device_and_dtype(device, dtype)), name)
 
     @classmethod
     def from_pipeline(cls, pipe: Any) -> "PipelineBackbone":

@@ -11,10 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from expunge.backbones import latent_space
-from expunge.core.backbone import Images
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.guidance import guidances
-from expunge.core.query import Query, Start
+from expunge.core.query import Images, Query, Start
 
 if TYPE_CHECKING:
     from expunge.backbones.pipeline import PipelineBackbone

@@ -10,8 +10,6 @@ from expunge.backbones.texts import Texts
 from expunge.core.errors import ExpungeError
 from expunge.core.texts import Spread
 
-FILLERS = ("a", "the", "one", "photo")
-"""Words of which one is a token of its own in every vocabulary; T5 reads "a" as two."""
 T5, CLIP = "text_encoder_2", "text_encoder"
 
 
@@ -20,21 +18,6 @@ class Halves(NamedTuple):
 
     t5: Float[Tensor, "b n d"] | None
     clip: Float[Tensor, "b n e"] | None
-
-
-def filler(texts: Texts) -> str:
-    """A word that both read as one token.
-
-    Raises:
-        ExpungeError: if none of those that are tried is.
-    """
-    for word in FILLERS:
-        read = (texts.tokenizer(tower)(word, add_special_tokens=False).input_ids for tower in (T5, CLIP))
-        if all(len(ids) == 1 for ids in read):
-            return word
-    raise ExpungeError(
-        f"the tokenizers of {texts.backbone.name} read none of {', '.join(FILLERS)} as one token: expected T5's and CLIP's"
-    )
 
 
 def _first(texts: Texts, tower: str, word: str) -> Int[Tensor, "1"]:
@@ -67,7 +50,8 @@ def halves(texts: Texts, embeddings: Float[Tensor, "b n d"] | None) -> Halves:
     given = embeddings.shape[-1]
     if given not in (own, own + clip):
         raise ExpungeError(
-            f"token embeddings of {given} numbers for {texts.backbone.name}: expected {own} (T5's), or {own + clip} (and CLIP's)"
+            f"token embeddings of {given} numbers for {texts.backbone.name}: expected {own} (T5's), or {own + clip} (and "
+            "CLIP's)"
         )
     return Halves(embeddings[..., :own], embeddings[..., own:] if given > own else None)
 
@@ -97,7 +81,7 @@ def _meeting(
     Raises:
         ExpungeError: if CLIP reads another word where a filler stands.
     """
-    word = filler(texts)
+    word = texts.backbone.filler
     own, theirs = int(_first(texts, T5, word)), int(_first(texts, CLIP, word))
     found: list[tuple[int, int, int]] = []
     for row, source in torch.nonzero(at & (ids == own)).tolist():
@@ -107,6 +91,8 @@ def _meeting(
         if column >= clip.shape[1] - 1:
             continue
         if int(clip[row, column]) != theirs:
-            raise ExpungeError(f"a learned word after '{before[0]}' is no word of its own to CLIP: expected spaces around it")
+            raise ExpungeError(
+                f"a learned word after '{before[0]}' is no word of its own to CLIP: expected spaces around it"
+            )
         found.append((row, column, source))
     return tuple(torch.tensor(found, dtype=torch.long, device=ids.device).view(-1, 3).unbind(1))  # pyright: ignore[reportReturnType]

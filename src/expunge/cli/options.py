@@ -27,9 +27,10 @@ class Model:
     """Which model, and how to run it."""
 
     model: str = "testbed"
-    """`testbed`, a local diffusers folder, a single .safetensors file (LDM layout), or a hub id."""
+    """`testbed`, a local diffusers folder, a single .safetensors file (LDM layout, or FLUX's transformer), or a hub id."""
     model_layout: str | None = None
-    """How a single file is read: sd1, sd2 (v-prediction), sd2-base, sdxl, or a diffusers folder of its kind."""
+    """How a single file is read: sd1, sd2 (v-prediction), sd2-base, sdxl, or a diffusers folder of its kind; for FLUX's
+    transformer the folder that all else is from."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     device: str = "cpu"

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, ClassVar, NamedTuple, final
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Bool, Float, Int, Real, UInt8
@@ -16,16 +16,9 @@ from expunge.core.conditioning import Conditioning
 from expunge.core.cost import Cost
 from expunge.core.edit import Edit, Weights
 from expunge.core.guidance import Guided, guided
-from expunge.core.query import LearnedWord, Query, Start
+from expunge.core.query import Images, LearnedWord, Query, Start
 from expunge.core.stack import Stack
 from expunge.core.training import put_beside, swapped
-
-
-class Images(NamedTuple):
-    """What was generated."""
-
-    pixels: UInt8[Tensor, "b H W 3"]
-    latents: Float[Tensor, "b c h w"]
 
 
 class Backbone(ABC):
@@ -40,6 +33,12 @@ class Backbone(ABC):
     """What the user called the model."""
     kind: str
     """Under which its settings stand in ``presets.toml``: the family, or ``testbed``."""
+    first: ClassVar[int] = 1
+    """Position of a prompt's first word: after the start token, where the tokenizer sets one."""
+    filler: ClassVar[str] = "a"
+    """A word that every text encoder reads as one token, to stand where a learned one will."""
+    told_scale: float = 1.0
+    """Scale of guidance that a distilled denoiser is told; at 1 it answers unguided."""
     checkpointing: bool = False
     """Whether training keeps few activations and computes the others again on the way back: slower, in less memory."""
 
@@ -63,9 +62,6 @@ class Backbone(ABC):
         self.attention = AttentionHooks(self)
         self.evaluation: Evaluation | None = None
         """What the layers heed in the evaluation that is going on; None outside of one."""
-        self.told_scale = 1.0
-        """The scale of guidance that a distilled denoiser is told: 1, at which it answers as one that is not guided, but for
-        guided evaluations."""
 
     # text -------------------------------------------------------------------------------------------------------------
     @abstractmethod
@@ -75,16 +71,6 @@ class Backbone(ABC):
     @abstractmethod
     def cut(self, prompts: Sequence[str]) -> list[str]:
         """What the model does not read of each prompt, because it is too long; empty for one that is read whole."""
-
-    @property
-    def first(self) -> int:
-        """Position of a prompt's first word: after the start token, where the tokenizer sets one."""
-        return 1
-
-    @property
-    def filler(self) -> str:
-        """A word that every text encoder of the model reads as one token, to stand where a learned one will."""
-        return texts.FILLER
 
     @abstractmethod
     def end(self, ids: Int[Tensor, "b n"]) -> Int[Tensor, "b"]:
@@ -111,9 +97,7 @@ class Backbone(ABC):
 
     def word_spread(self) -> texts.Spread:
         """Where token embeddings lie, of all encoders that read a learned word."""
-        ids = torch.arange(self.vocabulary, device=self.device)[None]
-        known = self.embed(ids)[0].float()
-        return texts.Spread(known.mean(0), known.std(0))
+        return texts.spread(self)
 
     @abstractmethod
     def encode(
@@ -223,8 +207,7 @@ class Backbone(ABC):
         pipelines of diffusers have it: the conditional prediction alone, at half the cost, which guidance edits can only
         condition. Both halves of a pair open an adapter's gate as the prompt does.
 
-        A distilled model (FLUX) is told the scale, and answers as if guided, in one evaluation. For a pair of predictions it
-        has ``true_cfg``, the scale by which these are combined.
+        A distilled model (FLUX) is told the scale, and answers as if guided; its pairs of predictions have ``true_cfg``.
         """
         return guided(self, x, t, step, cond, null, scale, state, true_cfg)
 
@@ -306,7 +289,7 @@ class Backbone(ABC):
         """Names of the matrices that read text, each ``[out, d]``."""
 
     def pooled_inputs(self) -> list[str]:
-        """Names of the matrices that read a text's pooled vector alone, each ``[out, p]``; of models whose authors edit them."""
+        """Names of the matrices ``[out, p]`` that read a text's pooled vector, where a closed form edits them."""
         return []
 
     @abstractmethod
@@ -323,7 +306,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def supports(self, capability: str) -> bool:
-        """Whether the family has a capability: ``cross-attention``, ``pooled``, ``flow``, ``distilled`` (of its guidance)."""
+        """Whether the family has a capability: ``cross-attention``, ``pooled``, ``flow``, ``distilled`` (told its guidance)."""
 
     @final
     def tensors(self, names: Sequence[str]) -> dict[str, Tensor]:

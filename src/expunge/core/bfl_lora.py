@@ -1,4 +1,4 @@
-"""LoRAs of FLUX in the names of Black Forest Labs (theirs, kohya's): taken apart into layers of diffusers', and put together."""
+"""LoRAs of FLUX in the names of Black Forest Labs (theirs, kohya's): taken apart by diffusers' layers, and put together."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -59,7 +59,9 @@ def _rows(name: str, up: Tensor, parts: int) -> list[Tensor]:
     """A matrix up in the rows of each layer; of four layers the last is as wide as the hidden one of a block."""
     shares = parts - 1 + _HIDDEN if parts == 4 else parts
     if len(up) % shares:
-        raise ExpungeError(f"a LoRA with '{name}' of {len(up)} rows: expected a multiple of {shares}, for its {parts} layers")
+        raise ExpungeError(
+            f"a LoRA with '{name}' of {len(up)} rows: expected a multiple of {shares}, for its {parts} layers"
+        )
     width = len(up) // shares
     return list(up.split([width] * (parts - 1) + [len(up) - width * (parts - 1)]))
 

@@ -124,6 +124,13 @@ class Query:
         return plain
 
 
+class Images(NamedTuple):
+    """What was generated."""
+
+    pixels: UInt8[Tensor, "b H W 3"]
+    latents: Float[Tensor, "b c h w"]
+
+
 class Box(NamedTuple):
     """Where something is in an image, in pixels from its upper left corner."""
 

@@ -14,15 +14,19 @@ from expunge.core.query import LearnedWord
 if TYPE_CHECKING:
     from expunge.core.backbone import Backbone
 
-FILLER = "a"
-"""A word that is one token in every vocabulary of the CLIP kind."""
-
 
 class Spread(NamedTuple):
     """Where token embeddings lie."""
 
     mean: Float[Tensor, "d"]
     std: Float[Tensor, "d"]
+
+
+def spread(backbone: "Backbone") -> Spread:
+    """Where the token embeddings of a vocabulary lie."""
+    ids = torch.arange(backbone.vocabulary, device=backbone.device)[None]
+    known = backbone.embed(ids)[0].float()
+    return Spread(known.mean(0), known.std(0))
 
 
 def encode_each(backbone: "Backbone", prompts: Sequence[str], learned: LearnedWord | None = None) -> Conditioning:

@@ -21,7 +21,6 @@ from expunge.core.errors import ExpungeError, check_counts, check_not_negative, 
 from expunge.core.guidance import Guidance
 from expunge.core.knowledge import Kind
 from expunge.core.query import Shot
-from expunge.core.texts import FILLER
 from expunge.maths import geometry
 from expunge.maths.training import Learned, trainable
 
@@ -357,7 +356,7 @@ class _Telling:
         words = caption.split()
         while True:
             text = self.method.separator.join(part for part in (" ".join(words), target) if part)
-            if not words or not self.backbone.cut([_filled(text, tokens)])[0]:
+            if not words or not self.backbone.cut([_filled(text, self.backbone.filler, tokens)])[0]:
                 break
             words = words[:-1]
         self.shortened += len(words) < len(caption.split())
@@ -370,13 +369,16 @@ class _Telling:
             ExpungeError: naming it.
         """
         grid = self.method.grid
-        if self.method.told == "geometry" and self.backbone.cut([_filled(self.words, grid.cells)])[0]:
+        if (
+            self.method.told == "geometry"
+            and self.backbone.cut([_filled(self.words, self.backbone.filler, grid.cells)])[0]
+        ):
             raise ExpungeError(
                 f"geom-erasing's {grid.rows} rows and {grid.columns} columns make {grid.cells} location tokens, more than "
                 f"{self.backbone.name} reads behind '{self.words}': expected fewer"
             )
 
 
-def _filled(text: str, tokens: int) -> str:
+def _filled(text: str, filler: str, tokens: int) -> str:
     """A text with words in the places of location tokens."""
-    return " ".join([text, *[FILLER] * tokens])
+    return " ".join([text, *[filler] * tokens])

@@ -118,8 +118,8 @@ def free_tokens(backbone: Backbone, method: str, layouts: Sequence[Layout]) -> F
         if cut:
             beside = f" beside '{own}'" if own else ""
             raise ExpungeError(
-                f"{method} has {free} free tokens{beside}: expected no more than the {ids.shape[1] - 1 - backbone.first} tokens that "
-                f"{backbone.name} reads"
+                f"{method} has {free} free tokens{beside}: expected no more than the {ids.shape[1] - 1 - backbone.first} "
+                f"tokens that {backbone.name} reads"
             )
         own_lengths = (1 if part is None else _length(backbone, part) for part in layout)
         ends = [*accumulate(own_lengths, initial=backbone.first)]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from expunge.backbones import ldm
+from expunge.backbones import bfl, ldm
 from expunge.backbones.flux import Flux
 from expunge.backbones.layout import PREDICTION, PREDICTS_V, ZERO_SNR
 from expunge.backbones.parts import quiet
@@ -123,8 +123,12 @@ def to_file(
     Raises:
         ExpungeError: as `to_folder`, and for a model that the layout has no place for.
     """
+    if isinstance(backbone, Flux):
+        return _transformer_to_file(backbone, edits, out, records, strength, any_base, overwrite)
     if not isinstance(backbone, UNetBackbone):
-        raise ExpungeError(f"the LDM layout of a {backbone.family} model: expected Stable Diffusion 1.x, 2.x or XL")
+        raise ExpungeError(
+            f"the LDM layout of a {backbone.family} model: expected Stable Diffusion 1.x, 2.x or XL, or FLUX's transformer"
+        )
     fused = _fused(backbone, edits, any_base)
     loading = (
         f'a checkpoint of A1111 and ComfyUI; `{backbone.pipeline}.from_single_file("{WHOLE}")`{_multiplied(backbone)}'
@@ -145,6 +149,33 @@ def to_file(
         }
         written.update({mark: torch.zeros(0) for mark, holds in marked.items() if holds})  # which other programs heed
         save_file(written, folder / WHOLE, metadata=metadata)
+    return out
+
+
+def _transformer_to_file(
+    backbone: Flux,
+    edits: Sequence[Edit],
+    out: Path,
+    records: Sequence[Mapping[str, Any]],
+    strength: float | Sequence[float],
+    any_base: bool,
+    overwrite: bool,
+) -> Path:
+    """Write FLUX's edited transformer as one file in the names of Black Forest Labs, which ComfyUI reads."""
+    fused = _fused(backbone, edits, any_base)
+    beside = sorted(n for e in fused for n in e.tensors() if not n.startswith("transformer."))
+    if beside:
+        raise ExpungeError(
+            f"an edit changes '{beside[0]}', and a single file of FLUX holds the transformer alone: expected --layout diffusers"
+        )
+    loading = (
+        f'a diffusion model of ComfyUI; `FluxTransformer2DModel.from_single_file("{WHOLE}")`{_multiplied(backbone)}'
+    )
+    page = card(backbone, edits, loading, records, strength)
+    with _exported(out, overwrite, backbone, edits, page) as folder, backbone.attached(fused, strength, any_base):
+        learned = dict(backbone.component("transformer").named_parameters())
+        tensors = {key: t.detach().cpu() for key, t in bfl.written(learned).items()}
+        save_file(tensors, folder / WHOLE, metadata={"format": "pt"})
     return out
 
 
