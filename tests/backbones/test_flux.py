@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import diffusers
 import pytest
@@ -16,8 +17,8 @@ from expunge.core.concept import Concept
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.query import Query
 from expunge.settings import presets
-from expunge.stages import erase
-from expunge.testing import check_eraser
+from expunge.stages import attack, erase
+from expunge.testing import check_attack, check_eraser
 from small import SETTINGS
 from tiny import FLUX_READS, tiny_flux_pipeline
 
@@ -243,6 +244,28 @@ def test_reaches_a_pipeline_the_user_holds_and_leaves_it(saved, method):
     assert (latents_of(pipe, ["church"], [5], guidance_scale=3.5) - theirs).abs().max() > 1e-6
 
 
+@pytest.mark.parametrize("method", ["negative-prompt", "sld", "spm"])
+def test_edits_that_steer_reach_a_pipeline_that_asks_for_its_pair_in_two_calls(saved, method):
+    pipe, ours = tiny_flux_pipeline(), backbones.load(str(saved["flux"]))
+    call = {"guidance_scale": 2.0, "true_cfg_scale": 4.0, "negative_prompt": ""}
+    plain = latents_of(pipe, ["church"], [5], **call)
+    extra = {"negative-prompt": {}, "sld": {"level": "max"}, "spm": {**SETTINGS["spm"], "lr": 0.1}}[method]
+    edit = expunge.erase(pipe, "church" if method == "spm" else "cat", method=method, settings=extra)
+    edit.attach(pipe)
+    theirs = latents_of(pipe, ["church"], [5], **call)
+    with ours.attached([edit]):
+        query = Query(prompt="church", seed=5, guidance=2.0, steps=3, true_cfg=4.0)
+        expected = ours.generate([query]).latents
+    effect = (theirs - plain).abs().max()
+    assert effect > 1e-4
+    assert (theirs - expected).abs().max() < max(1e-4, 0.01 * effect)
+    if method != "spm":
+        with pytest.warns(ExpungeWarning, match="expected a negative_prompt and true_cfg_scale above 1"):
+            latents_of(pipe, ["church"], [5], guidance_scale=2.0)
+    edit.detach(pipe)
+    assert torch.equal(latents_of(pipe, ["church"], [5], **call), plain)
+
+
 def test_guidance_edits_need_the_pair_that_is_asked_for(saved):
     ours = backbones.load(str(saved["flux"]))
     edit = expunge.erase(ours, "cat", method="negative-prompt")
@@ -293,3 +316,20 @@ def test_a_transformer_for_more_than_latents_is_refused(saved, tmp_path):
     pipe.transformer.register_to_config(in_channels=96)
     with pytest.raises(ExpungeError, match="96 input channels"):
         backbones.of(pipe)
+
+
+# attacks --------------------------------------------------------------------------------------------------------------
+def test_concept_inversion_learns_words_for_t5_and_clip(saved):
+    ours = backbones.load(str(saved["flux"]))
+    edit = expunge.erase(ours, "dog", settings={"anchor": "cat"})
+    settings = {"images": 2, "iterations": 3, "batch": 2, "accumulation": 1, "lr": 0.1, "vectors": 2, "steps": 3}
+    asked = [Query(prompt="the dog", label="dog", seed=3, guidance=3.5, steps=2)]
+    for search in ("gradient", "random"):
+        method = attack.build("concept-inversion", {**settings, "search": search, "initial": "cat"})
+        with ours.attached([edit]):
+            answer = check_attack(method, ours, [replace(q, prompt="the church", label="church") for q in asked])
+        word = answer.queries[0].learned
+        assert word.vectors.shape == (2, 40 + 32)
+        begun = ours.word_vectors("cat")
+        assert (word.vectors[:, :40] - begun[:, :40]).abs().max() > 1e-3, "T5's"
+        assert (word.vectors[:, 40:] - begun[:, 40:]).abs().max() > 1e-3, "CLIP's"

@@ -221,9 +221,7 @@ class PipelineBackbone(Backbone):
 
     # denoising --------------------------------------------------------------------------------------------------------
     @override
-    def denoise(
-        self, x: Float[Tensor, "b c h w"], t: Real[Tensor, "b"], cond: Conditioning
-    ) -> Float[Tensor, "b c h w"]:
+    def denoise(self, x: Float[Tensor, "b *chw"], t: Real[Tensor, "b"], cond: Conditioning) -> Float[Tensor, "b *chw"]:
         return self.asker.denoise(x, t, cond)
 
     @abstractmethod

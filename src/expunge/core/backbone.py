@@ -141,15 +141,13 @@ class Backbone(ABC):
 
     # denoising --------------------------------------------------------------------------------------------------------
     @abstractmethod
-    def denoise(
-        self, x: Float[Tensor, "b c h w"], t: Real[Tensor, "b"], cond: Conditioning
-    ) -> Float[Tensor, "b c h w"]:
+    def denoise(self, x: Float[Tensor, "b *chw"], t: Real[Tensor, "b"], cond: Conditioning) -> Float[Tensor, "b *chw"]:
         """One evaluation of the denoiser, uncounted; use `predict`."""
 
     @final
     def predict(
-        self, x: Float[Tensor, "b c h w"], t: int | float | Real[Tensor, "b"], cond: Conditioning
-    ) -> Float[Tensor, "b c h w"]:
+        self, x: Float[Tensor, "b *chw"], t: int | float | Real[Tensor, "b"], cond: Conditioning
+    ) -> Float[Tensor, "b *chw"]:
         """The model's own prediction (noise, v, or velocity) for each row; counted in `cost`."""
         cond = cond.expand(len(x))
         steps = torch.full((len(x),), t, device=x.device) if isinstance(t, int | float) else t
@@ -157,8 +155,8 @@ class Backbone(ABC):
 
     @final
     def evaluated(
-        self, x: Float[Tensor, "b c h w"], cond: Conditioning, evaluation: Evaluation
-    ) -> Float[Tensor, "b c h w"]:
+        self, x: Float[Tensor, "b *chw"], cond: Conditioning, evaluation: Evaluation
+    ) -> Float[Tensor, "b *chw"]:
         """One evaluation that is counted in `cost`, and whose layers heed ``evaluation``."""
         if torch.is_grad_enabled():
             self.cost = Cost(forward=self.cost.forward, trained=self.cost.trained + len(x))
