@@ -228,6 +228,23 @@ class Folder(Files):
             f"'{self.path / part}' has a '{name}' of {tuple(given)}: expected {tuple(expected)}, as config.json describes it"
         )
 
+    def all_files(self) -> list[Path]:
+        """Every file that the model is opened from."""
+        return sorted({self.path / "model_index.json", *(f for part in self.parts for f in self._read_files(part))})
+
+    def file_of(self, name: str) -> tuple[Path, str]:
+        """The file of a tensor, called as parameters are, and its name there; without the level that text encoders may have.
+
+        Raises:
+            ExpungeError: if no file of safetensors holds it.
+        """
+        part, _, inner = name.partition(".")
+        files = self._files(part) if self.weights(part).safe else {}
+        own = next((n for n in (inner, f"text_model.{inner}") if n in files), None)
+        if own is None:
+            raise ExpungeError(f"'{name}' is in no safetensors file of '{self.path}': expected one that holds it")
+        return files[own], own
+
     # components -------------------------------------------------------------------------------------------------------
     def _class(self, part: str) -> Any:
         """The class that the index names."""

@@ -350,6 +350,11 @@ class PipelineBackbone(Backbone):
         return {}
 
     @property
+    def folder(self) -> Folder | None:
+        """The diffusers folder that the model lies in; None for one that is from elsewhere."""
+        return self._parts if isinstance(self._parts, Folder) else None
+
+    @property
     def scaled(self) -> bool:
         """Whether the model's files hold 8-bit numbers with scales, which were multiplied out."""
         return isinstance(self._parts, Files) and self._parts.scaled

@@ -87,7 +87,7 @@ def to_folder(
     loading = f'`{backbone.pipeline}.from_pretrained("this folder"{dtype})`{_multiplied(backbone)}'
     page = card(backbone, edits, loading, records, strength)
     with (
-        _exported(out, overwrite, backbone, edits, page) as folder,
+        exported(out, overwrite, backbone, edits, page) as folder,
         backbone.attached(fused, strength, any_base),
         quiet(),
     ):
@@ -100,7 +100,7 @@ def to_folder(
 
 
 @contextmanager
-def _exported(out: Path, overwrite: bool, backbone: Backbone, edits: Sequence[Edit], page: str) -> Iterator[Path]:
+def exported(out: Path, overwrite: bool, backbone: Backbone, edits: Sequence[Edit], page: str) -> Iterator[Path]:
     """A new folder with a model card in it, and a file that tells expunge's own folders from others."""
     with new_folder(out, overwrite, marker=MODEL) as folder:
         yield folder
@@ -134,7 +134,7 @@ def to_file(
         f'a checkpoint of A1111 and ComfyUI; `{backbone.pipeline}.from_single_file("{WHOLE}")`{_multiplied(backbone)}'
     )
     page = card(backbone, edits, loading, records, strength)
-    with _exported(out, overwrite, backbone, edits, page) as folder, backbone.attached(fused, strength, any_base):
+    with exported(out, overwrite, backbone, edits, page) as folder, backbone.attached(fused, strength, any_base):
         parts = backbone.components()
         coder = type(parts["vae"]).__name__
         if coder != "AutoencoderKL":
@@ -172,7 +172,7 @@ def _transformer_to_file(
         f'a diffusion model of ComfyUI; `FluxTransformer2DModel.from_single_file("{WHOLE}")`{_multiplied(backbone)}'
     )
     page = card(backbone, edits, loading, records, strength)
-    with _exported(out, overwrite, backbone, edits, page) as folder, backbone.attached(fused, strength, any_base):
+    with exported(out, overwrite, backbone, edits, page) as folder, backbone.attached(fused, strength, any_base):
         learned = dict(backbone.component("transformer").named_parameters())
         tensors = {key: t.detach().cpu() for key, t in bfl.written(learned).items()}
         save_file(tensors, folder / WHOLE, metadata={"format": "pt"})
@@ -220,7 +220,7 @@ def lora_to_folder(
     with backbone.attached(edits, any_base=any_base):  # which checks that they fit
         pass
     loading = f'`pipe.load_lora_weights("this folder")` on a pipeline of `{backbone.name}`'
-    with _exported(out, overwrite, backbone, edits, card(backbone, edits, loading, records, each)) as folder:
+    with exported(out, overwrite, backbone, edits, card(backbone, edits, loading, records, each)) as folder:
         if layout == "kohya" and isinstance(backbone, Flux):
             layers = _in_modules(backbone, layers)
         flat = _kohya_names(backbone, layers) if layout == "kohya" else {}
