@@ -166,8 +166,8 @@ def _check_key(key: Edit, edit: Edit, backbone: Backbone, before: str) -> None:
 
 
 def _check_attached(edit: Edit, backbone: Backbone, task: Task, before: str) -> None:
-    pair = {"true_cfg": 3.0} if backbone.supports("distilled") else {}
-    asked = [Query(prompt=t.name, seed=3, guidance=3.0, steps=2, **pair) for t in task.targets]
+    true_cfg = 3.0 if backbone.supports("distilled") else 1.0
+    asked = [Query(prompt=t.name, seed=3, guidance=3.0, steps=2, true_cfg=true_cfg) for t in task.targets]
     plain = backbone.generate(asked).latents
     backbone.attach(edit)
     try:
