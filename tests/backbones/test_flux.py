@@ -16,6 +16,7 @@ from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.query import Query
+from expunge.maths.free_tokens import free_tokens, vocabulary
 from expunge.settings import presets
 from expunge.stages import attack, erase
 from expunge.testing import check_attack, check_eraser
@@ -333,3 +334,17 @@ def test_concept_inversion_learns_words_for_t5_and_clip(saved):
         begun = ours.word_vectors("cat")
         assert (word.vectors[:, :40] - begun[:, :40]).abs().max() > 1e-3, "T5's"
         assert (word.vectors[:, 40:] - begun[:, 40:]).abs().max() > 1e-3, "CLIP's"
+
+
+def test_attacks_that_search_tokens_search_t5_s(saved):
+    ours = backbones.load(str(saved["flux"]))
+    words = vocabulary(ours)
+    assert sorted(ours.spell(words.ids[:, None])) == ["cat", "dog", "the"]
+    free = free_tokens(ours, "p4d", [[None, "dog", None]])
+    cat = words.ids[ours.spell(words.ids[:, None]).index("cat")].repeat(2)
+    assert free.texts(ours, cat) == ["cat dog cat"]
+    read, plain = free.read(ours, cat, ours.embed(cat[None])[0]), ours.encode(["cat dog cat"])
+    assert torch.allclose(read.embeds, plain.embeds, atol=1e-5)
+    assert torch.allclose(read.pooled, plain.pooled, atol=1e-5), "CLIP reads them written out"
+    with pytest.raises(ExpungeError, match=f"no more than the {FLUX_READS - 1} tokens that"):
+        free_tokens(ours, "p4d", [[None] * FLUX_READS])

@@ -210,7 +210,8 @@ class Steering:
                 changed = self._second(*given, predicted, call, halves)
             elif call.roles == ("null", "cond"):
                 self.heeded.close()  # a key's prompts are the call's, not those of questions that edits ask
-                out = self._combined(*given, *predicted.chunk(2), call, halves)
+                e_null, e_cond = predicted.chunk(2)
+                out = self._combined(*given, e_null, e_cond, call, halves)
                 changed = torch.cat([out, out])
             else:
                 return output

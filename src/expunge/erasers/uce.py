@@ -80,12 +80,11 @@ class UCE(Eraser):
     @override
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:
         with torch.no_grad():
-            phrases_asked = self._phrases(task)
-            pairs, reading = paired(backbone, phrases_asked, self.tokens), backbone.tensors(backbone.text_inputs())
+            pairs, reading = self._pairs(backbone, task), backbone.tensors(backbone.text_inputs())
             changed = self._solved(pairs, reading, len(task.targets))
             pooled = backbone.pooled_inputs()
             if pooled:
-                whole = paired_whole(backbone, phrases_asked)
+                whole = paired_whole(backbone, self._phrases(task))
                 changed |= self._solved(whole, backbone.tensors(pooled), len(task.targets))
         yield Step(index=0, edit=lambda: backbone.edit_of(changed))
 
@@ -95,6 +94,10 @@ class UCE(Eraser):
             return ridge_edit(weights, pairs.keys, pairs.goals, pairs.scales, self.lamb)  # Eq. 7
         erased = pairs.sizes[: targets * len(self.templates)]
         return ridge_edit_apart(weights, pairs.keys, pairs.goals, pairs.scales, self.lamb, erased)
+
+    def _pairs(self, backbone: Backbone, task: Task) -> Pairs:
+        """Keys, goals and scales of Eq. 7."""
+        return paired(backbone, self._phrases(task), self.tokens)
 
     def _phrases(self, task: Task) -> list[Phrase]:
         """What Eq. 7 sums over: first targets, which go to their anchors, then retained concepts, to themselves."""
