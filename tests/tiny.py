@@ -7,10 +7,10 @@ import torch
 import transformers
 
 
-def tokenizer() -> transformers.CLIPTokenizer:
+def tokenizer(more: tuple[tuple[str, str], ...] = ()) -> transformers.CLIPTokenizer:
     letters = list(string.ascii_lowercase + string.digits + ",.->")
     words = letters + [f"{c}</w>" for c in letters]
-    merges = [("d", "o"), ("do", "g</w>"), ("c", "h"), ("ch", "u")]
+    merges = [("d", "o"), ("do", "g</w>"), ("c", "h"), ("ch", "u"), *more]
     words += ["".join(m) for m in merges] + ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {w: i for i, w in enumerate(words)}
     return transformers.CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=16)
@@ -182,6 +182,47 @@ def tiny_sd3_pipeline(t5: bool = True, seed: int = 0) -> diffusers.StableDiffusi
             tokenizer_2=others,
             text_encoder_3=third,
             tokenizer_3=tokenizer_3,
+        )
+    )
+
+
+FLUX_READS = 24
+"""Tokens that the tiny FLUX's T5 reads."""
+
+
+def tiny_flux_pipeline(told: bool = True, seed: int = 0, channels: int = 4) -> diffusers.FluxPipeline:
+    """FLUX, told the scale of guidance and with its shift (dev), or neither (schnell); T5 reads "a" as two tokens."""
+    torch.manual_seed(seed)
+    words = tokenizer((("t", "h"), ("th", "e</w>")))
+    pieces = [
+        *(("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), *((c, -3.0) for c in string.ascii_letters)),
+        *((f"\u2581{word}", -1.0) for word in ("the", "dog", "cat")),
+    ]
+    t5_tokenizer = transformers.T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=FLUX_READS)
+    t5 = transformers.T5EncoderModel(
+        transformers.T5Config(vocab_size=len(pieces), d_model=40, d_kv=16, d_ff=64, num_layers=1, num_heads=2)
+    )
+    transformer = diffusers.FluxTransformer2DModel(
+        in_channels=4 * channels,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=40,
+        pooled_projection_dim=32,
+        guidance_embeds=told,
+        axes_dims_rope=(4, 4, 8),
+    )
+    shift = {"use_dynamic_shifting": True, "shift": 3.0} if told else {"shift": 1.0}
+    return still(
+        diffusers.FluxPipeline(
+            transformer=transformer,
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**shift),
+            vae=tiny_vae(channels, shift_factor=0.1, scaling_factor=1.5),
+            text_encoder=tiny_clip(words, 32, projected=False),
+            tokenizer=words,
+            text_encoder_2=t5,
+            tokenizer_2=t5_tokenizer,
         )
     )
 

@@ -145,8 +145,8 @@ def test_a_model_of_another_family_is_refused_in_a_line(saved, tmp_path):
     (wrong / "model_index.json").write_text(json.dumps({**index, "_class_name": "StableDiffusionPipeline"}))
     with pytest.raises(ExpungeError, match="holds the UNet of Stable Diffusion XL"):
         backbones.load(str(wrong))
-    (wrong / "model_index.json").write_text(json.dumps({**index, "_class_name": "FluxPipeline"}))
-    with pytest.raises(ExpungeError, match="holds a FluxPipeline: expected one of StableDiffusionPipeline"):
+    (wrong / "model_index.json").write_text(json.dumps({**index, "_class_name": "KolorsPipeline"}))
+    with pytest.raises(ExpungeError, match="holds a KolorsPipeline: expected one of StableDiffusionPipeline"):
         backbones.load(str(wrong))
     edit = expunge.erase(tiny_pipeline(), "church", settings={"anchor": "cat"})
     with pytest.raises(ExpungeError, match="edit"):

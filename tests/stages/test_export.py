@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 
 import expunge
 from expunge import backbones
+from expunge.backbones.flux import packed
 from expunge.core.adapter import Adapter, LowRank
 from expunge.core.errors import ExpungeError
 from expunge.core.lora import written
@@ -14,10 +15,21 @@ from expunge.erasers.spm import Transport
 from expunge.maths.training import thin
 from expunge.stages import export
 from expunge.store import load_edit
-from tiny import still, tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
+from tiny import still, tiny_flux_pipeline, tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
 
-MAKERS = {"sd": tiny_pipeline, "sdxl": tiny_xl_pipeline, "sd3": tiny_sd3_pipeline}
+MAKERS = {
+    "sd": tiny_pipeline,
+    "sdxl": tiny_xl_pipeline,
+    "sd3": tiny_sd3_pipeline,
+    "flux": tiny_flux_pipeline,
+}
 CALL = {"num_inference_steps": 3, "height": 16, "width": 16, "guidance_scale": 5.0, "output_type": "latent"}
+
+
+def noise_of(backbone):
+    """Noise as the family's pipeline takes it."""
+    noise = backbone.noise(5)
+    return packed(noise) if backbone.family == "flux" else noise
 
 
 def adapter(backbone, rank, scale, seed, gate=None, layers="transformer"):
@@ -37,14 +49,21 @@ def two_layers():
 
 @pytest.mark.parametrize(
     ("family", "layout"),
-    [("sd", "diffusers"), ("sd", "kohya"), ("sdxl", "diffusers"), ("sdxl", "kohya"), ("sd3", "diffusers")],
+    [
+        ("sd", "diffusers"),
+        ("sd", "kohya"),
+        ("sdxl", "diffusers"),
+        ("sdxl", "kohya"),
+        ("sd3", "diffusers"),
+        ("flux", "diffusers"),
+    ],
 )
 def test_a_lora_is_loaded_by_diffusers_itself(tmp_path, family, layout):
     make = two_layers if (family, layout) == ("sdxl", "kohya") else MAKERS[family]
     held = make()
     backbone = backbones.of(held)
     edits = [adapter(backbone, 2, 0.5, 0), adapter(backbone, 1, 2.0, 1)]
-    noise = backbone.noise(5)
+    noise = noise_of(backbone)
     plain = held("dog", latents=noise, **CALL).images
     for edit, strength in zip(edits, (1.0, 0.25), strict=True):
         edit.attach(held, strength=strength)
@@ -72,7 +91,7 @@ def test_an_adapter_of_another_family_is_refused_in_a_line_before_it_is_fused(tm
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("family", ["sd", "sd3"])
+@pytest.mark.parametrize("family", ["sd", "sd3", "flux"])
 def test_duo_s_edit_is_a_lora_that_diffusers_loads(tmp_path, family):
     held = MAKERS[family]()
     settings = {"iterations": 2, "batch": 2, "pairs": 2, "rank": 4, "base_lr": 0.5, "base_lamb": 0.0}
@@ -85,7 +104,7 @@ def test_duo_s_edit_is_a_lora_that_diffusers_loads(tmp_path, family):
     edit = expunge.erase(held, "church", method="duo", settings=settings, images=folders)
     assert edit.provenance.derived == {"lr": 0.1, "lamb": 0.0}
     backbone = backbones.of(held)
-    noise = backbone.noise(5)
+    noise = noise_of(backbone)
     plain = held("dog", latents=noise, **CALL).images
     with backbone.attached([edit]):
         expected = held("dog", latents=noise, **CALL).images
@@ -105,7 +124,7 @@ def test_a_whole_model_is_loaded_by_diffusers_itself(tmp_path, family):
     edit = expunge.erase(held, "church", settings={"anchor": "cat"})
     both = [edit, adapter(backbones.of(held), 2, 0.5, 0)]
     export.to_folder(backbones.of(held), both, tmp_path / "model")
-    noise = backbones.of(held).noise(5)
+    noise = noise_of(backbones.of(held))
     for one in both:
         one.attach(held)
     expected = held("a church", latents=noise, **CALL).images

@@ -128,7 +128,7 @@ def _vectors(backbone: Backbone, words: Sequence[str], pool: str) -> Float[Tenso
     if pool == "end":
         return embeds[torch.arange(len(end)), end]
     position = torch.arange(embeds.shape[1], device=end.device)[None]
-    own = ((position > 0) & (position < end[:, None]))[..., None]
+    own = ((position >= backbone.first) & (position < end[:, None]))[..., None]
     return (embeds * own).sum(1) / own.sum(1)
 
 

@@ -21,7 +21,6 @@ from expunge.core.guidance import Guidance
 from expunge.core.knowledge import Kind
 from expunge.core.query import LearnedWord, Query
 from expunge.core.victim import Access, WhiteBox
-from expunge.maths.free_tokens import embeddings
 from expunge.maths.training import Learned, mse
 
 WORD = "<v>"
@@ -127,7 +126,7 @@ class ConceptInversion(Attack[WhiteBox]):
             asked = [q for q in queries if q.label == target.name]
             if asked:
                 with torch.no_grad():  # refuses a prompt that cannot hold the word, before anything is learned
-                    first = backbone.embed(backbone.tokenize([self.initial]))[0, 1:2].repeat(self.vectors, 1)
+                    first = backbone.word_vectors(self.initial).repeat(self.vectors, 1)
                     for prompt in {self._prompt(q.prompt, target.name) for q in asked}:
                         backbone.encode_learned([prompt], WORD, first)
                 word = LearnedWord(word=WORD, vectors=self._learned(backbone, task, target))
@@ -143,18 +142,18 @@ class ConceptInversion(Attack[WhiteBox]):
         """The vectors that stand for ``target``."""
         with torch.no_grad():
             latents = torch.cat([backbone.encode_image(s.pixels()[None]) for s in task.images[target.name]])
-            first = backbone.embed(backbone.tokenize([self.initial]))[0, 1:2].repeat(self.vectors, 1)
+            first = backbone.word_vectors(self.initial).repeat(self.vectors, 1)
             null = backbone.unconditional()
             with backbone.bare():
                 own = backbone.encode_each([s.prompt or target.name for s in task.images[target.name]])
                 texts = _Texts(null, backbone.unconditional(), own)
-            words = embeddings(backbone)
+            words = backbone.word_spread()
         options = {"weight_decay": self.weight_decay}
         student, best = Learned({WORD: first}, self.lr, "adamw", options), (float("inf"), first)
         for index in range(self.iterations):
             generator = task.generator("concept-inversion", target.name, index)
             if self.search == "random":
-                drawn = torch.randn(first.shape, generator=generator).to(words) * words.std(0) + words.mean(0)
+                drawn = torch.randn(first.shape, generator=generator).to(words.mean) * words.std + words.mean
                 alike = task.generator("concept-inversion points", target.name)  # so that no vector has easier points
                 best = min(best, (self._loss(backbone, latents, texts, drawn, alike), drawn), key=lambda b: b[0])
                 continue

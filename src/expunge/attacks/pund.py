@@ -23,7 +23,6 @@ from expunge.core.knowledge import Kind
 from expunge.core.query import LearnedWord, Query
 from expunge.core.victim import Access, WhiteBox
 from expunge.maths.closed_form import ridge_edit
-from expunge.maths.free_tokens import embeddings
 from expunge.maths.text_pairs import erased, paired
 from expunge.maths.training import Learned, mse, trainable
 
@@ -169,7 +168,7 @@ class PUND(Attack[WhiteBox]):
             latents=torch.cat([backbone.encode_image(shot.pixels()[None]) for shot in shots]),
             prompts=[reworded(shot.prompt or target.name, target.name, WORD, "end") for shot in shots],
             neutral=backbone.encode([self.neutral]),
-            first=backbone.embed(backbone.tokenize([initial]))[0, 1:2],
+            first=backbone.word_vectors(initial),
         )
 
     def _chosen(self, victim: WhiteBox, lesson: _Lesson, asked: Sequence[Query]) -> Float[Tensor, "1 d"]:
@@ -211,10 +210,10 @@ class PUND(Attack[WhiteBox]):
 
     def _guessed(self, lesson: _Lesson) -> Iterator[Float[Tensor, "1 d"]]:
         """The best of random vectors so far, with an epoch's worth of points for each; all are tried on the same."""
-        words, low, best = embeddings(lesson.backbone), float("inf"), lesson.first
+        words, low, best = lesson.backbone.word_spread(), float("inf"), lesson.first
         for epoch in range(self.epochs):
             own = lesson.task.generator(NAME, lesson.target.name, epoch)
-            drawn = torch.randn(lesson.first.shape, generator=own).to(words) * words.std(0) + words.mean(0)
+            drawn = torch.randn(lesson.first.shape, generator=own).to(words.mean) * words.std + words.mean
             draw = lesson.task.generator(NAME, "points", lesson.target.name)
             total = 0.0
             for _ in range(POINTS * self.repeats):

@@ -6,7 +6,10 @@ from typing import Any
 
 import torch
 
-from expunge.backbones.hub import download, index_of, is_hub_id
+from expunge.backbones import bfl
+from expunge.backbones.flux import Flux
+from expunge.backbones.held import unwrapped
+from expunge.backbones.hub import download, file_of, is_hub_id
 from expunge.backbones.layout import configurations, layout_of
 from expunge.backbones.parts import DTYPES, read_json
 from expunge.backbones.pipeline import PipelineBackbone
@@ -17,10 +20,10 @@ from expunge.core.backbone import Backbone
 from expunge.core.errors import ExpungeError, unknown
 
 FAMILIES: dict[str, type[PipelineBackbone]] = {
-    cls.pipeline: cls for cls in (StableDiffusion, StableDiffusionXL, StableDiffusion3)
+    cls.pipeline: cls for cls in (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux)
 }
 """Model families, by the class of pipeline that a folder's ``model_index.json`` names."""
-KINDS = ("testbed", *(cls.family for cls in FAMILIES.values()))
+KINDS = ("testbed", *(cls.family for cls in FAMILIES.values()), "flux-schnell")
 """What `kind_of` may say."""
 
 
@@ -33,7 +36,8 @@ def of(model: Any) -> Backbone:
     if isinstance(model, Backbone):
         return model
     if hasattr(model, "transformer"):
-        return StableDiffusion3.from_pipeline(model)
+        flux = "Flux" in type(unwrapped(model.transformer)).__name__
+        return (Flux if flux else StableDiffusion3).from_pipeline(model)
     return (StableDiffusionXL if hasattr(model, "text_encoder_2") else StableDiffusion).from_pipeline(model)
 
 
@@ -43,16 +47,27 @@ def kind_of(model: str, revision: str | None = None) -> str:
     Of a hub id only the index is fetched; a model that cannot be found is taken for Stable Diffusion 1.x.
     """
     if Path(model).is_file():
-        return FAMILIES[configurations(layout_of(Path(model))).pipeline].family
+        family = _family_of(Path(model))
+        return bfl.kind_of(Path(model)) if family is Flux else family.family
     marked = Path(model) / "expunge.json"
     if model == "testbed" or (marked.is_file() and '"testbed"' in marked.read_text()):
         return "testbed"
-    index = Path(model) / "model_index.json"
-    if is_hub_id(model):
-        with contextlib.suppress(Exception):  # whoever opens the model says what is wrong
-            index = index_of(model, revision)
-    family = FAMILIES.get(str(read_json(index).get("_class_name"))) if index.is_file() else None
-    return "sd" if family is None else family.family
+
+    def read(name: str) -> dict[str, Any]:
+        file = Path(model) / name
+        if is_hub_id(model):
+            with contextlib.suppress(Exception):  # whoever opens the model says what is wrong
+                file = file_of(model, revision, name)
+        return read_json(file) if file.is_file() else {}
+
+    family = FAMILIES.get(str(read("model_index.json").get("_class_name")))
+    return "sd" if family is None else family.kind_by(lambda part: read(f"{part}/config.json"))
+
+
+def _family_of(file: Path) -> type[PipelineBackbone]:
+    """The family of a single file."""
+    layout = layout_of(file)
+    return Flux if layout == "flux" else FAMILIES[configurations(layout).pipeline]
 
 
 def _open(folder: Path, name: str, device: str, dtype: str) -> Backbone:
@@ -88,7 +103,8 @@ def load(
         dtype: precision of its weights while it runs, by name (``float16``) or torch's own (``torch.float16``).
         revision: branch, tag or commit of a hub model.
         layout: how a single file in the LDM layout is read: ``sd1``, ``sd2`` (v-prediction), ``sd2-base``, ``sdxl``, or a
-            diffusers folder whose configurations and tokenizers are used. By the names in the file if not given.
+            diffusers folder whose configurations and tokenizers are used. By the names in the file if not given. A file of
+            FLUX's transformer needs a diffusers folder of FLUX, whose other components are used.
 
     Raises:
         ExpungeError: if there is no such model, or it is of a family that is not supported.
@@ -97,8 +113,7 @@ def load(
     if precision not in DTYPES:
         raise unknown("dtype", precision, DTYPES)
     if Path(model).is_file():
-        family = FAMILIES[configurations(layout_of(Path(model))).pipeline]
-        return family.from_file(Path(model), layout, name=model, device=where, dtype=precision)
+        return _family_of(Path(model)).from_file(Path(model), layout, name=model, device=where, dtype=precision)
     if layout is not None:
         raise ExpungeError(f"layout '{layout}' for '{model}': expected a single .safetensors file")
     if model == "testbed":

@@ -61,9 +61,7 @@ class Asker:
         """The denoiser."""
         return self.backbone.component(self.backbone.denoiser)
 
-    def denoise(
-        self, x: Float[Tensor, "b c h w"], t: Real[Tensor, "b"], cond: Conditioning
-    ) -> Float[Tensor, "b c h w"]:
+    def denoise(self, x: Float[Tensor, "b *chw"], t: Real[Tensor, "b"], cond: Conditioning) -> Float[Tensor, "b *chw"]:
         """One evaluation of our own; within a user's call it repeats the call's other arguments."""
         backbone, model = self.backbone, self.model
         if backbone.checkpointing and not model.is_gradient_checkpointing:

@@ -34,8 +34,11 @@ class Folder(Files):
         optional: Sequence[str],
         device: torch.device,
         dtype: torch.dtype,
+        packing: int = 1,
     ) -> None:
         """Open ``path``, which should hold a ``pipeline`` of these parts, but perhaps for the ``optional`` ones.
+
+        Its denoiser reads ``packing`` latents as the channels of one place.
 
         Raises:
             ExpungeError: if it does not.
@@ -61,16 +64,17 @@ class Folder(Files):
         self._own = Parts(path)
         self._weights: dict[str, Weights] = {}
         self._shapes: dict[str, dict[str, torch.Size]] = {}
-        self._check_input()
+        self._check_input(packing)
 
-    def _check_input(self) -> None:
+    def _check_input(self, packing: int) -> None:
         """Refuse a denoiser that reads more than latents: one of inpainting, depth or instructions."""
         denoiser = "unet" if "unet" in self.parts else "transformer"
         reads = self.config(denoiser).get("in_channels")
-        latent = self.config("vae").get("latent_channels", reads)
-        if reads != latent:
+        latent = self.config("vae").get("latent_channels")
+        if latent is not None and reads != packing * latent:
             raise ExpungeError(
-                f"'{self.path}' has a {denoiser} of {reads} input channels: expected {latent}, of a text-to-image model"
+                f"'{self.path}' has a {denoiser} of {reads} input channels: expected {packing * latent}, of a text-to-image "
+                "model"
             )
 
     def weights(self, part: str) -> Weights:
@@ -121,16 +125,19 @@ class Folder(Files):
         return [*texts, *(self._all_files(part) if weighty(part) else ())]
 
     @override
-    def identity(self) -> str:
-        files = {file for part in self.parts for file in self._read_files(part)}
+    def identity(self, parts: Sequence[str] | None = None) -> str:
+        """Sha256 of what the model is made from, or ``parts`` of it."""
+        files = {file for part in parts or self.parts for file in self._read_files(part)}
         digest = hashlib.sha256()
         for file in sorted({self.path / "model_index.json", *files}):
             digest.update(f"{file.relative_to(self.path)} {self._own.sha256(file)}\n".encode())
         return digest.hexdigest()
 
     @override
-    def size(self) -> int:
-        return sum(f.stat().st_size for f in {f for part in self.parts if weighty(part) for f in self._all_files(part)})
+    def size(self, parts: Sequence[str] | None = None) -> int:
+        """Bytes of the files of weights, or of ``parts`` of them."""
+        weights = {f for part in parts or self.parts if weighty(part) for f in self._all_files(part)}
+        return sum(f.stat().st_size for f in weights)
 
     @override
     def config(self, part: str) -> Mapping[str, Any]:
@@ -220,6 +227,23 @@ class Folder(Files):
         raise ExpungeError(
             f"'{self.path / part}' has a '{name}' of {tuple(given)}: expected {tuple(expected)}, as config.json describes it"
         )
+
+    def all_files(self) -> list[Path]:
+        """Every file that the model is opened from."""
+        return sorted({self.path / "model_index.json", *(f for part in self.parts for f in self._read_files(part))})
+
+    def file_of(self, name: str) -> tuple[Path, str]:
+        """The file of a tensor, called as parameters are, and its name there; without the level that text encoders may have.
+
+        Raises:
+            ExpungeError: if no file of safetensors holds it.
+        """
+        part, _, inner = name.partition(".")
+        files = self._files(part) if self.weights(part).safe else {}
+        own = next((n for n in (inner, f"text_model.{inner}") if n in files), None)
+        if own is None:
+            raise ExpungeError(f"'{name}' is in no safetensors file of '{self.path}': expected one that holds it")
+        return files[own], own
 
     # components -------------------------------------------------------------------------------------------------------
     def _class(self, part: str) -> Any:

@@ -14,11 +14,11 @@ def is_hub_id(model: str) -> bool:
 
 
 @cache
-def index_of(model: str, revision: str | None) -> Path:
-    """The index of a hub model."""
+def file_of(model: str, revision: str | None, name: str) -> Path:
+    """A file of a hub model: its index, or the configuration of a component."""
     from huggingface_hub import hf_hub_download
 
-    return Path(hf_hub_download(model, "model_index.json", revision=revision))
+    return Path(hf_hub_download(model, name, revision=revision))
 
 
 def download(model: str, revision: str | None, dtype: str) -> Path:

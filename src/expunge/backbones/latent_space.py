@@ -56,12 +56,12 @@ def drawn(backbone: "PipelineBackbone", generator: torch.Generator) -> Float[Ten
     """
     channels = backbone.component(backbone.denoiser).config.in_channels
     latent = int(backbone.config("vae").get("latent_channels", 4))
-    if channels != latent:
+    if channels != backbone.packing * latent:
         raise ExpungeError(
             f"{backbone.name} has a {backbone.denoiser} of {channels} input channels (inpainting?), and latents of {latent}: "
             "expected a text-to-image model"
         )
-    return torch.randn((1, channels, *latent_size(backbone)), generator=generator).to(backbone.device)
+    return torch.randn((1, latent, *backbone.latent_size), generator=generator).to(backbone.device)
 
 
 def in_full(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -73,15 +73,9 @@ def in_full(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def latent_size(backbone: "PipelineBackbone") -> tuple[int, int]:
-    """Height and width of the latents that the denoiser was made for."""
-    size = backbone.config(backbone.denoiser)["sample_size"]
-    return (size[0], size[1]) if isinstance(size, (list, tuple)) else (size, size)
-
-
 def image_size(backbone: "PipelineBackbone") -> tuple[int, int]:
     """Height and width of the images of such latents, in pixels."""
     config = backbone.config("vae")
     widths = config.get("block_out_channels") or config["encoder_block_out_channels"]
-    height, width = latent_size(backbone)
+    height, width = backbone.latent_size
     return height * 2 ** (len(widths) - 1), width * 2 ** (len(widths) - 1)

@@ -73,7 +73,7 @@ def header(path: Path) -> Header:
 
 
 def layout_of(path: Path) -> str:
-    """The layout of a single file: ``sd1``, ``sd2``, ``sd2-base`` or ``sdxl``.
+    """The layout of a single file: ``sd1``, ``sd2``, ``sd2-base``, ``sdxl``, or ``flux`` (its transformer).
 
     By the names in it; SD 2's two kinds by the marks in the file, if it has any, else it is taken for ``sd2``.
 
@@ -91,16 +91,20 @@ def layout_of(path: Path) -> str:
         k.startswith(("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer.enc")) for k in keys
     ):
         return "sd1"
+    if any(k.endswith("double_blocks.0.img_attn.qkv.weight") for k in keys):
+        return "flux"
     what = "a safetensors file of another kind"
     if "conditioner.embedders.0.model.ln_final.weight" in keys:
         what = "Stable Diffusion XL's refiner"
-    elif any("joint_blocks." in k or "double_blocks." in k for k in keys):
-        what = "a transformer (Stable Diffusion 3, FLUX)"
+    elif any("joint_blocks." in k for k in keys):
+        what = "a transformer (Stable Diffusion 3)"
     elif any("lora" in k for k in keys):
         what = "a LoRA"
     elif any(k.startswith("model.diffusion_model.") for k in keys):
         what = "a UNet without its text encoder"
-    raise ExpungeError(f"'{path}' holds {what}: expected a whole SD 1.x, 2.x or XL model in the LDM layout")
+    raise ExpungeError(
+        f"'{path}' holds {what}: expected a whole SD 1.x, 2.x or XL model in the LDM layout, or FLUX's transformer"
+    )
 
 
 def marks(path: Path, stored: Header) -> Marks:

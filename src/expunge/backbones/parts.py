@@ -11,9 +11,21 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, unknown
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def device_and_dtype(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """A device that there is, and a precision, by their names."""
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    try:
+        where = torch.device(device)
+        torch.zeros(1, device=where).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ExpungeError(f"device '{device}' is not to be had here: expected cpu, cuda, cuda:0 or mps") from error
+    return where, DTYPES[dtype]
 
 
 class Parts(ABC):

@@ -1,7 +1,7 @@
 """What all model families of diffusers share: components, and edits on a pipeline that the user holds."""
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,30 +13,18 @@ from typing_extensions import override
 from expunge.backbones import guard, held, latent_space, sampling
 from expunge.backbones.asking import Asker, Question, Smallest
 from expunge.backbones.folder import Folder
-from expunge.backbones.parts import DTYPES, Files, Parts, read_json
+from expunge.backbones.parts import Files, Parts, device_and_dtype, read_json
 from expunge.backbones.running import steers
 from expunge.backbones.single_file import SingleFile
 from expunge.backbones.steering import Steering
 from expunge.backbones.texts import Texts
 from expunge.core.adapter import Adapter
-from expunge.core.backbone import Backbone, Images
+from expunge.core.backbone import Backbone
 from expunge.core.conditioning import Conditioning, InjectedPrompt
 from expunge.core.edit import Edit
-from expunge.core.errors import ExpungeError, unknown
+from expunge.core.errors import ExpungeError
 from expunge.core.guidance import Guidance
-from expunge.core.query import Query, Start
-
-
-def _where(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
-    """A device that there is, and a precision, by their names."""
-    if dtype not in DTYPES:
-        raise unknown("dtype", dtype, DTYPES)
-    try:
-        where = torch.device(device)
-        torch.zeros(1, device=where).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ExpungeError(f"device '{device}' is not to be had here: expected cpu, cuda, cuda:0 or mps") from error
-    return where, DTYPES[dtype]
+from expunge.core.query import Images, Query, Start
 
 
 class PipelineBackbone(Backbone):
@@ -51,9 +39,13 @@ class PipelineBackbone(Backbone):
     towers: ClassVar[tuple[str, ...]]
     """Which of them read text."""
     clip_towers: ClassVar[tuple[str, ...]]
-    """Which of those are CLIP's, and read the tokens of `tokenize`."""
+    """Which of those are CLIP's."""
+    reader: ClassVar[str] = "text_encoder"
+    """Which of them reads the tokens of `tokenize`; CLIP's, where there are two, read them both."""
     optional: ClassVar[tuple[str, ...]] = ()
     """Components that a model may be without."""
+    packing: ClassVar[int] = 1
+    """Latents that the denoiser reads as the channels of one place."""
     capabilities: ClassVar[frozenset[str]]
 
     def __init__(self, parts: Parts, name: str) -> None:
@@ -70,7 +62,8 @@ class PipelineBackbone(Backbone):
         """The text encoders of the user's pipeline when it was first seen."""
         self._identity: str | None = None
         marker = (parts.path if isinstance(parts, Folder) else Path(name)) / "expunge.json"
-        self.kind = str(read_json(marker).get("kind", self.family)) if marker.is_file() else self.family
+        said = read_json(marker).get("kind") if marker.is_file() else None
+        self.kind = self.kind_by(parts.config) if said is None else str(said)
 
     @property
     @override
@@ -122,7 +115,8 @@ class PipelineBackbone(Backbone):
         Raises:
             ExpungeError: if it does not hold a pipeline of this family, or the device or dtype is unknown.
         """
-        return cls(Folder(path, cls.pipeline, cls.parts, cls.optional, *_where(device, dtype)), name)
+        own = (cls.pipeline, cls.parts, cls.optional)
+        return cls(Folder(path, *own, *device_and_dtype(device, dtype), packing=cls.packing), name)
 
     @classmethod
     def from_file(
@@ -133,7 +127,7 @@ class PipelineBackbone(Backbone):
         Raises:
             ExpungeError: if there is no such layout, or the device or dtype is unknown.
         """
-        return cls(SingleFile(path, layout, *_where(device, dtype)), name)
+        return cls(SingleFile(path, layout, *device_and_dtype(device, dtype)), name)
 
     @classmethod
     def from_pipeline(cls, pipe: Any) -> "PipelineBackbone":
@@ -155,6 +149,11 @@ class PipelineBackbone(Backbone):
             denoiser._expunge_backbone = kept
         kept._parts, kept._samplers, kept._trained = parts, {}, set()  # whatever the user did since
         return kept
+
+    @classmethod
+    def kind_by(cls, config: Callable[[str], Mapping[str, Any]]) -> str:
+        """Under which kind of model settings stand, by the configurations of components: the family, or one of its kinds."""
+        return cls.family
 
     def _still_reads_by(self, pipe: Any, towers: list[Any]) -> bool:
         """Whether this is the backbone of ``pipe``, too, which has these text encoders."""
@@ -213,13 +212,16 @@ class PipelineBackbone(Backbone):
     @property
     @override
     def vocabulary(self) -> int:
-        return self.texts.table(self.clip_towers[0]).num_embeddings
+        return self.texts.table(self.reader).num_embeddings
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of a prompt that are read, where the text encoder itself sets no end."""
+        raise ExpungeError(f"the text encoder of {self.name} does not say how much it reads: expected a CLIP")
 
     # denoising --------------------------------------------------------------------------------------------------------
     @override
-    def denoise(
-        self, x: Float[Tensor, "b c h w"], t: Real[Tensor, "b"], cond: Conditioning
-    ) -> Float[Tensor, "b c h w"]:
+    def denoise(self, x: Float[Tensor, "b *chw"], t: Real[Tensor, "b"], cond: Conditioning) -> Float[Tensor, "b *chw"]:
         return self.asker.denoise(x, t, cond)
 
     @abstractmethod
@@ -301,6 +303,16 @@ class PipelineBackbone(Backbone):
     def begun(self, query: Query, steps: int) -> Start:
         return sampling.begun(self, query, steps)
 
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of the latents that the denoiser was made for."""
+        size = self.config(self.denoiser)["sample_size"]
+        return (size[0], size[1]) if isinstance(size, (list, tuple)) else (size, size)
+
+    def space(self, scheduler: Any, steps: int) -> None:
+        """Have a scheduler space the timesteps of a generation as the family's pipeline does."""
+        scheduler.set_timesteps(steps, device=self.device)
+
     def skipped(self, steps: int, strength: float) -> int:
         """Denoising steps that image to image leaves out, rounded as the family's pipeline does."""
         return steps - int(steps * strength)
@@ -336,6 +348,11 @@ class PipelineBackbone(Backbone):
     def pipeline_options(self) -> dict[str, Any]:
         """What the class of the pipeline takes beside its components."""
         return {}
+
+    @property
+    def folder(self) -> Folder | None:
+        """The diffusers folder that the model lies in; None for one that is from elsewhere."""
+        return self._parts if isinstance(self._parts, Folder) else None
 
     @property
     def scaled(self) -> bool:

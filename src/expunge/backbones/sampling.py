@@ -11,10 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from expunge.backbones import latent_space
-from expunge.core.backbone import Images
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.guidance import guidances
-from expunge.core.query import Query, Start
+from expunge.core.query import Images, Query, Start
 
 if TYPE_CHECKING:
     from expunge.backbones.pipeline import PipelineBackbone
@@ -68,7 +67,8 @@ def _sampled(
     state: dict[str, Any] = {}
     for index, t in enumerate(timesteps if steps is None else timesteps[: steps * scheduler.order]):
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        predicted = backbone.guided(scaled, t.item(), index, cond, null, first.guidance, state).combined
+        how = (first.guidance, state, first.true_cfg)
+        predicted = backbone.guided(scaled, t.item(), index, cond, null, *how).combined
         x = scheduler.step(predicted, t, x, return_dict=False, **options)[0]
     return x
 
@@ -103,10 +103,17 @@ def _check(backbone: "PipelineBackbone", queries: Sequence[Query]) -> None:
             f"{backbone.name} was distilled to read the scale of guidance (LCM): expected a guided model (or a pipeline "
             "that you hold, to which edits can be attached)"
         )
-    idle = [e for e in guidances(backbone.edits) if not e.private]
-    if first.guidance <= 1 and idle:
+    name, scale = ("true_cfg", first.true_cfg) if backbone.supports("distilled") else ("guidance", first.guidance)
+    if name == "guidance" and first.true_cfg != 1:
+        raise ExpungeError(
+            f"true_cfg {first.true_cfg:g} for {backbone.name}, whose guidance is a pair of predictions: expected it as guidance"
+        )
+    idle = [f"a {e.eraser} edit" for e in guidances(backbone.edits) if not e.private]
+    if name == "true_cfg" and first.negative:
+        idle.append(f"the negative prompt '{first.negative}'")
+    if scale <= 1 and idle:
         warnings.warn(
-            f"a {idle[0].eraser} edit has no effect at guidance {first.guidance:g}, which is none: expected more than 1",
+            f"{idle[0]} has no effect at {name} {scale:g}, which is none: expected more than 1",
             ExpungeWarning,
             stacklevel=5,
         )
@@ -124,7 +131,7 @@ def _scheduler(backbone: "PipelineBackbone", steps: int, *, midway: bool) -> Any
         raise ExpungeError(f"{steps} denoising steps: expected 1 to {most}")
     own = {"skip_prk_steps": True} if midway and "skip_prk_steps" in template.config else {}
     scheduler = type(template).from_config(template.config, **own)
-    scheduler.set_timesteps(steps, device=backbone.device)
+    backbone.space(scheduler, steps)
     return scheduler
 
 

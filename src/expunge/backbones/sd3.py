@@ -11,11 +11,8 @@ from typing_extensions import override
 
 from expunge.backbones import held
 from expunge.backbones.asking import Question, Smallest
-from expunge.backbones.latent_space import in_full
-from expunge.backbones.parts import quiet
-from expunge.backbones.pipeline import PipelineBackbone
+from expunge.backbones.flow import FlowBackbone
 from expunge.backbones.texts import TEXT_GROUPS, known_ids
-from expunge.core.attention import Attention
 from expunge.core.conditioning import Conditioning
 from expunge.core.errors import ExpungeError, unknown
 
@@ -43,7 +40,7 @@ _ORDER = ("hidden_states", "encoder_hidden_states", "pooled_projections", "times
 
 
 @final
-class StableDiffusion3(PipelineBackbone):
+class StableDiffusion3(FlowBackbone):
     """Stable Diffusion 3 and 3.5: two CLIP text encoders, T5 where the model has it, and an MMDiT.
 
     It has no cross-attention: ``xattn`` is here the text stream's part of the joint attention, ``xattn-strict`` its keys and
@@ -156,52 +153,6 @@ class StableDiffusion3(PipelineBackbone):
             return_dict=False,
         )[0]
 
-    @override
-    def skipped(self, steps: int, strength: float) -> int:
-        return int(max(steps - min(steps * strength, steps), 0))
-
-    # trajectories -----------------------------------------------------------------------------------------------------
-    @override
-    def timesteps(self, steps: int) -> list[float]:
-        return self._euler(steps).timesteps.tolist()
-
-    @override
-    def step_back(
-        self, x: Float[Tensor, "b c h w"], predicted: Float[Tensor, "b c h w"], t: int | float, steps: int
-    ) -> Float[Tensor, "b c h w"]:
-        """Euler's step along the flow: x moves by the velocity times the difference of the noise levels."""
-        times = self.timesteps(steps)
-        here = min(range(steps), key=lambda i: abs(times[i] - t))
-        levels = self._euler(steps).sigmas
-        return x + (levels[here + 1] - levels[here]).to(x) * predicted
-
-    def _euler(self, steps: int) -> Any:
-        if steps not in self._samplers:
-            from diffusers import FlowMatchEulerDiscreteScheduler
-
-            config = self.component("scheduler").config
-            if not 1 <= steps <= config.num_train_timesteps:
-                raise ExpungeError(f"{steps} denoising steps: expected 1 to {config.num_train_timesteps}")
-            with quiet():
-                sampler: Any = FlowMatchEulerDiscreteScheduler.from_config(config)
-            sampler.set_timesteps(steps, device=self.device)
-            self._samplers[steps] = sampler
-        return self._samplers[steps]
-
-    @override
-    def add_noise(
-        self, latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Real[Tensor, "b"]
-    ) -> Float[Tensor, "b c h w"]:
-        """Latents at noise level t / 1000: a straight line from the image to the noise."""
-        level = (t.to(in_full(latents)) / self.training_timesteps)[:, None, None, None]
-        return ((1 - level) * latents + level * noise).to(latents.dtype)
-
-    @override
-    def truth(
-        self, latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Real[Tensor, "b"]
-    ) -> Float[Tensor, "b c h w"]:
-        return noise - latents
-
     # anatomy ----------------------------------------------------------------------------------------------------------
     @override
     def group(self, name: str) -> list[str]:
@@ -225,7 +176,3 @@ class StableDiffusion3(PipelineBackbone):
     @override
     def text_inputs(self) -> list[str]:
         return ["transformer.context_embedder.weight"]
-
-    @override
-    def attentions(self) -> dict[str, Attention]:
-        return {}

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from expunge.backbones.held import Pipeline, compiled, unwrapped
-from expunge.backbones.running import Running, check_steers, method_of, running, steers
+from expunge.backbones.running import Running, check_steers, in_two_calls, method_of, running, steers
 from expunge.core import guidance
 from expunge.core.adapter import open_gates
 from expunge.core.attention import Evaluation
@@ -31,6 +31,11 @@ def rescaled(guided: Float[Tensor, "b *chw"], cond: Float[Tensor, "b *chw"], sha
     over = tuple(range(1, guided.ndim))
     like = guided * (cond.std(over, keepdim=True) / guided.std(over, keepdim=True))  # Eq. 15
     return share * like + (1 - share) * guided  # Eq. 16
+
+
+def _asking_for_a_pair(pipe: Any) -> str:
+    """What a call of a pipeline asks for two predictions with."""
+    return "a negative_prompt and true_cfg_scale above 1" if in_two_calls(pipe) else "guidance_scale above 1"
 
 
 @final
@@ -63,11 +68,15 @@ class Steering:
         self.warned = False
         self.embeds: Tensor | None = None
         self.tokens: Tensor | None = None
+        self.halves_of_step: tuple[Conditioning, Conditioning] | None = None
+        """What the two predictions of a step are conditioned on, in a pipeline that asks for one after the other."""
+        self.first: Tensor | None = None
+        """The first of the two."""
 
     def hooks(self) -> list[Any]:
-        """Hook the first text encoder and the denoiser, as the pipeline calls them."""
+        """Hook the text encoder that reads tokens and the denoiser, as the pipeline calls them."""
         as_is = torch.compiler.disable  # they look at the call, which no tracing of a compiled module sees
-        text, denoiser = self.parts.get(self.backbone.towers[0]), self.parts.get(self.part)
+        text, denoiser = self.parts.get(self.backbone.reader), self.parts.get(self.part)
         return [
             text.register_forward_pre_hook(as_is(self.read), with_kwargs=True),
             denoiser.register_forward_pre_hook(as_is(self.before), with_kwargs=True),
@@ -110,15 +119,17 @@ class Steering:
         self.release()
         asked = self.backbone.parse_call(args, kwargs)
         total = len(asked.x)
-        call = running(self.parts.get(self.part), self.part, total)
+        call = running(self.parts.get(self.part), self.part, total, asked.cond.embeds)
         self._check_pipe(call)
         generation = call.frame.f_locals.get("timesteps")
         if generation is None or generation is not self.generation:
             self._begin(generation)
         times = torch.as_tensor(asked.t, device=asked.x.device).flatten()
         self.last = float(times[0])
+        halves = self.halves_of_step if call.other is not None and call.last else None
         self.call = call
-        halves = self._conditioned(asked.cond, call, total)
+        halves = halves or self._conditioned(asked.cond, call, total)
+        self.halves_of_step = halves
         several = {"null": halves[1], "cond": halves[0], "perturbed": halves[0]}
         all_rows = several[call.roles[0]]
         for role in call.roles[1:]:
@@ -144,7 +155,7 @@ class Steering:
 
     def _check_pipe(self, call: Running) -> None:
         """Refuse a pipeline that shares the denoiser, but not the text encoders, or cannot be steered."""
-        for tower in self.backbone.clip_towers:
+        for tower in dict.fromkeys([*self.backbone.clip_towers, self.backbone.reader]):
             if unwrapped(getattr(call.pipe, tower, None)) is not self.parts.get(tower):
                 raise ExpungeError(
                     f"a {type(call.pipe).__name__} shares its {self.part} with the pipeline that edits were attached to, and "
@@ -158,15 +169,16 @@ class Steering:
         """What the rows with the prompt, and those without, are conditioned on."""
         rows = torch.arange(total, device=given.embeds.device)
         cond = given.rows(rows[call.rows("cond", total)])
-        null = given.rows(rows[call.rows("null", total)]) if "null" in call.roles else cond
+        null = given.rows(rows[call.rows("null", total)]) if "null" in call.roles else call.other or cond
         if self.embeds is None or self.embeds.shape != cond.embeds.shape or not torch.equal(self.embeds, cond.embeds):
             of_words(self.state).clear()  # a callback may exchange the prompt on the way; momentum goes on
             with self.backbone.texts.skipping(getattr(call.pipe, "_clip_skip", None)):
                 self.embeds, self.tokens = cond.embeds, self.words_of(cond.embeds)
+        unpaired = null is cond
         halves = (replace(cond, tokens=self.tokens), null)
         halves = guidance.conditioned(self.backbone, *halves, self.state)
         length = given.embeds.shape[1]
-        if "null" not in call.roles and not self.warned:
+        if unpaired and not self.warned:
             self._warn(call)
         fitted = self.backbone.asker.fitted
         return fitted(halves[0], length), fitted(halves[1], length)
@@ -178,7 +190,7 @@ class Steering:
         if idle:
             warnings.warn(
                 f"a {method_of(idle[0])} edit has no effect in a {type(call.pipe).__name__} without guidance: expected "
-                "guidance_scale above 1 (or an edit of weights)",
+                f"{_asking_for_a_pair(call.pipe)} (or an edit of weights)",
                 ExpungeWarning,
                 stacklevel=2,
             )
@@ -191,28 +203,56 @@ class Steering:
         try:
             if call is None or halves is None or given is None or output is None:  # called after a failure, too
                 return output
-            if call.roles != ("null", "cond") or not any(guidance.combines(e) for e in self.backbone.edits):
+            if not any(guidance.combines(e) for e in self.backbone.edits):
                 return output
-            self.heeded.close()  # a key's prompts are the call's, not those of questions that edits ask
             predicted = output[0] if isinstance(output, tuple) else output.sample
-            out = self._combined(*given, predicted, call, halves)
-            return (torch.cat([out, out]),) if isinstance(output, tuple) else type(output)(sample=torch.cat([out, out]))
+            if call.other is not None:
+                changed = self._second(*given, predicted, call, halves)
+            elif call.roles == ("null", "cond"):
+                self.heeded.close()  # a key's prompts are the call's, not those of questions that edits ask
+                e_null, e_cond = predicted.chunk(2)
+                out = self._combined(*given, e_null, e_cond, call, halves)
+                changed = torch.cat([out, out])
+            else:
+                return output
+            return (changed,) if isinstance(output, tuple) else type(output)(sample=changed)
         finally:
-            self.index += 1
+            self.index += call is None or call.last
             self.release()
+
+    def _second(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        predicted: Float[Tensor, "b *chw"],
+        call: Running,
+        halves: tuple[Conditioning, Conditioning],
+    ) -> Float[Tensor, "b *chw"]:
+        """What makes a pipeline that asks twice arrive at the guided prediction: the second answer is made to fit.
+
+        Of ``null + scale * (cond - null)`` the pipeline has ``cond`` already; from the result follows what ``null`` must be.
+        """
+        if not call.last:
+            self.first = predicted
+            return predicted
+        if self.first is None:
+            return predicted
+        self.heeded.close()
+        out, scale = self._combined(args, kwargs, predicted, self.first, call, halves), call.scale
+        return (out - scale * self.first) / (1 - scale)
 
     def _combined(
         self,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        predicted: Float[Tensor, "pair *chw"],
+        e_null: Float[Tensor, "b *chw"],
+        e_cond: Float[Tensor, "b *chw"],
         call: Running,
         halves: tuple[Conditioning, Conditioning],
     ) -> Float[Tensor, "b *chw"]:
         """The guided prediction, as the edits and the pipeline's own rescaling leave it."""
         x = self.backbone.parse_call(args, kwargs).x
-        rows = call.rows("cond", len(x))
-        e_null, e_cond = predicted.chunk(2)
+        rows = slice(0, len(x)) if call.other is not None else call.rows("cond", len(x))
         step = GuidedStep(
             x=x[rows],
             t=self.last,
@@ -221,7 +261,7 @@ class Steering:
             null=halves[1],
             predicted_cond=e_cond,
             predicted_null=e_null,
-            scale=float(call.pipe.guidance_scale),
+            scale=call.scale,
             state=self.state,
         )
         with self.backbone.asker.repeating(args, kwargs, torch.arange(len(x))[rows]):

@@ -1,4 +1,4 @@
-"""Texts as a pipeline's CLIP tokenizers and text encoders read them."""
+"""Texts as a pipeline's tokenizers and text encoders read them: CLIP's, or T5 where that reads the tokens."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ class ReadTwice(NamedTuple):
 
 @final
 class Texts:
-    """The CLIP tokenizers and text encoders of a backbone, by its components."""
+    """The tokenizers and text encoders of a backbone, by its components."""
 
     def __init__(self, backbone: "PipelineBackbone") -> None:
         """Texts of ``backbone``, whose components are built when they are first used."""
@@ -47,10 +47,20 @@ class Texts:
         """Last layers of the text encoders that are left out, as a call asked for; negative prompts are read by all."""
 
     # tokens -----------------------------------------------------------------------------------------------------------
-    def ids(self, prompts: Sequence[str], which: str = "") -> Int[Tensor, "b n"]:
-        """Token ids of one of the tokenizers: the first one's, or that of ``which`` (``_2``)."""
-        tokenizer = self.backbone.component(f"tokenizer{which}")
-        length = self._length(tokenizer, f"text_encoder{which}")
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """The text encoders that read the tokens of `Backbone.tokenize`."""
+        backbone = self.backbone
+        return backbone.clip_towers if backbone.reader in backbone.clip_towers else (backbone.reader,)
+
+    def tokenizer(self, tower: str = "") -> Any:
+        """The tokenizer of a text encoder; of the one that reads `Backbone.tokenize`'s tokens if not given."""
+        return self.backbone.component((tower or self.backbone.reader).replace("text_encoder", "tokenizer"))
+
+    def ids(self, prompts: Sequence[str], tower: str = "") -> Int[Tensor, "b n"]:
+        """Token ids as a text encoder reads them; see `tokenizer` for which."""
+        tokenizer = self.tokenizer(tower)
+        length = self._length(tokenizer, tower or self.backbone.reader)
         encoded = tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         )
@@ -58,31 +68,31 @@ class Texts:
 
     def _length(self, tokenizer: Any, tower: str) -> int:
         """Tokens that a text encoder reads."""
-        return min(tokenizer.model_max_length, self.backbone.component(tower).config.max_position_embeddings)
+        places = getattr(self.backbone.component(tower).config, "max_position_embeddings", None)
+        return min(tokenizer.model_max_length, self.backbone.prompt_length if places is None else places)
 
     def cut(self, prompts: Sequence[str]) -> list[str]:
         """What is not read of each prompt; see `Backbone.cut`."""
-        tokenizer = self.backbone.component("tokenizer")
-        length = self._length(tokenizer, "text_encoder")
+        tokenizer = self.tokenizer()
+        length = self._length(tokenizer, self.backbone.reader)
         whole = tokenizer(list(prompts), truncation=False, verbose=False).input_ids if prompts else []
         return ["" if len(row) <= length else tokenizer.decode(row[length - 1 : -1]) for row in whole]
 
     def end(self, ids: Int[Tensor, "b n"]) -> Int[Tensor, "b"]:
         """Position of each prompt's end token."""
-        return (ids == self.backbone.component("tokenizer").eos_token_id).int().argmax(-1)
+        return (ids == self.tokenizer().eos_token_id).int().argmax(-1)
 
     def spell(self, ids: Int[Tensor, "b n"]) -> list[str]:
         """The text of each row of ids; see `Backbone.spell`."""
-        texts = self.backbone.component("tokenizer").batch_decode(ids.tolist(), skip_special_tokens=True)
+        texts = self.tokenizer().batch_decode(ids.tolist(), skip_special_tokens=True)
         return [text.strip() for text in texts]
 
     def spellable(self) -> Int[Tensor, "v"]:
-        """The tokens that every CLIP tokenizer reads again as themselves; see `Backbone.spellable`."""
-        names = [f"tokenizer{tower.removeprefix('text_encoder')}" for tower in self.backbone.clip_towers]
-        tokenizers = [self.backbone.component(name) for name in names]
+        """The tokens that every tokenizer reads again as themselves; see `Backbone.spellable`."""
+        tokenizers = [self.tokenizer(tower) for tower in self.towers]
         if any(tokenizer is None for tokenizer in tokenizers):
             return torch.zeros(0, dtype=torch.long, device=self.backbone.device)
-        ids = torch.arange(min(self.table(tower).num_embeddings for tower in self.backbone.clip_towers))
+        ids = torch.arange(min(self.table(tower).num_embeddings for tower in self.towers))
         words = self.spell(ids[:, None])
         again = [tokenizer(words, add_special_tokens=False).input_ids for tokenizer in tokenizers]
         kept = [i for i, *read in zip(ids.tolist(), *again, strict=True) if all(one == [i] for one in read)]
@@ -90,7 +100,7 @@ class Texts:
 
     def embed(self, ids: Tensor) -> Float[Tensor, "b n d"]:
         """Token embeddings, those of all towers side by side; see `Backbone.embed`."""
-        tables = [self.table(tower) for tower in self.backbone.clip_towers]
+        tables = [self.table(tower) for tower in self.towers]
         soft = ids.is_floating_point()
         return torch.cat([ids.to(t.weight.dtype) @ t.weight if soft else t(ids) for t in tables], -1)
 
@@ -114,7 +124,7 @@ class Texts:
             def exchanged(_: Any, args: Any, own: Tensor) -> Tensor:
                 return embeddings if at is None else torch.where(at[..., None], embeddings.to(own), own)
 
-            handle = model.get_input_embeddings().register_forward_hook(exchanged)
+            handle = _entrance(model).register_forward_hook(exchanged)
         before, self.asking = self.asking, True
         try:
             with held.eager(model):
@@ -139,7 +149,7 @@ class Texts:
             ids = prompts
             second = torch.where(self._past(ids), self.backbone.component("tokenizer_2").pad_token_id, ids)
         else:
-            ids, second = self.ids(prompts), self.ids(prompts, "_2")
+            ids, second = self.ids(prompts), self.ids(prompts, "text_encoder_2")
         one, two = None, None
         if embeddings is not None:
             width = self.table("text_encoder").weight.shape[1]
@@ -171,6 +181,11 @@ class Texts:
             last = model.config.num_hidden_layers - 1
             names += [f"{tower}.{n}" for n in held.parameters(model) if TEXT_GROUPS[name](n, last)]
         return names
+
+
+def _entrance(model: Any) -> torch.nn.Module:
+    """The module of token embeddings that a text encoder calls: T5's has a second one with the same tensor, uncalled."""
+    return getattr(getattr(model, "encoder", None), "embed_tokens", None) or model.get_input_embeddings()
 
 
 def known_ids(ids: Int[Tensor, "b n"], embeddings: Tensor | None, at: Tensor | None) -> Int[Tensor, "b n"] | None:

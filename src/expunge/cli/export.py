@@ -13,8 +13,9 @@ from expunge.cli.reporting import Reporting
 class Export:
     """Write a model with its edits fused, or adapters as a LoRA: with a model card, and no expunge needed to load it."""
 
-    layout: Literal["diffusers", "ldm", "lora", "lora-kohya"] = "diffusers"
-    """A whole diffusers folder, or one file (ldm: A1111, ComfyUI); or the edits alone as a LoRA, in two namings."""
+    layout: Literal["diffusers", "shards", "ldm", "lora", "lora-kohya"] = "diffusers"
+    """A whole diffusers folder (shards: only the files that an edit touches are written, all others linked), or one file (ldm:
+    A1111, ComfyUI); or the edits alone as a LoRA, in two namings."""
     records: Paths = ()
     """A .jsonl file of `expunge measure` whose figures go into the model card, the newest of each; repeat for several."""
     out: Path
@@ -39,6 +40,12 @@ def export(argv: list[str]) -> None:
     if options.layout == "diffusers":
         stage.to_folder(backbone, edits, options.out, **how)
         text = f"{options.out}: load it with DiffusionPipeline.from_pretrained"
+    elif options.layout == "shards":
+        from expunge.stages import shards
+
+        written = shards.to_folder(backbone, edits, options.out, **how)
+        done = f"{written.bytes:,} bytes of tensors written, into copies of {written.files} files; all others linked"
+        text = f"{options.out}: {done}"
     elif options.layout == "ldm":
         stage.to_file(backbone, edits, options.out, **how)
         text = f"{options.out / stage.WHOLE}: a checkpoint for A1111 and ComfyUI"

@@ -66,4 +66,4 @@ def _asked(options: Generate, backbone: "Backbone", part: "Part | None") -> "lis
     """What is asked for by prompts, concepts, a set and a file."""
     sampling = options.images.sampling
     asked = sampling.queries(backbone, options.prompt, options.concept, part)
-    return asked + options.file.queries(*sampling.scale_and_steps(backbone))
+    return asked + sampling.combined(options.file.queries(*sampling.scale_and_steps(backbone)))

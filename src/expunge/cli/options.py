@@ -27,9 +27,10 @@ class Model:
     """Which model, and how to run it."""
 
     model: str = "testbed"
-    """`testbed`, a local diffusers folder, a single .safetensors file (LDM layout), or a hub id."""
+    """`testbed`, a local diffusers folder, a single .safetensors file (LDM layout, or FLUX's transformer), or a hub id."""
     model_layout: str | None = None
-    """How a single file is read: sd1, sd2 (v-prediction), sd2-base, sdxl, or a diffusers folder of its kind."""
+    """How a single file is read: sd1, sd2 (v-prediction), sd2-base, sdxl, or a diffusers folder of its kind; for FLUX's
+    transformer the folder that all else is from."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     device: str = "cpu"
@@ -65,7 +66,9 @@ class Sampling:
     seed: int | None = None
     """First seed; the concept set's own if one is given, or 0."""
     guidance: float | None = None
-    """Scale of classifier-free guidance; the model's own if not given."""
+    """Scale of classifier-free guidance; the model's own if not given. FLUX is told it, and makes no pair of predictions."""
+    true_cfg: float = 1.0
+    """FLUX: scale by which predictions for the prompt and without it are combined, at twice the time; 1 is no pair."""
     steps: int | None = None
     """Denoising steps; the model's own if not given."""
     batch: int | None = None
@@ -100,7 +103,11 @@ class Sampling:
         wanted += [(stage.fill(template, c), c) for c in concepts]
         wanted += [] if part is None else list(part.prompts)
         first = part.seed if self.seed is None and part is not None else self.seed or 0
-        return queries(wanted, self.count, first, guidance, steps)
+        return self.combined(queries(wanted, self.count, first, guidance, steps))
+
+    def combined(self, asked: "Sequence[Query]") -> "list[Query]":
+        """Queries with the scale of a distilled model's pair of predictions."""
+        return [dataclasses.replace(query, true_cfg=self.true_cfg) for query in asked]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

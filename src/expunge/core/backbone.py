@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, ClassVar, NamedTuple, final
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Bool, Float, Int, Real, UInt8
@@ -16,16 +16,9 @@ from expunge.core.conditioning import Conditioning
 from expunge.core.cost import Cost
 from expunge.core.edit import Edit, Weights
 from expunge.core.guidance import Guided, guided
-from expunge.core.query import LearnedWord, Query, Start
+from expunge.core.query import Images, LearnedWord, Query, Start
 from expunge.core.stack import Stack
 from expunge.core.training import put_beside, swapped
-
-
-class Images(NamedTuple):
-    """What was generated."""
-
-    pixels: UInt8[Tensor, "b H W 3"]
-    latents: Float[Tensor, "b c h w"]
 
 
 class Backbone(ABC):
@@ -35,11 +28,17 @@ class Backbone(ABC):
     """
 
     family: ClassVar[str]
-    """``sd``, ``sdxl``, ``sd3``."""
+    """``sd``, ``sdxl``, ``sd3``, ``flux``."""
     name: str
     """What the user called the model."""
     kind: str
     """Under which its settings stand in ``presets.toml``: the family, or ``testbed``."""
+    first: ClassVar[int] = 1
+    """Position of a prompt's first word: after the start token, where the tokenizer sets one."""
+    filler: ClassVar[str] = "a"
+    """A word that every text encoder reads as one token, to stand where a learned one will."""
+    told_scale: float = 1.0
+    """Scale of guidance that a distilled denoiser is told; at 1 it answers unguided."""
     checkpointing: bool = False
     """Whether training keeps few activations and computes the others again on the way back: slower, in less memory."""
 
@@ -92,6 +91,14 @@ class Backbone(ABC):
     def embed(self, ids: Tensor) -> Float[Tensor, "b n d"]:
         """Token embeddings of ids ``[b, n]``, or of one-hot (relaxed) rows ``[b, n, vocabulary]``; differentiable."""
 
+    def word_vectors(self, word: str) -> Float[Tensor, "1 d"]:
+        """What a learned word begins as: the token embeddings of the first token of ``word``, of all encoders that read it."""
+        return self.embed(self.tokenize([word]))[0, self.first : self.first + 1]
+
+    def word_spread(self) -> texts.Spread:
+        """Where token embeddings lie, of all encoders that read a learned word."""
+        return texts.spread(self)
+
     @abstractmethod
     def encode(
         self,
@@ -134,15 +141,13 @@ class Backbone(ABC):
 
     # denoising --------------------------------------------------------------------------------------------------------
     @abstractmethod
-    def denoise(
-        self, x: Float[Tensor, "b c h w"], t: Real[Tensor, "b"], cond: Conditioning
-    ) -> Float[Tensor, "b c h w"]:
+    def denoise(self, x: Float[Tensor, "b *chw"], t: Real[Tensor, "b"], cond: Conditioning) -> Float[Tensor, "b *chw"]:
         """One evaluation of the denoiser, uncounted; use `predict`."""
 
     @final
     def predict(
-        self, x: Float[Tensor, "b c h w"], t: int | float | Real[Tensor, "b"], cond: Conditioning
-    ) -> Float[Tensor, "b c h w"]:
+        self, x: Float[Tensor, "b *chw"], t: int | float | Real[Tensor, "b"], cond: Conditioning
+    ) -> Float[Tensor, "b *chw"]:
         """The model's own prediction (noise, v, or velocity) for each row; counted in `cost`."""
         cond = cond.expand(len(x))
         steps = torch.full((len(x),), t, device=x.device) if isinstance(t, int | float) else t
@@ -150,8 +155,8 @@ class Backbone(ABC):
 
     @final
     def evaluated(
-        self, x: Float[Tensor, "b c h w"], cond: Conditioning, evaluation: Evaluation
-    ) -> Float[Tensor, "b c h w"]:
+        self, x: Float[Tensor, "b *chw"], cond: Conditioning, evaluation: Evaluation
+    ) -> Float[Tensor, "b *chw"]:
         """One evaluation that is counted in `cost`, and whose layers heed ``evaluation``."""
         if torch.is_grad_enabled():
             self.cost = Cost(forward=self.cost.forward, trained=self.cost.trained + len(x))
@@ -192,14 +197,17 @@ class Backbone(ABC):
         null: Conditioning,
         scale: float,
         state: dict[str, Any],
+        true_cfg: float = 1.0,
     ) -> Guided:
         """Classifier-free guidance with every attached guidance edit; `expunge.core.guidance` says how.
 
         ``step`` counts denoising steps from 0; ``state`` belongs to one generation. A scale of 1 or less is no guidance, as the
         pipelines of diffusers have it: the conditional prediction alone, at half the cost, which guidance edits can only
         condition. Both halves of a pair open an adapter's gate as the prompt does.
+
+        A distilled model (FLUX) is told the scale, and answers as if guided; its pairs of predictions have ``true_cfg``.
         """
-        return guided(self, x, t, step, cond, null, scale, state)
+        return guided(self, x, t, step, cond, null, scale, state, true_cfg)
 
     # trajectories -----------------------------------------------------------------------------------------------------
     @abstractmethod
@@ -278,6 +286,10 @@ class Backbone(ABC):
     def text_inputs(self) -> list[str]:
         """Names of the matrices that read text, each ``[out, d]``."""
 
+    def pooled_inputs(self) -> list[str]:
+        """Names of the matrices ``[out, p]`` that read a text's pooled vector, where a closed form edits them."""
+        return []
+
     @abstractmethod
     def attentions(self) -> dict[str, Attention]:
         """Cross-attention layers by name."""
@@ -292,7 +304,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def supports(self, capability: str) -> bool:
-        """Whether the family has a capability: ``cross-attention``, ``pooled``."""
+        """Whether the family has a capability: ``cross-attention``, ``pooled``, ``flow``, ``distilled`` (told its guidance)."""
 
     @final
     def tensors(self, names: Sequence[str]) -> dict[str, Tensor]:

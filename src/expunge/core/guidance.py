@@ -184,8 +184,29 @@ def guided(
     null: Conditioning,
     scale: float,
     state: dict[str, Any],
+    true_cfg: float = 1.0,
 ) -> Guided:
     """A guided prediction in our own loop; see `Backbone.guided`."""
+    if not backbone.supports("distilled"):
+        return _paired(backbone, x, t, index, cond, null, scale, state)
+    before, backbone.told_scale = backbone.told_scale, scale
+    try:
+        return _paired(backbone, x, t, index, cond, null, true_cfg, state)
+    finally:
+        backbone.told_scale = before
+
+
+def _paired(
+    backbone: "Backbone",
+    x: Float[Tensor, "b c h w"],
+    t: int | float,
+    index: int,
+    cond: Conditioning,
+    null: Conditioning,
+    scale: float,
+    state: dict[str, Any],
+) -> Guided:
+    """The prediction for a prompt, or, at a scale above 1, a pair of predictions that are combined."""
     rows = len(x)
     cond, null = conditioned(backbone, cond.expand(rows), null.expand(rows), state)
     gates, hooks = open_gates(backbone, cond, of_words(state)), attending(backbone, state)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from expunge.core.adapter import LowRank
+from expunge.core.bfl_lora import taken_apart
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.lora_names import levelled, place, unknown
 
@@ -137,7 +138,7 @@ def factors(tensors: Mapping[str, Tensor], peft: Mapping[str, Mapping[str, Any]]
     """
     changes: dict[str, Tensor] = {}
     named: dict[str, str] = {}
-    for name, tensor in tensors.items():
+    for name, tensor in taken_apart(tensors).items():
         where = place(name)
         if where is None:
             raise _foreign(name)

@@ -44,6 +44,8 @@ WORDS = (
         "op",
     ),
     *("time_embed", "label_emb", "out"),
+    *("single_transformer_blocks", "proj_mlp", "norm", "norm1", "norm1_context", "linear", "x_embedder"),
+    *("context_embedder", "time_text_embed", "timestep_embedder", "text_embedder", "guidance_embedder", "norm_out"),
     *("text_model", "encoder", "layers", "self_attn", "q_proj", "k_proj", "v_proj", "out_proj", "mlp", "fc1", "fc2"),
     "text_projection",
 )

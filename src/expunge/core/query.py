@@ -77,7 +77,7 @@ class Query:
     label: str | None = None
     """The concept that the prompt asks for, which a judge should find; None if it asks for nothing in particular."""
     guidance: float
-    """Scale of classifier-free guidance."""
+    """Scale of classifier-free guidance; a distilled model (FLUX) is told it, and has no pair of predictions for it."""
     steps: int
     """Denoising steps."""
     negative: str = ""
@@ -86,10 +86,13 @@ class Query:
     """An image to start from; pure noise if there is none."""
     learned: LearnedWord | None = None
     """A word in the prompt that the vocabulary lacks."""
+    true_cfg: float = 1.0
+    """Scale by which a distilled model's predictions for the prompt and the negative one are combined; 1 is no pair."""
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.guidance):
-            raise ExpungeError(f"guidance {self.guidance}: expected a finite number")
+        for name in ("guidance", "true_cfg"):
+            if not math.isfinite(getattr(self, name)):
+                raise ExpungeError(f"{name} {getattr(self, name)}: expected a finite number")
         if not -(2**63) <= self.seed < 2**64:
             raise ExpungeError(f"seed {self.seed}: expected a whole number of 64 bits")
 
@@ -105,18 +108,27 @@ class Query:
     @property
     def _sampling(self) -> tuple[Any, ...]:
         strength = None if self.start is None else self.start.strength
-        return (self.guidance, self.steps, self.negative, strength, self.learned)
+        return (self.guidance, self.steps, self.negative, strength, self.learned, self.true_cfg)
 
     def as_json(self) -> dict[str, Any]:
         """What metadata says of it: tensors by their ids, and nothing of what it is without."""
         plain = {name: getattr(self, name) for name in ("prompt", "seed", "label", "guidance", "steps")}
         if self.negative:
             plain["negative"] = self.negative
+        if self.true_cfg != 1:
+            plain["true_cfg"] = self.true_cfg
         if self.start is not None:
             plain["strength"] = self.start.strength
         if self.learned is not None:
             plain["learned"] = {"word": self.learned.word, "id": self.learned.id}
         return plain
+
+
+class Images(NamedTuple):
+    """What was generated."""
+
+    pixels: UInt8[Tensor, "b H W 3"]
+    latents: Float[Tensor, "b c h w"]
 
 
 class Box(NamedTuple):

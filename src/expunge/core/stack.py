@@ -131,6 +131,30 @@ class Stack:
         return Adapter(factors, scale=scale, gate=gate, base_sha256=fingerprints(base), requires=requires)
 
     # tensors ----------------------------------------------------------------------------------------------------------
+    def composition(
+        self, edits: Sequence[Edit], strength: float | Sequence[float], any_base: bool
+    ) -> dict[str, Tensor]:
+        """The tensors that edits of weights would leave, one on the other, on the bare base; no part of the model is built.
+
+        Raises:
+            ExpungeError: if one is of another kind or another base, or was made on top of one that is not before it.
+        """
+        entries = list(zip(edits, strengths(strength, edits), strict=True))
+        replaced: list[str] = []
+        for number, edit in enumerate(edits):
+            before = {e.id for e in edits[:number]}
+            if not isinstance(edit, Weights):
+                raise ExpungeError(f"edit {edit.id} is of kind {edit.kind}: expected edits of weights")
+            if edit.id in before or not before.issuperset(edit.requires):
+                raise ExpungeError(
+                    f"edit {edit.id} stands there twice, or without those that it was made on: expected each once, in order"
+                )
+            self._check_names(edit)
+            self._check_base(edit, edit, any_base)
+            replaced += edit.replaced
+        base = self.originals(list(dict.fromkeys(replaced)))
+        return {name: self.composed(name, tensor, entries) for name, tensor in base.items()}
+
     def originals(self, names: list[str]) -> dict[str, Tensor]:
         """The base's own values of tensors."""
         fresh = [n for n in names if n not in self.base]

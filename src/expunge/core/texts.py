@@ -1,7 +1,7 @@
 """Texts by way of a model: learned words in prompts, texts read once each, and random texts."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -14,8 +14,19 @@ from expunge.core.query import LearnedWord
 if TYPE_CHECKING:
     from expunge.core.backbone import Backbone
 
-FILLER = "a"
-"""A word that is one token in every vocabulary of the CLIP kind."""
+
+class Spread(NamedTuple):
+    """Where token embeddings lie."""
+
+    mean: Float[Tensor, "d"]
+    std: Float[Tensor, "d"]
+
+
+def spread(backbone: "Backbone") -> Spread:
+    """Where the token embeddings of a vocabulary lie."""
+    ids = torch.arange(backbone.vocabulary, device=backbone.device)[None]
+    known = backbone.embed(ids)[0].float()
+    return Spread(known.mean(0), known.std(0))
 
 
 def encode_each(backbone: "Backbone", prompts: Sequence[str], learned: LearnedWord | None = None) -> Conditioning:
@@ -30,8 +41,8 @@ def encode_learned(
     backbone: "Backbone", prompts: Sequence[str], word: str, vectors: Float[Tensor, "k d"]
 ) -> Conditioning:
     """Encode prompts in which ``word`` is read as ``vectors``; see `Backbone.encode_learned`."""
-    k, filler = len(vectors), backbone.tokenize([FILLER])[0, 1]
-    fillers = " ".join([FILLER] * k)
+    k, filler = len(vectors), backbone.tokenize([backbone.filler])[0, backbone.first]
+    fillers = " ".join([backbone.filler] * k)
     ids = backbone.tokenize([prompt.replace(word, fillers) for prompt in prompts])
     at = torch.zeros_like(ids, dtype=torch.bool)
     for row, prompt in enumerate(prompts):
@@ -54,12 +65,12 @@ def encode_learned(
 
 def random_texts(backbone: "Backbone", rows: int, generator: torch.Generator, most: int = 3) -> Int[Tensor, "b n"]:
     """Token ids of texts of random tokens; see `Backbone.random_texts`."""
-    ids = backbone.tokenize([""]).repeat(rows, 1)
+    ids, first = backbone.tokenize([""]).repeat(rows, 1), backbone.first
     marks = set(ids[0].tolist())
     words = torch.tensor([i for i in range(backbone.vocabulary) if i not in marks])
     lengths = torch.randint(1, most + 1, (rows,), generator=generator).tolist()
-    start, end = ids[0, :1].clone(), ids[0, 1:2].clone()
+    start, end = ids[0, :first].clone(), ids[0, first : first + 1].clone()
     for row, length in zip(ids, lengths, strict=True):
         drawn = words[torch.randint(0, len(words), (length,), generator=generator)].to(ids)
-        row[: length + 2] = torch.cat([start, drawn, end])
+        row[: first + length + 1] = torch.cat([start, drawn, end])
     return ids

@@ -228,7 +228,11 @@ class _TokenRows:
 
     def __init__(self, backbone: Backbone, task: Task) -> None:
         ids = backbone.tokenize([t.name for t in task.targets])
-        words = {i for row, end in zip(ids, backbone.end(ids).tolist(), strict=True) for i in row[1:end].tolist()}
+        words = {
+            i
+            for row, end in zip(ids, backbone.end(ids).tolist(), strict=True)
+            for i in row[backbone.first : end].tolist()
+        }
         self.tables = backbone.tensors(backbone.group("text-embedding"))
         self.rows = torch.tensor(sorted(words), device=ids.device)
 

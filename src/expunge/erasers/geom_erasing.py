@@ -21,7 +21,6 @@ from expunge.core.errors import ExpungeError, check_counts, check_not_negative, 
 from expunge.core.guidance import Guidance
 from expunge.core.knowledge import Kind
 from expunge.core.query import Shot
-from expunge.core.texts import FILLER
 from expunge.maths import geometry
 from expunge.maths.training import Learned, trainable
 
@@ -66,7 +65,7 @@ class Avoided(Guidance):
             )
         if self.locations is None:
             return
-        given, width = self.locations.shape[1], backbone.embed(backbone.tokenize([""])).shape[-1]
+        given, width = self.locations.shape[1], len(backbone.word_spread().mean)
         if given != width:
             raise ExpungeError(
                 f"edit {self.id} has location tokens of {given} numbers: expected {width} for {backbone.name}"
@@ -313,10 +312,9 @@ class _Telling:
     def _first(self) -> Float[Tensor, "k d"]:
         """Random token embeddings, of the vocabulary's mean and spread."""
         backbone, count = self.backbone, self.method.grid.cells
-        own = backbone.embed(backbone.tokenize([""]))
-        known = backbone.embed(torch.arange(backbone.vocabulary, device=own.device)[None])[0].float()
-        drawn = torch.randn((count, known.shape[1]), generator=self.task.generator("geom-erasing tokens"))
-        return (drawn.to(known) * known.std(0) + known.mean(0)).to(own)
+        words = backbone.word_spread()
+        drawn = torch.randn((count, len(words.mean)), generator=self.task.generator("geom-erasing tokens"))
+        return (drawn.to(words.mean) * words.std + words.mean).to(backbone.dtype)
 
     # images -----------------------------------------------------------------------------------------------------------
     def _images(self) -> list[_Image]:
@@ -358,7 +356,7 @@ class _Telling:
         words = caption.split()
         while True:
             text = self.method.separator.join(part for part in (" ".join(words), target) if part)
-            if not words or not self.backbone.cut([_filled(text, tokens)])[0]:
+            if not words or not self.backbone.cut([_filled(text, self.backbone.filler, tokens)])[0]:
                 break
             words = words[:-1]
         self.shortened += len(words) < len(caption.split())
@@ -371,13 +369,16 @@ class _Telling:
             ExpungeError: naming it.
         """
         grid = self.method.grid
-        if self.method.told == "geometry" and self.backbone.cut([_filled(self.words, grid.cells)])[0]:
+        if (
+            self.method.told == "geometry"
+            and self.backbone.cut([_filled(self.words, self.backbone.filler, grid.cells)])[0]
+        ):
             raise ExpungeError(
                 f"geom-erasing's {grid.rows} rows and {grid.columns} columns make {grid.cells} location tokens, more than "
                 f"{self.backbone.name} reads behind '{self.words}': expected fewer"
             )
 
 
-def _filled(text: str, tokens: int) -> str:
+def _filled(text: str, filler: str, tokens: int) -> str:
     """A text with words in the places of location tokens."""
-    return " ".join([text, *[FILLER] * tokens])
+    return " ".join([text, *[filler] * tokens])

@@ -15,7 +15,7 @@ from expunge.core.eraser import LATER, Eraser, Step, Task
 from expunge.core.errors import ExpungeError, check_not_negative
 from expunge.core.knowledge import Kind
 from expunge.maths.closed_form import ridge_edit, ridge_edit_apart
-from expunge.maths.text_pairs import Pairs, erased, kept, paired
+from expunge.maths.text_pairs import Pairs, Phrase, erased, kept, paired, paired_whole
 
 
 @final
@@ -80,18 +80,28 @@ class UCE(Eraser):
     @override
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:
         with torch.no_grad():
-            pairs = self._pairs(backbone, task)
-            weights = backbone.tensors(backbone.text_inputs())
-            if self.technique == "replace":
-                changed = ridge_edit(weights, pairs.keys, pairs.goals, pairs.scales, self.lamb)  # Eq. 7
-            else:
-                erased = pairs.sizes[: len(task.targets) * len(self.templates)]
-                changed = ridge_edit_apart(weights, pairs.keys, pairs.goals, pairs.scales, self.lamb, erased)
+            pairs, reading = self._pairs(backbone, task), backbone.tensors(backbone.text_inputs())
+            changed = self._solved(pairs, reading, len(task.targets))
+            pooled = backbone.pooled_inputs()
+            if pooled:
+                whole = paired_whole(backbone, self._phrases(task))
+                changed |= self._solved(whole, backbone.tensors(pooled), len(task.targets))
         yield Step(index=0, edit=lambda: backbone.edit_of(changed))
 
+    def _solved(self, pairs: Pairs, weights: dict[str, Tensor], targets: int) -> dict[str, Tensor]:
+        """The matrices that read the keys, solved for."""
+        if self.technique == "replace":
+            return ridge_edit(weights, pairs.keys, pairs.goals, pairs.scales, self.lamb)  # Eq. 7
+        erased = pairs.sizes[: targets * len(self.templates)]
+        return ridge_edit_apart(weights, pairs.keys, pairs.goals, pairs.scales, self.lamb, erased)
+
     def _pairs(self, backbone: Backbone, task: Task) -> Pairs:
-        """Keys, goals and scales of Eq. 7: first targets, which go to their anchors, then retained concepts, to themselves."""
+        """Keys, goals and scales of Eq. 7."""
+        return paired(backbone, self._phrases(task), self.tokens)
+
+    def _phrases(self, task: Task) -> list[Phrase]:
+        """What Eq. 7 sums over: first targets, which go to their anchors, then retained concepts, to themselves."""
         words = ([""] if self.preserve_empty else []) + list(task.retain)
         preserve = max(0.1, 1 / max(1, len(words))) if self.preserve_scale == "auto" else self.preserve_scale
         targets = erased(task.targets, self.anchor, self.templates, self.erase_scale)
-        return paired(backbone, targets + kept(words, preserve), self.tokens)
+        return targets + kept(words, preserve)

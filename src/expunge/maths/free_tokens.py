@@ -12,7 +12,6 @@ from torch import Tensor
 from expunge.core.backbone import Backbone
 from expunge.core.conditioning import Conditioning
 from expunge.core.errors import ExpungeError
-from expunge.core.texts import FILLER
 
 Layout = Sequence[str | None]
 """The parts of a prompt, in order: its own words, and None for each free token."""
@@ -41,13 +40,6 @@ def vocabulary(backbone: Backbone) -> Vocabulary:
             "embeddings of floating point"
         )
     return Vocabulary(ids, vectors.float())
-
-
-@torch.no_grad()
-def embeddings(backbone: Backbone) -> Float[Tensor, "v d"]:
-    """The embeddings of all tokens of a model, in float32: what a random one is drawn like."""
-    ids = torch.arange(backbone.vocabulary, device=backbone.device)[None]
-    return backbone.embed(ids)[0].float()
 
 
 @final
@@ -115,10 +107,10 @@ def free_tokens(backbone: Backbone, method: str, layouts: Sequence[Layout]) -> F
     Raises:
         ExpungeError: if one has no free token, is longer than the model reads, or reads otherwise in one piece than in parts.
     """
-    texts = [_joined([FILLER if part is None else part for part in layout]) for layout in layouts]
+    texts = [_joined([backbone.filler if part is None else part for part in layout]) for layout in layouts]
     ids = backbone.tokenize(texts)
     at = torch.zeros_like(ids, dtype=torch.bool)
-    filler = backbone.tokenize([FILLER])[0, 1]
+    filler = backbone.tokenize([backbone.filler])[0, backbone.first]
     for row, (layout, cut) in enumerate(zip(layouts, backbone.cut(texts), strict=True)):
         own, free = _joined([part for part in layout if part is not None]), sum(part is None for part in layout)
         if not free:
@@ -126,10 +118,11 @@ def free_tokens(backbone: Backbone, method: str, layouts: Sequence[Layout]) -> F
         if cut:
             beside = f" beside '{own}'" if own else ""
             raise ExpungeError(
-                f"{method} has {free} free tokens{beside}: expected no more than the {ids.shape[1] - 2} tokens that "
-                f"{backbone.name} reads"
+                f"{method} has {free} free tokens{beside}: expected no more than the {ids.shape[1] - 1 - backbone.first} "
+                f"tokens that {backbone.name} reads"
             )
-        ends = [*accumulate((1 if part is None else _length(backbone, part) for part in layout), initial=1)]
+        own_lengths = (1 if part is None else _length(backbone, part) for part in layout)
+        ends = [*accumulate(own_lengths, initial=backbone.first)]
         at[row, [start for start, part in zip(ends, layout, strict=False) if part is None]] = True
         if ends[-1] != int(backbone.end(ids[row : row + 1])[0]) or not bool((ids[row][at[row]] == filler).all()):
             raise ExpungeError(f"'{own}' is read otherwise in parts than as a whole: expected plain words")
@@ -145,7 +138,7 @@ def parted(backbone: Backbone, prompt: str, every: int) -> list[str]:
     if backbone.cut([prompt])[0]:
         raise ExpungeError(f"prompt '{prompt}' is longer than {backbone.name} reads: expected a shorter one")
     ids = backbone.tokenize([prompt])
-    own, start = ids[0, 1 : int(backbone.end(ids)[0])], 0
+    own, start = ids[0, backbone.first : int(backbone.end(ids)[0])], 0
     parts: list[str] = []
     while start < len(own):
         stop = min(start + every, len(own))
@@ -164,13 +157,13 @@ def lengths(backbone: Backbone, parts: Sequence[str]) -> list[int]:
 
 
 def _length(backbone: Backbone, text: str) -> int:
-    return int(backbone.end(backbone.tokenize([text]))[0]) - 1
+    return int(backbone.end(backbone.tokenize([text]))[0]) - backbone.first
 
 
 def _stands_alone(backbone: Backbone, ids: Int[Tensor, "k"]) -> bool:
     """Whether tokens end with the end of a word: written out, they are read as the same."""
     again = backbone.tokenize(backbone.spell(ids[None]))
-    return torch.equal(again[0, 1 : int(backbone.end(again)[0])], ids)
+    return torch.equal(again[0, backbone.first : int(backbone.end(again)[0])], ids)
 
 
 def _joined(words: Sequence[str]) -> str:

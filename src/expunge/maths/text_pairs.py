@@ -9,6 +9,7 @@ from torch import Tensor
 
 from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept, phrases
+from expunge.core.errors import ExpungeError
 
 Tokens = Literal["last", "tail", "all"]
 """Vectors of a phrase: the last word's one, all from the last word through the padding (aligned), or all, place by place."""
@@ -60,6 +61,22 @@ def paired(backbone: Backbone, asked: Iterable[Phrase], tokens: Tokens) -> Pairs
     return Pairs(k, torch.cat(goals), weights, [len(c) for c in keys])
 
 
+def paired_whole(backbone: Backbone, asked: Iterable[Phrase]) -> Pairs:
+    """The pooled vectors of phrases, one for each: what stands for a text as a whole.
+
+    Raises:
+        ExpungeError: for a model whose texts have none.
+    """
+    phrases_asked = list(asked)
+    words = [source for source, _, _ in phrases_asked] + [goal for _, goal, _ in phrases_asked]
+    pooled = backbone.encode_each(words).pooled
+    if pooled is None:
+        raise ExpungeError(f"{backbone.name} has no pooled vectors of texts: expected a model that reads them")
+    keys, goals = pooled.chunk(2)
+    scales = torch.tensor([scale for _, _, scale in phrases_asked], dtype=keys.dtype, device=keys.device)
+    return Pairs(keys, goals, scales, [1] * len(keys))
+
+
 def _aligned(
     backbone: Backbone, source: str, goal: str, tokens: Tokens
 ) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k d"]]:
@@ -74,6 +91,6 @@ def _aligned(
 
 
 def _encoded(backbone: Backbone, text: str) -> tuple[Float[Tensor, "n d"], int]:
-    """Text vectors of a prompt, and the position of its last word (the start token's, if it has no word)."""
+    """Text vectors of a prompt, and the position of its last word (the first token's, if it has no word)."""
     ids = backbone.tokenize([text])
-    return backbone.encode(ids).embeds[0], int(backbone.end(ids)[0]) - 1
+    return backbone.encode(ids).embeds[0], max(0, int(backbone.end(ids)[0]) - 1)

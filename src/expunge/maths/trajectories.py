@@ -61,7 +61,7 @@ class Sampling:
     arm: Literal["online-student", "online-frozen", "bank"] = "online-student"
     """Where points come from: partial trajectories of the model being trained, of the frozen one, or a bank of whole ones."""
     sampling_guidance: float = 3.0
-    """Scale of classifier-free guidance along trajectories."""
+    """Scale of classifier-free guidance along trajectories; a distilled model is told it."""
     sampling_steps: int = 50
     """Steps of a whole trajectory."""
     reuse: int = 1
@@ -93,10 +93,16 @@ class Sampling:
         where it `keeps_more`.
 
         Raises:
-            ExpungeError: for a bank on a model with guidance edits, which would be steered and not the model's own.
+            ExpungeError: for a bank on a model with guidance edits, which would be steered and not the model's own; or on a
+                distilled one, which has no pair of predictions to keep.
         """
         if self.arm != "bank":
             return Online(self, backbone, cond, null, task, purpose)
+        if backbone.supports("distilled"):
+            raise ExpungeError(
+                f"a bank on {backbone.name}, whose trajectories leave no pair of predictions: expected arm online-student or "
+                "online-frozen"
+            )
         steering = next((e for e in backbone.edits if isinstance(e, Guidance)), None)
         if steering is not None:
             raise ExpungeError(f"a bank on a model with guidance edit {steering.id}: expected weights edits only")
@@ -125,7 +131,8 @@ class Sampling:
         """Expected cost of so many points on trajectories of so many rows, and ``known`` (0 to 2) frozen predictions at each.
 
         (The concept's and the empty prompt's, which a bank has already.) ``also``: predictions of further texts at each, which
-        a bank `keeps_more` of, or makes at every use.
+        a bank `keeps_more` of, or makes at every use. A distilled model (FLUX), which is told the scale, takes half of what its
+        trajectories are said to.
         """
         pair = 1 if self.sampling_guidance <= 1 else 2
         if self.arm != "bank":

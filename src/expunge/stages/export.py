@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from expunge.backbones import ldm
+from expunge.backbones import bfl, ldm
+from expunge.backbones.flux import Flux
 from expunge.backbones.layout import PREDICTION, PREDICTS_V, ZERO_SNR
 from expunge.backbones.parts import quiet
 from expunge.backbones.pipeline import PipelineBackbone
 from expunge.backbones.unet import UNetBackbone
 from expunge.core.adapter import Adapter, LowRank
 from expunge.core.backbone import Backbone
+from expunge.core.bfl_lora import put_together
 from expunge.core.edit import Edit, strengths
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.lora import Layout, written
@@ -85,7 +87,7 @@ def to_folder(
     loading = f'`{backbone.pipeline}.from_pretrained("this folder"{dtype})`{_multiplied(backbone)}'
     page = card(backbone, edits, loading, records, strength)
     with (
-        _exported(out, overwrite, backbone, edits, page) as folder,
+        exported(out, overwrite, backbone, edits, page) as folder,
         backbone.attached(fused, strength, any_base),
         quiet(),
     ):
@@ -98,7 +100,7 @@ def to_folder(
 
 
 @contextmanager
-def _exported(out: Path, overwrite: bool, backbone: Backbone, edits: Sequence[Edit], page: str) -> Iterator[Path]:
+def exported(out: Path, overwrite: bool, backbone: Backbone, edits: Sequence[Edit], page: str) -> Iterator[Path]:
     """A new folder with a model card in it, and a file that tells expunge's own folders from others."""
     with new_folder(out, overwrite, marker=MODEL) as folder:
         yield folder
@@ -121,14 +123,18 @@ def to_file(
     Raises:
         ExpungeError: as `to_folder`, and for a model that the layout has no place for.
     """
+    if isinstance(backbone, Flux):
+        return _transformer_to_file(backbone, edits, out, records, strength, any_base, overwrite)
     if not isinstance(backbone, UNetBackbone):
-        raise ExpungeError(f"the LDM layout of a {backbone.family} model: expected Stable Diffusion 1.x, 2.x or XL")
+        raise ExpungeError(
+            f"the LDM layout of a {backbone.family} model: expected Stable Diffusion 1.x, 2.x or XL, or FLUX's transformer"
+        )
     fused = _fused(backbone, edits, any_base)
     loading = (
         f'a checkpoint of A1111 and ComfyUI; `{backbone.pipeline}.from_single_file("{WHOLE}")`{_multiplied(backbone)}'
     )
     page = card(backbone, edits, loading, records, strength)
-    with _exported(out, overwrite, backbone, edits, page) as folder, backbone.attached(fused, strength, any_base):
+    with exported(out, overwrite, backbone, edits, page) as folder, backbone.attached(fused, strength, any_base):
         parts = backbone.components()
         coder = type(parts["vae"]).__name__
         if coder != "AutoencoderKL":
@@ -143,6 +149,33 @@ def to_file(
         }
         written.update({mark: torch.zeros(0) for mark, holds in marked.items() if holds})  # which other programs heed
         save_file(written, folder / WHOLE, metadata=metadata)
+    return out
+
+
+def _transformer_to_file(
+    backbone: Flux,
+    edits: Sequence[Edit],
+    out: Path,
+    records: Sequence[Mapping[str, Any]],
+    strength: float | Sequence[float],
+    any_base: bool,
+    overwrite: bool,
+) -> Path:
+    """Write FLUX's edited transformer as one file in the names of Black Forest Labs, which ComfyUI reads."""
+    fused = _fused(backbone, edits, any_base)
+    beside = sorted(n for e in fused for n in e.tensors() if not n.startswith("transformer."))
+    if beside:
+        raise ExpungeError(
+            f"an edit changes '{beside[0]}', and a single file of FLUX holds the transformer alone: expected --layout diffusers"
+        )
+    loading = (
+        f'a diffusion model of ComfyUI; `FluxTransformer2DModel.from_single_file("{WHOLE}")`{_multiplied(backbone)}'
+    )
+    page = card(backbone, edits, loading, records, strength)
+    with exported(out, overwrite, backbone, edits, page) as folder, backbone.attached(fused, strength, any_base):
+        learned = dict(backbone.component("transformer").named_parameters())
+        tensors = {key: t.detach().cpu() for key, t in bfl.written(learned).items()}
+        save_file(tensors, folder / WHOLE, metadata={"format": "pt"})
     return out
 
 
@@ -178,21 +211,35 @@ def lora_to_folder(
         ExpungeError: if an edit is no adapter, has gates, or does not fit the model; for kohya's names of a family but sd and
             sdxl.
     """
-    if layout == "kohya" and not isinstance(backbone, UNetBackbone):
-        raise ExpungeError(f"the kohya layout of a {backbone.family} model: expected Stable Diffusion 1.x, 2.x or XL")
+    if layout == "kohya" and not isinstance(backbone, (UNetBackbone, Flux)):
+        raise ExpungeError(
+            f"the kohya layout of a {backbone.family} model: expected Stable Diffusion 1.x, 2.x or XL, or FLUX"
+        )
     each = strengths(strength, edits)
     layers = _joined(edits, each)
     with backbone.attached(edits, any_base=any_base):  # which checks that they fit
         pass
     loading = f'`pipe.load_lora_weights("this folder")` on a pipeline of `{backbone.name}`'
-    with _exported(out, overwrite, backbone, edits, card(backbone, edits, loading, records, each)) as folder:
+    with exported(out, overwrite, backbone, edits, card(backbone, edits, loading, records, each)) as folder:
+        if layout == "kohya" and isinstance(backbone, Flux):
+            layers = _in_modules(backbone, layers)
         flat = _kohya_names(backbone, layers) if layout == "kohya" else {}
         save_file(written(layers, layout, flat), folder / LORA, metadata={"format": "pt"})
     return out
 
 
+def _in_modules(backbone: Flux, layers: Mapping[str, LowRank]) -> dict[str, LowRank]:
+    """FLUX's changes beside the modules of its files, as kohya trains them, and beside CLIP's layers; by kohya's names."""
+    modules = backbone.component("transformer")
+    together = put_together(layers, lambda layer: modules.get_submodule(layer).weight.shape[0])
+    texts = {n: part for n, part in layers.items() if not n.startswith("transformer.")}
+    return {**together, **{kohya(n, several_towers=True): part for n, part in texts.items()}}
+
+
 def _kohya_names(backbone: Backbone, layers: Iterable[str]) -> dict[str, str]:
     """Kohya's names of layers: diffusers' with underscores, but the LDM layout's for the UNet of SDXL, as kohya trains it."""
+    if backbone.family == "flux":
+        return {layer: layer for layer in layers}  # which have them
     if backbone.family != "sdxl":
         return {layer: kohya(layer, several_towers=False) for layer in layers}
     ours = [name.removeprefix("unet.") for name in backbone.group("full")]

@@ -7,11 +7,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from expunge.core.backbone import Backbone, Images
+from expunge.core.backbone import Backbone
 from expunge.core.edit import Edit, not_finite
 from expunge.core.eraser import Eraser, Step
 from expunge.core.errors import ExpungeError
-from expunge.core.query import Query
+from expunge.core.query import Images, Query
 
 
 def check_model(backbone: Backbone) -> None:

@@ -102,7 +102,12 @@ def _files(folder: Path) -> tuple[list[Path], str]:
     if not (folder / "config.json").is_file():
         raise ExpungeError(f"'{folder}' has no config.json: expected a file, or a folder with a text encoder or a UNet")
     config = read_json(folder / "config.json")
-    kinds = {"UNet2DConditionModel": "unet", "SD3Transformer2DModel": "transformer", "clip_text_model": "text_encoder"}
+    kinds = {
+        "UNet2DConditionModel": "unet",
+        "SD3Transformer2DModel": "transformer",
+        "FluxTransformer2DModel": "transformer",
+        "clip_text_model": "text_encoder",
+    }
     given = str(config.get("_class_name") or config.get("model_type"))
     if given not in kinds:
         raise ExpungeError(f"'{folder}' holds the component '{given}': expected one of {', '.join(kinds)}")

@@ -1,0 +1,67 @@
+"""Models of a flow: transformers that give the velocity from an image to noise, sampled by Euler's steps."""
+
+from typing import Any
+
+from jaxtyping import Float, Real
+from torch import Tensor
+from typing_extensions import override
+
+from expunge.backbones.latent_space import in_full
+from expunge.backbones.parts import quiet
+from expunge.backbones.pipeline import PipelineBackbone
+from expunge.core.attention import Attention
+from expunge.core.errors import ExpungeError
+
+
+class FlowBackbone(PipelineBackbone):
+    """A model that predicts the velocity of a flow, without cross-attention: text and image attend to each other."""
+
+    @override
+    def skipped(self, steps: int, strength: float) -> int:
+        return int(max(steps - min(steps * strength, steps), 0))
+
+    # trajectories -----------------------------------------------------------------------------------------------------
+    @override
+    def timesteps(self, steps: int) -> list[float]:
+        return self._euler(steps).timesteps.tolist()
+
+    @override
+    def step_back(
+        self, x: Float[Tensor, "b c h w"], predicted: Float[Tensor, "b c h w"], t: int | float, steps: int
+    ) -> Float[Tensor, "b c h w"]:
+        """Euler's step along the flow: x moves by the velocity times the difference of the noise levels."""
+        times = self.timesteps(steps)
+        here = min(range(steps), key=lambda i: abs(times[i] - t))
+        levels = self._euler(steps).sigmas
+        return x + (levels[here + 1] - levels[here]).to(x) * predicted
+
+    def _euler(self, steps: int) -> Any:
+        if steps not in self._samplers:
+            from diffusers import FlowMatchEulerDiscreteScheduler
+
+            config = self.component("scheduler").config
+            if not 1 <= steps <= config.num_train_timesteps:
+                raise ExpungeError(f"{steps} denoising steps: expected 1 to {config.num_train_timesteps}")
+            with quiet():
+                sampler: Any = FlowMatchEulerDiscreteScheduler.from_config(config)
+            self.space(sampler, steps)
+            self._samplers[steps] = sampler
+        return self._samplers[steps]
+
+    @override
+    def add_noise(
+        self, latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Real[Tensor, "b"]
+    ) -> Float[Tensor, "b c h w"]:
+        """Latents at noise level t / 1000: a straight line from the image to the noise."""
+        level = (t.to(in_full(latents)) / self.training_timesteps)[:, None, None, None]
+        return ((1 - level) * latents + level * noise).to(latents.dtype)
+
+    @override
+    def truth(
+        self, latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Real[Tensor, "b"]
+    ) -> Float[Tensor, "b c h w"]:
+        return noise - latents
+
+    @override
+    def attentions(self) -> dict[str, Attention]:
+        return {}

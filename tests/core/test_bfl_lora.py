@@ -1,0 +1,144 @@
+"""LoRAs of FLUX in the names of kohya and Black Forest Labs: read as diffusers reads them, written so that both read them."""
+
+import diffusers
+import pytest
+import torch
+from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers as theirs_of
+from safetensors.torch import load_file, save_file
+
+from expunge import backbones
+from expunge.core import bfl_names
+from expunge.core.adapter import Adapter
+from expunge.core.errors import ExpungeError
+from expunge.core.lora import factors
+from expunge.core.query import Query
+from expunge.maths.training import thin
+from expunge.stages import export
+from expunge.store import load_edit
+from tiny import tiny_flux_pipeline
+
+WIDTH = 3072  # diffusers' reader knows the released one only
+ASKED = [Query(prompt="dog", seed=5, guidance=3.5, steps=2)]
+CALL = {"num_inference_steps": 2, "height": 16, "width": 16, "guidance_scale": 3.5, "max_sequence_length": 24}
+
+
+def kohya_file(generator):
+    """A LoRA beside modules of every kind, as kohya's scripts write one: rank 6, alpha 3."""
+    rows = {
+        "double_blocks_0_img_attn_qkv": 3 * WIDTH,
+        "double_blocks_0_txt_attn_qkv": 3 * WIDTH,
+        "double_blocks_0_img_attn_proj": WIDTH,
+        "double_blocks_0_txt_attn_proj": WIDTH,
+        "double_blocks_0_img_mlp_0": 4 * WIDTH,
+        "double_blocks_0_img_mlp_2": WIDTH,
+        "double_blocks_0_txt_mlp_0": 4 * WIDTH,
+        "double_blocks_0_txt_mlp_2": WIDTH,
+        "double_blocks_0_img_mod_lin": 6 * WIDTH,
+        "double_blocks_0_txt_mod_lin": 6 * WIDTH,
+        "single_blocks_0_linear1": 7 * WIDTH,
+        "single_blocks_0_linear2": WIDTH,
+        "single_blocks_0_modulation_lin": 3 * WIDTH,
+        "txt_in": WIDTH,
+        "vector_in_in_layer": WIDTH,
+        "time_in_out_layer": WIDTH,
+    }
+    file = {}
+    for name, count in rows.items():
+        file[f"lora_unet_{name}.lora_down.weight"] = torch.randn(6, 4, generator=generator)
+        file[f"lora_unet_{name}.lora_up.weight"] = torch.randn(count, 6, generator=generator)
+        file[f"lora_unet_{name}.alpha"] = torch.tensor(3.0)
+    return file
+
+
+def changes(tensors):
+    """Up times down, by diffusers' names without the component."""
+    down = {n.removesuffix(".lora_A.weight"): t for n, t in tensors.items() if n.endswith(".lora_A.weight")}
+    return {n.removeprefix("transformer."): tensors[f"{n}.lora_B.weight"] @ t for n, t in down.items()}
+
+
+def test_kohya_s_names_are_read_as_diffusers_reads_them():
+    file = kohya_file(torch.Generator().manual_seed(0))
+    theirs = changes(theirs_of(dict(file)))
+    ours = factors(file)
+    assert {n.rpartition(".")[0].removeprefix("transformer.") for n in ours} == set(theirs)
+    for name, wanted in theirs.items():
+        change = ours[f"transformer.{name}.up"] @ ours[f"transformer.{name}.down"]
+        assert torch.allclose(change, wanted, atol=1e-4), name
+
+
+def test_the_last_layer_s_shift_and_scale_change_places_as_diffusers_has_them():
+    name = "lora_unet_final_layer_adaLN_modulation_1"
+    file = {f"{name}.lora_down.weight": torch.randn(2, 4), f"{name}.lora_up.weight": torch.randn(6, 2)}
+    ours = factors(file)
+    shift, scale = (file[f"{name}.lora_up.weight"]).chunk(2)
+    assert torch.equal(ours["transformer.norm_out.linear.up"], torch.cat([scale, shift]))
+
+
+@pytest.mark.parametrize("front", ["", "diffusion_model.", "model.diffusion_model.", "transformer."])
+def test_names_of_black_forest_labs_are_read_with_and_without_a_prefix(front):
+    down, up = torch.randn(2, 8), torch.randn(42, 2)
+    module = f"{front}single_blocks.3.linear1"
+    ours = factors({f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up})
+    assert torch.equal(ours["transformer.single_transformer_blocks.3.proj_mlp.up"], up[18:])
+    assert torch.equal(ours["transformer.single_transformer_blocks.3.attn.to_v.up"], up[12:18])
+    with pytest.raises(ExpungeError, match="of 41 rows: expected a multiple of 7"):
+        factors({f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up[:41]})
+
+
+def adapter(backbone, layers, seed):
+    generator = torch.Generator().manual_seed(seed)
+    drawn = thin(backbone, layers, 2, generator)
+    drawn = {n: 0.2 * torch.randn(t.shape, generator=generator) if n.endswith(".up") else t for n, t in drawn.items()}
+    return Adapter(drawn, scale=0.5)
+
+
+@pytest.mark.parametrize("layers", ["transformer", "attn", "double"])
+def test_what_is_written_for_kohya_is_read_back_and_by_diffusers(tmp_path, layers):
+    backbone = backbones.of(tiny_flux_pipeline())
+    edit = adapter(backbone, backbone.layers(layers), 3)
+    with backbone.attached([edit]):
+        expected = backbone.generate(ASKED).latents
+    export.lora_to_folder(backbone, [edit], tmp_path / "lora", "kohya")
+    file = tmp_path / "lora" / "pytorch_lora_weights.safetensors"
+    names = {n.partition(".")[0] for n in load_file(file)}
+    assert all(bfl_names.dotted(n.removeprefix("lora_unet_")) for n in names)
+    with backbone.attached([load_edit(file)]):
+        assert torch.allclose(backbone.generate(ASKED).latents, expected, atol=1e-4)
+    assert not torch.allclose(backbone.generate(ASKED).latents, expected, atol=1e-3)
+    if layers == "double":  # their reader splits single blocks at the released width alone
+        fresh = tiny_flux_pipeline()
+        fresh.load_lora_weights(tmp_path / "lora")
+        generator = torch.Generator().manual_seed(5)
+        theirs = fresh("dog", generator=generator, output_type="latent", **CALL).images
+        theirs = diffusers.FluxPipeline._unpack_latents(theirs, 16, 16, fresh.vae_scale_factor)
+        assert torch.allclose(theirs, expected, atol=1e-3)
+
+
+def test_names_of_diffusers_with_underscores_are_read(tmp_path):
+    backbone = backbones.of(tiny_flux_pipeline())
+    layers = backbone.layers("transformer")
+    edit = adapter(backbone, layers, 3)
+    file = {}
+    for name, part in edit.layers.items():
+        flat = "lora_" + name.replace(".", "_")
+        file |= {f"{flat}.lora_down.weight": part.down, f"{flat}.lora_up.weight": 0.5 * part.up}
+    save_file(file, tmp_path / "lora.safetensors")
+    read = load_edit(tmp_path / "lora.safetensors")
+    assert set(read.layers) == set(edit.layers)
+    assert set(edit.layers) == set(layers)
+
+
+def test_every_layer_has_a_place_in_a_file_and_back():
+    with torch.device("meta"):
+        net = diffusers.FluxTransformer2DModel(num_layers=2, num_single_layers=3, guidance_embeds=True)
+    for name, _ in net.named_parameters():
+        layer = name.rpartition(".")[0]
+        home = bfl_names.home_of(layer)
+        assert bfl_names.layers_of(home.module)[home.part] == layer
+        assert bfl_names.dotted(home.module.replace(".", "_")) == home.module
+
+
+def test_t5_in_kohya_s_names_is_refused_by_name():
+    name = "lora_te3_encoder_block_0_layer_0_SelfAttention_q.lora_down.weight"
+    with pytest.raises(ExpungeError, match="unknown layout, with 'lora_te3_"):
+        factors({name: torch.zeros(2, 4), name.replace("down", "up"): torch.zeros(4, 2)})
