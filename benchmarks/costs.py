@@ -2,8 +2,8 @@
 
 A plan's seconds are those that the result files of its jobs say (of the store, `--store`). Jobs that several plans share count
 in the first of them alone, from the top of the page. What the store does not have is foreseen, and a `~` stands before it; or a
-`<` where trainings stop by what they see, so that only the most is known. Totals leave such a plan out until it was run. A number
-that was measured stays, though its store is gone, while the plan has as many jobs.
+`<` where trainings stop by what they see, so that only the most is known. Totals leave such a plan out until it was run. A
+number that was measured stays, though its store is gone, while the plan has as many jobs.
 """
 
 import argparse
