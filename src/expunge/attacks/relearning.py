@@ -41,6 +41,8 @@ class Relearning(Attack[WhiteBox]):
         "2410.08074",
     )
     access: ClassVar[Access] = "white box"
+    spends: ClassVar[str] = "iterations"
+    returns: ClassVar[str] = "with the weights in {iterations} updates on {images} images"
     knows: ClassVar[Mapping[str, Kind]] = {"templates": "phrases", "prompts": "phrases"}
     tuning: ClassVar[Sequence[str]] = ("images",)
     images: int = 8

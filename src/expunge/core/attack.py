@@ -60,6 +60,10 @@ class Attack(ABC, Generic[V]):
     """Whether it draws random numbers, so that another seed gives another answer."""
     keeps_seeds: ClassVar[bool] = True
     """Whether its queries have the seeds of those it was given."""
+    spends: ClassVar[str] = ""
+    """The setting, a whole number, that a smaller budget lowers: updates, generations, tries; empty for an attack without."""
+    returns: ClassVar[str] = ""
+    """How it brings a concept back, to follow "returns", with settings in braces: ``in {tries} tries``; its name if empty."""
 
     def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[Wish]]:
         """Images it wants, by role: a wish for each; the caller makes them with the original model."""
@@ -83,6 +87,10 @@ class Attack(ABC, Generic[V]):
     def cost(self, targets: int, queries: int) -> Cost:
         """Evaluations of the denoiser that it will take, in expectation, beside the images that it wants or asks for."""
         return Cost()
+
+    def reads(self, targets: int, prompts: int) -> int:
+        """Texts that it encodes for so many different prompts, where that is what takes its time."""
+        return 0
 
     def foreseen(self, targets: int, queries: int, steps: int) -> Cost:
         """`cost`, with that of the images in its budget, of so many denoising steps each."""

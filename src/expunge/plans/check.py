@@ -77,6 +77,11 @@ def _check_attacks(read: OpenedPlan) -> None:
             raise ExpungeError(
                 f"two attacks of the plan are both '{name}' in the table: expected settings that tell them apart"
             )
+    judges = [metric.settings.get("judge") for metric in read.metrics]
+    for attack in read.attacks:
+        for oracle in attack.runs[0].knowledge().oracles:
+            if any(knowledge.same_judge(judge, [oracle]) for judge in judges):
+                raise ExpungeError(f"attack '{attack.name}' asks {oracle}, the judge that reports: expected another")
 
 
 def _check_more(read: OpenedPlan) -> None:
