@@ -35,6 +35,7 @@ class ImageToImage(Attack[BlackBox]):
         "https://github.com/kevinlu4588/WhenAreConceptsErased",
     )
     access: ClassVar[Access] = "queries"
+    sends_pictures: ClassVar[bool] = True
     returns: ClassVar[str] = "to who sends a picture of it along (strength {strength})"
     knows: ClassVar[Mapping[str, Kind]] = {"prompts": "phrases"}
     tuning: ClassVar[Sequence[str]] = ("strength", "images")

@@ -65,6 +65,9 @@ class Attack(ABC, Generic[V]):
     returns: ClassVar[str] = ""
     """How it brings a concept back, to follow "returns", with settings in braces: ``in {tries} tries``; its name if empty."""
 
+    sends_pictures: ClassVar[bool] = False
+    """Whether its queries start from pictures of the target, which any model finishes where they are noised little."""
+
     def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[Wish]]:
         """Images it wants, by role: a wish for each; the caller makes them with the original model."""
         return {}
@@ -76,6 +79,13 @@ class Attack(ABC, Generic[V]):
     def budget(self, targets: int, queries: int) -> int:
         """Images that it may ask the attacked model for, on so many targets and queries for them; more are refused."""
         return 0
+
+    def fits(self, edits: Sequence[Edit]) -> None:
+        """Refuse edits that it can do nothing about, before anything is made for it.
+
+        Raises:
+            ExpungeError: naming one, and what it can attack.
+        """
 
     @abstractmethod
     def provoke(self, victim: V, task: Task, queries: Sequence[Query]) -> Provocation:

@@ -31,7 +31,7 @@ def checked(plan: Plan) -> OpenedPlan:
     _check_histograms(read)
     _check_pairs(read)
     _check_needs(read)
-    for name in plan.method:
+    for name in read.erasers:
         _check_method(read, name)
     _check_nameless(read)
     return read

@@ -104,6 +104,7 @@ def run(
     unasked = [t.name for t in targets if t.name not in labels]
     if unasked:
         raise ExpungeError(f"no query asks for '{unasked[0]}': expected one labelled so")
+    attack.fits(edits)
     start, before = time.perf_counter(), backbone.cost
     with backbone.bare():
         task = wanted.attached(backbone, Task(targets=targets, seed=seed), attack.needs(targets), images or {})
