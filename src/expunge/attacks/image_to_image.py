@@ -36,7 +36,7 @@ class ImageToImage(Attack[BlackBox]):
     )
     access: ClassVar[Access] = "queries"
     sends_pictures: ClassVar[bool] = True
-    returns: ClassVar[str] = "to who sends a picture of it along (strength {strength})"
+    returns: ClassVar[str] = "to whoever sends a picture of it along (strength {strength})"
     knows: ClassVar[Mapping[str, Kind]] = {"prompts": "phrases"}
     tuning: ClassVar[Sequence[str]] = ("strength", "images")
     strength: float = 0.75

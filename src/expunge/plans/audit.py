@@ -176,10 +176,10 @@ def _own_settings(name: str, asked: Asked, kind: str) -> dict[str, Any]:
     if name in ("random-tokens", "seed-search", "sneaky-prompt"):
         if asked.oracle is None:
             raise ExpungeError("it asks a judge on the way, which is not the one that reports: expected --oracle")
-        setting = {"judge" if name == "sneaky-prompt" else "oracle": asked.oracle}
         if name == "sneaky-prompt" and kind != "testbed":
             raise ExpungeError("it needs a CLIP of the attacker's own: expected expunge attack sneaky-prompt --clip")
-        return setting
+        setting = "judge" if name == "sneaky-prompt" else "oracle"
+        return {} if getattr(stage.build(name, {}, kind), setting) == asked.oracle else {setting: asked.oracle}
     if name == "p4d":
         return {"clip": "testbed" if kind == "testbed" else ""}
     return {}
