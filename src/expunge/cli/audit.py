@@ -89,9 +89,10 @@ def audited(options: Audit) -> Audited:
     report = out / "report.html"
     page.write(read(out, options.store), report, options.images, overwrite=True)
     left_out = [f"Not run: {name}, since {why}" for name, why in content["left_out"].items()]
-    given_up = [f"Given up of {name}: {_lowered(tier['given_up'])}." for name, tier in content["tiers"].items()]
-    lines = [said.headline, said.advice, *said.lines, *(line for line in given_up if line), *left_out]
-    return Audited({"report": str(report), **content}, "\n".join([*lines, f"see {report}"]))
+    lowered = {name: tier["given_up"] for name, tier in content["tiers"].items() if tier["given_up"]}
+    given_up = [f"Given up of {name}: {_lowered(pairs)}." for name, pairs in lowered.items()]
+    lines = [said.headline, said.advice, *said.lines, *given_up, *left_out, f"see {report}"]
+    return Audited({"report": str(report), **content}, "\n".join(lines))
 
 
 def _lowered(given_up: dict[str, list[int]]) -> str:

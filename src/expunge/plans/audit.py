@@ -133,13 +133,16 @@ def planned(asked: Asked, backbone: Backbone, edits: Sequence[Edit], set_file: P
     wanted = [(generate.fill(template, word), word) for word in asked.targets]
     asks = queries(wanted, min(QUERIES, count), SEED, guidance, steps)
     audit = Audit(plan=_tables(asked, count, set_file), set=_set(asked, kept, backbone))
-    for place, name in enumerate(names):
-        share = left / (len(names) - place)
+    waiting = [*names, *names]  # what does not fit its share may fit what the others leave
+    for place, name in enumerate(waiting):
+        if name in audit.tiers:
+            continue
         try:
-            tier, entry = _fitted(name, asked, model, asks, share)
+            tier, entry = _fitted(name, asked, model, asks, left / max(1, len(names) - place))
         except ExpungeError as error:
             audit.left_out[name] = str(error)
             continue
+        audit.left_out.pop(name, None)
         audit.tiers[name] = tier.as_json()
         audit.plan["attacks"].append(entry)
         left -= ROWS * (tier.seconds + image * len(tier.queries))

@@ -174,7 +174,7 @@ def fitted(
             given_up = {key: pair for key, pair in now.items() if key and pair[0] != pair[1]}
             return Tier(lowered_to(attack, setting), first(queries, count), taken(setting, count), given_up)
     raise ExpungeError(
-        f"--budget of {seconds:g} s is too little for one step of {name} on {least} "
+        f"a budget of {seconds:.3g} s is too little for one step of {name} on {least} "
         f"{'query' if least == 1 else 'queries'}, which takes about {taken(1, least) / ROOM:.3g} s here: expected more"
     )
 
