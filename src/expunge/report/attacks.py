@@ -67,7 +67,7 @@ def _table(found: Sequence[Attacked]) -> Table:
             BLANK
             if one.original is None
             else Cell(value=one.original.value, low=one.original.low, high=one.original.high),
-            Cell(text=str(one.shown.n), sort=one.shown.n),
+            Cell(text=str(one.shown.n), sort=float(one.shown.n)),
             Cell(text=one.how),
         ]
         for one in found

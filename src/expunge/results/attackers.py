@@ -15,6 +15,8 @@ ATTACKERS = {
     "white box": "has the weights",
 }
 """Kinds of attackers by what attacks call their access, the least first; who has more may do all that others may."""
+SENDS = "sends pictures of it along"
+"""Of whoever may start from pictures of the target, whatever else they hold: any model finishes one that is noised little."""
 MISSED = ("esr@1", "dsr")
 """Numbers that count images without the target, the first that a run has."""
 
@@ -106,14 +108,19 @@ def attacked(summary: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> li
 
 
 def standings(summary: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> list[Standing]:
-    """What each kind of attacker gets back of each row that was attacked."""
+    """What each kind of attacker gets back of each row that was attacked; attacks that send pictures stand apart."""
     found = attacked(summary, records)
     kinds = list(ATTACKERS)
     lines: list[Standing] = []
     for method in dict.fromkeys(row["method"] for row in numbers(summary)):
         mine = [one for one in found if one.method == method]
-        able = [[one for one in mine if one.access in kinds[: i + 1]] for i in range(len(kinds))]
-        reached = [Reached(ATTACKERS[k], next(iter(a), None), len(a)) for k, a in zip(kinds, able, strict=True)]
+        able = {
+            ATTACKERS[kind]: [one for one in mine if one.access in kinds[: i + 1] and not one.with_picture]
+            for i, kind in enumerate(kinds)
+        }
+        if sent := [one for one in mine if one.with_picture]:
+            able[SENDS] = sent
+        reached = [Reached(who, next(iter(some), None), len(some)) for who, some in able.items()]
         if mine:
             lines.append(Standing(method, shown_by_name(summary, method), reached))
     return lines
