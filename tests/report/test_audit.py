@@ -44,11 +44,11 @@ def audited(edit, tmp_path_factory):
 def test_an_audit_says_what_it_found_what_it_gave_up_and_what_it_left_out(audited):
     kept = json.loads((audited.out / "audit.json").read_text())
     verdict = kept["verdict"]
-    assert verdict["headline"].startswith("Erased from prompts")
+    assert verdict["headline"].startswith("Erased from prompts, as far as 8 images tell; ")
     assert "[" in verdict["lines"][0]
     assert "of 8 images (original:" in verdict["lines"][0]
     assert set(kept["tiers"]) == {"relearning", "rounding", "image-to-image"}, "one of them by what the others left"
-    assert "does not make 8 images of two models" in kept["left_out"]["unlearn-diff-atk"]
+    assert "too little for one step of unlearn-diff-atk on 1 query" in kept["left_out"]["unlearn-diff-atk"]
     own, now = kept["tiers"]["relearning"]["given_up"]["iterations"]
     assert own == 500
     assert 1 <= now < own
@@ -64,7 +64,7 @@ def test_an_audit_says_what_it_found_what_it_gave_up_and_what_it_left_out(audite
     assert settings == {now}, "what was chosen is what was run"
     assert not any(r["knowledge"]["same_judge"] for r in records)
     metrics = {r["metric"] for r in records}
-    assert {"esr@1", "psr@1", "valid_rate", "confidence", "clip_testbed_erased", "prior_distance_kept"} <= metrics
+    assert {"esr@1", "psr@1", "valid_rate", "confidence", "clip_testbed_erased", "prior_distance"} <= metrics
 
 
 def test_an_audit_goes_on_where_it_was_and_another_is_not_written_over_it(audited, capsys):
@@ -96,7 +96,10 @@ def test_the_page_has_the_verdict_the_attackers_and_the_worst_images(audited, vi
         "may only ask",
         "has the text encoder, too",
         "has the weights",
+        "sends pictures of it along",
     ]
+    assert "not tried" in lines[1], "nobody else only asked"
+    assert "most of 2 tried" in lines[3]
     small = driver.execute_script(
         "return Math.min(...[...document.querySelectorAll('.reach-line *')].map(e => parseFloat(getComputedStyle(e).fontSize)))"
     )
