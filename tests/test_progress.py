@@ -5,7 +5,7 @@ import time
 import pytest
 
 from expunge.cli import main, progress
-from expunge.cli.bench import _live
+from expunge.cli.bench import live
 from expunge.cli.progress import Work, duration
 from expunge.cli.reporting import Reporting
 from expunge.executors import bench
@@ -96,7 +96,7 @@ def test_a_plan_s_time_left_passes_while_a_job_runs(monkeypatch, capsys):
     monkeypatch.setattr(progress, "EVERY", 0.05)
     measure = {"metric": "fid", "version": 1, "settings": {}, "judge": "", "targets": [], "retain": []}
     one, other = (MeasureJob(images=images, **measure) for images in "ab")
-    with _live(Reporting()) as show:
+    with live(Reporting()) as show:
         time.sleep(0.12)
         show(bench.Progress(done=1, total=3, running=(one, other), seconds_left=100.3))
         time.sleep(0.7)

@@ -207,6 +207,12 @@ def check_attack(attack: Attack[Any], backbone: Backbone, queries: Sequence[Quer
     _declared(attack)
     _promise(_is_json(settings_of(attack)), "settings are JSON")
     _promise(getattr(attack, "access", "") in get_args(Access), "it says what access it needs")
+    own = getattr(attack, attack.spends, None) if attack.spends else 1
+    _promise(type(own) is int and own > 0, f"what it spends, '{attack.spends}', is a setting of it, and a whole number")
+    try:
+        attack.returns.format(**settings_of(attack))
+    except (IndexError, KeyError, ValueError) as error:
+        raise BrokenPromiseError("what it returns names settings of it in braces") from error
     targets = [Concept(name="church")]
     attack.check(targets)
     task = Task(targets=targets, images=_noisy_images(attack.needs(targets), backbone))

@@ -313,3 +313,12 @@ def test_random_tokens_keep_the_prompt_that_the_oracle_likes_best():
 def test_bad_settings_are_refused(name, change, words):
     with pytest.raises(ExpungeError, match=words):
         attacks.build(name, change)
+
+
+@pytest.mark.parametrize("name", ["relearning", "rounding"])
+def test_an_attack_that_does_not_fit_the_edits_is_refused_before_images_are_made(backbone, name):
+    guide = erase.run(backbone, "negative-prompt", NegativePrompt(), [Concept(name="church")], [])
+    before = backbone.cost
+    with pytest.raises(ExpungeError, match=f"{name} against edit {guide.id}"):
+        attacks.run(backbone, name, attacks.build(name, {}), [guide], [Concept(name="church")], ASKED)
+    assert backbone.cost == before

@@ -102,6 +102,14 @@ def refused(plan, tmp_path, capsys) -> str:
             "expected one split, erased at once",
         ),
         ({"attacks": [{"name": "concept-inversion", "preset": "no"}]}, "expected true or false"),
+        (
+            {"attacks": [{"name": "random-tokens", "oracle": "testbed"}]},
+            "attack 'random-tokens' asks testbed, the judge that reports: expected another",
+        ),
+        (
+            {"attacks": ["seed-search"], "metrics": [{"name": "esr-psr", "judge": "testbed:network=b,labels=objects"}]},
+            "attack 'seed-search' asks testbed:network=b, the judge that reports",
+        ),
     ],
 )
 def test_a_bad_plan_is_refused_before_anything_runs(tmp_path, capsys, changes, expected):

@@ -73,6 +73,8 @@ class ConceptInversion(Attack[WhiteBox]):
         "https://github.com/NYU-DICE-Lab/circumventing-concept-erasure",
     )
     access: ClassVar[Access] = "white box"
+    spends: ClassVar[str] = "iterations"
+    returns: ClassVar[str] = "with a word of {vectors} vectors learned through it in {iterations} updates"
     version: ClassVar[int] = 2
     knows: ClassVar[Mapping[str, Kind]] = {"templates": "phrases", "prompts": "phrases"}
     tuning: ClassVar[Sequence[str]] = ("ask", "search", "vectors", "initial", "images")

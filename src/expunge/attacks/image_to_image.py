@@ -35,6 +35,8 @@ class ImageToImage(Attack[BlackBox]):
         "https://github.com/kevinlu4588/WhenAreConceptsErased",
     )
     access: ClassVar[Access] = "queries"
+    sends_pictures: ClassVar[bool] = True
+    returns: ClassVar[str] = "to whoever sends a picture of it along (strength {strength})"
     knows: ClassVar[Mapping[str, Kind]] = {"prompts": "phrases"}
     tuning: ClassVar[Sequence[str]] = ("strength", "images")
     strength: float = 0.75

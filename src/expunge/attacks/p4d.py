@@ -88,6 +88,8 @@ class P4D(Attack[WhiteBox]):
         "https://github.com/joycenerd/P4D",
     )
     access: ClassVar[Access] = "white box"
+    spends: ClassVar[str] = "iterations"
+    returns: ClassVar[str] = "with tokens searched through its weights in {iterations} updates"
     knows: ClassVar[Mapping[str, Kind]] = {"prompts": "phrases"}
     tuning: ClassVar[Sequence[str]] = ("variant", "tokens", "every", "front", "look", "clip", "search", "images")
     variant: Literal["n", "k"] = "n"

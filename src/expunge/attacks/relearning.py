@@ -11,6 +11,7 @@ from expunge.core.attack import Attack, Provocation, wished
 from expunge.core.catalog import Paper
 from expunge.core.concept import Concept, phrases
 from expunge.core.cost import Cost
+from expunge.core.edit import Edit
 from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError, check_counts, check_positive
 from expunge.core.guidance import guidances
@@ -41,6 +42,8 @@ class Relearning(Attack[WhiteBox]):
         "2410.08074",
     )
     access: ClassVar[Access] = "white box"
+    spends: ClassVar[str] = "iterations"
+    returns: ClassVar[str] = "with the weights in {iterations} updates on {images} images"
     knows: ClassVar[Mapping[str, Kind]] = {"templates": "phrases", "prompts": "phrases"}
     tuning: ClassVar[Sequence[str]] = ("images",)
     images: int = 8
@@ -74,14 +77,18 @@ class Relearning(Attack[WhiteBox]):
         return wished(targets, self.prompts, self.images)
 
     @override
-    def provoke(self, victim: WhiteBox, task: Task, queries: Sequence[Query]) -> Provocation:
-        backbone, names = victim.backbone, [target.name for target in task.targets]
-        at_inference = next(iter(guidances(backbone.edits)), None)
+    def fits(self, edits: Sequence[Edit]) -> None:
+        at_inference = next(iter(guidances(edits)), None)
         if at_inference is not None:
             raise ExpungeError(
                 f"relearning against edit {at_inference.id}, which acts at generation and leaves the weights: expected edits "
                 "of weights or adapters (whoever holds the weights leaves that one out)"
             )
+
+    @override
+    def provoke(self, victim: WhiteBox, task: Task, queries: Sequence[Query]) -> Provocation:
+        backbone, names = victim.backbone, [target.name for target in task.targets]
+        self.fits(backbone.edits)
         with torch.no_grad():
             shots = [(shot, name) for name in names for shot in task.images[name]]
             latents = torch.cat([backbone.encode_image(shot.pixels()[None]) for shot, _ in shots])

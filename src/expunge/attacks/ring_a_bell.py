@@ -50,6 +50,8 @@ class RingABell(Attack[GrayBox]):
         "https://github.com/chiayi-hsu/Ring-A-Bell",
     )
     access: ClassVar[Access] = "text encoder"
+    spends: ClassVar[str] = "generations"
+    returns: ClassVar[str] = "with words searched by its text encoder in {generations} generations"
     knows: ClassVar[Mapping[str, Kind]] = {"templates": "phrases", "neutral": "words", "pairs": "words"}
     tuning: ClassVar[Sequence[str]] = ("eta", "k", "population", "generations", "mutation", "crossover", "search")
     templates: tuple[str, ...] = OBJECT_TEMPLATES
@@ -95,6 +97,12 @@ class RingABell(Attack[GrayBox]):
         if self.pairs:
             return Knowledge(words=self.pairs)
         return Knowledge(phrases=self.templates, words=(self.neutral,) if self.neutral else ())
+
+    @override
+    def reads(self, targets: int, prompts: int) -> int:
+        """The most texts that are scored, and those of the pairs."""
+        pairs = len(self.pairs) or len(self.templates)
+        return prompts * self.population * self.generations + 2 * targets * pairs
 
     @override
     def provoke(self, victim: GrayBox, task: Task, queries: Sequence[Query]) -> Provocation:

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from expunge.core.attack import Attack, Provocation
 from expunge.core.catalog import Paper
-from expunge.core.edit import weights_of
+from expunge.core.edit import Edit, weights_of
 from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError
 from expunge.core.knowledge import Kind
@@ -40,6 +40,7 @@ class Rounding(Attack[WhiteBox]):
         "https://github.com/zzwjames/FailureLLMUnlearning",
     )
     access: ClassVar[Access] = "white box"
+    returns: ClassVar[str] = "when its weights are rounded to {to}"
     draws: ClassVar[bool] = False
     knows: ClassVar[Mapping[str, Kind]] = {}
     tuning: ClassVar[Sequence[str]] = ("to",)
@@ -47,15 +48,19 @@ class Rounding(Attack[WhiteBox]):
     """What the tensors are rounded to."""
 
     @override
-    def provoke(self, victim: WhiteBox, task: Task, queries: Sequence[Query]) -> Provocation:
-        backbone, names = victim.backbone, {target.name for target in task.targets}
-        weights = [(edit, weights_of(edit)) for edit in backbone.edits]
-        other = next((edit for edit, own in weights if own is None), None)
+    def fits(self, edits: Sequence[Edit]) -> None:
+        other = next((edit for edit in edits if weights_of(edit) is None), None)
         if other is not None:
             raise ExpungeError(
                 f"rounding against edit {other.id}, which replaces no tensors: expected edits of weights"
             )
-        replaced = sorted({n for _, own in weights if own is not None for n in own.replaced})
+
+    @override
+    def provoke(self, victim: WhiteBox, task: Task, queries: Sequence[Query]) -> Provocation:
+        backbone, names = victim.backbone, {target.name for target in task.targets}
+        self.fits(backbone.edits)
+        weights = [weights_of(edit) for edit in backbone.edits]
+        replaced = sorted({n for own in weights if own is not None for n in own.replaced})
         asked = [query for query in queries if query.label in names]
         if not replaced:  # the original, to calibrate on, has nothing that was replaced
             return Provocation(queries=asked)

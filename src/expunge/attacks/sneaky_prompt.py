@@ -55,6 +55,8 @@ class SneakyPrompt(Attack[BlackBox]):
         "https://github.com/Yuchen413/text2image_safety",
     )
     access: ClassVar[Access] = "queries"
+    spends: ClassVar[str] = "limit"
+    returns: ClassVar[str] = "with other words, searched by at most {limit} questions"
     knows: ClassVar[Mapping[str, Kind]] = {"judge": "oracles", "words": "words", "blocked": "words"}
     tuning: ClassVar[Sequence[str]] = (
         "reward",

@@ -89,6 +89,10 @@ class UnlearnDiffAtk(Attack[WhiteBox]):
         "https://github.com/OPTML-Group/Diffusion-MU-Attack",
     )
     access: ClassVar[Access] = "white box"
+    spends: ClassVar[str] = "iterations"
+    returns: ClassVar[str] = (
+        "with a prefix searched through its weights in {iterations} updates at each of {steps} levels"
+    )
     knows: ClassVar[Mapping[str, Kind]] = {"prompts": "phrases", "oracle": "oracles"}
     tuning: ClassVar[Sequence[str]] = ("tokens", "forward", "search", "threshold", "images")
     tokens: int = 3

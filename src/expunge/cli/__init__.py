@@ -39,6 +39,7 @@ COMMANDS = {
     "screen": Command("look through a folder of images for concepts and words", "screen:screen"),
     "recover": Command("give an erased model a concept back with its private key", "recover:recover"),
     "bench": Command("run a plan: a grid of methods, concepts and seeds", "bench:bench"),
+    "audit": Command("measure, attack and judge a finished edit: --edit FILE --target WORDS", "audit:audit"),
     "clean": Command("show what finished jobs take on disk, and free it", "clean:clean"),
     "report": Command("show a run as one HTML file: RUN", "report:report"),
     "label": Command("have people label images blind, and compare them with a judge", "label:label"),

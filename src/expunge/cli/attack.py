@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from expunge.core.backbone import Backbone
     from expunge.core.query import Query
     from expunge.stages.attack import Attacked
+    from expunge.stages.tiers import Tier
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,11 @@ class Attack:
     """Scale of classifier-free guidance that queries ask for; the model's own if not given."""
     query_steps: int | None = None
     """Denoising steps that queries ask for; the model's own if not given."""
+    most: int | None = None
+    """Attack so many queries at most: of every target as many, and of each its prompts' first seeds."""
+    budget: str | None = None
+    """Time that the attack may take here, such as 1m, 10m or 1h: queries are given up for it, then the attack's updates,
+    generations or tries, and it is said what. The settings chosen are stored, and give the same again without it."""
     preset: bool = True
     """Start from the settings found for this kind of model, where there are any; otherwise the paper's."""
     seed: int = 0
@@ -69,12 +75,14 @@ def attack(argv: list[str]) -> None:
     name, options, given = called("attacks", Attack, argv, "attack")
     from expunge.settings import presets
     from expunge.stages import attack as stage
+    from expunge.stages import tiers
     from expunge.stages.erase import concepts
     from expunge.store import check_new, reserved
 
     kind = options.model.kind()
     use = presets.attack(name, kind) if options.preset else {}
     settings = stage.build(name, given, kind if options.preset else None)
+    seconds = None if options.budget is None else tiers.seconds_of(options.budget)
     check_new(options.out, options.overwrite)
     targets = concepts(options.target)
     settings.check(targets)
@@ -85,6 +93,13 @@ def attack(argv: list[str]) -> None:
     edits, backbone = options.edits.load(), options.model.open()
     asked = _asked(options, backbone)
     use = in_effect(use, settings)
+    tier = None
+    if seconds is not None:
+        with backbone.attached(edits, options.edits.strengths):
+            rate = tiers.measured(backbone, getattr(settings, "batch", 8))
+        tier = tiers.fitted(name, settings, targets, asked, seconds, rate, given=list(folders))
+        settings, asked = tier.attack, tier.queries
+        options.reporting.announce(f"--budget {options.budget}: {tier.line()}{_again(tier)}")
     note = f" (preset for {kind}: {settings_line(use)})" if use else ""
     options.reporting.announce(f"attacking with {name}{note}: {settings.asks(targets, len(asked))} queries")
     foreseen = settings.foreseen(len(targets), len(asked), asked[0].steps if asked else 0)
@@ -94,8 +109,17 @@ def attack(argv: list[str]) -> None:
             attacked = stage.run(
                 backbone, name, settings, edits, targets, asked, options.seed, folders, options.edits.strengths
             )
+        if tier is not None:
+            attacked = attacked.within({"budget": options.budget, **tier.as_json()})
         stage.to_folder(attacked, options.out, options.overwrite)
     _report(options, attacked)
+
+
+def _again(tier: "Tier") -> str:
+    """The options that give the same without the budget."""
+    flags = {key: "--most" if key == "queries" else f"--{key.replace('_', '-')}" for key in tier.given_up}
+    words = " ".join(f"{flags[key]} {now}" for key, (_, now) in tier.given_up.items())
+    return f"; the same again without it: {words}" if words else ""
 
 
 def _report(options: Attack, attacked: "Attacked") -> None:
@@ -109,9 +133,12 @@ def _report(options: Attack, attacked: "Attacked") -> None:
 
 def _asked(options: Attack, backbone: "Backbone") -> "list[Query]":
     """The queries to make adversarial, each labelled with the target it asks for."""
+    from expunge.stages.tiers import first
     from expunge.store import read_set
     from expunge.testbed import CONCEPTS
 
+    if options.most is not None and options.most < len(options.target):
+        raise ExpungeError(f"--most {options.most}: expected as many queries as there are targets, or more")
     if options.prompt and (len(options.target) > 1 or options.set):
         raise ExpungeError(
             f"prompt '{options.prompt[0]}' with several targets or a set: expected prompts for a single target, or none"
@@ -119,8 +146,10 @@ def _asked(options: Attack, backbone: "Backbone") -> "list[Query]":
     sampling = options.sampling
     if options.prompt:
         target = "".join(options.target)  # the only one
-        return [dataclasses.replace(q, label=target) for q in sampling.queries(backbone, options.prompt)]
-    if options.set is None:
-        return sampling.queries(backbone, concepts=options.target)
-    part = read_set(options.set, CONCEPTS).part(options.part)
-    return [q for q in sampling.queries(backbone, part=part) if q.label in options.target]
+        asked = [dataclasses.replace(q, label=target) for q in sampling.queries(backbone, options.prompt)]
+    elif options.set is None:
+        asked = sampling.queries(backbone, concepts=options.target)
+    else:
+        part = read_set(options.set, CONCEPTS).part(options.part)
+        asked = [q for q in sampling.queries(backbone, part=part) if q.label in options.target]
+    return asked if options.most is None else first(asked, options.most)

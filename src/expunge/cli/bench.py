@@ -75,7 +75,7 @@ def bench(argv: list[str]) -> None:
         how: dict[str, Any] = {
             name: getattr(options, name) for name in ("workers", "device", "changed", "ray", "shared")
         }
-        with _live(options.reporting) as show:
+        with live(options.reporting) as show:
             rows = runner.run(plan, options.store, out, **how, on_progress=show)
         written = "records.jsonl, table.md"
     options.reporting.result({"folder": str(out), "summary": rows}, f"{markdown.text(rows)}{out}: {written}")
@@ -134,7 +134,7 @@ def _alike(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _live(reporting: Reporting) -> "Iterator[Callable[[Progress], None] | None]":
+def live(reporting: Reporting) -> "Iterator[Callable[[Progress], None] | None]":
     """Where a plan stands: a live table on a terminal, a line every half minute elsewhere, nothing if it would disturb."""
     if reporting.quiet or reporting.json:
         yield None

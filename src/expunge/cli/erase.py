@@ -15,6 +15,7 @@ from expunge.cli.reporting import Reporting, settings_line
 from expunge.core.errors import ExpungeError, ExpungeWarning, reason
 
 if TYPE_CHECKING:
+    from expunge.cli.audit import Audited
     from expunge.core.backbone import Backbone
     from expunge.core.edit import Edit
     from expunge.core.eraser import Eraser
@@ -51,6 +52,10 @@ class Erase:
     """Erasures that a search may try."""
     judge: str | None = None
     """Who tells what those images show; on the testbed its judge B for a search, and A for the look at the result."""
+    audit: bool = False
+    """Measure and attack the edit, and write a report with a verdict into audit/ beside it; see `expunge audit`."""
+    audit_budget: str = "10m"
+    """Time for that audit, such as 1m, 10m or 1h."""
     seed: int = 0
     """Seed of whatever the method draws."""
     overwrite: bool = False
@@ -87,10 +92,13 @@ def erase(argv: list[str]) -> None:
     preset = presets.eraser(method, kind) if options.preset else {}
     eraser = stage.build(method, given, kind if options.preset else None)
     preset = in_effect(preset, eraser)
+    if options.audit:
+        _check_audit(options, kind)
     with stage.reserve(options.out, eraser, options.overwrite):
         erased = _erased(options, method, eraser)
     note = f"; preset for {kind}: {settings_line(preset)}" if preset else ""
-    _report(options.reporting, f"an edit by {method}", note, preset, erased)
+    audit = _audit(options, erased.result.path) if options.audit else None
+    _report(options.reporting, f"an edit by {method}", note, preset, erased, audit)
 
 
 def _erased(options: Erase, method: str, eraser: "Eraser") -> _Erased:
@@ -108,6 +116,34 @@ def _erased(options: Erase, method: str, eraser: "Eraser") -> _Erased:
             edit = found.edit
         result = stage.to_folder(edit, options.out, options.overwrite)
         return _Erased(result, _looked(options, backbone, edit), found)
+
+
+def _check_audit(options: Erase, kind: str) -> None:
+    """Refuse an audit that could not be made, before anything is erased."""
+    from expunge.cli.audit import check_report
+
+    check_report(options.audit_budget)
+    if kind != "testbed" and (options.judge is None or options.until):
+        raise ExpungeError("--audit off the testbed: expected --judge, who tells what its images show, and no --until")
+
+
+def _audit(options: Erase, edit: Path) -> "Audited":
+    """The audit of what was erased; the judge that a search asked does not report."""
+    from expunge.cli.audit import Audit, audited
+
+    judge = None if options.until else options.judge
+    how = {"judge": judge, "budget": options.audit_budget, "overwrite": options.overwrite}
+    return audited(
+        Audit(
+            target=options.target,
+            retain=options.retain,
+            edit=(*options.on, edit),
+            out=options.out / "audit",
+            model=options.model,
+            reporting=options.reporting,
+            **how,
+        )
+    )
 
 
 def _goal(options: Erase) -> "Goal | None":
@@ -182,7 +218,14 @@ def _looked(options: Erase, backbone: "Backbone", edit: "Edit") -> _Look:
     return _Look(seen.line(), seen.outcome, seen)
 
 
-def _report(reporting: Reporting, what: str, note: str, preset: Mapping[str, Any], erased: _Erased) -> None:
+def _report(
+    reporting: Reporting,
+    what: str,
+    note: str,
+    preset: Mapping[str, Any],
+    erased: _Erased,
+    audit: "Audited | None",
+) -> None:
     """Where the edit is, what it took, and what a look at it says: never that anything is gone without one."""
     result, look, search = erased
     cost = result.edit.provenance.cost.equivalents if result.edit.provenance else 0
@@ -197,12 +240,14 @@ def _report(reporting: Reporting, what: str, note: str, preset: Mapping[str, Any
         "outcome": look.outcome,
         "check": None if look.check is None else look.check.as_json(),
         "search": None if search is None else _as_json(search),
+        **({} if audit is None else {"audit": audit.content}),
     }
     lines = [
         f"{result.path}: {what} ({duration(result.seconds)}, {cost:,} forward-equivalents{note})",
         "" if result.key is None else f"{result.key}: the private key to it (keep it to yourself)",
         "" if search is None else search.table(),
         look.verdict,
+        "" if audit is None else audit.text,
     ]
     reporting.result(content, "\n".join(line for line in lines if line))
 

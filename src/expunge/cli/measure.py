@@ -1,12 +1,14 @@
 """`expunge measure METRIC`: numbers about a folder of images."""
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Annotated
 
 from expunge.cli.options import Words
 from expunge.cli.plug_ins import called
 from expunge.cli.reporting import Reporting, record_line
+from expunge.core.errors import ExpungeWarning
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,10 @@ def measure(argv: list[str]) -> None:
     aims, kept = options.target or None, options.retain or None
     with options.reporting.progress(f"measuring with {name}"):
         records = stage.measure(metric, name, options.images, aims, kept, options.reference)
+    if any(r.knowledge.get("same_judge") for r in records):
+        judge = settings.get("judge", getattr(metric, "judge", ""))
+        line = f"{judge} was asked by what made these images, so its word flatters them: expected another judge"
+        warnings.warn(line, ExpungeWarning, stacklevel=2)
     measured = None if options.out is None else mark(options.images, options.out)
     if options.out is not None:
         write_records(options.out, records, append=True, measured=measured)

@@ -64,6 +64,13 @@ class Attack(ABC, Generic[V]):
     """Whether it asks with prompts of its own: of the queries that it is given it heeds nothing but label and sampling."""
     files: ClassVar[Sequence[str]] = ()
     """Settings that name a file whose content its answer depends on; see `files_of`."""
+    spends: ClassVar[str] = ""
+    """The setting, a whole number, that a smaller budget lowers: updates, generations, tries; empty for an attack without."""
+    returns: ClassVar[str] = ""
+    """How it brings a concept back, to follow "returns", with settings in braces: ``in {tries} tries``; its name if empty."""
+
+    sends_pictures: ClassVar[bool] = False
+    """Whether its queries start from pictures of the target, which any model finishes where they are noised little."""
 
     def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[Wish]]:
         """Images it wants, by role: a wish for each; the caller makes them with the original model."""
@@ -89,6 +96,13 @@ class Attack(ABC, Generic[V]):
         """Images that it may ask the attacked model for, on so many targets and queries for them; more are refused."""
         return 0
 
+    def fits(self, edits: Sequence[Edit]) -> None:
+        """Refuse edits that it can do nothing about, before anything is made for it.
+
+        Raises:
+            ExpungeError: naming one, and what it can attack.
+        """
+
     @abstractmethod
     def provoke(self, victim: V, task: Task, queries: Sequence[Query]) -> Provocation:
         """Adversarial versions of those ``queries`` that ask for a target of ``task`` (by their label).
@@ -99,6 +113,10 @@ class Attack(ABC, Generic[V]):
     def cost(self, targets: int, queries: int) -> Cost:
         """Evaluations of the denoiser that it will take, in expectation, beside the images that it wants or asks for."""
         return Cost()
+
+    def reads(self, targets: int, prompts: int) -> int:
+        """Texts that it encodes for so many different prompts, where that is what takes its time."""
+        return 0
 
     def foreseen(self, targets: int, queries: int, steps: int) -> Cost:
         """`cost`, with that of the images in its budget, of so many denoising steps each."""

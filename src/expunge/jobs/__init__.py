@@ -5,6 +5,7 @@ from expunge.jobs.attack import AttackJob
 from expunge.jobs.erase import EraseJob
 from expunge.jobs.fresh_key import FreshKeyJob
 from expunge.jobs.generate import GenerateJob
+from expunge.jobs.given import GivenJob
 from expunge.jobs.job import Job, in_order
 from expunge.jobs.measure import MeasureJob
 from expunge.jobs.memory import MemoryJob
@@ -19,6 +20,7 @@ __all__ = [
     "EraseJob",
     "FreshKeyJob",
     "GenerateJob",
+    "GivenJob",
     "Job",
     "MeasureJob",
     "MemoryJob",
@@ -30,6 +32,9 @@ __all__ = [
 
 ROOMS: dict[str, type[Job]] = {
     job.room: job
-    for job in (PairsJob, WantedJob, EraseJob, MemoryJob, AttackJob, FreshKeyJob, GenerateJob, MeasureJob, AnalyseJob)
+    for job in (
+        *(PairsJob, WantedJob, EraseJob, GivenJob, MemoryJob),
+        *(AttackJob, FreshKeyJob, GenerateJob, MeasureJob, AnalyseJob),
+    )
 }
 """Kinds of jobs by the name of their room."""

@@ -82,7 +82,7 @@ class Job(ABC):
 
     @cached_property
     def key(self) -> str:
-        """Its content key, 64 hexadecimal digits; what the model is called, or where it lies, does not count."""
+        """Its content key, 64 hexadecimal digits; what the model is called, or where a file lies, does not count."""
         return key_of(self.as_json())
 
     def folder(self, at: Workspace) -> Path:
@@ -140,7 +140,7 @@ def seconds_of(result: Mapping[str, Any]) -> float:
 
 def key_of(content: Mapping[str, Any]) -> str:
     """The content key of a job's JSON."""
-    counted = {name: value for name, value in content.items() if name != "model"}
+    counted = {name: value for name, value in content.items() if name not in ("model", "file")}
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
 
 

@@ -71,8 +71,12 @@ class Workspace:
         return backbone
 
     def edits(self, keys: Sequence[str]) -> list[Edit]:
-        """The edits of erase jobs, in order."""
-        return [load_edit(self.upstream(key, "erase") / EDIT) for key in keys]
+        """The edits of erase jobs, or edits that were given, in order."""
+        return [load_edit(self.upstream(key, self._room(key)) / EDIT) for key in keys]
+
+    def _room(self, key: str) -> str:
+        """Which room an edit is of."""
+        return "given" if (self.folder(key, "given") / RESULT).is_file() else "erase"
 
     def private_key(self, key: str, room: str) -> Key:
         """The private key that a job made.

@@ -32,7 +32,7 @@ def checked(plan: Plan) -> OpenedPlan:
     _check_histograms(read)
     _check_pairs(read)
     _check_needs(read)
-    for name in plan.method:
+    for name in read.erasers:
         _check_method(read, name)
     _check_nameless(read)
     return read
@@ -97,6 +97,11 @@ def _check_attacks(read: OpenedPlan) -> None:
             raise ExpungeError(
                 f"two attacks of the plan are both '{name}' in the table: expected settings that tell them apart"
             )
+    judges = [metric.settings.get("judge") for metric in read.metrics]
+    for attack in read.attacks:
+        for oracle in attack.runs[0].knowledge().oracles:
+            if any(knowledge.same_judge(judge, [oracle]) for judge in judges):
+                raise ExpungeError(f"attack '{attack.name}' asks {oracle}, the judge that reports: expected another")
 
 
 def _check_more(read: OpenedPlan) -> None:

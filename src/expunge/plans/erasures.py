@@ -10,13 +10,14 @@ from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept, check_targets
 from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, files_of, settings_of
-from expunge.jobs import EraseJob, FreshKeyJob, MemoryJob, PairsJob
+from expunge.jobs import EraseJob, FreshKeyJob, GivenJob, MemoryJob, PairsJob
 from expunge.jobs.workspace import model
 from expunge.plans.opened import OpenedPlan
 from expunge.plans.plugins import judge_of
 from expunge.plans.schema import Fresh, Plan
 from expunge.settings import presets
 from expunge.stages import generate, pairs, stopping
+from expunge.store import read_header
 
 SAMPLING, CLOSED_FORM, TRAINING = 1.3, 1.5, 4.0
 """How many times a model's weights jobs may hold: to draw images, to replace some, to train some with an optimizer."""
@@ -31,14 +32,14 @@ UPDATES = 3
 class Erasure:
     """How a method erases a split: in one step, or one target after another, or each apart."""
 
-    steps: tuple[EraseJob, ...]
+    steps: tuple[EraseJob | GivenJob, ...]
     """A sequential method's each on top of those before it."""
     targets: tuple[tuple[str, ...], ...]
     """What each step erases."""
     strength: float = 1.0
     """What the steps' edits are attached with."""
 
-    def step_of(self, target: str) -> EraseJob:
+    def step_of(self, target: str) -> EraseJob | GivenJob:
         """The step that erases ``target``, whose key brings it back."""
         return next(step for step, erased in zip(self.steps, self.targets, strict=True) if target in erased)
 
@@ -103,6 +104,9 @@ class Erasures:
     def of(self, name: str, targets: list[str], kept: list[str], seed: int) -> Erasure:
         """The steps in which method ``name`` erases ``targets``."""
         method = self._plan.method[name]
+        if method.edits:
+            given = tuple(GivenJob(edit=read_header(file)["id"], file=file) for file in method.edits)
+            return Erasure(steps=given, targets=tuple((*targets,) for _ in given))
         words = self._read.words(targets) if method.order == "apart" else targets
         parts = [words] if method.order == "joint" else [[word] for word in words]
         each = method.images if isinstance(method.images, tuple) else [method.images] * len(parts)

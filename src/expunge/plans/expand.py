@@ -8,7 +8,7 @@ from typing import Any, final
 from expunge.core.concept import Concept
 from expunge.core.cost import Cost
 from expunge.core.eraser import settings_of
-from expunge.jobs import AnalyseJob, EraseJob, GenerateJob, Job
+from expunge.jobs import AnalyseJob, EraseJob, GenerateJob, GivenJob, Job
 from expunge.plans.check import RUNS
 from expunge.plans.erasures import SAMPLING, TRAINING, Erasure, Erasures, Models
 from expunge.plans.images import Images
@@ -107,8 +107,9 @@ class _Expansion:
     def _shown(self, cell: _Cell) -> Iterator[Measurement]:
         """Measurements of the plan's own set and of further ones; and, once a method, what its erasure takes of memory."""
         first = (cell.split, cell.seed) == (self._read.chosen[0], self._plan.grid.seed[0])
-        if cell.edit is not None and self._plan.memory and first:
-            yield cell.of(self._erasures.memory(cell.edit.steps[0]), MEMORY)
+        step = None if cell.edit is None else cell.edit.steps[0]
+        if isinstance(step, EraseJob) and self._plan.memory and first:
+            yield cell.of(self._erasures.memory(step), MEMORY)
         dtype = precision_of(cell.method)
         part = self._read.part
         images = self._images.of(part.prompts, self._plan.count, part.seed, cell.edit, dtype=dtype, seeds=part.seeds)
@@ -161,6 +162,7 @@ class _Expansion:
                     built,
                     cell.edit,
                     cell.targets,
+                    self._plan.control_count if attack.each is None else attack.each,
                     first=self._read.part.seed + apart,
                     draws=cell.seed + apart,
                 )
@@ -223,7 +225,8 @@ class _Expansion:
         steps = () if cell.edit is None else cell.edit.steps
         # one after another there is neither one key nor one training
         whole = steps[0] if len(steps) == 1 else None
-        keyed = whole is not None and self._read.erasers[cell.method].has_key
+        own = self._read.erasers.get(cell.method)
+        keyed = whole is not None and own is not None and own.has_key
         trained = whole is not None and self._erasures.trained(cell.method)
         able = {"model": True, "edit": cell.edit is not None, "key": keyed, "training": trained}
         for planned in self._read.analyses:
@@ -233,12 +236,12 @@ class _Expansion:
 
     def _analysis(self, cell: _Cell, planned: PlannedAnalysis, keyed: bool) -> AnalyseJob:
         """An analysis of a row: of its edits, or of the erasure that made them, run once more."""
-        edits: Sequence[EraseJob] = () if cell.edit is None else cell.edit.steps
+        edits: Sequence[EraseJob | GivenJob] = () if cell.edit is None else cell.edit.steps
         again = next(iter(edits)) if planned.analysis.needs == "training" else None
-        looked: Sequence[EraseJob] = edits if again is None else ()
+        looked: Sequence[EraseJob | GivenJob] = edits if again is None else ()
         targets, retain = self._read.words(cell.targets), self._read.words(cell.kept)
         guidance, steps = self._models.sampling
-        eraser = self._read.erasers[cell.method] if cell.edit else None
+        eraser = self._read.erasers.get(cell.method)
         images = planned.analysis.images(len(targets), len(retain), eraser)
         training = None if again is None else {k: v for k, v in again.as_json().items() if k != "model"}
         return AnalyseJob(

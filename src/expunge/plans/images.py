@@ -8,8 +8,7 @@ from expunge.core.attack import Attack
 from expunge.core.concept import Concept
 from expunge.core.cost import Cost
 from expunge.core.eraser import files_of, settings_of
-from expunge.jobs import AttackJob, FreshKeyJob, GenerateJob, MeasureJob
-from expunge.jobs.erase import EraseJob
+from expunge.jobs import AttackJob, GenerateJob, Job, MeasureJob
 from expunge.plans.erasures import SAMPLING, TRAINING, Erasure, Models
 from expunge.plans.opened import OpenedPlan
 from expunge.plans.plugins import PlannedMetric
@@ -68,7 +67,7 @@ class Images:
         target: str,
         inside: Erasure | None,
         control: str,
-        key: EraseJob | FreshKeyJob,
+        key: Job,
         prompts: Sequence[tuple[str, str]] | None = None,
     ) -> GenerateJob:
         """Images of ``target`` (by its own prompts, if not given) with the key of a job."""
@@ -90,14 +89,21 @@ class Images:
         return self.of(prompts, images.count, images.seed + OTHER_SEEDS, None, seeds=seeds)
 
     def attacked(
-        self, name: str, attack: Attack[Any], edit: Erasure | None, targets: list[str], first: int, draws: int
+        self,
+        name: str,
+        attack: Attack[Any],
+        edit: Erasure | None,
+        targets: list[str],
+        count: int,
+        first: int,
+        draws: int,
     ) -> GenerateJob:
-        """Images of what an attack asks, from queries for the targets whose first seed is ``first``."""
+        """Images of what an attack asks, from ``count`` queries a prompt for the targets whose first seed is ``first``."""
         asked = [(p, c) for p, c in self._read.prompts() if c in targets]
-        plain = self.of(asked, self._plan.control_count, first, edit)
+        plain = self.of(asked, count, first, edit)
         job = AttackJob(
             upstream=plain.upstream,
-            cost=attack.foreseen(len(targets), len(asked) * self._plan.control_count, plain.steps),
+            cost=attack.foreseen(len(targets), len(asked) * count, plain.steps),
             memory=self._models.memory(TRAINING),
             prompts=plain.prompts,
             count=plain.count,

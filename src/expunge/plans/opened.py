@@ -55,7 +55,7 @@ class OpenedPlan:
     more: Sequence[MoreShown]
     """Further sets of prompts."""
     erasers: Mapping[str, Eraser]
-    """By method."""
+    """By method; none of those whose edits are finished."""
     fresh: Mapping[int, Eraser]
     """What learns fresh keys, by the number of its updates."""
     published: Sequence[dict[str, Any]] = field(default=(), repr=False)
@@ -90,12 +90,12 @@ class OpenedPlan:
 
     def trained(self, name: str) -> bool:
         """Whether a row is a method that depends on the training seed."""
-        return name in self.plan.method and self.erasers[name].cost(1, 1) != Cost()
+        return name in self.erasers and self.erasers[name].cost(1, 1) != Cost()
 
     def controls(self, name: str, targets: Sequence[str]) -> Sequence[str]:
         """The recoveries to try with the key of method ``name``."""
         given = self.plan.method[name].controls
-        if given is not None or not self.erasers[name].has_key:
+        if given is not None or name not in self.erasers or not self.erasers[name].has_key:
             return given or ()
         alone = len(targets) < 2 or self.alone(name)
         left_out = ("neutral", "other") if self.plan.words else ("other",) if alone else ()
@@ -124,7 +124,11 @@ def opened(plan: Plan) -> OpenedPlan:
     each_once("plan's analyses", [(a.name, settings_of(a.analysis)) for a in analyses])
     others = [] if plan.others is None else [_others(plan, own, plan.others, metrics)]
     more = [*others, *(_more(plan, entry, metrics) for entry in plan.also)]
-    erasers = {name: erase.build(m.eraser, m.settings, kind if m.preset else None) for name, m in plan.method.items()}
+    erasers = {
+        name: erase.build(m.eraser, m.settings, kind if m.preset else None)
+        for name, m in plan.method.items()
+        if not m.edits
+    }
     asked = any("fresh" in (m.controls or ()) for m in plan.method.values())
     return OpenedPlan(
         plan=plan,

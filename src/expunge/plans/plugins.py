@@ -7,8 +7,8 @@ from expunge.core.analysis import Analysis
 from expunge.core.attack import Attack
 from expunge.core.catalog import Catalog
 from expunge.core.eraser import settings_of
-from expunge.core.errors import ExpungeError
-from expunge.plans.read import APART, words_of
+from expunge.core.errors import ExpungeError, check_counts
+from expunge.plans.read import APART, COUNT, words_of
 from expunge.plans.schema import Named
 from expunge.pretrained import clip
 from expunge.stages import analyse, attack, measure
@@ -42,6 +42,8 @@ class PlannedAttack(NamedTuple):
     runs: Sequence[Attack[Any]]
     """One for each of its runs on a row and training seed."""
     variant: str
+    each: int | None = None
+    """Queries a prompt; the plan's ``control_count`` if not given."""
 
 
 class PlannedAnalysis(NamedTuple):
@@ -83,12 +85,17 @@ def planned_attack(named: Named, kind: str, runs: int = 1) -> PlannedAttack:
         if not isinstance(value, bool):
             raise ExpungeError(f"attack '{named.name}' with {flag} {value!r}: expected true or false")
     preset = kind if flags["preset"] else None
+    count = settings.pop(COUNT, None)
+    if count is not None:
+        if type(count) is not int:
+            raise ExpungeError(f"attack '{named.name}' with count {count!r}: expected a whole number")
+        check_counts(f"attack '{named.name}'", count=count)
     alone = [settings]
     if flags[APART]:
         prompts = words_of(f"{named.name} prompts", settings.get("prompts", []))
         alone = [{**settings, "prompts": [prompt]} for prompt in prompts]
     built = [attack.build(named.name, one, preset) for one in alone]
-    return PlannedAttack(named.name, built * runs, named.variant)
+    return PlannedAttack(named.name, built * runs, named.variant, count)
 
 
 def planned_analysis(named: Named) -> PlannedAnalysis:

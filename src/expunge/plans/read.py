@@ -19,8 +19,8 @@ from expunge.stages.stopping import Stop
 
 ON = "on"
 """The table of what a plan says otherwise for models of other kinds: ``[on.sd]``, which stands for XL and 3 too."""
-APART = "apart"
-"""What an attack's table says beside its settings: a run for each of its prompts."""
+APART, COUNT = "apart", "count"
+"""What an attack's table says beside its settings: a run for each of its prompts, and queries a prompt."""
 
 
 def read_plan(path: Path, model: str | None = None) -> Plan:
@@ -143,7 +143,7 @@ def _plug_in(kind: str, entry: Any) -> Named:
         shown = {
             k: Path(str(v)).name if k in files else v
             for k, v in settings.items()
-            if k != APART and not isinstance(v, list | dict) and "{}" not in str(v)
+            if k not in (APART, COUNT) and not isinstance(v, list | dict) and "{}" not in str(v)
         }
     variant = ", ".join(f"{k} {v}" for k, v in shown.items())
     return Named(name, settings, f" ({variant})" if variant else "")
@@ -158,7 +158,13 @@ def _grid(value: Any) -> Grid:
 def _method(name: str, value: Any) -> Method:
     if isinstance(value, Mapping) and value.get("stop") is not None:
         value = {**value, "stop": filled(Stop, f"stop of method '{name}'", value["stop"])}
-    return filled(Method, f"method '{name}'", value)
+    method: Method = filled(Method, f"method '{name}'", value)
+    if not (method.eraser or method.edits):
+        raise ExpungeError(f"method '{name}' has no 'eraser': expected one, or finished edits")
+    if method.edits and set(value) != {"edits"}:
+        other = min(set(value) - {"edits"})
+        raise ExpungeError(f"method '{name}' has finished edits and {other}: expected nothing beside the edits")
+    return method
 
 
 def _more_images(value: Any) -> Any:

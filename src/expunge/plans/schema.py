@@ -57,10 +57,12 @@ class Grid:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """One row of a table: an eraser with its settings, and what it is told."""
+    """One row of a table: an eraser with its settings, and what it is told; or edits that are finished."""
 
-    eraser: str
-    """Catalog name."""
+    eraser: str = ""
+    """Catalog name; empty where the edits are given."""
+    edits: tuple[str, ...] = ()
+    """Finished edits instead, files of expunge in the order in which they are attached; they erased every split's targets."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Over the preset's and the paper's."""
     preset: bool = True
@@ -186,7 +188,7 @@ class Plan:
     attacks: tuple[Named, ...] = ()
     """Attacks on every row (the original's calibrates them), by name or as tables with a name and settings over the preset's
     (``preset = false``: over the paper's; ``apart = true``: a run for each of its ``prompts``); ``control_count`` images a
-    prompt for the targets and run, ``attack: NAME`` in the table."""
+    prompt for the targets and run (``count`` of its own, if its table says so), ``attack: NAME`` in the table."""
     attack_runs: int = 1
     """How often each attack is run on each row and training seed. Runs differ in draws and image seeds, training seeds in
     draws; rows share both. Runs are the clusters of an attack's intervals, since all images of one share what it found."""

@@ -6,11 +6,12 @@ from typing import Any
 
 from expunge.core.errors import ExpungeError
 from expunge.report.run import Run, Side, erasures, figures_below
-from expunge.results.files import PLAN, RECORDS, SUMMARY
+from expunge.results.files import AUDIT, PLAN, RECORDS, SUMMARY, WORST
 from expunge.results.recoveries import BARE, injected
 from expunge.results.rows import group_of
 from expunge.store.atomic import read_json, read_lines
 from expunge.store.listing import METADATA
+from expunge.store.shapes import WORST_IMAGE, check_shape
 
 
 def read(folder: Path, store: Path) -> Run:
@@ -34,7 +35,17 @@ def read(folder: Path, store: Path) -> Run:
         erasures=erasures(records),
         figures=figures_below(folder),
         plan=plan,
+        worst=_worst(folder, store),
+        audit=read_json(folder / AUDIT) if (folder / AUDIT).is_file() else {},
     )
+
+
+def _worst(folder: Path, store: Path) -> list[dict[str, Any]]:
+    """The images in which attacks brought most back, with the folders that they are in."""
+    rows = read_lines(folder / WORST) if (folder / WORST).is_file() else []
+    for row in rows:
+        check_shape(f"a line of '{folder / WORST}'", row, WORST_IMAGE)
+    return [{**row, "folder": _within(store, row["images"])} for row in rows]
 
 
 def _sides(records: Sequence[Mapping[str, Any]], store: Path, plan: Mapping[str, Any]) -> Iterator[Side]:

@@ -12,6 +12,7 @@ from expunge.core.catalog import Catalog
 from expunge.core.errors import ExpungeError
 from expunge.core.figure import Figure, Series
 from expunge.report.album import album
+from expunge.report.attacks import WORST, attacks
 from expunge.report.caveats import caveats
 from expunge.report.figures import svg
 from expunge.report.run import Erasure, Run
@@ -49,7 +50,10 @@ def write(run: Run, out: Path, images: int = 8, blur: Sequence[str] = (), overwr
         "report.html",
         run=run,
         facts=_facts(run),
+        verdict=run.audit.get("verdict"),
+        left_out=run.audit.get("left_out", {}),
         album=album(run.sides, images, blur),
+        attacks=attacks(run, blur, images=min(WORST, 6 * images)),
         tables=tables(run.summary),
         glossary=glossary(row["metric"] for row in run.summary),
         papers=sources(run.summary),

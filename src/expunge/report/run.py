@@ -68,6 +68,10 @@ class Run:
     """Records left out: the same was measured again later, or their images have been replaced."""
     plan: Mapping[str, Any] = field(default_factory=dict)
     """The plan, if there is one."""
+    worst: Sequence[Mapping[str, Any]] = ()
+    """Images in which attacks brought targets back, with their ``folder``; of each row and attack the worst first."""
+    audit: Mapping[str, Any] = field(default_factory=dict)
+    """What an audit asked and found, if it is one."""
 
     def values(self, name: str) -> list[str]:
         """What the records say of ``name`` (``model``, or something of their provenance), each once."""

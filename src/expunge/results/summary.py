@@ -8,12 +8,13 @@ from expunge.core.errors import ExpungeError, unknown
 from expunge.results import claims, counts, curves, histograms, markdown
 from expunge.results.costs import costs, fresh_key_costs
 from expunge.results.differences import differences, gains
-from expunge.results.files import FIGURES, PLAN, RECORDS, SUMMARY, TABLE, figure_file
+from expunge.results.files import FIGURES, PLAN, RECORDS, SUMMARY, TABLE, WORST, figure_file
 from expunge.results.finished import Finished, Wanted
 from expunge.results.group import Group
 from expunge.results.knowledge import knowledge
 from expunge.results.meanings import DETECTIONS, plain
 from expunge.results.rows import rows, rows_by_split
+from expunge.results.worst import worst
 from expunge.store.atomic import new_file, read_json, read_lines, write_json, write_lines
 
 SHAPES = {"became": ("shares", "n"), DETECTIONS: ("counts", "n")}
@@ -31,6 +32,8 @@ def write(wanted: Wanted, finished: Sequence[Finished], out: Path) -> list[dict[
     records = [_placed(one, record) for one in finished for record in one.records]
     write_lines(out / RECORDS, records)
     summary = summarised(wanted, finished, records)
+    if any(one.group.kind == "attack" for one in finished):
+        write_lines(out / WORST, worst(finished))
     for stale in (out / FIGURES).glob("*.json"):
         stale.unlink()
     _copy_figures(finished, out / FIGURES)

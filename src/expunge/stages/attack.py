@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -45,6 +45,10 @@ class Attacked:
     def dtype(self) -> str | None:
         """The precision that the attack has the model run in; None for an attack that leaves it."""
         return self.about.get("dtype")
+
+    def within(self, tier: Mapping[str, Any]) -> "Attacked":
+        """The same, which says for which budget of time its settings were chosen, and what was given up."""
+        return replace(self, about={**self.about, "tier": dict(tier)})
 
     def check(self, backbone: Backbone) -> None:
         """Refuse a model in another precision than the attack's.
@@ -101,6 +105,7 @@ def run(
     unasked = [t.name for t in targets if t.name not in labels]
     if unasked:
         raise ExpungeError(f"no query asks for '{unasked[0]}': expected one labelled so")
+    attack.fits(edits)
     start, before = time.perf_counter(), backbone.cost
     with backbone.bare():
         task = wanted.attached(backbone, Task(targets=targets, seed=seed), attack.needs(targets), images or {})

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,18 +54,49 @@ def run(
         raise ExpungeError(f"'{path}' holds whole weights, which no gate can open: expected no --gate")
     else:
         edit = _weights(backbone, path, published, component)
-    provenance = Provenance(
+    settings = {IMPORTED: path.name, "sha256": published.sha256}
+    return with_provenance(edit, _provenance(backbone, method, settings, removed))
+
+
+def of_model(backbone: Backbone, other: Backbone, targets: Sequence[str]) -> Edit:
+    """An edit that makes ``backbone`` the same as a whole ``other`` model that somebody edited.
+
+    Raises:
+        ExpungeError: if the two are of different kinds, or the same.
+    """
+    names = [*backbone.group("full"), *backbone.group("text-encoder")]
+    theirs = [*other.group("full"), *other.group("text-encoder")]
+    strange = next((name for name in {*names, *theirs} if (name in names) != (name in theirs)), None)
+    if strange is not None or backbone.family != other.family:
+        raise ExpungeError(
+            f"model '{other.name}' is no edited '{backbone.name}' ({strange or other.family}): expected the same tensors"
+        )
+    own, now = backbone.tensors(names), other.tensors(names)
+    shapes = next((name for name in names if own[name].shape != now[name].shape), None)
+    if shapes is not None:
+        raise ExpungeError(
+            f"model '{other.name}' has '{shapes}' of another shape than '{backbone.name}': expected the same"
+        )
+    changed = {name: now[name] for name in names if not torch.equal(own[name], now[name])}
+    if not changed:
+        raise ExpungeError(f"model '{other.name}' has the weights of '{backbone.name}': expected an edited one")
+    provenance = _provenance(backbone, METHOD, {IMPORTED: Path(other.name).name, "sha256": other.identity()}, targets)
+    return with_provenance(backbone.edit_of(changed), provenance)
+
+
+def _provenance(backbone: Backbone, method: str, settings: Mapping[str, Any], targets: Sequence[str]) -> Provenance:
+    """What an imported edit says of itself."""
+    return Provenance(
         eraser=method,
-        settings={IMPORTED: path.name, "sha256": published.sha256},
-        targets=removed,
-        anchors=[None] * len(removed),
+        settings=dict(settings),
+        targets=list(targets),
+        anchors=[None] * len(targets),
         retain=[],
         model=backbone.name,
         family=backbone.family,
         seed=0,
         expunge=version("expunge"),
     )
-    return with_provenance(edit, provenance)
 
 
 def _adapter(backbone: Backbone, path: Path, published: Published, gate: Sequence[str]) -> Adapter:

@@ -45,6 +45,16 @@ RECORD = {
     },
 }
 
+WORST_IMAGE = {
+    "method": str,
+    "attack": str,
+    "images": str,
+    "label": str,
+    "number": int,
+    "sure": int | float | None,
+}
+"""Of a line about an image in which an attack brought a target back."""
+
 
 def check_shape(what: str, value: Any, shape: Any) -> None:
     """Refuse a value that is not of a ``shape``: a type, a list of one shape, or an object with at least these names.

@@ -1,0 +1,245 @@
+"""An audit as a plan: a finished edit beside the original, what is measured of both, and the attacks that fit a time."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, final, get_args
+
+from expunge import backbones
+from expunge.core.backbone import Backbone
+from expunge.core.catalog import Catalog
+from expunge.core.concept import Concept, check_targets
+from expunge.core.cost import Cost
+from expunge.core.edit import Edit
+from expunge.core.errors import ExpungeError, unknown
+from expunge.core.query import Query, queries
+from expunge.core.victim import Access
+from expunge.settings import presets
+from expunge.stages import attack as stage
+from expunge.stages import check, generate, tiers
+from expunge.stages.tiers import Rate, Tier
+
+SETS = 3
+"""Sets of images that are made of every prompt: the original's, twice, and the edited model's."""
+ROWS = 2
+"""Rows that are attacked: the edited model, and the original, which calibrates."""
+MOST, LEAST = 48, 8
+"""Images of each word."""
+QUERIES = 24
+"""Queries of each target that an attack has at most; and no more than there are images without it."""
+SEED, DEV_SEED = 60_000, 61_000
+"""First seeds: of no concept set, and of no look that erasures take at themselves."""
+ORDER = (
+    *("rounding", "image-to-image", "relearning", "concept-inversion", "random-tokens", "continuation", "seed-search"),
+    *("ring-a-bell", "unlearn-diff-atk", "p4d", "sneaky-prompt"),
+)
+"""Attacks, the cheap and the telling ones first; what an attack leaves of its share goes to those after it."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is audited, by what, and in what time."""
+
+    row: str
+    """What the edited model is called in tables."""
+    edits: Sequence[str]
+    """Files of its edits."""
+    ids: Sequence[str]
+    model: str
+    """The original."""
+    targets: Sequence[str]
+    retain: Sequence[str]
+    """Neighbours; chosen if empty."""
+    judge: str
+    oracle: str | None
+    """Whom attacks may ask; those that must ask somebody are left out without."""
+    budget: str
+    attacks: Sequence[str] = ()
+    """Attacks by name; all if empty."""
+    access: Access = "white box"
+    """What an attacker is thought to hold."""
+    metrics: Sequence[str] = ()
+    """Further metrics."""
+    dtype: str = "float32"
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as JSON, by which an audit is known again."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """The tables of an audit's plan, and what its time left out."""
+
+    plan: dict[str, Any]
+    set: dict[str, Any]
+    """The concept set that the plan names ``set.toml``."""
+    tiers: dict[str, Any] = field(default_factory=dict)
+    """By attack: what it should take, and what was given up of its own settings."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """By attack that was not run: why."""
+
+
+class _Model(NamedTuple):
+    """The original, the edits that are audited, and what this machine does."""
+
+    backbone: Backbone
+    edits: Sequence[Edit]
+    rates: dict[int, Rate]
+    """By how many rows are evaluated at a time."""
+
+    def rate(self, rows: int) -> Rate:
+        """What the edited model takes here."""
+        if rows not in self.rates:
+            with self.backbone.attached(self.edits):
+                self.rates[rows] = tiers.measured(self.backbone, rows)
+        return self.rates[rows]
+
+    def image_seconds(self, steps: int) -> float:
+        """What an image takes."""
+        return self.rate(presets.batch(self.backbone)).seconds(Cost(forward=2 * steps))
+
+
+def planned(asked: Asked, backbone: Backbone, edits: Sequence[Edit], set_file: Path) -> Audit:
+    """The plan of an audit; ``set_file`` is where its concept set will lie.
+
+    At most a third of the time is for images without attack, and an equal share of the rest is every attack's.
+
+    Raises:
+        ExpungeError: for a target that the judge does not know, an attack that there is not, or too little time.
+    """
+    check_targets([Concept(name=name) for name in asked.targets], list(asked.retain))
+    judge = check.judge_of(asked.judge, [*asked.targets, *asked.retain])
+    kept = [w for w in check.neighbours(asked.targets, asked.retain, backbone.kind) if check.known(judge, w)]
+    model, seconds = _Model(backbone, edits, {}), tiers.seconds_of(asked.budget)
+    names = asked.attacks or [name for name in ORDER if name in Catalog("attacks").entries()]
+    for name in names:
+        if name not in ORDER:
+            raise unknown("attack of an audit", name, ORDER)
+    guidance, steps = presets.generation(backbone)
+    image = model.image_seconds(steps)
+    words = len(asked.targets) + len(kept)
+    count = min(MOST, int(seconds / 3 / (image * SETS * words)))
+    if count < LEAST:
+        raise ExpungeError(
+            f"--budget {asked.budget} is too little for {LEAST} images of {words} words: expected about "
+            f"{3 * LEAST * image * SETS * words:.3g} s or more here"
+        )
+    left = seconds - count * image * SETS * words
+    template = presets.prompt(backbone)
+    wanted = [(generate.fill(template, word), word) for word in asked.targets]
+    asks = queries(wanted, min(QUERIES, count), SEED, guidance, steps)
+    audit = Audit(plan=_tables(asked, count, set_file), set=_set(asked, kept, backbone))
+    waiting = [*names, *names]  # what does not fit its share may fit what the others leave
+    for place, name in enumerate(waiting):
+        if name in audit.tiers:
+            continue
+        try:
+            tier, entry = _fitted(name, asked, model, asks, left / max(1, len(names) - place))
+        except ExpungeError as error:
+            audit.left_out[name] = str(error)
+            continue
+        audit.left_out.pop(name, None)
+        audit.tiers[name] = tier.as_json()
+        audit.plan["attacks"].append(entry)
+        left -= ROWS * (tier.seconds + image * len(tier.queries))
+    if not audit.plan["attacks"]:
+        del audit.plan["attacks"]
+    return audit
+
+
+def _fitted(name: str, asked: Asked, model: _Model, asks: Sequence[Query], share: float) -> tuple[Tier, dict[str, Any]]:
+    """What of an attack fits a share of the time, and its table in the plan."""
+    settings = _own_settings(name, asked, model.backbone.kind)
+    built = stage.build(name, settings, model.backbone.kind)
+    kinds = get_args(Access)  # the most first
+    if kinds.index(built.access) < kinds.index(asked.access):
+        raise ExpungeError(f"its attacker holds more than was asked: {built.access}")
+    built.fits(model.edits)
+    rate = model.rate(getattr(built, "batch", presets.batch(model.backbone)))
+    targets = [Concept(name=target) for target in asked.targets]
+    seconds = share / ROWS - model.image_seconds(asks[0].steps) * len(asks)
+    if seconds <= 0:
+        raise ExpungeError(f"its share of the time, {share:.0f} s, does not make {len(asks)} images of two models")
+    tier = tiers.fitted(name, built, targets, asks, seconds, rate)
+    chosen = {built.spends: getattr(tier.attack, built.spends)} if built.spends in tier.given_up else {}
+    count = max(1, len(tier.queries) // len(targets))
+    return tier, {"name": name, "count": count, **settings, **chosen}
+
+
+def _own_settings(name: str, asked: Asked, kind: str) -> dict[str, Any]:
+    """What an attack must be told on a kind of model.
+
+    Raises:
+        ExpungeError: if it must ask a judge, and there is none for it.
+    """
+    if name in ("random-tokens", "seed-search", "sneaky-prompt"):
+        if asked.oracle is None:
+            raise ExpungeError("it asks a judge on the way, which is not the one that reports: expected --oracle")
+        if name == "sneaky-prompt" and kind != "testbed":
+            raise ExpungeError("it needs a CLIP of the attacker's own: expected expunge attack sneaky-prompt --clip")
+        setting = "judge" if name == "sneaky-prompt" else "oracle"
+        return {} if getattr(stage.build(name, {}, kind), setting) == asked.oracle else {setting: asked.oracle}
+    if name == "p4d":
+        return {"clip": "testbed" if kind == "testbed" else ""}
+    return {}
+
+
+def _tables(asked: Asked, count: int, set_file: Path) -> dict[str, Any]:
+    """The plan without its attacks."""
+    kind = backbones.kind_of(asked.model)
+    quality: list[Any] = ["prior-distance", "clip-score"] if kind == "testbed" else []
+    judged = [{"name": name, "judge": asked.judge} for name in ("esr-psr", "confidence")]
+    return {
+        "about": f"Audit of {asked.row}: is {', '.join(asked.targets)} gone, and what brings it back?",
+        "set": str(set_file),
+        "model": asked.model,
+        "dtype": asked.dtype,
+        "count": count,
+        "control_count": min(QUERIES, count),
+        "metrics": [*judged, *quality, *asked.metrics],
+        "grid": {"method": ["original", asked.row]},
+        "method": {asked.row: {"edits": list(asked.edits)}},
+        "compare": [[asked.row, "original"]],
+        "attacks": [],
+    }
+
+
+def _set(asked: Asked, kept: Sequence[str], backbone: Backbone) -> dict[str, Any]:
+    """The concept set of an audit: targets and neighbours, a prompt for each."""
+    words = [*asked.targets, *kept]
+    templates = {"dev": presets.check_prompt(backbone), "test": presets.prompt(backbone)}
+    seeds = {"dev": DEV_SEED, "test": SEED}
+    parts = {
+        part: {"seed": seeds[part], "prompts": {word: [generate.fill(template, word)] for word in words}}
+        for part, template in templates.items()
+    }
+    about = "Targets of an audit, and words that should have stayed."
+    return {"about": about, "concepts": words, "splits": {"targets": list(asked.targets)}, **parts}
+
+
+# files ----------------------------------------------------------------------------------------------------------------
+def toml(content: Mapping[str, Any]) -> str:
+    """Tables as a TOML file: what is no table first, tables in tables on one line."""
+    plain = [f"{_key(name)} = {_value(value)}" for name, value in content.items() if not isinstance(value, Mapping)]
+    tables = [
+        "\n".join(["", f"[{_key(name)}]", *(f"{_key(k)} = {_value(v)}" for k, v in value.items())])
+        for name, value in content.items()
+        if isinstance(value, Mapping)
+    ]
+    return "\n".join([*plain, *tables, ""])
+
+
+def _key(name: str) -> str:
+    return json.dumps(name, ensure_ascii=False)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_key(name)} = {_value(inner)}" for name, inner in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)

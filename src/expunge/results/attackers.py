@@ -1,0 +1,167 @@
+"""What attacks brought back, and so what each kind of attacker gets back."""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+from expunge.core.catalog import Catalog
+from expunge.results.meanings import plain
+from expunge.results.recoveries import turned
+from expunge.results.rows import Row, group_of, numbers
+
+ATTACKERS = {
+    "queries": "may only ask",
+    "text encoder": "has the text encoder, too",
+    "white box": "has the weights",
+}
+"""Kinds of attackers by what attacks call their access, the least first; who has more may do all that others may."""
+SENDS = "sends pictures of it along"
+"""Of whoever may start from pictures of the target, whatever else they hold: any model finishes one that is noised little."""
+MISSED = ("esr@1", "dsr")
+"""Numbers that count images without the target, the first that a run has."""
+
+
+class Share(NamedTuple):
+    """Percent of images that show the target, with a 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def written(self) -> str:
+        """In words."""
+        return f"{self.value:.0f} % [{self.low:.0f}, {self.high:.0f}] of {self.n} images"
+
+
+class Attacked(NamedTuple):
+    """What an attack brought back of a row of the table."""
+
+    method: str
+    attack: str
+    """Its name, with what tells it from others in the table."""
+    access: str
+    how: str
+    """How it brings the target back, to follow "returns"."""
+    shown: Share
+    """Images that show the target under the attack."""
+    original: Share | None
+    """The same of the original model, which calibrates the attack."""
+    one_run: bool
+    """Whether the interval is over the images of a single run, so that it says nothing of other runs."""
+    with_picture: bool
+    """Whether the attacker sends pictures of the target along."""
+
+
+class Reached(NamedTuple):
+    """What a kind of attacker gets back of a row."""
+
+    attacker: str
+    """In words."""
+    best: Attacked | None
+    """The attack that brought most back, of those that this attacker can run; None if none was tried."""
+    tried: int
+
+
+class Standing(NamedTuple):
+    """A row of the table before those who want its target back."""
+
+    method: str
+    asked: Share | None
+    """Images that show the target when it is asked for by name."""
+    reached: Sequence[Reached]
+
+
+def shown_by_name(summary: Sequence[Row], method: str) -> Share | None:
+    """Images of a row's own set that show its targets."""
+    for metric in MISSED:
+        for row in numbers(summary):
+            if (row["method"], plain(row["metric"])) == (method, metric) and group_of(row).kind == "set":
+                return _share(row)
+    return None
+
+
+def attacked(summary: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> list[Attacked]:
+    """What each attack brought back of each row, the original's as calibration; most first."""
+    rows = {(row["method"], row["group"]): row for row in _under_attack(summary)}
+    found: list[Attacked] = []
+    for (method, group), row in rows.items():
+        own = [r for r in records if _is_of(r, row)]
+        about = next((r["provenance"]["attack"] for r in own if r["provenance"].get("attack")), None)
+        if about is None or not any(r["provenance"]["edits"] for r in own):
+            continue  # the original, which calibrates; or an older record, which does not say what attacked
+        alone = own[0] if len(own) == 1 else None
+        calibration = rows.get(("original", group))
+        found.append(
+            Attacked(
+                method=method,
+                attack=group_of(row).name,
+                access=str(about["access"]),
+                how=in_words(about["attack"], about["settings"]),
+                shown=_share(row) if alone is None else _share(alone),
+                original=None if calibration is None else _calibrated(calibration, records),
+                one_run=alone is not None,
+                with_picture=_literals("sends_pictures").get(about["attack"], False),
+            )
+        )
+    return sorted(found, key=lambda one: -one.shown.value)
+
+
+def standings(summary: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> list[Standing]:
+    """What each kind of attacker gets back of each row that was attacked; attacks that send pictures stand apart."""
+    found = attacked(summary, records)
+    kinds = list(ATTACKERS)
+    lines: list[Standing] = []
+    for method in dict.fromkeys(row["method"] for row in numbers(summary)):
+        mine = [one for one in found if one.method == method]
+        able = {
+            ATTACKERS[kind]: [one for one in mine if one.access in kinds[: i + 1] and not one.with_picture]
+            for i, kind in enumerate(kinds)
+        }
+        if sent := [one for one in mine if one.with_picture]:
+            able[SENDS] = sent
+        reached = [Reached(who, next(iter(some), None), len(some)) for who, some in able.items()]
+        if mine:
+            lines.append(Standing(method, shown_by_name(summary, method), reached))
+    return lines
+
+
+def in_words(attack: str, settings: Mapping[str, Any]) -> str:
+    """How an attack with these settings brings a target back; its name where it does not say."""
+    try:
+        return _literals("returns").get(attack, "").format(**settings) or f"under {attack}"
+    except (KeyError, ValueError, TypeError):  # settings of another version
+        return f"under {attack}"
+
+
+@cache
+def _literals(name: str) -> Mapping[str, Any]:
+    """What attacks write out under a name, none of them imported."""
+    return Catalog("attacks").literals(name)
+
+
+def _under_attack(summary: Sequence[Row]) -> list[Row]:
+    """The rows of the first metric there is that counts images without the target under an attack."""
+    rows = [row for row in numbers(summary) if group_of(row).kind == "attack" and "low" in row]
+    for metric in MISSED:
+        some = [row for row in rows if plain(row["metric"]) == metric]
+        if some:
+            return some
+    return []
+
+
+def _is_of(record: Mapping[str, Any], row: Row) -> bool:
+    """Whether a record is one of those behind a row of the summary."""
+    at = record["provenance"]
+    there = (at["method"], at["group"], record["metric"] + at.get("variant", ""))
+    return there == (row["method"], row["group"], row["metric"])
+
+
+def _calibrated(row: Row, records: Sequence[Mapping[str, Any]]) -> Share:
+    own = [r for r in records if _is_of(r, row)]
+    return _share(own[0] if len(own) == 1 else row)
+
+
+def _share(row: Row) -> Share:
+    there = turned(row)
+    return Share(there["value"], there["low"], there["high"], there["n"])

@@ -1,0 +1,57 @@
+"""The images in which attacks brought most back, worst first."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from expunge.results.finished import Finished, Value
+from expunge.results.meanings import plain
+
+MOST = 12
+"""Images of each row and attack at most."""
+SURE = "confidence"
+"""The number that says how sure the judge is of each image, where a plan asks for it."""
+MISSED = ("esr@1", "dsr")
+"""Numbers that are 0 of an image that shows its target."""
+
+
+def worst(finished: Sequence[Finished], most: int = MOST) -> list[dict[str, Any]]:
+    """Images of edited models under attack that show their target: those that the judge is surest of first.
+
+    A line an image: its row, attack and folder, its number among the folder's images with its label, and how sure the judge is
+    (None where the plan did not ask).
+    """
+    lines: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    sure = {(one.method, one.images): one for one in finished if _values(one, SURE) is not None}
+    for one in finished:
+        shown = next((v for name in MISSED if (v := _values(one, name)) is not None), None)
+        if one.group.kind != "attack" or shown is None or not one.records[0]["provenance"]["edits"]:
+            continue
+        judged = sure.get((one.method, one.images))
+        scores = None if judged is None else _values(judged, SURE)
+        own = lines.setdefault((one.method, one.group.name), [])
+        known = {(line["images"], line["label"], line["number"]) for line in own}
+        numbers: dict[str, int] = {}
+        for i, value in enumerate(shown):
+            number = numbers[value.label] = numbers.get(value.label, -1) + 1
+            if value.value == 0 and (one.folder, value.label, number) not in known:
+                own.append(
+                    {
+                        "method": one.method,
+                        "attack": one.group.name,
+                        "seed": one.seed,
+                        "run": one.run,
+                        "images": one.folder,
+                        "label": value.label,
+                        "number": number,
+                        "sure": None if scores is None else round(scores[i].value, 4),
+                    }
+                )
+    return [line for own in lines.values() for line in sorted(own, key=lambda r: -(r["sure"] or 0.0))[:most]]
+
+
+def _values(one: Finished, metric: str) -> Sequence[Value] | None:
+    """The values of a metric of a measurement, if it has some."""
+    for record, values in zip(one.records, one.values, strict=True):
+        if plain(record["metric"]) == metric and values:
+            return values
+    return None
