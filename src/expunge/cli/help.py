@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from expunge.cli.described import REQUIRED, UNKNOWN, Group, Kind, Option, described
+from expunge.settings.described import REQUIRED, UNKNOWN, Group, Kind, Option, described
 
 COLUMN = 26
 """Where the texts of options begin."""
