@@ -52,12 +52,12 @@ def _sides(records: Sequence[Mapping[str, Any]], store: Path, plan: Mapping[str,
         yield Side(
             name=f"{name}, {injected(group)}" if keyed and group != BARE else name,
             scene=f"{own if keyed or group.kind == 'set' else group}, {provenance['split']}",
-            folder=_within(store, provenance["images"]),
+            folder=within(store, provenance["images"]),
             targets=tuple(record["concepts"]),
         )
 
 
-def _within(store: Path, name: str) -> Path:
+def within(store: Path, name: str) -> Path:
     """A folder of the store.
 
     Raises:
