@@ -28,7 +28,16 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 def theme() -> Any:
     """Gradio's own look with the system's fonts: none is fetched."""
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-    return gr.themes.Default(primary_hue="teal", neutral_hue="zinc", **fonts)
+    seen: dict[str, Any] = {  # Gradio's own are too pale to be read by everybody
+        "body_text_color_subdued": "#5d6069",
+        "body_text_color_subdued_dark": "#a9adb6",
+        "block_info_text_color": "#5d6069",
+        "block_info_text_color_dark": "#a9adb6",
+        "button_primary_background_fill": "#0b6e63",
+        "button_primary_background_fill_hover": "#095a51",
+        "button_primary_background_fill_dark": "#0b6e63",
+    }
+    return gr.themes.Default(primary_hue="teal", neutral_hue="zinc", **fonts).set(**seen)
 
 
 def said(line: str = "", good: bool = False) -> str:
@@ -38,6 +47,10 @@ def said(line: str = "", good: bool = False) -> str:
 
 def page(desk: Desk) -> gr.Blocks:
     """The page of a served folder."""
+
+    def opened(request: gr.Request) -> tuple[Any, Any, str]:  # Gradio hands a request to what is annotated so
+        return _opened(desk, str(dict(request.query_params).get("run", "")))
+
     with gr.Blocks(title="expunge", analytics_enabled=False) as blocks:
         gr.HTML(TOP)
         run = gr.Textbox(visible=False, elem_id="run")
@@ -51,14 +64,13 @@ def page(desk: Desk) -> gr.Blocks:
             with gr.Tab("Compare", id="compare") as compare_tab:
                 _compare(desk, compare_tab)
         gallery_tab.select(desk.gallery, None, gallery, **QUIET)
-        blocks.load(partial(_opened, desk), None, [run, tabs, begun], **QUIET).then(*views, **QUIET)
+        blocks.load(opened, None, [run, tabs, begun], **QUIET).then(*views, **QUIET)
         run.change(None, run, None, js=ADDRESS)
     return blocks
 
 
-def _opened(desk: Desk, request: gr.Request) -> tuple[Any, Any, str]:
+def _opened(desk: Desk, asked: str) -> tuple[Any, Any, str]:
     """What a visitor sees first: the run of the address, or what is going on, or the form if there is none."""
-    asked = str(dict(request.query_params).get("run", ""))
     try:
         name = desk.opened(asked)
     except ExpungeError as error:
@@ -97,15 +109,13 @@ def _erase(desk: Desk, run: gr.Textbox, tabs: gr.Tabs) -> gr.HTML:
         allow_custom_value=True,
     )
     with gr.Row():
-        told = gr.Checkbox(True, label="Tell the method to keep these", info="Few methods cannot be told")
+        told = gr.Checkbox(True, label="Tell the method to keep these")
         count = gr.Slider(wishes.COUNTS[0], wishes.COUNTS[-1], value=4, step=1, label="Images of each concept")
         judge = gr.Dropdown(_judges(), value="none", label="Judge", info="Who looks at the images", visible=False)
-    method = gr.Dropdown(_named(methods), value=FIRST["erasers"], label="Method")
-    about = gr.HTML(_about(methods, FIRST["erasers"]))
+    method = _plug_in(methods, FIRST["erasers"], "Method")
     said_here = gr.HTML()
     model.change(lambda m: gr.Dropdown(visible=not _known(desk, m)), model, judge, **QUIET)
     concept.change(lambda c, m: wishes.neighbours(c) if _known(desk, m) else gr.skip(), [concept, model], keep, **QUIET)
-    method.change(partial(_about, methods), method, about, **QUIET)
 
     @gr.render(inputs=method)
     def settings(name: str) -> None:
@@ -136,12 +146,11 @@ def _judges() -> list[tuple[str, str]]:
     return [(f"{name}: {about}", name) for name, about in wishes.JUDGES.items()]
 
 
-def _named(plug_ins: Mapping[str, str]) -> list[str]:
-    return list(plug_ins)
-
-
-def _about(plug_ins: Mapping[str, str], name: str) -> str:
-    return f"<p class='xp-note'>{html.escape(plug_ins.get(name, ''))}</p>"
+def _plug_in(plug_ins: Mapping[str, str], first: str, label: str) -> gr.Dropdown:
+    """A choice of plug-ins, with a line on the one that is chosen."""
+    chosen = gr.Dropdown(list(plug_ins), value=first, label=label, info=plug_ins[first])
+    chosen.change(lambda name: gr.Dropdown(info=plug_ins.get(name, "")), chosen, chosen, **QUIET)
+    return chosen
 
 
 def _known(desk: Desk, model: str) -> bool:
@@ -184,13 +193,10 @@ def _run(desk: Desk, run: gr.Textbox, tabs: gr.Tabs) -> tuple[Any, Any, Any]:
     with gr.Row():
         cancel = gr.Button("Cancel", variant="stop", visible=False, elem_id="cancel")
         again = gr.Button("Go on", visible=False, elem_id="again")
-    images, numbers = gr.HTML(elem_id="images"), gr.HTML(elem_id="numbers")
+    numbers = gr.HTML(elem_id="numbers")
     seen = gr.State("")
     with gr.Accordion("Attack it", open=False, visible=False, elem_id="attacks") as attacks:
-        known = forms.plug_ins("attacks")
-        attack = gr.Dropdown(_named(known), value=FIRST["attacks"], label="Attack")
-        about = gr.HTML(_about(known, FIRST["attacks"]))
-        attack.change(partial(_about, known), attack, about, **QUIET)
+        attack = _plug_in(forms.plug_ins("attacks"), FIRST["attacks"], "Attack")
 
         @gr.render(inputs=attack)
         def settings(name: str) -> None:
@@ -202,6 +208,7 @@ def _run(desk: Desk, run: gr.Textbox, tabs: gr.Tabs) -> tuple[Any, Any, Any]:
 
             start.click(begin, [run, attack, *words.values()], said_here, **QUIET)
 
+    images = gr.HTML(elem_id="images")
     shows = [progress, images, numbers, cancel, again, attacks, seen]
     look: Any = (partial(_look, desk), [run, seen], shows)
     gr.Timer(EVERY).tick(*look, **QUIET)

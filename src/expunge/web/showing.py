@@ -135,11 +135,6 @@ class Shown:
     erased: Sequence[str] = ()
     """What should be gone."""
 
-    @property
-    def kinds(self) -> set[str]:
-        """What each side is called."""
-        return {side for scene in self.album.scenes for side in scene["sides"]}
-
 
 def shown(name: str, served: Served) -> Shown:
     """What a run has to show so far.

@@ -1,6 +1,7 @@
 """Plain tables as TOML, of which Python reads but does not write."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,9 +16,9 @@ def toml(content: Mapping[str, Any]) -> str:
 
 def _lines(table: Mapping[str, Any], above: tuple[str, ...]) -> list[str]:
     plain = {name: value for name, value in table.items() if not isinstance(value, Mapping)}
-    lines = [f"{_word(name)} = {_value(value)}" for name, value in plain.items()]
+    lines = [f"{_key(name)} = {_value(value)}" for name, value in plain.items()]
     if above and (lines or not table):
-        lines.insert(0, f"\n[{'.'.join(map(_word, above))}]")
+        lines.insert(0, f"\n[{'.'.join(map(_key, above))}]")
     for name, value in table.items():
         if isinstance(value, Mapping):
             lines += _lines(value, (*above, name))
@@ -26,7 +27,7 @@ def _lines(table: Mapping[str, Any], above: tuple[str, ...]) -> list[str]:
 
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_word(name)} = {_value(inner)}" for name, inner in value.items()) + " }"
+        return "{ " + ", ".join(f"{_key(name)} = {_value(inner)}" for name, inner in value.items()) + " }"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_value, value)) + "]"
     if isinstance(value, bool):
@@ -36,6 +37,11 @@ def _value(value: Any) -> str:
     if isinstance(value, float):
         return repr(value)  # of a finite one, always with a point or an exponent
     return str(int(value))
+
+
+def _key(name: str) -> str:
+    """A name, in quotes where it needs them."""
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _word(name)
 
 
 def _word(text: str) -> str:
