@@ -114,6 +114,9 @@ def test_a_run_of_the_command_line_is_shown_too(finished, tmp_path):
         assert showing.standing("bench/mine", finished.desk.runner).state == "finished"
         (scene,) = showing.shown("bench/mine", finished.served).album.scenes
         assert scene["sides"] == ["original", "uce"]
+        (made / "report.html").write_text("its owner's")
+        assert "<title>" in finished.desk.report("bench/mine")
+        assert (made / "report.html").read_text() == "its owner's"
     finally:
         shutil.rmtree(made)
 

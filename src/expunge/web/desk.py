@@ -14,7 +14,7 @@ from expunge.report.templating import rendered
 from expunge.results.files import SUMMARY
 from expunge.web import showing, wishes
 from expunge.web.processes import Runner
-from expunge.web.served import Served
+from expunge.web.served import OURS, Served
 from expunge.web.wishes import Wish
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -70,23 +70,28 @@ class Desk:
         edits, pairs = showing.compared(name, strength, self.served)
         return _page("compared.html", edits=edits, pairs=pairs, strength=f"{strength:g}")
 
+    def ours(self, name: str) -> bool:
+        """Whether a run is one of the page's, which may be gone on with."""
+        return self._methods(name) > 0
+
+    def erases(self, name: str) -> bool:
+        """Whether it is one of the page's that erased one thing by one method, which may be attacked and compared."""
+        return self._methods(name) == 1
+
     def erasures(self) -> list[str]:
-        """The runs of the page that erased one thing by one method, newest first."""
-        return [name for name in self._own() if len(wishes.read_plan(name, self.served)["method"]) == 1]
+        """Those runs, newest first."""
+        return [name for name in self.served.runs() if self.erases(name)]
 
     def comparisons(self) -> list[str]:
         """The runs of the page that compare two edits, newest first."""
-        return [name for name in self._own() if len(wishes.read_plan(name, self.served)["method"]) > 1]
+        return [name for name in self.served.runs() if self._methods(name) > 1]
 
-    def _own(self) -> list[str]:
-        found: list[str] = []
-        for name in self.served.runs():
-            try:
-                wishes.read_plan(name, self.served)
-            except ExpungeError:  # the command line's, or damaged
-                continue
-            found.append(name)
-        return found
+    def _methods(self, name: str) -> int:
+        """How many rows of methods the page wrote into a run's plan; 0 for what is the command line's, or damaged."""
+        try:
+            return len(wishes.read_plan(name, self.served)["method"])
+        except ExpungeError:
+            return 0
 
     def report(self, name: str) -> str:
         """The report of a run, made anew if its numbers are newer.
@@ -94,11 +99,15 @@ class Desk:
         Raises:
             ExpungeError: if it has no results yet.
         """
-        folder = self.served.run(name)
-        file = folder / REPORT
+        folder, (where, _, own_name) = self.served.run(name), name.partition("/")
+        file = (
+            folder / REPORT if where == OURS else self.served.root / OURS / f".{own_name}.html"
+        )  # theirs stays as it is
         own = file.is_file() and not file.is_symlink()
         if not own or not (folder / SUMMARY).is_file() or file.stat().st_mtime <= (folder / SUMMARY).stat().st_mtime:
-            report.write(read(folder, self.served.store), file, overwrite=True)
+            run = read(folder, self.served.store)
+            file.parent.mkdir(exist_ok=True)
+            report.write(run, file, overwrite=True)
         return file.read_text(encoding="utf-8")
 
     # what is done -----------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 def theme() -> Any:
     """Gradio's own look with the system's fonts: none is fetched."""
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    fonts: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     seen: dict[str, Any] = {  # Gradio's own are too pale to be read by everybody
         "body_text_color_subdued": "#5d6069",
         "body_text_color_subdued_dark": "#a9adb6",
@@ -129,7 +129,7 @@ def _erase(desk: Desk, run: gr.Textbox, tabs: gr.Tabs) -> gr.HTML:
                 concept=c or "",
                 keep=k or [],
                 told=t,
-                count=int(n),
+                count=int(n or 0),
                 judge=j,
                 method=e or "",
                 words=_given(words, typed),
@@ -230,12 +230,8 @@ def _look(desk: Desk, name: str, seen: str) -> tuple[Any, ...]:
         return said(str(error)), "", "", *(gr.update(visible=False) for _ in range(3)), ""
     digest = f"{name} {hash(images)} {hash(numbers)}"
     shown = (gr.skip(), gr.skip()) if digest == seen else (images, numbers)
-    ours = name in desk.erasures() or name in desk.comparisons()
-    buttons = (
-        at.state == "running",
-        ours and at.state in ("stopped", "ready"),
-        ours and at.state != "running" and bool(at.done),
-    )
+    ended = at.state in ("finished", "stopped")
+    buttons = (at.state == "running", desk.ours(name) and at.state in ("stopped", "ready"), desk.erases(name) and ended)
     return desk.progress(at), *shown, *(gr.update(visible=one) for one in buttons), digest
 
 
@@ -265,7 +261,7 @@ def _compare(desk: Desk, tab: gr.Tab) -> None:
         )
 
     def begin(one: str | None, other: str | None, n: int) -> tuple[Any, str]:
-        name, line = _try(lambda: desk.compare([one or "", other or ""], int(n)))
+        name, line = _try(lambda: desk.compare([one or "", other or ""], int(n or 0)))
         return (gr.skip() if name is None else gr.Dropdown(desk.comparisons(), value=name)), line
 
     def look(name: str | None, at: float, before: str) -> tuple[Any, Any, str]:

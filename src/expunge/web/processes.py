@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, final
+from typing import IO, Any, final
 
 from expunge.core.errors import ExpungeError
 from expunge.results.files import PROGRESS
@@ -131,7 +131,7 @@ class Runner:
         except OSError as error:
             raise ExpungeError(f"'{file}' cannot be opened: {error.strerror}") from error
 
-    def _told(self) -> dict[str, object] | None:
+    def _told(self) -> dict[str, Any] | None:
         """What the lock file says of the process that has it; None if none has."""
         with self._lock() as lock:
             if _taken(lock, exclusive=False):
@@ -154,7 +154,7 @@ def _taken(lock: IO[str], exclusive: bool) -> bool:
     return True
 
 
-def _tell(lock: IO[str], content: dict[str, object]) -> None:
+def _tell(lock: IO[str], content: dict[str, Any]) -> None:
     lock.seek(0)
     lock.truncate()
     lock.write(json.dumps(content))

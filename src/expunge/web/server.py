@@ -138,7 +138,9 @@ def serve(folder: Path, at: Callable[[], Address], runner: dict[str, Any], tell:
 
     logging.getLogger("httpx").setLevel(logging.WARNING)
     guarded = Guard(application(desk), address.token, address.names)
-    config = uvicorn.Config(guarded, log_level="warning", server_header=False, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        guarded, log_level="warning", server_header=False, proxy_headers=False, timeout_graceful_shutdown=1
+    )
     tell(address.url)
     with contextlib.closing(address.socket):
         uvicorn.Server(config).run(sockets=[address.socket])

@@ -226,9 +226,9 @@ def _card(name: str, runner: Runner) -> Card | None:
     if scene is None or not shots:
         return Card(standing=stands)
     images, sides = shots[0]["images"], scene["sides"]
-    pictures = [seen.album.images[images[side]] if side in images else "" for side in (sides[0], sides[-1])]
+    pictures = [seen.album.images[images[side]] if side in images else "" for side in sides[:2]]
     return Card(
-        standing=stands, before=pictures[0], after=pictures[-1] if len(sides) > 1 else "", covered=shots[0]["covered"]
+        standing=stands, before=pictures[0], after=pictures[1] if len(sides) > 1 else "", covered=shots[0]["covered"]
     )
 
 
@@ -257,7 +257,7 @@ def compared(name: str, strength: float, served: Served) -> tuple[Sequence[str],
     seen = shown(name, served).album
     sides = [_nearest(rows, edit, strength) if strength else ORIGINAL for edit in edits]
     pairs = [
-        Pair(concept["name"], *(_image(seen, shot, side) for side in sides), shot["covered"])
+        Pair(concept["name"], _image(seen, shot, sides[0]), _image(seen, shot, sides[1]), shot["covered"])
         for scene in seen.scenes
         for concept in scene["concepts"]
         for shot in concept["shots"]
