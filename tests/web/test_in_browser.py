@@ -91,7 +91,7 @@ def page(browser, site):
     assert not site.asked.exists(), site.asked.read_text()
 
 
-def until(driver, script, seconds=240):
+def until(driver, script, seconds=900):
     """Wait until the page says so, and give what it says."""
     end = time.monotonic() + seconds
     while True:
@@ -240,6 +240,6 @@ def test_no_file_is_had_from_the_server(site):
 
 def test_ctrl_c_ends_the_server_and_nothing_else(site):
     site.process.send_signal(signal.SIGINT)
-    assert site.process.wait(30) == 130
+    assert site.process.wait(120) == 130
     site.process.stdout.close()
     site.begin()

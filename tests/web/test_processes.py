@@ -12,7 +12,7 @@ from expunge.web.processes import NOWHERE, TOKEN, Runner
 from expunge.web.wishes import Wish
 
 
-def until(true, seconds=240):
+def until(true, seconds=900):
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it took too long"

@@ -31,7 +31,12 @@ def generation(backbone: "Backbone") -> tuple[float, int]:
 
 def prompt(backbone: "Backbone") -> str:
     """The template that asks the model for a concept."""
-    return _presets()["generate"][backbone.kind]["prompt"]
+    return template(backbone.kind)
+
+
+def template(kind: str) -> str:
+    """That of a kind of model."""
+    return str(_presets()["generate"][kind]["prompt"])
 
 
 def check_images(backbone: "Backbone") -> int:

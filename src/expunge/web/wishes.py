@@ -87,8 +87,7 @@ def erasure(wish: Wish, served: Served) -> str:
         "grid": {"method": [ORIGINAL, wish.method]},
         "method": {wish.method: row},
     }
-    template = presets.looks("testbed" if own else "sd")
-    _write(served.run(name) / SET, _set(words, "image of a {}" if own else str(template["prompt"])))
+    _write(served.run(name) / SET, _set(words, presets.template("testbed" if own else "sd")))
     write_plan(served.run(name), plan)
     return name
 
