@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -33,8 +34,7 @@ def test_a_run_is_begun_found_killed_gone_on_with_and_cancelled(served):
     until(lambda: isinstance(runner._told().get("pid"), int))
     os.killpg(runner._told()["pid"], signal.SIGKILL)
     until(lambda: another.running() is None)
-    at = showing.standing(name, another)
-    assert (at.state, at.line) == ("ready", "not begun") or at.line == "stopped: its process was killed"
+    assert showing.standing(name, another).line == "stopped: its process was killed"
     another.start(name)
     until((served.root / name / "progress.json").is_file)
     another.cancel(name)
@@ -56,6 +56,17 @@ def test_bad_input_that_only_the_run_finds_is_its_last_word(served):
     assert at.state == "stopped"
     assert "models/empty" in at.why
     assert "\n" not in at.line
+
+
+def test_a_run_that_breaks_says_how(served, monkeypatch):
+    """What is no error of the input ends with Python's own last line."""
+    name = wishes.erasure(Wish(concept="fish", method="uce"), served)
+    monkeypatch.setenv("PYTHONPATH", str(served.root / "nowhere"))
+    monkeypatch.setattr(sys, "executable", sys._base_executable)  # a Python without expunge
+    runner = Runner(served=served)
+    runner.start(name)
+    until(lambda: runner.running() is None)
+    assert showing.standing(name, runner).line.endswith("No module named expunge")
 
 
 def test_a_run_asks_nothing_of_the_network_unless_it_may(served, monkeypatch):

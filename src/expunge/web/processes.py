@@ -171,11 +171,18 @@ def _waited(over: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
+def begun(folder: Path) -> bool:
+    """Whether a run was ever begun."""
+    return (folder / LOG).is_file()
+
+
 def last_words(folder: Path) -> str:
-    """The last line that a run's process said for people; empty if it said nothing."""
+    """The last line that a run's process said: what `expunge` says for people or, if it broke, what Python says."""
     try:
         lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
-    said = [line.removeprefix("expunge: ") for line in lines if line.startswith("expunge: ")]
-    return said[-1] if said and not said[-1].startswith("warning: ") else ""
+    said = [
+        line.removeprefix("expunge: ") for line in lines if line.strip() and not line.startswith("expunge: warning: ")
+    ]
+    return said[-1][:500] if said else ""

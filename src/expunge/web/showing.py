@@ -19,7 +19,7 @@ from expunge.results.group import Group
 from expunge.results.recoveries import BARE, injected
 from expunge.store.atomic import read_json, read_lines
 from expunge.store.listing import METADATA
-from expunge.web.processes import Runner, last_words
+from expunge.web.processes import Runner, begun, last_words
 from expunge.web.served import OURS, WRITTEN, Served
 from expunge.web.wishes import ORIGINAL, SPLIT, read_plan
 
@@ -93,7 +93,7 @@ def standing(name: str, runner: Runner, clock: Callable[[], float] = time.time) 
     if _whole(folder, told):
         return Standing(name=name, about=about, state="finished", done=told.get("done", 0), total=told.get("total"))
     why = last_words(folder)
-    if not (why or told or (folder / PLAN).is_file()):
+    if not (begun(folder) or (folder / PLAN).is_file()):
         return Standing(name=name, about=about, state="ready")
     jobs: dict[str, Any] = {"done": told.get("done", 0), "total": told.get("total")}
     return Standing(name=name, about=about, state="stopped", why=why, **jobs)
