@@ -45,10 +45,15 @@ def said(line: str = "", good: bool = False) -> str:
     return f"<p class='xp-said {'xp-good' if good else 'xp-bad'}' role='alert'>{html.escape(line)}</p>" if line else ""
 
 
+def told(line: str) -> gr.HTML:
+    """That line in its place, which is not there without one."""
+    return gr.HTML(line, visible=bool(line))
+
+
 def page(desk: Desk) -> gr.Blocks:
     """The page of a served folder."""
 
-    def opened(request: gr.Request) -> tuple[Any, Any, str]:  # Gradio hands a request to what is annotated so
+    def opened(request: gr.Request) -> tuple[Any, Any, Any]:  # Gradio hands a request to what is annotated so
         return _opened(desk, str(dict(request.query_params).get("run", "")))
 
     with gr.Blocks(title="expunge", analytics_enabled=False) as blocks:
@@ -69,14 +74,14 @@ def page(desk: Desk) -> gr.Blocks:
     return blocks
 
 
-def _opened(desk: Desk, asked: str) -> tuple[Any, Any, str]:
+def _opened(desk: Desk, asked: str) -> tuple[Any, Any, Any]:
     """What a visitor sees first: the run of the address, or what is going on, or the form if there is none."""
     try:
         name = desk.opened(asked)
     except ExpungeError as error:
-        return "", gr.Tabs(selected="erase"), said(str(error))
+        return "", gr.Tabs(selected="erase"), told(said(str(error)))
     going = name if asked or desk.runner.running() else ""
-    return name, gr.Tabs(selected="run" if going else "erase"), ""
+    return name, gr.Tabs(selected="run" if going else "erase"), told("")
 
 
 def _try(act: Callable[[], str]) -> tuple[str | None, str]:
@@ -113,7 +118,7 @@ def _erase(desk: Desk, run: gr.Textbox, tabs: gr.Tabs) -> gr.HTML:
         count = gr.Slider(wishes.COUNTS[0], wishes.COUNTS[-1], value=4, step=1, label="Images of each concept")
         judge = gr.Dropdown(_judges(), value="none", label="Judge", info="Who looks at the images", visible=False)
     method = _plug_in(methods, FIRST["erasers"], "Method")
-    said_here = gr.HTML()
+    said_here = gr.HTML(visible=False)
     model.change(lambda m: gr.Dropdown(visible=not _known(desk, m)), model, judge, **QUIET)
     concept.change(lambda c, m: wishes.neighbours(c) if _known(desk, m) else gr.skip(), [concept, model], keep, **QUIET)
 
@@ -123,7 +128,7 @@ def _erase(desk: Desk, run: gr.Textbox, tabs: gr.Tabs) -> gr.HTML:
         start = gr.Button("Erase", variant="primary", elem_id="start")
         chosen = [model, concept, keep, told, count, judge, method]
 
-        def erase(m: str, c: str, k: list[str], t: bool, n: int, j: str, e: str, *typed: str) -> tuple[Any, Any, str]:
+        def erase(m: str, c: str, k: list[str], t: bool, n: int, j: str, e: str, *typed: str) -> tuple[Any, Any, Any]:
             wish = Wish(
                 model=m or "",
                 concept=c or "",
@@ -135,7 +140,7 @@ def _erase(desk: Desk, run: gr.Textbox, tabs: gr.Tabs) -> gr.HTML:
                 words=_given(words, typed),
             )
             name, line = _try(lambda: desk.erase(wish))
-            return (gr.skip(), gr.skip(), line) if name is None else (name, gr.Tabs(selected="run"), "")
+            return (gr.skip(), gr.skip(), told(line)) if name is None else (name, gr.Tabs(selected="run"), told(""))
 
         start.click(erase, [*chosen, *words.values()], [run, tabs, said_here], **QUIET)
 
@@ -189,7 +194,7 @@ def _given(words: Mapping[str, Any], typed: tuple[str, ...]) -> dict[str, str]:
 # a run ----------------------------------------------------------------------------------------------------------------
 def _run(desk: Desk, run: gr.Textbox, tabs: gr.Tabs) -> tuple[Any, Any, Any]:
     """A run: where it stands, its images and numbers, and what can be done with it. What shows it, for other events."""
-    progress, said_here = gr.HTML(), gr.HTML()
+    progress, said_here = gr.HTML(), gr.HTML(visible=False)
     with gr.Row():
         cancel = gr.Button("Cancel", variant="stop", visible=False, elem_id="cancel")
         again = gr.Button("Go on", visible=False, elem_id="again")
@@ -203,8 +208,8 @@ def _run(desk: Desk, run: gr.Textbox, tabs: gr.Tabs) -> tuple[Any, Any, Any]:
             words = _settings("attacks", name)
             start = gr.Button("Attack", variant="primary", elem_id="attack")
 
-            def begin(of: str, which: str, *typed: str) -> str:
-                return _try(lambda: desk.attack(of, which, _given(words, typed)))[1]
+            def begin(of: str, which: str, *typed: str) -> gr.HTML:
+                return told(_try(lambda: desk.attack(of, which, _given(words, typed)))[1])
 
             start.click(begin, [run, attack, *words.values()], said_here, **QUIET)
 
@@ -213,8 +218,8 @@ def _run(desk: Desk, run: gr.Textbox, tabs: gr.Tabs) -> tuple[Any, Any, Any]:
     look: Any = (partial(_look, desk), [run, seen], shows)
     gr.Timer(EVERY).tick(*look, **QUIET)
     run.change(*look, **QUIET)
-    cancel.click(lambda name: _try(lambda: desk.cancel(name) or "")[1], run, said_here, **QUIET)
-    again.click(lambda name: _try(lambda: desk.go_on(name))[1], run, said_here, **QUIET)
+    cancel.click(lambda name: told(_try(lambda: desk.cancel(name) or "")[1]), run, said_here, **QUIET)
+    again.click(lambda name: told(_try(lambda: desk.go_on(name))[1]), run, said_here, **QUIET)
     return look
 
 
@@ -243,7 +248,7 @@ def _compare(desk: Desk, tab: gr.Tab) -> None:
         right = gr.Dropdown([], label="Another of the same concept", elem_id="right")
         count = gr.Slider(wishes.COUNTS[0], 8, value=2, step=1, label="Images of each concept")
     start = gr.Button("Make their images", variant="primary", elem_id="compare-start")
-    said_here = gr.HTML()
+    said_here = gr.HTML(visible=False)
     which = gr.Dropdown([], label="Comparison", elem_id="which")
     strength = gr.Slider(
         0.0, 1.0, value=1.0, step=0.25, label="Strength", info="0 is the model as it is", elem_id="strength"
@@ -260,9 +265,9 @@ def _compare(desk: Desk, tab: gr.Tab) -> None:
             gr.Dropdown(made, value=next(iter(made), None)),
         )
 
-    def begin(one: str | None, other: str | None, n: int) -> tuple[Any, str]:
+    def begin(one: str | None, other: str | None, n: int) -> tuple[Any, Any]:
         name, line = _try(lambda: desk.compare([one or "", other or ""], int(n or 0)))
-        return (gr.skip() if name is None else gr.Dropdown(desk.comparisons(), value=name)), line
+        return (gr.skip() if name is None else gr.Dropdown(desk.comparisons(), value=name)), told(line)
 
     def look(name: str | None, at: float, before: str) -> tuple[Any, Any, str]:
         if not name:
