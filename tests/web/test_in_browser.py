@@ -163,9 +163,9 @@ def test_the_whole_way_from_a_concept_to_a_report(page, site):
     choose(page, "Concept", "bomb")
     until(page, "!document.body.innerText.includes('ferris wheel')")  # what is kept follows the concept
     click(page, "#start")
-    name = state(page, "running")
-    assert name == "web/bomb-uce"
+    name = "web/bomb-uce"
     site.held(name)
+    assert state(page, "running") == name
     until(page, "location.search == '?run=web%2Fbomb-uce'")
     until(page, "document.querySelector('.xp-line').innerText.match(/^0 of 5 jobs, .* so far, about .* left$/)")
 
@@ -198,8 +198,6 @@ def test_the_whole_way_from_a_concept_to_a_report(page, site):
     choose(page, "Attack", "rounding")
     until(page, "[...document.querySelectorAll('button')].some(b => b.innerText.trim() == 'Settings of rounding')")
     click(page, "#attack")
-    state(page, "running")
-    state(page, "finished")
     until(page, "document.querySelector('#images').innerText.includes('attack: rounding')")
     table = until(page, "document.querySelector('#numbers table')?.innerText")
     assert "esr@1" in table
@@ -228,7 +226,9 @@ def test_a_run_is_cancelled_and_bad_input_is_a_line(page, site):
     choose(page, "Method", "kpop")
     until(page, "[...document.querySelectorAll('button')].some(b => b.innerText.trim() == 'Settings of kpop')")
     click(page, "#start")
+    site.held("web/fish-kpop")
     assert state(page, "running") == "web/fish-kpop"
+    site.let_go()
     click(page, "#cancel")
     assert state(page, "stopped") == "web/fish-kpop"
     assert site.runner.running() is None
