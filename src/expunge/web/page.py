@@ -45,7 +45,7 @@ def said(line: str = "", good: bool = False) -> str:
     return f"<p class='xp-said {'xp-good' if good else 'xp-bad'}' role='alert'>{html.escape(line)}</p>" if line else ""
 
 
-def told(line: str) -> gr.HTML:
+def in_place(line: str) -> gr.HTML:
     """That line in its place, which is not there without one."""
     return gr.HTML(line, visible=bool(line))
 
@@ -79,9 +79,9 @@ def _opened(desk: Desk, asked: str) -> tuple[Any, Any, Any]:
     try:
         name = desk.opened(asked)
     except ExpungeError as error:
-        return "", gr.Tabs(selected="erase"), told(said(str(error)))
+        return "", gr.Tabs(selected="erase"), in_place(said(str(error)))
     going = name if asked or desk.runner.running() else ""
-    return name, gr.Tabs(selected="run" if going else "erase"), told("")
+    return name, gr.Tabs(selected="run" if going else "erase"), in_place("")
 
 
 def _try(act: Callable[[], str]) -> tuple[str | None, str]:
@@ -140,7 +140,11 @@ def _erase(desk: Desk, run: gr.Textbox, tabs: gr.Tabs) -> gr.HTML:
                 words=_given(words, typed),
             )
             name, line = _try(lambda: desk.erase(wish))
-            return (gr.skip(), gr.skip(), told(line)) if name is None else (name, gr.Tabs(selected="run"), told(""))
+            return (
+                (gr.skip(), gr.skip(), in_place(line))
+                if name is None
+                else (name, gr.Tabs(selected="run"), in_place(""))
+            )
 
         start.click(erase, [*chosen, *words.values()], [run, tabs, said_here], **QUIET)
 
@@ -209,7 +213,7 @@ def _run(desk: Desk, run: gr.Textbox, tabs: gr.Tabs) -> tuple[Any, Any, Any]:
             start = gr.Button("Attack", variant="primary", elem_id="attack")
 
             def begin(of: str, which: str, *typed: str) -> gr.HTML:
-                return told(_try(lambda: desk.attack(of, which, _given(words, typed)))[1])
+                return in_place(_try(lambda: desk.attack(of, which, _given(words, typed)))[1])
 
             start.click(begin, [run, attack, *words.values()], said_here, **QUIET)
 
@@ -218,8 +222,8 @@ def _run(desk: Desk, run: gr.Textbox, tabs: gr.Tabs) -> tuple[Any, Any, Any]:
     look: Any = (partial(_look, desk), [run, seen], shows)
     gr.Timer(EVERY).tick(*look, **QUIET)
     run.change(*look, **QUIET)
-    cancel.click(lambda name: told(_try(lambda: desk.cancel(name) or "")[1]), run, said_here, **QUIET)
-    again.click(lambda name: told(_try(lambda: desk.go_on(name))[1]), run, said_here, **QUIET)
+    cancel.click(lambda name: in_place(_try(lambda: desk.cancel(name) or "")[1]), run, said_here, **QUIET)
+    again.click(lambda name: in_place(_try(lambda: desk.go_on(name))[1]), run, said_here, **QUIET)
     return look
 
 
@@ -267,7 +271,7 @@ def _compare(desk: Desk, tab: gr.Tab) -> None:
 
     def begin(one: str | None, other: str | None, n: int) -> tuple[Any, Any]:
         name, line = _try(lambda: desk.compare([one or "", other or ""], int(n or 0)))
-        return (gr.skip() if name is None else gr.Dropdown(desk.comparisons(), value=name)), told(line)
+        return (gr.skip() if name is None else gr.Dropdown(desk.comparisons(), value=name)), in_place(line)
 
     def look(name: str | None, at: float, before: str) -> tuple[Any, Any, str]:
         if not name:
