@@ -76,6 +76,8 @@ def test_a_run_asks_nothing_of_the_network_unless_it_may(served, monkeypatch):
     assert closed["https_proxy"] == closed["HTTPS_PROXY"] == NOWHERE
     assert closed["HF_HUB_OFFLINE"] == "1"
     assert not {"NO_PROXY", TOKEN} & set(closed)
+    monkeypatch.setenv("PYTHONPATH", "src:")
+    assert Runner(served=served)._environment()["PYTHONPATH"] == f"{os.getcwd()}/src:{os.getcwd()}"
     open_ = Runner(served=served, online=True)._environment()
     assert "https_proxy" not in open_ or open_["https_proxy"] != NOWHERE
     assert TOKEN not in open_

@@ -114,6 +114,8 @@ class Runner:
 
     def _environment(self) -> dict[str, str]:
         ours = {key: value for key, value in os.environ.items() if key != TOKEN}
+        if "PYTHONPATH" in ours:  # from where the server was begun; a run begins in the served folder
+            ours["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, ours["PYTHONPATH"].split(os.pathsep)))
         if self.online:
             return ours
         direct = {key: value for key, value in ours.items() if key.lower() != "no_proxy"}

@@ -57,10 +57,12 @@ def address(host: str, port: int, token: str | None) -> Address:
     needed = token or ("" if _is_loopback(host) else secrets.token_hex(24))
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(place)
-        bound.listen(128)
+        with contextlib.ExitStack() as stack:
+            bound = stack.enter_context(socket.socket(family, kind, protocol))
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(place)
+            bound.listen(128)
+            stack.pop_all()  # it stays open
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
         wanted = (
