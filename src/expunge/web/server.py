@@ -1,5 +1,6 @@
 """Serving the page: an address of one's own, a token where others may ask, and nothing that leaves this machine."""
 
+import asyncio
 import contextlib
 import errno
 import ipaddress
@@ -143,6 +144,12 @@ def serve(folder: Path, at: Callable[[], Address], runner: dict[str, Any], tell:
     config = uvicorn.Config(
         guarded, log_level="warning", server_header=False, proxy_headers=False, timeout_graceful_shutdown=1
     )
+    logging.getLogger("uvicorn.error").addFilter(_no_goodbye)
     tell(address.url)
     with contextlib.closing(address.socket):
         uvicorn.Server(config).run(sockets=[address.socket])
+
+
+def _no_goodbye(record: logging.LogRecord) -> bool:
+    """Whether a line of the log is worth a reader's time: not that pages were open when the server ended."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
