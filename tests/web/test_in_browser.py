@@ -196,7 +196,7 @@ def test_the_whole_way_from_a_concept_to_a_report(page, site):
 
     unfold(page, "Attack it")
     choose(page, "Attack", "rounding")
-    until(page, "[...document.querySelectorAll('button')].some(b => b.innerText.trim() == 'Settings of rounding')")
+    until(page, "[...document.querySelectorAll('button')].some(b => b.innerText.startsWith('Settings of rounding'))")
     click(page, "#attack")
     until(page, "document.querySelector('#images').innerText.includes('attack: rounding')")
     table = until(page, "document.querySelector('#numbers table')?.innerText")
@@ -224,7 +224,7 @@ def test_a_run_is_cancelled_and_bad_input_is_a_line(page, site):
     click(page, "#start")
     assert until(page, "document.querySelector('.xp-bad')?.innerText") == "uce's lamb is 'much': expected a number"
     choose(page, "Method", "kpop")
-    until(page, "[...document.querySelectorAll('button')].some(b => b.innerText.trim() == 'Settings of kpop')")
+    until(page, "[...document.querySelectorAll('button')].some(b => b.innerText.startsWith('Settings of kpop'))")
     click(page, "#start")
     site.held("web/fish-kpop")
     assert state(page, "running") == "web/fish-kpop"
