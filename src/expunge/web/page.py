@@ -22,6 +22,8 @@ FIRST = {"erasers": "uce", "attacks": "concept-inversion", "concept": "church"}
 TOP = "<div class='xp-top'><h1>expunge</h1><p>Remove a concept from a model, look, attack, report.</p></div>"
 ADDRESS = "(name) => { if (name) history.replaceState(null, '', '?run=' + encodeURIComponent(name)); }"
 """Puts the run into the browser's address, so that a reload shows it again."""
+ALONE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "settings"}
+"""One form at a time: two that Gradio renders at once change the list of components under each other (6.31)."""
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -122,7 +124,7 @@ def _erase(desk: Desk, run: gr.Textbox, tabs: gr.Tabs) -> gr.HTML:
     model.change(lambda m: gr.Dropdown(visible=not _known(desk, m)), model, judge, **QUIET)
     concept.change(lambda c, m: wishes.neighbours(c) if _known(desk, m) else gr.skip(), [concept, model], keep, **QUIET)
 
-    @gr.render(inputs=method)
+    @gr.render(inputs=method, **ALONE)
     def settings(name: str) -> None:
         words = _settings("erasers", name)
         start = gr.Button("Erase", variant="primary", elem_id="start")
@@ -207,7 +209,7 @@ def _run(desk: Desk, run: gr.Textbox, tabs: gr.Tabs) -> tuple[Any, Any, Any]:
     with gr.Accordion("Attack it", open=False, visible=False, elem_id="attacks") as attacks:
         attack = _plug_in(forms.plug_ins("attacks"), FIRST["attacks"], "Attack")
 
-        @gr.render(inputs=attack)
+        @gr.render(inputs=attack, **ALONE)
         def settings(name: str) -> None:
             words = _settings("attacks", name)
             start = gr.Button("Attack", variant="primary", elem_id="attack")
