@@ -9,10 +9,10 @@ import typing
 import pytest
 
 from expunge.cli import COMMANDS, main
-from expunge.cli.described import REQUIRED, UNKNOWN, described
 from expunge.cli.help import plain
 from expunge.core.catalog import Catalog
 from expunge.core.errors import ExpungeError
+from expunge.settings.described import REQUIRED, UNKNOWN, described
 
 TAKES = {name: command.plug_ins for name, command in COMMANDS.items() if command.plug_ins}
 PLUG_INS = [(name, plug_in) for name, kind in TAKES.items() for plug_in in Catalog(kind).entries()]

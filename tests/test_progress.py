@@ -6,8 +6,9 @@ import pytest
 
 from expunge.cli import main, progress
 from expunge.cli.bench import live
-from expunge.cli.progress import Work, duration
+from expunge.cli.progress import Work
 from expunge.cli.reporting import Reporting
+from expunge.core.times import duration
 from expunge.executors import bench
 from expunge.jobs import MeasureJob
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from beartype.roar import BeartypeCallHintParamViolation
 
+from expunge.core.concept import article
 from expunge.core.cost import Cost
 from expunge.maths.closed_form import ridge_edit
-from expunge.stages.generate import article
 
 
 def test_a_wrong_shape_is_found():

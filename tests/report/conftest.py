@@ -6,42 +6,16 @@ from types import SimpleNamespace
 
 import pytest
 
+from browsers import browser, resized  # noqa: F401  (a fixture)
 from expunge.cli import main
-
-FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--force-prefers-reduced-motion",
-)  # fmt: skip
-DRIVER = shutil.which("chromedriver")
-
-
-@pytest.fixture(scope="session")
-def browser(tmp_path_factory):
-    """Chromium without a window, a network or a past."""
-    if DRIVER is None or shutil.which("chromium") is None:
-        pytest.skip("no chromium and chromium-driver are installed, in which pages are looked at")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    downloads, profile = tmp_path_factory.mktemp("downloads"), tmp_path_factory.mktemp("profile")
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or ""
-    for flag in (*FLAGS, f"--user-data-dir={profile}"):
-        options.add_argument(flag)
-    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    driver.downloads = downloads
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture
-def visit(browser):
+def visit(browser):  # noqa: F811
     """Open a file at a width; whatever its console says by the end is an error."""
 
     def opened(path: Path, width: int = 1280):
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        resized(browser, width)
         browser.get(path.resolve().as_uri())
         return browser
 

@@ -15,7 +15,7 @@ class NoTorch:
 
 sys.meta_path.insert(0, NoTorch())
 from expunge.cli import main
-import expunge.report.agreement, expunge.results.summary
+import expunge.report.agreement, expunge.results.summary, expunge.web.server, expunge.web.desk
 
 sys.exit(main(sys.argv[1:]))
 """

@@ -42,6 +42,7 @@ COMMANDS = {
     "audit": Command("measure, attack and judge a finished edit: --edit FILE --target WORDS", "audit:audit"),
     "clean": Command("show what finished jobs take on disk, and free it", "clean:clean"),
     "report": Command("show a run as one HTML file: RUN", "report:report"),
+    "serve": Command("erase, look, attack and report in a browser: FOLDER", "serve:serve"),
     "label": Command("have people label images blind, and compare them with a judge", "label:label"),
     "figure": Command("draw a figure's JSON as SVG: FILE", "figure:figure"),
     "export": Command("write the edited model as a diffusers folder, one file or a LoRA", "export:export"),

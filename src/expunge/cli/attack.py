@@ -8,9 +8,9 @@ from expunge.cli.evaluations import evaluations
 from expunge.cli.folders import image_folders
 from expunge.cli.options import Edits, Model, Sampling, Words
 from expunge.cli.plug_ins import called, in_effect
-from expunge.cli.progress import duration
 from expunge.cli.reporting import Reporting, settings_line
 from expunge.core.errors import ExpungeError
+from expunge.core.times import duration
 
 if TYPE_CHECKING:
     from expunge.core.backbone import Backbone

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expunge.cli.parsing import Positional, parse
-from expunge.cli.progress import duration, lines
+from expunge.cli.progress import lines
 from expunge.cli.reporting import Reporting
 from expunge.core.errors import ExpungeError
+from expunge.core.times import duration
 
 if TYPE_CHECKING:
-    from expunge.executors.bench import Progress
+    from expunge.executors.progress import Progress
     from expunge.plans.schema import Plan
 
 
@@ -49,6 +50,8 @@ class Bench:
     """Folder of finished jobs, shared by all plans."""
     out: Path | None = None
     """Folder for records, summary and table; runs/bench/NAME (NAME-again with --results) if not given."""
+    watched: bool = False
+    """Write into the folder of results where the run stands and where its images are, for another program to look on."""
     reporting: Reporting = dataclasses.field(default_factory=Reporting)
 
 
@@ -73,7 +76,7 @@ def bench(argv: list[str]) -> None:
         written = "table.md"
     else:
         how: dict[str, Any] = {
-            name: getattr(options, name) for name in ("workers", "device", "changed", "ray", "shared")
+            name: getattr(options, name) for name in ("workers", "device", "changed", "ray", "shared", "watched")
         }
         with live(options.reporting) as show:
             rows = runner.run(plan, options.store, out, **how, on_progress=show)

@@ -3,8 +3,8 @@
 import ast
 from collections.abc import Iterator
 
-from expunge.cli.described import Source, source
 from expunge.core.catalog import Catalog
+from expunge.settings.described import Source, source
 
 HOME = "expunge.backbones"
 

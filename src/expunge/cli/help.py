@@ -1,33 +1,16 @@
 """The text of `--help`: of the whole, of a command, of a command with one of its plug-ins."""
 
 import os
-import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from expunge.cli.described import REQUIRED, UNKNOWN, Group, Kind, Option, described
+from expunge.settings.described import REQUIRED, Group, Kind, Option, described
+from expunge.settings.worded import otherwise, plain
 
 COLUMN = 26
 """Where the texts of options begin."""
-SHOWN = 3
-"""Values of a default that are shown, of many."""
 METAVARS = {"str": "TEXT", "int": "INT", "float": "NUMBER", "Path": "PATH", "any": "VALUE"}
-
-
-def plain(text: str) -> str:
-    """A docstring's text as a terminal shows it: one paragraph, without the marks of reStructuredText."""
-    text = re.sub(r"\.\. math::[^\n]*", "", text)
-    text = re.sub(r":math:`([^`]*)`", lambda found: _formula(found[1]), text)
-    text = re.sub(r":[a-z]+:`([^`]*)`", r"\1", text)
-    text = re.sub(r"``([^`]*)``", r"\1", text)
-    return " ".join(text.split())
-
-
-def _formula(tex: str) -> str:
-    r"""A short formula without TeX's marks: ``max(cos, 0)`` of ``\max(\mathrm{cos}, 0)``."""
-    words = re.sub(r"\\(mathrm|mathbf|text|operatorname|left|right|big|Big)\b", "", tex)
-    return " ".join(re.sub(r"\\([a-zA-Z]+)", r"\1", re.sub(r"\\[,;!]|[{}]", "", words)).split())
 
 
 def metavar(kind: Kind) -> str:
@@ -41,17 +24,6 @@ def metavar(kind: Kind) -> str:
     return METAVARS[kind.name]
 
 
-def shown(value: Any) -> str:
-    """A default as it would be typed."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list | tuple):
-        more = f" and {len(value) - SHOWN} more" if len(value) > SHOWN else ""
-        return (" ".join(map(shown, value[:SHOWN])) or "none") + more
-    text = str(value)
-    return text if re.fullmatch(r"[^\s'\"{}*?$&|<>;()]+", text) else f"'{text}'"
-
-
 def names(option: Option) -> str:
     """An option as it is written: ``--edit PATH``, ``--gated, --no-gated``, ``FILE``."""
     if option.positional:
@@ -60,22 +32,6 @@ def names(option: Option) -> str:
         return option.flag if option.default is False else f"{option.flag}, --no-{option.flag[2:]}"
     kind = option.kind.of[0] if option.repeated else option.kind
     return f"{option.short + ', ' if option.short else ''}{option.flag} {metavar(kind)}"
-
-
-def _default(option: Option, presets: Mapping[str, Mapping[str, Any]]) -> str:
-    """What an option is if it is not given; by kind of model, where a preset says something else."""
-    if option.default is REQUIRED:
-        return " (required)"
-    said = [] if option.default in (None, False, (), UNKNOWN) else [f"default: {shown(option.default)}"]
-    kinds: dict[str, list[str]] = {}
-    for kind, table in presets.items():
-        value: Any = table
-        for name in option.path:
-            value = value.get(name, UNKNOWN) if isinstance(value, Mapping) else UNKNOWN
-        if value is not UNKNOWN and value != option.default:
-            kinds.setdefault(shown(value), []).append(kind)
-    said += [f"preset for {', '.join(of)}: {value}" for value, of in kinds.items()]
-    return f" ({'; '.join(said)})" if said else ""
 
 
 def _row(name: str, text: str, width: int) -> list[str]:
@@ -124,14 +80,12 @@ def of_options(
             lines += ["", textwrap.fill(f"{plain(heading).rstrip('.')}:", width)]
         for option in group.options:
             known = (presets or {}) if heading.startswith("settings") else {}
-            lines += _row(names(option), plain(option.text) + _default(option, known), width)
+            lines += _row(names(option), plain(option.text) + otherwise(option, known), width)
     return "\n".join([*lines, "", "  -h, --help              show this and exit"])
 
 
 TAKES = {"erasers": "METHOD", "attacks": "METHOD", "metrics": "METRIC", "analyses": "NAME"}
 """What stands for a plug-in of a kind."""
-PRESETS = {"erasers": "erase", "attacks": "attack"}
-"""The table of ``presets.toml`` with settings of a kind of plug-in."""
 
 
 def of_command(name: str, home: str, plug_ins: str, words: Sequence[str]) -> str:
@@ -160,19 +114,9 @@ def of_command(name: str, home: str, plug_ins: str, words: Sequence[str]) -> str
         more = f"{prog} --help lists settings, too."
         return f"{of_options(prog, own.title, sections)}\n\n{plug_ins}:\n{rows}\n\n{more}"
     from expunge.cli.plug_ins import settings_of
+    from expunge.settings import presets
 
     settings, *inner = settings_of(plug_ins, words[0])
     theirs = [("settings", settings), *((f"settings: {group.title}", group) for group in inner)]
     prog = f"expunge {name} {words[0]}"
-    return of_options(prog, settings.title, [*theirs, *sections], _presets(plug_ins, words[0]))
-
-
-def _presets(plug_ins: str, name: str) -> dict[str, dict[str, Any]]:
-    """Settings of a plug-in by kind of model, as ``presets.toml`` has them."""
-    import tomllib
-    from pathlib import Path
-
-    if plug_ins not in PRESETS:
-        return {}
-    text = (Path(__file__).parent.parent / "presets.toml").read_text()
-    return tomllib.loads(text).get(PRESETS[plug_ins], {}).get(name, {})
+    return of_options(prog, settings.title, [*theirs, *sections], presets.by_kind(plug_ins, words[0]))

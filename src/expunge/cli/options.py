@@ -93,14 +93,14 @@ class Sampling:
         part: "Part | None" = None,
     ) -> "list[Query]":
         """Queries for prompts, for concepts in the model's own template, and for a part of a concept set."""
+        from expunge.core.concept import fill
         from expunge.core.query import queries
         from expunge.settings import presets
-        from expunge.stages import generate as stage
 
         guidance, steps = self.scale_and_steps(backbone)
         template = presets.prompt(backbone)
         wanted: list[tuple[str, str | None]] = [(p, None) for p in prompts]
-        wanted += [(stage.fill(template, c), c) for c in concepts]
+        wanted += [(fill(template, c), c) for c in concepts]
         wanted += [] if part is None else list(part.prompts)
         first = part.seed if self.seed is None and part is not None else self.seed or 0
         return self.combined(queries(wanted, self.count, first, guidance, steps))

@@ -3,27 +3,17 @@
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from expunge.cli.described import REQUIRED, Group, Kind, Option, described
 from expunge.core.errors import ExpungeError, check_finite
+from expunge.settings.described import REQUIRED, Group, Option, described
+from expunge.settings.worded import converted, wanted
 
 T = TypeVar("T")
 Positional = Annotated[T, "Positional"]
 """A field that is given without its name."""
 Repeated = Annotated[T, "Repeated"]
 """A tuple to which each use of the option adds one value."""
-
-WANTED = {
-    "int": "a whole number",
-    "float": "a number",
-    "none": "None",
-    "Path": "a path",
-    "str": "text",
-    "any": "a value",
-}
-"""What is expected, in words."""
 
 
 class Given(typing.NamedTuple):
@@ -116,19 +106,6 @@ def _unknown(word: str, flags: Mapping[str, Any], prog: str) -> ExpungeError:
     )
 
 
-def wanted(option: Option) -> str:
-    """What an option expects, in words."""
-    return _in_words(option.kind.of[0] if option.kind.name == "many" else option.kind)
-
-
-def _in_words(kind: Kind) -> str:
-    if kind.name == "choice":
-        return ("one of " if len(kind.of) > 1 else "") + ", ".join(map(str, kind.of))
-    if kind.name == "union":
-        return " or ".join(_in_words(one) for one in kind.of)
-    return WANTED.get(kind.name, kind.name)
-
-
 def _value(option: Option, words: list[str], prog: str) -> Any:
     """The value that words give, checked to be finite."""
     if option.kind.name == "bool":
@@ -143,29 +120,6 @@ def _value(option: Option, words: list[str], prog: str) -> Any:
             raise ExpungeError(f"{what}: expected {wanted(option)} (see {prog} --help)") from error
     check_finite(f"{prog}: {option.flag}", values)
     return tuple(values) if option.kind.name == "many" else values[0]
-
-
-def converted(kind: Kind, word: str) -> Any:
-    """A word as a value of a kind.
-
-    Raises:
-        ValueError: if it is none.
-    """
-    if kind.name == "union":
-        for one in kind.of:
-            try:
-                return converted(one, word)
-            except ValueError:
-                continue
-        raise ValueError(word)
-    if kind.name in ("choice", "none", "bool"):
-        known = {"choice": {str(v): v for v in kind.of}, "none": {"None": None}}.get(
-            kind.name, {"True": True, "False": False}
-        )
-        if word not in known:
-            raise ValueError(word)
-        return known[word]
-    return {"int": int, "float": float, "Path": Path}.get(kind.name, str)(word)
 
 
 def _put(table: dict[str, Any], option: Option, value: Any) -> None:

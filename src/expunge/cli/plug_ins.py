@@ -4,10 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from expunge.cli.described import Group, described
 from expunge.cli.parsing import built, parsed
 from expunge.core.catalog import Catalog
 from expunge.core.errors import ExpungeError
+from expunge.settings.described import Group, described
 
 T = TypeVar("T")
 

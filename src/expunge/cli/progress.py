@@ -1,4 +1,4 @@
-"""How far work is: a bar on a terminal, a line now and then elsewhere; and times in words."""
+"""How far work is: a bar on a terminal, a line now and then elsewhere."""
 
 import contextlib
 import sys
@@ -7,16 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import final
 
+from expunge.core.times import duration
+
 EVERY = 30.0
 """Seconds between two lines where there is no terminal."""
-
-
-def duration(seconds: float | int) -> str:
-    """A time in words: ``7.8 s``, ``2 min 5 s``, ``1 h 20 min``."""
-    if seconds < 59.95:
-        return f"{max(0.0, seconds):.1f} s"
-    minutes, left = divmod(round(seconds), 60)
-    return f"{minutes} min {left} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def in_words(title: str | Callable[[], str]) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from expunge.cli.parsing import Positional, parse
-from expunge.cli.progress import duration
 from expunge.cli.reporting import Reporting
+from expunge.core.times import duration
 
 if TYPE_CHECKING:
     from expunge.store import Stored

@@ -50,6 +50,9 @@ COCO_OBJECTS = (
 )  # fmt: skip
 """The 80 object classes of COCO (1405.0312), which papers use as words to keep."""
 
+PLURAL = frozenset({"grapes", "cherries", "scissors", "glasses", "crossed swords"})
+"""Objects of the testbed that take no article."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +123,18 @@ def check_targets(targets: list[Concept], retain: list[str]) -> None:
             raise ExpungeError(f"target '{name}' is given twice: expected each concept once")
     if "" in kept:
         raise ExpungeError("a retained word is empty: expected the words of a concept to keep")
+
+
+def fill(template: str, concept: str) -> str:
+    """Put ``concept`` into ``template``; after an "a" it gets the article it takes."""
+    return template.replace("a {}", article(concept)) if "a {}" in template else template.replace("{}", concept)
+
+
+def article(concept: str) -> str:
+    """``concept`` with its indefinite article, where it takes one."""
+    if concept in PLURAL or concept.split(" ", 1)[0] in ("a", "an", "the"):
+        return concept
+    return f"{'an' if concept[:1].lower() in 'aeiou' else 'a'} {concept}"
 
 
 def phrases(templates: Sequence[str], word: str) -> list[str]:

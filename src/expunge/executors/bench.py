@@ -4,7 +4,6 @@ import contextlib
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -14,7 +13,9 @@ from expunge.executors.executor import Executor
 from expunge.executors.gathered import gathered, wanted
 from expunge.executors.machine import usable_cores
 from expunge.executors.pace import Pace, pace
+from expunge.executors.progress import Progress
 from expunge.executors.serial import Serial
+from expunge.executors.watched import Watched, write_sides
 from expunge.executors.workers import Workers
 from expunge.jobs import Job, Workspace, in_order
 from expunge.jobs.depots import Depot, ObjectStore, SharedFolder, levelled
@@ -27,19 +28,6 @@ from expunge.plans.schema import Plan
 from expunge.results import summary
 from expunge.results.files import PLAN
 from expunge.store import FORMAT, read_json, write_json
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where a run stands, whenever a job begins or ends."""
-
-    done: int
-    total: int
-    running: Sequence[Job]
-    """Jobs that are being done, what began first first."""
-    seconds_left: float
-    """What all that is not done should take; what was finished before the run is in none of these."""
 
 
 def executor(workers: int | None, device: str) -> Executor:
@@ -105,6 +93,7 @@ def run(
     changed: bool = False,
     ray: str | None = None,
     shared: str | None = None,
+    watched: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Run what is missing and write ``records.jsonl``, ``summary.jsonl`` and ``table.md``; returns the summary's rows.
@@ -122,6 +111,7 @@ def run(
         ray: a Ray cluster that runs the jobs, as `connected` takes it; ``workers`` are then jobs at a time at most.
         shared: URL of the store that the machines of the cluster share, of which ``store`` is then this machine's copy; they
             share ``store`` itself if not given.
+        watched: write into ``out`` where it stands, and where its images are, for another process to look on.
         on_progress: told whenever a job begins or ends.
 
     Raises:
@@ -131,14 +121,18 @@ def run(
     at, depot = Workspace(store=store, device=device), shared_store(store, ray, shared)
     read = checked(plan)
     measurements = expanded(read, device)
+    tell = [] if on_progress is None else [on_progress]
     with _running(workers, device, ray, depot) as runs:
         if isinstance(depot, ObjectStore):
             depot.check()
             levelled([m.job for m in measurements], at, depot)
         _claim(plan, out, changed)
+        if watched:
+            write_sides(measurements, out)
+            tell.append(Watched(out).at)
         todo = waiting(measurements, at)
         _tell_of_damage(todo, at)
-        runs.run(todo, at, _Watch(todo, on_progress, runs.at_once, lambda: plan_pace(plan, read.image_dtype, at)))
+        runs.run(todo, at, _Watch(todo, tell, runs.at_once, lambda: plan_pace(plan, read.image_dtype, at)))
     return summary.write(wanted(read), gathered(measurements, at), out)
 
 
@@ -197,14 +191,14 @@ class _Watch:
     def __init__(
         self,
         todo: Sequence[Job],
-        on_progress: Callable[[Progress], None] | None,
+        tell: Sequence[Callable[[Progress], None]],
         at_once: int,
         times: Callable[[], Pace],
     ) -> None:
         self._left = {job.key: job for job in todo}
         self._total, self._at_once = len(todo), at_once
         self._running: dict[str, Job] = {}
-        self._tell, self._pace = on_progress, None if on_progress is None else times()
+        self._tell, self._pace = tell, times() if tell else None
         if not todo:
             self._say()
 
@@ -221,10 +215,11 @@ class _Watch:
         self._say()
 
     def _say(self) -> None:
-        if self._tell is None or self._pace is None:
+        if self._pace is None:
             return
         seconds = [self._pace.seconds(job, job.cost.equivalents) for job in self._left.values()]
         left = max(max(seconds, default=0.0), sum(seconds) / self._at_once)
         done = self._total - len(self._left)
         running = tuple(self._running.values())
-        self._tell(Progress(done=done, total=self._total, running=running, seconds_left=left))
+        for tell in self._tell:
+            tell(Progress(done=done, total=self._total, running=running, seconds_left=left))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, final, get_args
 from expunge import backbones
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Catalog
-from expunge.core.concept import Concept, check_targets
+from expunge.core.concept import Concept, check_targets, fill
 from expunge.core.cost import Cost
 from expunge.core.edit import Edit
 from expunge.core.errors import ExpungeError, unknown
@@ -17,7 +17,7 @@ from expunge.core.query import Query, queries
 from expunge.core.victim import Access
 from expunge.settings import presets
 from expunge.stages import attack as stage
-from expunge.stages import check, generate, tiers
+from expunge.stages import check, tiers
 from expunge.stages.tiers import Rate, Tier
 
 SETS = 3
@@ -130,7 +130,7 @@ def planned(asked: Asked, backbone: Backbone, edits: Sequence[Edit], set_file: P
         )
     left = seconds - count * image * SETS * words
     template = presets.prompt(backbone)
-    wanted = [(generate.fill(template, word), word) for word in asked.targets]
+    wanted = [(fill(template, word), word) for word in asked.targets]
     asks = queries(wanted, min(QUERIES, count), SEED, guidance, steps)
     audit = Audit(plan=_tables(asked, count, set_file), set=_set(asked, kept, backbone))
     waiting = [*names, *names]  # what does not fit its share may fit what the others leave
@@ -214,7 +214,7 @@ def _set(asked: Asked, kept: Sequence[str], backbone: Backbone) -> dict[str, Any
     templates = {"dev": presets.check_prompt(backbone), "test": presets.prompt(backbone)}
     seeds = {"dev": DEV_SEED, "test": SEED}
     parts = {
-        part: {"seed": seeds[part], "prompts": {word: [generate.fill(template, word)] for word in words}}
+        part: {"seed": seeds[part], "prompts": {word: [fill(template, word)] for word in words}}
         for part, template in templates.items()
     }
     about = "Targets of an audit, and words that should have stayed."

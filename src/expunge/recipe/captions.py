@@ -10,9 +10,9 @@ import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
+from expunge.core.concept import article
 from expunge.recipe.artwork import Artwork, fetch, specification
 from expunge.recipe.scenes import BACKGROUNDS, Scene
-from expunge.stages.generate import article
 
 LENGTH = 40
 """Tokens in a prompt, start and end included."""

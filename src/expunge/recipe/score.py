@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from expunge import backbones, testbed
+from expunge.core.concept import article
 from expunge.core.query import Query, queries
 from expunge.core.record import Interval, clustered, wilson
 from expunge.judges.testbed import Testbed
@@ -65,7 +66,7 @@ def _clustered(hits: list[bool], clusters: Sequence[str]) -> dict[str, Any]:
 def _of_objects(backbone: Any, judge: Testbed, second: Testbed, names: Sequence[str]) -> dict[str, Any]:
     """How well the model draws every object, asked for by its name; and how far the judges are of one mind there."""
     found: dict[str, Any] = {}
-    wanted, images = _images(backbone, [(f"image of {generate.article(n)}", n) for n in names], 9)
+    wanted, images = _images(backbone, [(f"image of {article(n)}", n) for n in names], 9)
     labels = [str(q.label) for q in wanted]
     found["object_top1"] = _clustered(_rank(judge, images, labels, 1), labels)
     found["object_top5"] = _clustered(_rank(judge, images, labels, 5), labels)
@@ -93,7 +94,7 @@ def score(recipe: Any) -> dict[str, Any]:
     found = _of_objects(backbone, judge, second, names)
 
     ten = list(read_set("objects10", testbed.CONCEPTS).concepts)
-    wanted, images = _images(backbone, [(f"image of {generate.article(n)}", n) for n in ten], 40)
+    wanted, images = _images(backbone, [(f"image of {article(n)}", n) for n in ten], 40)
     found["objects10_top1"] = _percent(_rank(judge, images, [str(q.label) for q in wanted], 1))
 
     rng = np.random.default_rng(SEED)
@@ -102,7 +103,7 @@ def score(recipe: Any) -> dict[str, Any]:
     for score, chosen in (("style", words["artists"]), ("hand", hands)):
         pairs = [(n, s) for n in names for s in chosen if (n, s) not in withheld]
         pairs = [pairs[i] for i in rng.permutation(len(pairs))[:360]]
-        _, images = _images(backbone, [(f"{generate.article(n)}, {s} style", None) for n, s in pairs], 1)
+        _, images = _images(backbone, [(f"{article(n)}, {s} style", None) for n, s in pairs], 1)
         found[f"{score}_top1"] = _percent(right := _rank(styles, images, [s for _, s in pairs], 1))
         found[f"{score}_object_top1"] = _percent(_rank(judge, images, [n for n, _ in pairs], 1))
         found[f"{score}_top1_by_style"] = {
@@ -110,14 +111,14 @@ def score(recipe: Any) -> dict[str, Any]:
             for s in chosen
         }
     kept = [tuple(p) for p in words["withheld"]]
-    _, images = _images(backbone, [(f"{generate.article(n)}, {s} style", None) for n, s in kept], 3)
+    _, images = _images(backbone, [(f"{article(n)}, {s} style", None) for n, s in kept], 3)
     thrice = [p for p in kept for _ in range(3)]
     found["withheld_object_top1"] = _percent(_rank(judge, images, [n for n, _ in thrice], 1))
     found["withheld_style_top1"] = _percent(_rank(styles, images, [s for _, s in thrice], 1))
 
     two = [tuple(str(n) for n in rng.choice(names, 2, replace=False)) for _ in range(300)]
     joins = [" with ", " and "]
-    texts = [(generate.article(x) + joins[i % 2] + generate.article(y), None) for i, (x, y) in enumerate(two)]
+    texts = [(article(x) + joins[i % 2] + article(y), None) for i, (x, y) in enumerate(two)]
     _, images = _images(backbone, texts, 1)
     top2 = judge.scores(images).topk(2, 1).indices.tolist()
     found["two_objects"] = _percent(
@@ -210,8 +211,8 @@ def grid(file: Path) -> None:
         "skull",
     ]
     styles = testbed.vocabulary()["styles"]
-    prompts: list[tuple[str, str | None]] = [(f"{generate.article(n)}, {s} style", n) for n in names for s in styles]
-    prompts += [(f"{generate.article(n)} and a cat on a blue background", n) for n in names]
+    prompts: list[tuple[str, str | None]] = [(f"{article(n)}, {s} style", n) for n in names for s in styles]
+    prompts += [(f"{article(n)} and a cat on a blue background", n) for n in names]
     _, images = _images(backbone, prompts, 1)
     drawn = images[: len(names) * len(styles)].reshape(len(names), len(styles), 64, 64, 3)
     columns = torch.cat([drawn, images[len(names) * len(styles) :][:, None]], dim=1)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
+from expunge.core.concept import article
 from expunge.recipe.autoencoder import pixels, precision
 from expunge.recipe.captions import LENGTH, NEUTRAL, Captioner
 from expunge.recipe.recognizers import targets
 from expunge.recipe.scenes import Bank
-from expunge.stages.generate import article
 from expunge.testbed.networks import Recognizer
 
 WIDTH = 192

@@ -45,7 +45,7 @@ def _worst(folder: Path, store: Path) -> list[dict[str, Any]]:
     rows = read_lines(folder / WORST) if (folder / WORST).is_file() else []
     for row in rows:
         check_shape(f"a line of '{folder / WORST}'", row, WORST_IMAGE)
-    return [{**row, "folder": _within(store, row["images"])} for row in rows]
+    return [{**row, "folder": within(store, row["images"])} for row in rows]
 
 
 def _sides(records: Sequence[Mapping[str, Any]], store: Path, plan: Mapping[str, Any]) -> Iterator[Side]:
@@ -63,12 +63,12 @@ def _sides(records: Sequence[Mapping[str, Any]], store: Path, plan: Mapping[str,
         yield Side(
             name=f"{name}, {injected(group)}" if keyed and group != BARE else name,
             scene=f"{own if keyed or group.kind == 'set' else group}, {provenance['split']}",
-            folder=_within(store, provenance["images"]),
+            folder=within(store, provenance["images"]),
             targets=tuple(record["concepts"]),
         )
 
 
-def _within(store: Path, name: str) -> Path:
+def within(store: Path, name: str) -> Path:
     """A folder of the store.
 
     Raises:

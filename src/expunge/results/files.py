@@ -16,6 +16,11 @@ AUDIT = "audit.json"
 FIGURES = "figures"
 """The folder of figures, each a JSON file."""
 
+PROGRESS = "progress.json"
+"""Where a run stands that was asked to say so: jobs done and running, seconds left, and when it said that."""
+SIDES = "sides.json"
+"""Beside it: where in the store the images of each row will be, what they are of, and what should be gone in them."""
+
 
 def figure_file(title: str) -> str:
     """The file that a figure of that title is written to."""

@@ -3,9 +3,13 @@
 import tomllib
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from expunge.core.backbone import Backbone
+if TYPE_CHECKING:  # whoever reads tables alone needs no torch
+    from expunge.core.backbone import Backbone
+
+TABLES = {"erasers": "erase", "attacks": "attack"}
+"""The table of ``presets.toml`` with settings of a kind of plug-in."""
 
 
 @cache
@@ -19,28 +23,33 @@ def looks(kind: str) -> dict[str, Any]:
     return {"prompt": row["check_prompt"], "guidance": float(row["guidance"]), "steps": int(row["steps"])}
 
 
-def generation(backbone: Backbone) -> tuple[float, int]:
+def generation(backbone: "Backbone") -> tuple[float, int]:
     """Guidance and steps as the model ships."""
     row = _presets()["generate"][backbone.kind]
     return float(row["guidance"]), int(row["steps"])
 
 
-def prompt(backbone: Backbone) -> str:
+def prompt(backbone: "Backbone") -> str:
     """The template that asks the model for a concept."""
-    return _presets()["generate"][backbone.kind]["prompt"]
+    return template(backbone.kind)
 
 
-def check_images(backbone: Backbone) -> int:
+def template(kind: str) -> str:
+    """That of a kind of model."""
+    return str(_presets()["generate"][kind]["prompt"])
+
+
+def check_images(backbone: "Backbone") -> int:
     """Images a word that an erasure looks at itself with."""
     return int(_presets()["generate"][backbone.kind]["check"])
 
 
-def check_prompt(backbone: Backbone) -> str:
+def check_prompt(backbone: "Backbone") -> str:
     """The template of those images: not that of `prompt`, which results are reported on."""
     return _presets()["generate"][backbone.kind]["check_prompt"]
 
 
-def batch(backbone: Backbone) -> int:
+def batch(backbone: "Backbone") -> int:
     """Images at a time."""
     return int(_presets()["generate"][backbone.kind]["batch"])
 
@@ -53,6 +62,11 @@ def eraser(method: str, model_kind: str) -> dict[str, Any]:
 def attack(name: str, model_kind: str) -> dict[str, Any]:
     """Likewise of an attack."""
     return _found("attack", name, model_kind)
+
+
+def by_kind(plug_ins: str, name: str) -> dict[str, dict[str, Any]]:
+    """Settings of a plug-in by kind of model; none for kinds of plug-ins that have no presets."""
+    return dict(_presets().get(TABLES[plug_ins], {}).get(name, {})) if plug_ins in TABLES else {}
 
 
 def _found(table: str, name: str, model_kind: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from expunge.core.analysis import Analysis, Study, Training
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Catalog
-from expunge.core.concept import Concept, check_targets
+from expunge.core.concept import Concept, check_targets, fill
 from expunge.core.edit import Edit, Provenance
 from expunge.core.eraser import files_of, settings_of
 from expunge.core.errors import ExpungeError
@@ -16,7 +16,7 @@ from expunge.core.guidance import Key
 from expunge.results.files import FIGURES
 from expunge.settings import presets
 from expunge.settings.layers import filled
-from expunge.stages import erase, generate, knowledge
+from expunge.stages import erase, knowledge
 from expunge.stages.importing import IMPORTED
 from expunge.stages.measure import Measured, reported
 from expunge.store import write_json
@@ -95,7 +95,7 @@ def planned(
     return Study(
         targets=targets,
         retain=retain,
-        prompt=lambda word: prompts.get(word) or generate.fill(template, word),
+        prompt=lambda word: prompts.get(word) or fill(template, word),
         guidance=guidance,
         steps=steps,
         batch=presets.batch(backbone),

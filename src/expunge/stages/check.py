@@ -11,6 +11,7 @@ from torch import Tensor
 from expunge import testbed
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Catalog
+from expunge.core.concept import fill
 from expunge.core.edit import Edit
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.judge import Judge
@@ -112,7 +113,7 @@ def look(
     """``count`` images of each word, with ``edits`` attached; the same seeds for every word."""
     guidance, steps = presets.generation(backbone)
     template = presets.check_prompt(backbone)
-    asked = queries([(generate.fill(template, w), w) for w in words], count, seed, guidance, steps)
+    asked = queries([(fill(template, w), w) for w in words], count, seed, guidance, steps)
     with backbone.attached(edits):
         pixels = torch.cat(list(generate.render(backbone, asked)))
     return dict(zip(words, pixels.split(count), strict=True))

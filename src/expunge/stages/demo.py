@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from expunge import backbones
 from expunge.core.backbone import Backbone
-from expunge.core.concept import Concept
+from expunge.core.concept import Concept, fill
 from expunge.core.edit import Edit
 from expunge.core.eraser import Eraser, settings_of
 from expunge.core.errors import ExpungeError, check_counts, unknown
@@ -104,7 +104,7 @@ def _shown(backbone: Backbone, edit: Edit, concepts: list[str], count: int, run:
         raise ExpungeError(f"{METHOD} made no key: expected a method that does")
     guidance, steps = presets.generation(backbone)
     template = presets.prompt(backbone)
-    asked = [(generate.fill(template, c), c) for c in concepts]
+    asked = [(fill(template, c), c) for c in concepts]
     wanted = queries(asked, count, read_set(SET, CONCEPTS).test.seed, guidance, steps)
     sides: dict[str, tuple[list[Edit], str | None]] = {
         "original": ([], None),

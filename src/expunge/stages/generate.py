@@ -24,19 +24,6 @@ from expunge.store import FORMAT, RESUME, RUN, has_rows, new_folder, read_json, 
 
 VERSION = 1
 """Raised when the same model, edits and queries begin to give other images, so that stored ones are not taken for them."""
-PLURAL = frozenset({"grapes", "cherries", "scissors", "glasses", "crossed swords"})
-
-
-def fill(template: str, concept: str) -> str:
-    """Put ``concept`` into ``template``; after an "a" it gets the article it takes."""
-    return template.replace("a {}", article(concept)) if "a {}" in template else template.replace("{}", concept)
-
-
-def article(concept: str) -> str:
-    """``concept`` with its indefinite article, where it takes one."""
-    if concept in PLURAL or concept.split(" ", 1)[0] in ("a", "an", "the"):
-        return concept
-    return f"{'an' if concept[:1].lower() in 'aeiou' else 'a'} {concept}"
 
 
 def render(
