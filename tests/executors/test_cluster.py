@@ -326,7 +326,7 @@ def test_an_interrupted_run_ends_its_own_cluster_and_leaves_nothing_half_written
             assert below
             os.killpg(driver.pid, signal.SIGINT)
             out, told = driver.communicate(timeout=120)
-        assert "KeyboardInterrupt" in told.strip().splitlines()[-1], told
+        assert "KeyboardInterrupt" in told  # Ray's processes may say more after it
         assert "finished" not in out
         _, alive = psutil.wait_procs(below, timeout=60)
         assert not alive

@@ -73,7 +73,6 @@ def refused(plan, tmp_path, capsys) -> str:
         ({"claims": [CLAIM | {"group": "styels"}], "also": [{"set": "styles", "count": 1}]}, "did you mean 'styles'"),
         ({"claims": [CLAIM | {"group": "analysis: daam"}]}, "unknown analysis of the plan in a claim or figure 'daam'"),
         ({"claims": [CLAIM | {"group": "split: a"}]}, "unknown split of the plan in a claim or figure 'a'"),
-        ({"claims": [CLAIM | {"group": "others"}]}, "expected a plan with others"),
         ({"method__uce__retain": ["dog"]}, "both a target and a retained word"),
         ({"method__uce__images": "scenes"}, "unknown pairs of method 'uce' 'scenes'"),
         (

@@ -79,8 +79,6 @@ def _check_groups(read: OpenedPlan) -> None:
         if group.kind in known and group.name not in known[group.kind]:
             what = "group" if group.kind == "further" else group.kind
             raise unknown(f"{what} of the plan in a claim or figure", group.name, known[group.kind])
-        if group.kind == "others" and read.plan.others is None:
-            raise ExpungeError("a claim or figure of group 'others': expected a plan with others")
 
 
 def _check_attacks(read: OpenedPlan) -> None:

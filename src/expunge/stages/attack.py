@@ -91,9 +91,7 @@ def run(
 ) -> Attacked:
     """Adversarial versions of ``queries`` against the model with ``edits`` (none: the original, to calibrate on).
 
-    ``strength`` is what edits that have weights are attached with, all or each.
-
-    Images that the attack wants are the original's, unless folders of them are given.
+    ``strength`` is what edits that have weights are attached with, all or each. Images that the attack wants are the original's, unless folders of them are given.
 
     Raises:
         ExpungeError: for bad targets, if no query asks for one of them, or if the attack exceeds its budget of images.
@@ -101,11 +99,8 @@ def run(
     check_targets(list(targets), [])
     attack.check(targets)
     each = strengths(strength, edits)
-    labels = {q.label for q in queries}
-    unasked = [t.name for t in targets if t.name not in labels]
-    if unasked:
-        raise ExpungeError(f"no query asks for '{unasked[0]}': expected one labelled so")
     attack.fits(edits)
+    _check_asked(targets, queries)
     start, before = time.perf_counter(), backbone.cost
     with backbone.bare():
         task = wanted.attached(backbone, Task(targets=targets, seed=seed), attack.needs(targets), images or {})
@@ -139,6 +134,13 @@ def run(
         **({} if answer.dtype is None else {"dtype": answer.dtype}),
     }
     return Attacked(queries=list(answer.queries), about=about, edit=answer.edit)
+
+
+def _check_asked(targets: Sequence[Concept], queries: Sequence[Query]) -> None:
+    labels = {q.label for q in queries}
+    unasked = [t.name for t in targets if t.name not in labels]
+    if unasked:
+        raise ExpungeError(f"no query asks for '{unasked[0]}': expected one labelled so")
 
 
 def _told(known: Knowledge) -> dict[str, Any]:
