@@ -91,7 +91,8 @@ def run(
 ) -> Attacked:
     """Adversarial versions of ``queries`` against the model with ``edits`` (none: the original, to calibrate on).
 
-    ``strength`` is what edits that have weights are attached with, all or each. Images that the attack wants are the original's, unless folders of them are given.
+    ``strength`` is what edits that have weights are attached with, all or each. Images that the attack wants are the
+    original's, unless folders of them are given.
 
     Raises:
         ExpungeError: for bad targets, if no query asks for one of them, or if the attack exceeds its budget of images.
