@@ -7,11 +7,11 @@ import pytest
 
 from expunge import backbones
 from expunge.cli import main
-from expunge.plans.audit import toml
 from expunge.report.attacks import attacks
 from expunge.report.reading import read
 from expunge.stages import tiers
 from expunge.stages.tiers import Rate
+from expunge.store.toml import toml
 from plans_of import read_rows
 
 SMALL = Rate(forward=0.01, trained=0.03, text=0.01)
@@ -139,6 +139,7 @@ def test_the_worst_images_are_the_ones_that_were_judged(audited):
         (["--attack", "roundin"], "did you mean 'rounding'"),
         (["--original", "testbed"], "--edit and --original: expected --model to name what the edit was made on"),
         (["--judge", "testbed:network=c"], "expected a or b"),
+        (["--revision", "main"], "an audit with --revision or --model-layout, which its jobs would not know"),
         (["--budget", "0.001s"], "is too little for 8 images of 4 words"),
         (["--oracle", "testbed", "--budget", "10h"], "asks testbed, the judge that reports: expected another"),
     ],
@@ -153,6 +154,16 @@ def test_bad_input_is_one_line_and_leaves_nothing(edit, tmp_path, capsys, words,
     assert expected in error
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "store").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(edit, tmp_path, capsys):
+    (tmp_path / "plan.toml").write_text("mine")
+    for more in ([], ["--overwrite"]):
+        words = ["audit", "--edit", str(edit), "--target", "bomb", "--out", str(tmp_path), "--budget", "24s", *more]
+        assert main(words) == 2
+        assert "holds something else than an audit" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["plan.toml"]
+    assert (tmp_path / "plan.toml").read_text() == "mine"
 
 
 def test_a_model_alone_needs_its_original_and_a_key_is_not_published(edit, tmp_path, capsys):

@@ -11,7 +11,7 @@ import expunge
 from expunge import backbones
 from expunge.core.errors import ExpungeError
 from expunge.stages import export, shards
-from tiny import tiny_flux_pipeline
+from tiny import tiny_flux_pipeline, tiny_pipeline
 
 
 @pytest.fixture
@@ -68,3 +68,22 @@ def test_strengths_are_heeded_and_what_does_not_fit_is_refused(folder, tmp_path)
     with pytest.raises(ExpungeError, match="does not lie in a diffusers folder"):
         shards.to_folder(backbones.of(tiny_flux_pipeline()), [edit], tmp_path / "held")
     assert not any((tmp_path / name).exists() for name in ("adapter", "other", "held"))
+
+
+def test_a_folder_that_names_a_safety_checker_can_be_opened_without_it(tmp_path):
+    """As Stable Diffusion 1.x is published: the list names components that an edit has nothing to do with."""
+    tiny_pipeline().save_pretrained(tmp_path / "sd", variant="fp16")
+    index = tmp_path / "sd" / "model_index.json"
+    named = json.loads(index.read_text()) | {
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    }
+    index.write_text(json.dumps(named))
+    backbone = backbones.load(str(tmp_path / "sd"), dtype="float16")
+    edit = expunge.erase(backbone, "dog", settings={"anchor": "cat"})
+    shards.to_folder(backbone, [edit], tmp_path / "out")
+    assert 'variant="fp16"' in (tmp_path / "out" / "README.md").read_text()
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "out", variant="fp16")
+    (name, tensor), *_ = edit.tensors().items()
+    assert torch.allclose(pipe.unet.get_parameter(name.removeprefix("unet.")), tensor.float(), atol=1e-3)
+    assert json.loads(index.read_text()) == named, "the model's own list stays"

@@ -8,8 +8,8 @@ from expunge.core.catalog import Catalog
 from expunge.core.errors import ExpungeError
 from expunge.settings.described import described
 from expunge.stages import attack, erase
+from expunge.store.toml import toml
 from expunge.web import forms
-from expunge.web.written import toml
 
 EVERY = [(kind, name) for kind in ("erasers", "attacks") for name in forms.plug_ins(kind)]
 
@@ -63,6 +63,17 @@ def test_a_file_that_a_setting_names_must_be_within(served):
             forms.settings("erasers", "selective-amnesia", {"fisher": path}, served)
     given = forms.settings("erasers", "selective-amnesia", {"fisher": "fisher.safetensors"}, served)
     assert given == {"fisher": "fisher.safetensors"}
+
+
+def test_a_folder_that_a_setting_may_name_must_be_within(served):
+    """A CLIP is a name or a folder; what looks like a path, or is there, is taken for one."""
+    (served.root / "out").symlink_to("/etc")
+    for path in ("/srv/clip", "../clip", "out", "a/../../b"):
+        with pytest.raises(ExpungeError, match="the served folder"):
+            forms.settings("attacks", "sneaky-prompt", {"clip": path}, served)
+    (served.root / "clip").mkdir()
+    for path in ("clip", "openai/clip-vit-base-patch32", "testbed"):
+        assert forms.settings("attacks", "sneaky-prompt", {"clip": path}, served) == {"clip": path}
 
 
 def test_weights_that_a_judge_is_named_with_must_be_within(served):

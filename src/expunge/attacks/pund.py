@@ -23,7 +23,7 @@ from expunge.core.knowledge import Kind
 from expunge.core.query import LearnedWord, Query
 from expunge.core.victim import Access, WhiteBox
 from expunge.maths.closed_form import ridge_edit
-from expunge.maths.text_pairs import erased, paired
+from expunge.maths.text_pairs import erased, paired, paired_whole
 from expunge.maths.training import Learned, mse, trainable
 
 NAME = "pund"
@@ -80,6 +80,8 @@ class PUND(Attack[WhiteBox]):
         "https://github.com/hxxdtd/PUND",
     )
     access: ClassVar[Access] = "white box"
+    spends: ClassVar[str] = "epochs"
+    returns: ClassVar[str] = "with a word learned on the original model in {epochs} epochs"
     knows: ClassVar[Mapping[str, Kind]] = {"prompts": "phrases", "neutral": "phrases", "oracle": "oracles"}
     tuning: ClassVar[Sequence[str]] = ("search", "initial", "images", "bins", "repeats", "harden", "harden_lr", "look")
     search: Literal["gradient", "random"] = "gradient"
@@ -269,4 +271,8 @@ def _rehearsed(lesson: _Lesson) -> Weights:
     backbone = lesson.backbone
     pairs = paired(backbone, erased([lesson.target], ANCHOR, ("{}",), 1.0), "tail")
     weights = backbone.tensors(backbone.text_inputs())
-    return backbone.edit_of(ridge_edit(weights, pairs.keys, pairs.goals, pairs.scales, PULL))
+    changed = ridge_edit(weights, pairs.keys, pairs.goals, pairs.scales, PULL)
+    if pooled := backbone.pooled_inputs():
+        whole = paired_whole(backbone, erased([lesson.target], ANCHOR, ("{}",), 1.0))
+        changed |= ridge_edit(backbone.tensors(pooled), whole.keys, whole.goals, whole.scales, PULL)
+    return backbone.edit_of(changed)

@@ -96,7 +96,7 @@ def attack(argv: list[str]) -> None:
     tier = None
     if seconds is not None:
         with backbone.attached(edits, options.edits.strengths):
-            rate = tiers.measured(backbone, getattr(settings, "batch", 8))
+            rate = tiers.measured(backbone, getattr(settings, "batch", presets.batch(backbone)))
         tier = tiers.fitted(name, settings, targets, asked, seconds, rate, given=list(folders))
         settings, asked = tier.attack, tier.queries
         options.reporting.announce(f"--budget {options.budget}: {tier.line()}{_again(tier)}")

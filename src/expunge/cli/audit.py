@@ -103,12 +103,21 @@ def _lowered(given_up: dict[str, list[int]]) -> str:
 def _check(options: Audit) -> None:
     """Refuse, before anything is opened, what cannot come to a report."""
     check_report(options.budget)
+    check_model(options.model)
     if options.edit and options.original:
         raise ExpungeError("audit with --edit and --original: expected --model to name what the edit was made on")
     if not options.edit and options.original is None:
         raise ExpungeError(
             f"audit of model '{options.model.model}' with nothing to compare with: expected --edit FILE, or --original with "
             "what the model was before it was edited"
+        )
+
+
+def check_model(model: Model) -> None:
+    """Refuse what only the command line says of a model: an audit's jobs open it by its name alone."""
+    if model.revision is not None or model.model_layout is not None:
+        raise ExpungeError(
+            "an audit with --revision or --model-layout, which its jobs would not know: expected a model's folder"
         )
 
 
@@ -129,11 +138,14 @@ def _planned(options: Audit) -> "tuple[Asked, Path]":
     from expunge.plans import audit as plans
     from expunge.results.files import AUDIT
     from expunge.store import FORMAT, new_file, read_json, write_json
+    from expunge.store.toml import toml
 
     backbone, edits, imported = _opened(options)
     out = options.out or Path("runs/audit") / f"{'-'.join(options.target)}-{edits[-1].id[:8]}".replace(" ", "-")
     asked = _asked(options, backbone, edits, out)
     file = out / AUDIT
+    if not file.is_file() and out.is_dir() and any(out.iterdir()):
+        raise ExpungeError(f"'{out}' holds something else than an audit: expected an empty folder, or another --out")
     if file.is_file() and not options.overwrite:
         if read_json(file).get("asked") != asked.as_json():
             raise ExpungeError(f"'{out}' holds another audit: expected the same, another --out, or --overwrite")
@@ -147,7 +159,7 @@ def _planned(options: Audit) -> "tuple[Asked, Path]":
         edits[0].save(out / "edit.safetensors", overwrite=True)
     for name, content in (("set.toml", plan.set), ("plan.toml", plan.plan)):
         with new_file(out / name, overwrite=True) as temporary:
-            temporary.write_text(plans.toml(content), encoding="utf-8")
+            temporary.write_text(toml(content), encoding="utf-8")
     about = {"format": FORMAT, "asked": asked.as_json(), "tiers": plan.tiers, "left_out": plan.left_out}
     write_json(file, about, overwrite=True)
     return asked, out

@@ -120,9 +120,10 @@ def _erased(options: Erase, method: str, eraser: "Eraser") -> _Erased:
 
 def _check_audit(options: Erase, kind: str) -> None:
     """Refuse an audit that could not be made, before anything is erased."""
-    from expunge.cli.audit import check_report
+    from expunge.cli.audit import check_model, check_report
 
     check_report(options.audit_budget)
+    check_model(options.model)
     if kind != "testbed" and (options.judge is None or options.until):
         raise ExpungeError("--audit off the testbed: expected --judge, who tells what its images show, and no --until")
 

@@ -1,7 +1,7 @@
 """An audit as a plan: a finished edit beside the original, what is measured of both, and the attacks that fit a time."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, final, get_args
@@ -13,6 +13,7 @@ from expunge.core.concept import Concept, check_targets, fill
 from expunge.core.cost import Cost
 from expunge.core.edit import Edit
 from expunge.core.errors import ExpungeError, unknown
+from expunge.core.judge import Judge
 from expunge.core.query import Query, queries
 from expunge.core.victim import Access
 from expunge.settings import presets
@@ -32,7 +33,7 @@ SEED, DEV_SEED = 60_000, 61_000
 """First seeds: of no concept set, and of no look that erasures take at themselves."""
 ORDER = (
     *("rounding", "image-to-image", "relearning", "concept-inversion", "random-tokens", "continuation", "seed-search"),
-    *("ring-a-bell", "unlearn-diff-atk", "p4d", "sneaky-prompt"),
+    *("ring-a-bell", "unlearn-diff-atk", "p4d", "sneaky-prompt", "pund"),
 )
 """Attacks, the cheap and the telling ones first; what an attack leaves of its share goes to those after it."""
 
@@ -132,6 +133,7 @@ def planned(asked: Asked, backbone: Backbone, edits: Sequence[Edit], set_file: P
     template = presets.prompt(backbone)
     wanted = [(fill(template, word), word) for word in asked.targets]
     asks = queries(wanted, min(QUERIES, count), SEED, guidance, steps)
+    stage.check_pair(backbone, edits, asks)
     audit = Audit(plan=_tables(asked, count, set_file), set=_set(asked, kept, backbone))
     waiting = [*names, *names]  # what does not fit its share may fit what the others leave
     for place, name in enumerate(waiting):
@@ -192,7 +194,13 @@ def _tables(asked: Asked, count: int, set_file: Path) -> dict[str, Any]:
     """The plan without its attacks."""
     kind = backbones.kind_of(asked.model)
     quality: list[Any] = ["prior-distance", "clip-score"] if kind == "testbed" else []
-    judged = [{"name": name, "judge": asked.judge} for name in ("esr-psr", "confidence")]
+    judge: Judge = Catalog("judges").open(asked.judge)
+    detects = type(judge).confidence is not Judge.confidence  # its scores are no ranks of one label against the others
+    paper = {"threshold": "paper"} if detects and judge.threshold is not None else {}
+    judged = [
+        {"name": "dsr" if detects else "esr-psr", "judge": asked.judge, **paper},
+        {"name": "confidence", "judge": asked.judge},
+    ]
     return {
         "about": f"Audit of {asked.row}: is {', '.join(asked.targets)} gone, and what brings it back?",
         "set": str(set_file),
@@ -219,27 +227,3 @@ def _set(asked: Asked, kept: Sequence[str], backbone: Backbone) -> dict[str, Any
     }
     about = "Targets of an audit, and words that should have stayed."
     return {"about": about, "concepts": words, "splits": {"targets": list(asked.targets)}, **parts}
-
-
-# files ----------------------------------------------------------------------------------------------------------------
-def toml(content: Mapping[str, Any]) -> str:
-    """Tables as a TOML file: what is no table first, tables in tables on one line."""
-    plain = [f"{_key(name)} = {_value(value)}" for name, value in content.items() if not isinstance(value, Mapping)]
-    tables = [
-        "\n".join(["", f"[{_key(name)}]", *(f"{_key(k)} = {_value(v)}" for k, v in value.items())])
-        for name, value in content.items()
-        if isinstance(value, Mapping)
-    ]
-    return "\n".join([*plain, *tables, ""])
-
-
-def _key(name: str) -> str:
-    return json.dumps(name, ensure_ascii=False)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_key(name)} = {_value(inner)}" for name, inner in value.items()) + " }"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_value, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)

@@ -121,7 +121,7 @@ class Images:
             files=files_of(attack) or None,
             **self._models.named(self._plan.dtype),
         )
-        images = attack.asks([Concept(name=name) for name in targets], len(asked) * self._plan.control_count)
+        images = attack.asks([Concept(name=name) for name in targets], len(asked) * count)
         cost = Cost(forward=2 * plain.steps * images)
         return replace(plain, queries_job=job.key, upstream=(*plain.upstream, job), cost=cost)
 

@@ -17,6 +17,7 @@ from expunge.core.concept import Concept, check_targets
 from expunge.core.edit import Edit, not_finite, strengths
 from expunge.core.eraser import Task, files_of, settings_of
 from expunge.core.errors import ExpungeError
+from expunge.core.guidance import combines
 from expunge.core.knowledge import Knowledge
 from expunge.core.query import Query
 from expunge.core.victim import Victim, victim
@@ -101,6 +102,7 @@ def run(
     attack.check(targets)
     each = strengths(strength, edits)
     attack.fits(edits)
+    check_pair(backbone, edits, queries)
     _check_asked(targets, queries)
     start, before = time.perf_counter(), backbone.cost
     with backbone.bare():
@@ -135,6 +137,20 @@ def run(
         **({} if answer.dtype is None else {"dtype": answer.dtype}),
     }
     return Attacked(queries=list(answer.queries), about=about, edit=answer.edit)
+
+
+def check_pair(backbone: Backbone, edits: Sequence[Edit], queries: Sequence[Query]) -> None:
+    """Refuse an edit that acts through a pair of predictions, where none would be made.
+
+    Raises:
+        ExpungeError: for such an edit on a distilled model (FLUX), of which queries ask without a ``true_cfg``.
+    """
+    idle = next((edit for edit in edits if combines(edit) and not edit.private), None)
+    if idle is not None and backbone.supports("distilled") and all(query.true_cfg <= 1 for query in queries):
+        raise ExpungeError(
+            f"edit {idle.id} acts through a pair of predictions, and {backbone.name} is asked without one: expected edits of "
+            "weights, or images made with `expunge generate --true-cfg`"
+        )
 
 
 def _check_asked(targets: Sequence[Concept], queries: Sequence[Query]) -> None:

@@ -204,6 +204,12 @@ def _written(
     return backbone.cost - before
 
 
+def _sampling(query: Query) -> dict[str, Any]:
+    """How images were sampled, as records and reports tell it."""
+    pair = {} if query.true_cfg == 1 else {"true_cfg": query.true_cfg}
+    return {"guidance": query.guidance, "steps": query.steps, **pair}
+
+
 def _run(
     backbone: Backbone,
     edits: Sequence[Edit],
@@ -219,7 +225,7 @@ def _run(
         "family": backbone.family,
         "dtype": str(backbone.dtype).removeprefix("torch."),
         **about,
-        "sampling": {"guidance": queries[0].guidance, "steps": queries[0].steps},
+        "sampling": _sampling(queries[0]),
         "edits": [
             {"id": e.id, "kind": e.kind, "provenance": None if e.provenance is None else asdict(e.provenance)}
             for e in edits

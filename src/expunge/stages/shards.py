@@ -2,8 +2,9 @@
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -56,18 +57,37 @@ def to_folder(
     for name, tensor in tensors.items():
         file, own = folder.file_of(name)
         inside.setdefault(file, {})[own] = tensor
-    loading = f'`{folder.classes["_class_name"]}.from_pretrained("this folder")`'
+    files = folder.all_files()
+    loading = f'`{folder.classes["_class_name"]}.from_pretrained("this folder"{_variant(files)})`'
     page = export.card(backbone, edits, loading, records, strength)
     with export.exported(out, overwrite, backbone, edits, page) as new:
-        for file in folder.all_files():
+        for file in files:
             copy = new / file.relative_to(folder.path)
             copy.parent.mkdir(parents=True, exist_ok=True)
+            if file == folder.path / "model_index.json":
+                copy.write_text(_index(folder.classes, folder.parts), encoding="utf-8")
+                continue
             if file not in inside:
                 _linked(file, copy)
                 continue
             shutil.copyfile(file, copy)
             _exchange(copy, inside[file])
     return Written(len(inside), sum(t.numel() * t.element_size() for t in tensors.values()))
+
+
+def _index(classes: Mapping[str, Any], parts: Collection[str]) -> str:
+    """The list of a pipeline's components, less those that are not written: diffusers would look for these."""
+    written = {
+        name: [None, None] if isinstance(entry, list) and name not in parts else entry
+        for name, entry in classes.items()
+    }
+    return json.dumps(written, indent=2) + "\n"
+
+
+def _variant(files: Iterable[Path]) -> str:
+    """What `from_pretrained` must be told of names such as ``model.fp16.safetensors``."""
+    found = {match[1] for file in files if (match := re.search(r"\.(\w+)(?:-\d+-of-\d+)?\.safetensors$", file.name))}
+    return f', variant="{found.pop()}"' if found else ""
 
 
 def _linked(file: Path, copy: Path) -> None:

@@ -1,6 +1,8 @@
 """A plug-in's settings as a form: read from its source, with their help, and made of the words that somebody typed."""
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from expunge.core.catalog import Catalog
@@ -75,8 +77,7 @@ def settings(kind: str, name: str, words: Mapping[str, str], served: Served) -> 
             raise ExpungeError(f"{name} has no setting {path[:80]!r}: expected one of {', '.join(options)}")
         if text.strip():
             value = _value(f"{name}'s {path}", options[path], text)
-            if path in files or "=" in str(value) or options[path].kind.name == "Path":
-                _check_paths(served, path in files or options[path].kind.name == "Path", value)
+            _check_paths(served, path in files or options[path].kind.name == "Path", value)
             at = table
             for above in options[path].path[:-1]:
                 at = at.setdefault(above, {})
@@ -90,9 +91,17 @@ def settings(kind: str, name: str, words: Mapping[str, str], served: Served) -> 
 
 
 def _check_paths(served: Served, is_path: bool, value: Any) -> None:
-    """Refuse what leads out of the served folder: a file, or a judge's ``weights=`` in words like ``imagenet:weights=FILE``."""
-    for word in [value] if isinstance(value, str) else []:
-        named = [word] if is_path else [part.partition("=")[2] for part in word.split(",") if "=" in part]
+    """Refuse what leads out of the served folder: a file, or words that may be taken for one.
+
+    Those are a judge's ``weights=`` in words like ``imagenet:weights=FILE``, and whatever is a path by its looks, since some
+    settings take a name or a folder (a CLIP's).
+    """
+    for word in value if isinstance(value, list | tuple) else [value]:
+        if not isinstance(word, str):
+            continue
+        named = [part.partition("=")[2] for part in word.split(",") if "=" in part]
+        if is_path or Path(word).is_absolute() or ".." in Path(word).parts or os.path.lexists(served.root / word):
+            named.append(word)
         for path in named:
             served.inside(path)
 

@@ -69,7 +69,7 @@ class Runner:
         """
         folder = self.served.run(name)
         with self._lock() as lock:
-            if not _taken(lock, exclusive=True):
+            if not _waited(lambda: _taken(lock, exclusive=True), 1.0):  # a page that looks has it for a moment
                 raise ExpungeError(
                     f"'{self.running() or 'another run'}' is going on: expected it to end, or to be cancelled"
                 )

@@ -12,9 +12,9 @@ from expunge.core.concept import Concept, check_targets, fill
 from expunge.core.errors import ExpungeError, unknown
 from expunge.settings import presets
 from expunge.store.atomic import new_file
+from expunge.store.toml import toml
 from expunge.web import forms
 from expunge.web.served import OURS, TESTBED, WRITTEN, Served
-from expunge.web.written import toml
 
 ORIGINAL = "original"
 SET = "set.toml"
