@@ -33,8 +33,8 @@ class OtherWords(Attack[BlackBox]):
     tuning: ClassVar[Sequence[str]] = ("words", "tries")
     words: tuple[str, ...] = ("old", "small", "red", "blue", "bright", "wooden", "simple", "drawing", "view", "icon")
     tries: int = 4
-    judge: str = "testbed"
-    """Who looks at the images; records say so if it also reports."""
+    judge: str = "testbed:network=b"
+    """Who looks at the images; a plan refuses one that also reports."""
 
     def budget(self, targets: int, queries: int) -> int:
         return targets * self.tries

@@ -84,6 +84,11 @@ def test_pndm_begun_midway_takes_no_runge_kutta_steps():
     assert not torch.equal(*whole), "a whole trajectory is the model's own"
 
 
+def test_steps_whose_offset_leads_past_the_last_timestep_are_refused(backbone):
+    with pytest.raises(ExpungeError, match="1000 denoising steps, of which tiny has no timestep for the first"):
+        backbone.generate([Query(prompt="dog", seed=1, guidance=4.0, steps=1000)])
+
+
 def test_a_start_costs_the_steps_that_are_left_and_bad_ones_are_refused(backbone):
     query = Query(prompt="dog", seed=1, guidance=4.0, steps=4, start=Start(image=PIXELS[0], strength=0.5))
     before = backbone.cost

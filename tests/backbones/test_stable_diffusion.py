@@ -261,7 +261,7 @@ def truncate(path):
     [
         (lambda p: (p / "model_index.json").unlink(), "not a diffusers folder"),
         (lambda p: (p / "model_index.json").write_text("{"), "damaged"),
-        (lambda p: (p / "model_index.json").write_text('{"_class_name": "FluxPipeline"}'), "holds a FluxPipeline"),
+        (lambda p: (p / "model_index.json").write_text('{"_class_name": "SanaPipeline"}'), "holds a SanaPipeline"),
         (lambda p: (p / "unet" / "diffusion_pytorch_model.safetensors").unlink(), "no safetensors weights"),
         (lambda p: truncate(p / "unet" / "diffusion_pytorch_model.safetensors"), "damaged|cannot be loaded"),
         (lambda p: truncate(p / "text_encoder" / "model.safetensors"), "cannot be loaded"),

@@ -309,7 +309,7 @@ def test_an_interrupted_run_ends_its_own_cluster_and_leaves_nothing_half_written
 
     (tmp_path / "driver.py").write_text(DRIVER)
     store, short = tmp_path / "store", Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
-    job = images(folder, 1, steps=1000, count=500)
+    job = images(folder, 1, steps=400, count=2000)
     words = [sys.executable, str(tmp_path / "driver.py"), json.dumps(job.as_json()), str(store)]
     environment = {**os.environ, "TMPDIR": str(short), "RAY_TMPDIR": str(short), "PYTHONPATH": str(ROOT / "src")}
     try:

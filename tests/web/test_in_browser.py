@@ -256,6 +256,6 @@ def test_no_file_is_had_from_the_server(site):
 
 def test_ctrl_c_ends_the_server_and_nothing_else(site):
     site.process.send_signal(signal.SIGINT)
-    assert site.process.wait(120) == 130
+    assert site.process.wait(120) in (0, 130)  # uvicorn may have ended well before it hands the signal on
     site.process.stdout.close()
     site.begin()

@@ -132,6 +132,12 @@ def _scheduler(backbone: "PipelineBackbone", steps: int, *, midway: bool) -> Any
     own = {"skip_prk_steps": True} if midway and "skip_prk_steps" in template.config else {}
     scheduler = type(template).from_config(template.config, **own)
     backbone.space(scheduler, steps)
+    if (
+        hasattr(scheduler, "alphas_cumprod") and float(scheduler.timesteps.max()) > most - 1
+    ):  # its offset leads past the last
+        raise ExpungeError(
+            f"{steps} denoising steps, of which {backbone.name} has no timestep for the first: expected fewer"
+        )
     return scheduler
 
 

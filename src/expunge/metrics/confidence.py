@@ -32,6 +32,7 @@ class Confidence(Metric):
     meanings: ClassVar[Mapping[str, str]] = {
         "confidence": "How sure the judge is, on average, that an image shows its target. Lower: more is removed."
     }
+    headline: ClassVar[Mapping[str, Sequence[str]]] = {}
     judge: str = "testbed"
     """Catalog name of the judge, with its settings if any: `testbed`, `nudenet`, `testbed:network=b`."""
 
