@@ -290,6 +290,17 @@ def test_guidance_edits_need_the_pair_that_is_asked_for(saved):
         ours.generate([Query(**asked, negative="cat")])
 
 
+def test_an_attack_on_an_edit_that_acts_through_the_pair_is_refused(saved):
+    """Without a true_cfg there is no pair: its images would be those of the model without the edit."""
+    ours = backbones.load(str(saved["flux"]))
+    edit = expunge.erase(ours, "church", method="negative-prompt")
+    asked = [Query(prompt="church", label="church", seed=5, guidance=2.0, steps=2)]
+    settings = attack.build("seed-search", {"tries": 1}, None)
+    with pytest.raises(ExpungeError, match=r"acts through a pair of predictions, and .* is asked without one"):
+        attack.run(ours, "seed-search", settings, [edit], [Concept(name="church")], asked)
+    assert ours.edits == []
+
+
 def test_what_a_distilled_model_cannot_give_is_refused_in_a_line(saved):
     ours = backbones.load(str(saved["flux"]))
     with pytest.raises(ExpungeError, match=r"a bank on .*: expected arm online-student"):

@@ -2,13 +2,11 @@
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from typing_extensions import override
 
@@ -102,7 +100,7 @@ class TransformerFile(Files):
         if prefix is None:
             raise ExpungeError(f"'{path}' has no 'double_blocks.0.img_attn.qkv.weight': expected a transformer of FLUX")
         self._prefix = prefix
-        with self._opened():
+        with scaled.opened(self.path):
             scaled.check_metadata(stored.metadata)
         self.scaled = scaled.has_scales(stored.keys)
         self._shapes: dict[str, torch.Size] | None = None
@@ -114,17 +112,6 @@ class TransformerFile(Files):
                 ExpungeWarning,
                 stacklevel=4,
             )
-
-    @contextmanager
-    def _opened(self) -> Iterator[Any]:
-        """The file, whose faults are told with its name."""
-        try:
-            with safe_open(self.path, "pt") as opened:
-                yield opened
-        except (SafetensorError, OSError) as error:
-            raise ExpungeError(f"'{self.path}' is damaged: {error}") from error
-        except scaled.ScaleError as error:
-            raise ExpungeError(f"'{self.path}' has weights in a form that is not read: {error}") from error
 
     def _expected(self) -> dict[str, torch.Size]:
         """Shapes of the transformer's parameters, all of which the file holds, and no others of its kind.
@@ -170,7 +157,7 @@ class TransformerFile(Files):
             return self.folder.read(part, names)
         expected = self._expected()
         tensors: dict[str, Tensor] = {}
-        with self._opened() as opened:
+        with scaled.opened(self.path) as opened:
             for name in names:
                 tensor = self._taken(opened, place(name), len(torch.empty(expected[name], device="meta")))
                 if tensor.shape != expected[name]:

@@ -1,20 +1,56 @@
 """Models of a flow: transformers that give the velocity from an image to noise, sampled by Euler's steps."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from jaxtyping import Float, Real
 from torch import Tensor
 from typing_extensions import override
 
+from expunge.backbones.asking import Question
 from expunge.backbones.latent_space import in_full
 from expunge.backbones.parts import quiet
 from expunge.backbones.pipeline import PipelineBackbone
 from expunge.core.attention import Attention
+from expunge.core.conditioning import Conditioning
 from expunge.core.errors import ExpungeError
 
 
 class FlowBackbone(PipelineBackbone):
     """A model that predicts the velocity of a flow, without cross-attention: text and image attend to each other."""
+
+    order: ClassVar[Sequence[str]] = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
+    """What the transformer takes by place."""
+
+    @property
+    def timestep_unit(self) -> int:
+        """Timesteps of ours that one of the transformer's is."""
+        return 1
+
+    # denoising --------------------------------------------------------------------------------------------------------
+    @override
+    def parse_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Question:
+        named = dict(zip(self.order, args, strict=False)) | kwargs
+        cond = Conditioning(embeds=named["encoder_hidden_states"], pooled=named["pooled_projections"])
+        return Question(named["hidden_states"], named["timestep"] * self.timestep_unit, cond)
+
+    @override
+    def change_call(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        cond: Conditioning,
+        x: Float[Tensor, "b ..."] | None = None,
+        t: Real[Tensor, "b"] | None = None,
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        changed = dict(zip(self.order, args, strict=False)) | kwargs
+        changed |= {"encoder_hidden_states": cond.embeds, "pooled_projections": cond.pooled}
+        if x is not None:
+            changed["hidden_states"] = x
+        if t is not None:
+            changed["timestep"] = t / self.timestep_unit
+        first = tuple(changed.pop(name) for name in self.order[: len(args)])
+        return (*first, *args[len(self.order) :]), changed
 
     @override
     def skipped(self, steps: int, strength: float) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from expunge.backbones import held, t5_and_clip
-from expunge.backbones.asking import Question, Smallest
+from expunge.backbones.asking import Smallest
 from expunge.backbones.bfl import TransformerFile
 from expunge.backbones.flow import FlowBackbone
 from expunge.backbones.folder import Folder
@@ -45,10 +45,6 @@ _LAYERS: dict[str, Callable[[str], bool]] = {
     "double": lambda n: n.startswith("transformer_blocks."),
     "single": lambda n: n.startswith("single_transformer_blocks."),
 }
-_ORDER = (
-    *("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "img_ids", "txt_ids", "guidance"),
-)
-"""What the transformer takes by place."""
 
 
 # latents, two by two --------------------------------------------------------------------------------------------------
@@ -91,6 +87,15 @@ class Flux(FlowBackbone):
     packing = 4
     first = 0  # T5 sets no start token
     filler = "the"  # T5 reads "a" as two tokens
+    order = (
+        "hidden_states",
+        "encoder_hidden_states",
+        "pooled_projections",
+        "timestep",
+        "img_ids",
+        "txt_ids",
+        "guidance",
+    )
     capabilities = frozenset({"pooled", "flow", "distilled"})
 
     @override
@@ -135,6 +140,12 @@ class Flux(FlowBackbone):
         """Whether the denoiser reads the scale of guidance."""
         return bool(self.config("transformer").get("guidance_embeds"))
 
+    @property
+    @override
+    def timestep_unit(self) -> int:
+        """It is told the noise level, from 0 to 1."""
+        return self.training_timesteps
+
     # text -------------------------------------------------------------------------------------------------------------
     @property
     @override
@@ -171,30 +182,6 @@ class Flux(FlowBackbone):
         )
 
     # denoising --------------------------------------------------------------------------------------------------------
-    @override
-    def parse_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Question:
-        named = dict(zip(_ORDER, args, strict=False)) | kwargs
-        cond = Conditioning(embeds=named["encoder_hidden_states"], pooled=named["pooled_projections"])
-        return Question(named["hidden_states"], named["timestep"] * self.training_timesteps, cond)
-
-    @override
-    def change_call(
-        self,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        cond: Conditioning,
-        x: Float[Tensor, "b ..."] | None = None,
-        t: Real[Tensor, "b"] | None = None,
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        changed = dict(zip(_ORDER, args[:7], strict=False)) | kwargs
-        changed |= {"encoder_hidden_states": cond.embeds, "pooled_projections": cond.pooled}
-        if x is not None:
-            changed["hidden_states"] = x
-        if t is not None:
-            changed["timestep"] = t / self.training_timesteps
-        first = tuple(changed.pop(name) for name in _ORDER[: len(args)])
-        return (*first, *args[7:]), changed
-
     @override
     def smallest(self) -> Smallest:
         config = self.component("transformer").config

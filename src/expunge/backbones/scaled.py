@@ -6,11 +6,16 @@ multiplication, whose inputs are 8-bit, too. The weights do not depend on it, an
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from expunge.core.errors import ExpungeError
 
 _SCALES = ("scale_weight", "weight_scale")
 _OF_INPUTS = ("scale_input", "input_scale")
@@ -27,6 +32,22 @@ METADATA = "_quantization_metadata"
 
 class ScaleError(ValueError):
     """A weight that cannot be had from what is stored; whoever opened the file names it."""
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, whose faults are told with its name.
+
+    Raises:
+        ExpungeError: if it is damaged, or has weights in a form that is not read.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ExpungeError(f"'{path}' is damaged: {error}") from error
+    except ScaleError as error:
+        raise ExpungeError(f"'{path}' has weights in a form that is not read: {error}") from error
 
 
 def beside(key: str) -> set[str]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from expunge.backbones import held
-from expunge.backbones.asking import Question, Smallest
+from expunge.backbones.asking import Smallest
 from expunge.backbones.flow import FlowBackbone
 from expunge.backbones.texts import TEXT_GROUPS, known_ids
 from expunge.core.conditioning import Conditioning
@@ -33,10 +33,6 @@ _LAYERS: dict[str, Callable[[str], bool]] = {
     "transformer": lambda n: True,
     "attn": lambda n: re.search(r"\.attn2?\.to_(q|k|v|out\.0)$", n) is not None,
 }
-
-
-_ORDER = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
-"""What the transformer takes by place."""
 
 
 @final
@@ -112,27 +108,6 @@ class StableDiffusion3(FlowBackbone):
         return tower(read.input_ids.to(self.device))[0]
 
     # denoising --------------------------------------------------------------------------------------------------------
-    @override
-    def parse_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Question:
-        named = dict(zip(_ORDER, args, strict=False)) | kwargs
-        cond = Conditioning(embeds=named["encoder_hidden_states"], pooled=named["pooled_projections"])
-        return Question(named["hidden_states"], named["timestep"], cond)
-
-    @override
-    def change_call(
-        self,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        cond: Conditioning,
-        x: Float[Tensor, "b c h w"] | None = None,
-        t: Real[Tensor, "b"] | None = None,
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        changed = dict(zip(_ORDER, args[:4], strict=False)) | kwargs
-        changed |= {"encoder_hidden_states": cond.embeds, "pooled_projections": cond.pooled}
-        changed |= {name: value for name, value in (("hidden_states", x), ("timestep", t)) if value is not None}
-        first = tuple(changed.pop(name) for name in _ORDER[: len(args)])
-        return (*first, *args[4:]), changed
-
     @override
     def smallest(self) -> Smallest:
         config = self.component("transformer").config

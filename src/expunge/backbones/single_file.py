@@ -4,13 +4,11 @@ import hashlib
 import inspect
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from typing_extensions import override
 
@@ -52,7 +50,7 @@ class SingleFile(Files):
             )
         stored = header(path)
         self._keys = stored.keys
-        with self._opened():
+        with scaled.opened(self.path):
             scaled.check_metadata(stored.metadata)
         self.scaled = scaled.has_scales(stored.keys)
         self.prediction, self.zero_snr, doubt = marks(path, stored)
@@ -124,7 +122,7 @@ class SingleFile(Files):
     def read(self, part: str, names: Sequence[str]) -> dict[str, Tensor]:
         places = self._all_places(part)
         tensors: dict[str, Tensor] = {}
-        with self._opened() as opened:
+        with scaled.opened(self.path) as opened:
             for name in names:
                 tensor = ldm.taken(places[name], scaled.weight(opened, places[name].key, self._keys))
                 expected = self._expected(part)[name]
@@ -135,17 +133,6 @@ class SingleFile(Files):
                     )
                 tensors[name] = tensor.to(device=self.device, dtype=self.dtype, copy=True).contiguous()
         return tensors
-
-    @contextmanager
-    def _opened(self) -> Iterator[Any]:
-        """The file, whose faults are told with its name."""
-        try:
-            with safe_open(self.path, "pt") as opened:
-                yield opened
-        except (SafetensorError, OSError) as error:
-            raise ExpungeError(f"'{self.path}' is damaged: {error}") from error
-        except scaled.ScaleError as error:
-            raise ExpungeError(f"'{self.path}' has weights in a form that is not read: {error}") from error
 
     @override
     def identity(self) -> str:
