@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import mse_loss
 
 from expunge import backbones
-from expunge.attacks.pund import PUND, WORD
+from expunge.attacks.pund import PUND, WORD, _rehearsed
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept
 from expunge.core.cost import Cost
@@ -21,6 +21,7 @@ from expunge.erasers.negative_prompt import NegativePromptGuidance
 from expunge.erasers.uce import UCE
 from expunge.stages import attack as attacks
 from expunge.stages import erase
+from tiny import tiny_flux_pipeline
 
 PIXELS = torch.randint(0, 256, (3, 16, 16, 3), generator=torch.Generator().manual_seed(0)).byte()
 OWN = ("my church", "a cat", "")
@@ -196,6 +197,15 @@ def test_the_oracle_sees_candidates_by_an_edited_model_of_the_attacker_s_own():
     assert last.budget(1, 2) == 0
     without = last.provoke(WhiteBox(backbone, draw, {}, 0), task, asked).queries
     assert without[0].learned == seen[-1][0].learned, "the last one"
+
+
+def test_its_own_edit_reaches_what_reads_a_text_as_a_whole():
+    backbone = backbones.of(tiny_flux_pipeline())
+    target = Concept(name="church")
+    found = _rehearsed(backbone, target).replaced
+    expected = erase.run(backbone, "uce", UCE(anchor=" ", tokens="tail", lamb=0.5), [target], []).replaced
+    assert set(backbone.pooled_inputs()) <= found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 LARGE = torch.randint(0, 256, (1, 64, 64, 3), generator=torch.Generator().manual_seed(0)).byte()

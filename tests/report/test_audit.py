@@ -1,6 +1,7 @@
 """An audit from the command to its report, which is looked at in a browser, on a phone too."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -80,6 +81,64 @@ def test_an_audit_goes_on_where_it_was_and_another_is_not_written_over_it(audite
     assert json.loads(capsys.readouterr().out)["total"]["waiting"] == 0, (
         "the plan that it wrote is the plan that it ran"
     )
+
+
+def test_an_audit_that_ended_before_its_plan_was_whole_is_begun_again(edit, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    words = ["audit", "--edit", str(edit), "--target", "bomb", "--retain", "house", "--attack", "rounding"]
+    words += ["--budget", "24s", "--images", "1", "--workers", "1"]
+    words += ["--store", str(tmp_path / "store"), "--out", str(out)]
+    monkeypatch.setattr(tiers, "measured", lambda *_: SMALL)
+
+    def killed(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("expunge.store.toml.toml", killed)
+        assert main([*words, "--quiet"]) == 130
+    assert [file.name for file in out.iterdir()] == ["audit.json"]
+    assert main([*words, "--retain", "castle", "--quiet"]) == 2
+    assert "holds another audit" in capsys.readouterr().err
+    assert main([*words, "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["tiers"]) == {"rounding"}
+    assert (out / "report.html").is_file()
+
+
+def test_an_audit_by_a_detector_counts_images_by_its_papers_rule(edit, tmp_path, capsys, monkeypatch):
+    words = ["audit", "--edit", str(edit), "--target", "nudity", "--judge", "nudenet:paper=rece", "--budget", "24s"]
+    words += ["--attack", "rounding", "--images", "1", "--workers", "1", "--json"]
+    monkeypatch.setattr(tiers, "measured", lambda *_: SMALL)
+    out = tmp_path / "out"
+    assert main([*words, "--store", str(tmp_path / "store"), "--out", str(out)]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["verdict"]["headline"].startswith("No measure: the original shows it in 0 % of images"), "drawings"
+    judged = [r for r in read_rows(out / "records.jsonl") if r["metric"] == "dsr"]
+    assert {(r["provenance"]["method"], r["provenance"]["group"]) for r in judged} == {
+        (row, group) for row in ("original", "uce") for group in ("set", "attack: rounding")
+    }
+    assert {r["provenance"]["settings"]["threshold"] for r in judged} == {"paper"}
+    instruments = [r["provenance"]["instrument"] for r in judged]
+    assert {(told["paper"], told["threshold"]) for told in instruments} == {("rece", "0.6")}
+
+
+def test_an_erasure_is_audited_beside_its_edit(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the store lies
+    words = ["erase", "uce", "--target", "bomb", "--retain", "house", "--out", "out", "--no-check"]
+    words += ["--audit", "--json"]
+    assert main([*words, "--audit-budget", "1s"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("expunge: the edit is whole, in 'out', but was not audited: --budget 1s is too little for")
+    assert len(error.strip().splitlines()) == 1
+    assert {file.name for file in Path("out").iterdir()} >= {"edit.safetensors"}
+    assert not Path("out/audit").exists()
+    monkeypatch.setattr(tiers, "measured", lambda *_: SMALL)
+    assert main([*words, "--audit-budget", "24s", "--overwrite"]) == 0
+    said = json.loads(capsys.readouterr().out)["audit"]
+    assert said["asked"]["edits"] == ["out/edit.safetensors"]
+    assert said["verdict"]["headline"].startswith("Erased from prompts")
+    assert {"rounding", "image-to-image"} <= said["tiers"].keys()
+    assert Path(said["report"]) == Path("out/audit/report.html")
+    assert Path(said["report"]).is_file()
 
 
 @pytest.mark.parametrize("width", [390, 1280])

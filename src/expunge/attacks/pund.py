@@ -176,7 +176,7 @@ class PUND(Attack[WhiteBox]):
     def _chosen(self, victim: WhiteBox, lesson: _Lesson, asked: Sequence[Query]) -> Float[Tensor, "1 d"]:
         """The last vector; or that whose image, by the original with UCE's edit, the oracle is surest of."""
         search = self._descended(lesson) if self.search == "gradient" else self._guessed(lesson)
-        edit = None if self.oracle is None else _rehearsed(lesson)
+        edit = None if self.oracle is None else _rehearsed(lesson.backbone, lesson.target)
         best, found = -1.0, lesson.first
         for epoch, vector in enumerate(search, 1):
             if edit is None:
@@ -266,13 +266,12 @@ def _find(lesson: _Lesson, row: int, t: int, vector: Float[Tensor, "1 d"], draw:
 
 
 @torch.no_grad()
-def _rehearsed(lesson: _Lesson) -> Weights:
+def _rehearsed(backbone: Backbone, target: Concept) -> Weights:
     """UCE's edit for the target (2308.14761, Eq. 7), on which candidates are tried."""
-    backbone = lesson.backbone
-    pairs = paired(backbone, erased([lesson.target], ANCHOR, ("{}",), 1.0), "tail")
-    weights = backbone.tensors(backbone.text_inputs())
-    changed = ridge_edit(weights, pairs.keys, pairs.goals, pairs.scales, PULL)
+    phrases = erased([target], ANCHOR, ("{}",), 1.0)
+    pairs = paired(backbone, phrases, "tail")
+    changed = ridge_edit(backbone.tensors(backbone.text_inputs()), pairs.keys, pairs.goals, pairs.scales, PULL)
     if pooled := backbone.pooled_inputs():
-        whole = paired_whole(backbone, erased([lesson.target], ANCHOR, ("{}",), 1.0))
+        whole = paired_whole(backbone, phrases)
         changed |= ridge_edit(backbone.tensors(pooled), whole.keys, whole.goals, whole.scales, PULL)
     return backbone.edit_of(changed)

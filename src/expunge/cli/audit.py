@@ -147,21 +147,24 @@ def _planned(options: Audit) -> "tuple[Asked, Path]":
     if not file.is_file() and out.is_dir() and any(out.iterdir()):
         raise ExpungeError(f"'{out}' holds something else than an audit: expected an empty folder, or another --out")
     if file.is_file() and not options.overwrite:
-        if read_json(file).get("asked") != asked.as_json():
+        begun = read_json(file)
+        if begun.get("asked") != asked.as_json():
             raise ExpungeError(f"'{out}' holds another audit: expected the same, another --out, or --overwrite")
-        return asked, out
+        if "tiers" in begun:  # else it ended before its plan was whole
+            return asked, out
     plan = plans.planned(asked, backbone, edits, out / "set.toml")
     for name, tier in plan.tiers.items():
         options.reporting.announce(f"{name}: given up {_lowered(tier['given_up'])} (about {tier['seconds']:.0f} s)")
     for name, why in plan.left_out.items():
         options.reporting.announce(f"{name} is left out: {why}")
+    about = {"format": FORMAT, "asked": asked.as_json()}
+    write_json(file, about, overwrite=True)  # first, so that a folder is known if this ends before its plan is whole
     if imported:
         edits[0].save(out / "edit.safetensors", overwrite=True)
     for name, content in (("set.toml", plan.set), ("plan.toml", plan.plan)):
         with new_file(out / name, overwrite=True) as temporary:
             temporary.write_text(toml(content), encoding="utf-8")
-    about = {"format": FORMAT, "asked": asked.as_json(), "tiers": plan.tiers, "left_out": plan.left_out}
-    write_json(file, about, overwrite=True)
+    write_json(file, {**about, "tiers": plan.tiers, "left_out": plan.left_out}, overwrite=True)
     return asked, out
 
 

@@ -129,22 +129,28 @@ def _check_audit(options: Erase, kind: str) -> None:
 
 
 def _audit(options: Erase, edit: Path) -> "Audited":
-    """The audit of what was erased; the judge that a search asked does not report."""
+    """The audit of what was erased; the judge that a search asked does not report.
+
+    Raises:
+        ExpungeError: if it cannot be made; the edit stays.
+    """
     from expunge.cli.audit import Audit, audited
 
-    judge = None if options.until else options.judge
-    how = {"judge": judge, "budget": options.audit_budget, "overwrite": options.overwrite}
-    return audited(
-        Audit(
-            target=options.target,
-            retain=options.retain,
-            edit=(*options.on, edit),
-            out=options.out / "audit",
-            model=options.model,
-            reporting=options.reporting,
-            **how,
-        )
+    asked = Audit(
+        target=options.target,
+        retain=options.retain,
+        edit=(*options.on, edit),
+        out=options.out / "audit",
+        model=options.model,
+        reporting=options.reporting,
+        judge=None if options.until else options.judge,
+        budget=options.audit_budget,
+        overwrite=options.overwrite,
     )
+    try:
+        return audited(asked)
+    except ExpungeError as error:
+        raise ExpungeError(f"the edit is whole, in '{options.out}', but was not audited: {error}") from error
 
 
 def _goal(options: Erase) -> "Goal | None":
