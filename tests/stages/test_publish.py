@@ -67,9 +67,7 @@ def test_a_dry_run_lists_what_would_be_sent_and_asks_nobody(made, tmp_path, caps
         (["--public"], "export with --public and no repository"),
     ],
 )
-def test_what_cannot_be_sent_is_refused_before_anything_is_written(
-    options, words, made, tmp_path, capsys, monkeypatch
-):
+def test_what_cannot_be_sent_is_refused_before_anything_is_written(options, words, made, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -123,7 +121,7 @@ def refusing(monkeypatch):
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-        do_GET = do_POST
+        do_GET = do_POST  # noqa: N815
 
         def log_message(self, *_):
             pass

@@ -96,7 +96,11 @@ def _pushed(options: Export, lines: list[str]) -> dict[str, Any]:
     lines += [f"  {file.bytes:>15,} bytes  {file.name}" for file in sent]
     kind = "public" if options.public else "private"
     whole = f"{len(sent)} files, {sum(file.bytes for file in sent):,} bytes"
-    content: dict[str, Any] = {"repository": options.push, "public": options.public, "files": [f._asdict() for f in sent]}
+    content: dict[str, Any] = {
+        "repository": options.push,
+        "public": options.public,
+        "files": [f._asdict() for f in sent],
+    }
     if options.dry_run:
         lines.append(f"would be sent to {options.push} ({kind}): {whole}. Nothing was sent.")
         return {**content, "sent": False}

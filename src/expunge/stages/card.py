@@ -180,7 +180,7 @@ def _terms(backbone: Backbone, told: Told) -> dict[str, Any]:
 
     try:
         own = ModelCard(page.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
-    except ValueError:  # which is nobody's fault here: what cannot be read is not known
+    except Exception:  # somebody else's page: what cannot be read is not known
         return {}
     return {name: own.get(name) for name in TERMS if isinstance(own.get(name), str)}
 
@@ -214,7 +214,7 @@ def read_told(
         if not any(_edited(record) for record in found):
             raise ExpungeError(
                 f"'{path}' has no record of {', '.join(e.id for e in edits) or 'an edit'} on {backbone.name} at that strength: "
-                "expected the folder of an audit, or of a plan, that measured what is exported"
+                "expected the folder of an audit, a plan or single commands that measured what is exported"
             )
         records += found
         audit = read_json(path / AUDIT) if (path / AUDIT).is_file() else {}

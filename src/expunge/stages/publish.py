@@ -70,7 +70,7 @@ def files(folder: Path) -> list[Sent]:
 
 
 def _is_private(file: Path) -> bool:
-    """Whether a file is an edit for its owner's eyes only; what says that it is guidance, and of nobody known, is taken for one."""
+    """Whether a file is an edit for its owner's eyes only. Guidance of nobody known is taken for one."""
     try:
         with safe_open(file, "np") as opened:
             if "expunge" not in (opened.metadata() or {}):
