@@ -74,8 +74,7 @@ def test_an_edit_that_leaves_a_bit_behind_is_caught(gpu, tmp_path, monkeypatch):
 
     def careless(self, edit):
         detach(self, edit)
-        name = next(iter(edit.tensors()))
-        module, key = self.backbone.parameter(name)
+        module, key = self.backbone.parameter("unet.conv_in.weight")  # which the edit does not touch
         flat = module._parameters[key].data.view(-1)
         flat[0] = torch.nextafter(flat[0], torch.tensor(float("inf")))
 
@@ -83,7 +82,9 @@ def test_an_edit_that_leaves_a_bit_behind_is_caught(gpu, tmp_path, monkeypatch):
     code, result = run(gpu, tmp_path / "gpu.json", "check uce")
     assert code == 1
     assert not result["passed"]
-    assert not result["stages"]["check uce"]["attached"]["model"]["tensors_back"]
+    attached = result["stages"]["check uce"]["attached"]
+    assert not attached["model"]["tensors_back"]
+    assert not attached["pipeline"]["tensors_back"]
 
 
 def test_a_device_that_computes_something_else_is_caught(gpu, tmp_path, monkeypatch):

@@ -47,7 +47,7 @@ def export(argv: list[str]) -> None:
     from expunge.store import check_new
 
     _check(options)
-    terms = {"license": options.license, "base_model": options.base_model}
+    terms: dict[str, Any] = {"license": options.license, "base_model": options.base_model}
     card.Told(**terms)  # which refuses what is none before anything is opened
     check_new(options.out, options.overwrite)
     edits, backbone = options.attachment.load(), options.model.open()
