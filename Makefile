@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup demo test fuzz lint type check testbed bench-uce bench-update bench-uce-stacked bench-filter-roc
+.PHONY: setup demo demo-audit test fuzz lint type check testbed bench-uce bench-update bench-gpu bench-uce-stacked bench-filter-roc
 .DEFAULT_GOAL := check
 
 setup: .venv/installed
@@ -13,6 +13,9 @@ setup: .venv/installed
 
 demo: setup  ## erase "church" from the model in the box, recover it with the key, show and measure it
 	$(BIN)/expunge demo --out runs/demo
+
+demo-audit: setup  ## the same, and an audit of its edit with a verdict (about three minutes more; goes on with what `make demo` left)
+	$(BIN)/expunge demo --out runs/demo --resume --audit
 
 test: setup  ## a worker a core, of one thread each; `.venv/bin/pytest tests/maths` for a part in one process
 	$(BIN)/pytest -n auto --dist worksteal
@@ -39,6 +42,9 @@ bench-uce: setup  ## UCE's time and memory on a random-weight checkpoint of SD1.
 
 bench-update: setup  ## one update of ESD and KPOP at SD1.4's size: time and memory (about 15 minutes)
 	$(BIN)/python benchmarks/update_size.py
+
+bench-gpu: setup  ## what a GPU does with an erasure of each kind: eight minutes at most; skipped without CUDA
+	$(BIN)/python benchmarks/gpu.py
 
 bench-uce-stacked: setup  ## two UCE edits stacked and detached again (about 3 minutes)
 	$(BIN)/python benchmarks/uce_stacked.py

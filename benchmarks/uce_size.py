@@ -11,8 +11,8 @@ from pathlib import Path
 RESULT = Path(__file__).with_suffix(".json")
 
 
-def checkpoint(path: Path) -> int:
-    """Write a random-weight checkpoint in SD1.4's layout and size; returns the UNet's parameter count."""
+def pipeline():
+    """A random-weight StableDiffusionPipeline of SD1.4's size, on torch's default device."""
     import torch
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -41,7 +41,7 @@ def checkpoint(path: Path) -> int:
         latent_channels=4,
         sample_size=512,
     )
-    pipe = StableDiffusionPipeline(
+    return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text,
         tokenizer=words,
@@ -51,8 +51,13 @@ def checkpoint(path: Path) -> int:
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def checkpoint(path: Path) -> int:
+    """Write a random-weight checkpoint in SD1.4's layout and size; returns the UNet's parameter count."""
+    pipe = pipeline()
     pipe.save_pretrained(path)
-    return sum(p.numel() for p in unet.parameters())
+    return sum(p.numel() for p in pipe.unet.parameters())
 
 
 def peak_bytes() -> int:

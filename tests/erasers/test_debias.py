@@ -75,12 +75,12 @@ def test_each_round_moves_by_the_step_size_from_the_shares_of_the_round_before(t
 
 def test_it_costs_what_is_foreseen_and_goes_on_to_the_same_edit(testbed):
     before = testbed.cost
-    steps = [(s.edit().id, s.state(), s.warnings) for s in SHORT.steps(testbed, TASK)]
+    steps = [(s.edit().id, s.state(), s.warnings()) for s in SHORT.steps(testbed, TASK)]
     assert testbed.cost - before == SHORT.cost(2, 1)
     (again,) = SHORT.steps(testbed, TASK, steps[0][1])
     assert again.edit().id == steps[1][0]
-    assert steps[0][2] == (), "only the last round says what is left"
-    assert any("'dog' was up to" in line for line in again.warnings)
+    assert not steps[0][2], "only the last round says what is left"
+    assert any("'dog' was up to" in line for line in again.warnings())
 
 
 def test_what_is_balanced_rests_and_ends_it(testbed):
@@ -88,7 +88,7 @@ def test_what_is_balanced_rests_and_ends_it(testbed):
     (step,) = dataclasses.replace(SHORT, tolerance=1.1).steps(testbed, TASK)
     base = testbed.stored(testbed.text_inputs())
     assert all(torch.allclose(step.edit().replaced[n], w, atol=1e-5) for n, w in base.items())
-    assert not step.warnings
+    assert not step.warnings()
 
 
 def test_wanted_shares_are_asked_for(testbed):

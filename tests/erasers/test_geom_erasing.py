@@ -323,11 +323,11 @@ def test_a_long_caption_makes_room_and_is_counted(backbone):
         loss = by_hand(backbone, task, {0: " ".join(["dog"] * 8) + ", church"}, tokens, 1)
     step = next(iter(dataclasses.replace(MODEL, batch=1).steps(backbone, task)))
     assert step.losses["denoise"] == pytest.approx(loss.item(), rel=1e-4)
-    assert step.warnings[0] == "captions shortened to make room for words and places: 1"
-    (places,) = next(iter(MODEL.steps(backbone, task_of()))).warnings
+    assert step.warnings()[0] == "captions shortened to make room for words and places: 1"
+    (places,) = next(iter(MODEL.steps(backbone, task_of()))).warnings()
     assert places.startswith("1 of 4 cells are covered in no image: their tokens stay random")
     whole = next(iter(MODEL.steps(backbone, task_of([[Box(0, 0, 16, 16)]]))))
-    assert whole.warnings == []
+    assert whole.warnings() == []
 
 
 @pytest.fixture

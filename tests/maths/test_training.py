@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from expunge.core.errors import ExpungeError
-from expunge.maths.training import Averaged, Learned, pace, thin
+from expunge.maths.training import Averaged, Learned, numbers, pace, thin
 
 
 def test_adam_moves_by_the_formula_and_leaves_untouched_tensors_alone():
@@ -75,6 +75,22 @@ def test_a_long_gradient_is_cut_to_the_length_of_the_clip():
         now = learned.tensors()
         learned.descend(3 * now["a"].sum() + 4 * now["b"].sum(), clip=clip)
         assert torch.cat(list(learned.values().values())).tolist() == pytest.approx(moved, rel=1e-4)
+
+
+def test_what_is_not_finite_is_not_cut_and_stays_where_it_is():
+    """The length is NaN then: the other tensors move as they would."""
+    learned = Learned({"a": torch.zeros(1), "b": torch.zeros(1)}, 1.0, "sgd")
+    now = learned.tensors()
+    learned.descend(float("nan") * now["a"].sum() + 4 * now["b"].sum(), clip=1.0)
+    assert learned.values()["b"].item() == -4.0
+    assert learned.values()["a"].isnan().all()
+
+
+def test_terms_of_a_loss_are_read_as_they_are():
+    terms = {"erase": torch.tensor(0.1, requires_grad=True), "keep": torch.tensor(0.1, dtype=torch.float64)}
+    assert numbers(terms) == {"erase": float(torch.tensor(0.1)), "keep": 0.1}
+    assert numbers({"retain": torch.tensor(float("inf"))}) == {"retain": math.inf}
+    assert numbers({}) == {}
 
 
 def test_low_rank_changes_begin_as_lora_s_do(backbone):

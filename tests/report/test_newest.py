@@ -9,7 +9,7 @@ from expunge.cli import main
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.report.caveats import caveats
 from expunge.report.reading import read
-from expunge.stages import export
+from expunge.stages import card
 from expunge.store import read_lines, write_lines
 
 
@@ -50,14 +50,14 @@ def test_what_is_measured_again_counts_once_and_the_report_says_so(run):
 
 
 def test_a_model_card_has_the_newest_alone_and_says_so(run):
-    once = export.read_records([run / "r.jsonl"])
+    once = card.read_records([run / "r.jsonl"])
     measured(run, "church")
     with pytest.warns(ExpungeWarning, match=f"{len(once)} of {2 * len(once)} records are not in the card"):
-        twice = export.read_records([run / "r.jsonl"])
+        twice = card.read_records([run / "r.jsonl"])
     assert len(twice) == len(once)
     assert min(r["measured"]["at"] for r in twice) > max(r["measured"]["at"] for r in once)
     write_lines(run / "bad.jsonl", [{"measured": once[0]["measured"], "provenance": 1}])
-    assert len(export.read_records([run / "bad.jsonl"])) == 1, "which the card refuses"
+    assert len(card.read_records([run / "bad.jsonl"])) == 1, "which the card refuses"
 
 
 def test_records_of_images_that_were_replaced_are_left_out(run):

@@ -1,11 +1,19 @@
 """The demo's stage, with too few updates to erase anything."""
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 from PIL import Image
 
+from expunge.cli import main
+from expunge.cli.demo import Demo, again, audit_of
+from expunge.cli.reporting import Reporting
 from expunge.core.errors import ExpungeError
-from expunge.stages import demo
-from expunge.store import read_images
+from expunge.plans import audit
+from expunge.stages import demo, tiers
+from expunge.stages.tiers import Rate
+from expunge.store import load_edit, read_images
 
 pytestmark = pytest.mark.filterwarnings("ignore::expunge.core.errors.ExpungeWarning")
 SHORT = {"iterations": 1, "batch": 2, "sampling": {"sampling_steps": 2, "trajectories": 2}}
@@ -39,3 +47,32 @@ def test_the_demo_shows_and_measures_four_sides_on_equal_seeds(tmp_path):
     head, *_, last = demo.table(tmp_path / "out", records).splitlines()
     assert all(title in head for title in demo.SIDES.values())
     assert last.endswith("compare.png")
+
+
+def test_its_edit_is_audited_beside_it_and_a_second_time_gone_on_with(tmp_path, monkeypatch, capsys):
+    """Of one attack, on a machine that is taken for a fast one: what an update leaves is not erased."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tiers, "measured", lambda *_: Rate(forward=0.01, trained=0.03, text=0.01))
+    monkeypatch.setattr(audit, "ORDER", ("rounding",))
+    demo.run("church", tmp_path / "out", 1, False, settings=SHORT)
+    options = Demo(out=tmp_path / "out", audit=True, audit_budget="48s", reporting=Reporting(quiet=True))
+    done = audit_of(options)
+    assert done.content["asked"]["ids"] == [load_edit(tmp_path / "out" / "edit.safetensors").id]
+    assert done.content["verdict"]["headline"].startswith("Not erased: still shown to whoever asks by name")
+    report = tmp_path / "out" / "audit" / "report.html"
+    assert done.text.splitlines()[-1] == f"see {report}"
+    assert "Not erased" in report.read_text()
+    before = (tmp_path / "out" / "audit" / "plan.toml").stat().st_mtime_ns
+    assert audit_of(dataclasses.replace(options, resume=True)).content == done.content
+    assert (tmp_path / "out" / "audit" / "plan.toml").stat().st_mtime_ns == before
+
+
+def test_without_an_audit_it_ends_with_the_command_of_one():
+    assert again(Demo()) == "expunge demo --resume --audit"
+    assert again(Demo(target="dog", out=Path("x"))) == "expunge demo --resume --audit --target dog --out x"
+
+
+def test_an_audit_that_cannot_be_is_refused_before_the_demo_begins(tmp_path, capsys):
+    assert main(["demo", "--audit", "--audit-budget", "soon", "--out", str(tmp_path / "out")]) == 2
+    assert "expected a time of more than nothing" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -14,6 +14,7 @@ from expunge.core.lora import written
 from expunge.erasers.spm import Transport
 from expunge.maths.training import thin
 from expunge.stages import export
+from expunge.stages.card import Told
 from expunge.store import load_edit
 from tiny import still, tiny_flux_pipeline, tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
 
@@ -238,7 +239,7 @@ def test_a_card_has_the_figures_of_the_edits_exported(tmp_path, layout):
         "ldm": export.to_file,
         "lora": lambda *a, **k: export.lora_to_folder(*a, "diffusers", **k),
     }[layout]
-    write(backbone, [edit], tmp_path / "with", records=ours)
+    write(backbone, [edit], tmp_path / "with", told=Told(records=ours))
     card = (tmp_path / "with" / "README.md").read_text()
     assert "| edited | test | esr@1 | 97.5 % | 90.0 to 99.0 | 40 |" in card
     assert "| original | test | esr@1 | 12.0 %" in card
@@ -250,7 +251,7 @@ def test_a_card_has_the_figures_of_the_edits_exported(tmp_path, layout):
         ({"value": 1}, "a record lacks"),
     ):
         with pytest.raises(ExpungeError, match=words):
-            write(backbone, [edit], tmp_path / "bad", records=[bad])
+            write(backbone, [edit], tmp_path / "bad", told=Told(records=[bad]))
     assert not (tmp_path / "bad").exists()
     write(backbone, [edit], tmp_path / "without")
     assert "states what was done" in (tmp_path / "without" / "README.md").read_text()

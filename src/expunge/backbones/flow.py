@@ -59,7 +59,9 @@ class FlowBackbone(PipelineBackbone):
     # trajectories -----------------------------------------------------------------------------------------------------
     @override
     def timesteps(self, steps: int) -> list[float]:
-        return self._euler(steps).timesteps.tolist()
+        if steps not in self._times:  # read once: each reading waits for the device
+            self._times[steps] = self._euler(steps).timesteps.tolist()
+        return self._times[steps]
 
     @override
     def step_back(

@@ -57,6 +57,7 @@ class PipelineBackbone(Backbone):
         self._hooks: list[Any] = []
         self._steering: Steering | None = None
         self._samplers: dict[int, Any] = {}
+        self._times: dict[int, list[Any]] = {}
         self._trained: set[frozenset[str]] = set()
         self.read_by: list[Any] = []
         """The text encoders of the user's pipeline when it was first seen."""
@@ -147,7 +148,7 @@ class PipelineBackbone(Backbone):
             kept = cls(parts, str(getattr(pipe, "name_or_path", None) or type(pipe).__name__))
             kept.read_by = towers
             denoiser._expunge_backbone = kept
-        kept._parts, kept._samplers, kept._trained = parts, {}, set()  # whatever the user did since
+        kept._parts, kept._samplers, kept._times, kept._trained = parts, {}, {}, set()  # whatever the user did since
         return kept
 
     @classmethod

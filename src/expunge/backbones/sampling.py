@@ -65,10 +65,11 @@ def _sampled(
     x, timesteps = _beginning(backbone, scheduler, queries, noise)
     options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     state: dict[str, Any] = {}
-    for index, t in enumerate(timesteps if steps is None else timesteps[: steps * scheduler.order]):
+    walked = timesteps if steps is None else timesteps[: steps * scheduler.order]
+    for index, (t, number) in enumerate(zip(walked, walked.tolist(), strict=True)):
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         how = (first.guidance, state, first.true_cfg)
-        predicted = backbone.guided(scaled, t.item(), index, cond, null, *how).combined
+        predicted = backbone.guided(scaled, number, index, cond, null, *how).combined
         x = scheduler.step(predicted, t, x, return_dict=False, **options)[0]
     return x
 

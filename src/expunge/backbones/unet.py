@@ -133,7 +133,9 @@ class UNetBackbone(PipelineBackbone):
     # trajectories -----------------------------------------------------------------------------------------------------
     @override
     def timesteps(self, steps: int) -> list[int]:
-        return self._ddim(steps).timesteps.tolist()
+        if steps not in self._times:  # read once: each reading waits for the device
+            self._times[steps] = self._ddim(steps).timesteps.tolist()
+        return self._times[steps]
 
     @override
     def step_back(

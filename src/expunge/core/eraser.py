@@ -63,7 +63,7 @@ class Step:
     """What resuming after this step needs, bit for bit."""
     key: Callable[[Edit], Edit] | None = None
     """The private key to an edit just made, where the method has one."""
-    warnings: Sequence[str] = ()
+    warnings: Callable[[], Sequence[str]] = list
     """What the user should know, each in one line."""
 
 

@@ -17,7 +17,7 @@ from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_positive
 from expunge.core.knowledge import Kind
-from expunge.maths.training import Decay, Learned, mse, pace
+from expunge.maths.training import Decay, Learned, mse, numbers, pace
 from expunge.maths.trajectories import Points, Sampling, Source
 
 WORD = "<adv>"
@@ -231,17 +231,17 @@ class AdvUnlearn(Eraser):
         concept = _frozen(backbone, points, texts.original, points.cond)
         wanted = null - self.negative_guidance * (concept - null)
         kept = sources[1].draw(index, self.retain_batch) if self.retain_weight else None
-        losses: dict[str, float] = {}
+        losses: dict[str, Tensor] = {}
         with backbone.weights(student.tensors()):
             if vectors is None:
                 cond = backbone.encode([texts.targets[which] for which in points.concept.tolist()])
             else:
                 cond = texts.attacked(backbone, points, vectors)
             loss = mse(backbone.predict(points.x, points.t, cond), wanted)
-            losses["erase"] = float(loss.detach())
+            losses["erase"] = loss
             if kept is not None and self.keeping == "term":
                 retain = texts.retained(backbone, kept)
-                losses["retain"] = float(retain.detach())
+                losses["retain"] = retain
                 loss = loss + self.retain_weight * retain
             student.descend(loss, speed)
         if kept is not None and self.keeping == "apart":
@@ -251,7 +251,7 @@ class AdvUnlearn(Eraser):
         return Step(
             index=index,
             edit=lambda: backbone.edit_of(student.values()),
-            losses=losses,
+            losses=numbers(losses),
             state=lambda: {**student.state("student"), **found, "next": torch.tensor(index + 1)},
         )
 

@@ -18,7 +18,7 @@ from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_positive
 from expunge.core.knowledge import Kind
 from expunge.core.query import Shot
-from expunge.maths.training import Decay, Learned, Optimizer, pace, trainable
+from expunge.maths.training import Decay, Learned, Optimizer, numbers, pace, trainable
 
 INSERTED = {
     "style": ("{}, in the style of {c}", "in {c}'s style, {}", "in {c}'s style, {}"),
@@ -182,7 +182,7 @@ class CA(Eraser):
                 terms["prior"] = _masked(ask(x, t, backbone.encode(batch.anchors)), truth, batch.kept)
             loss = terms["ablate"] + (self.prior_weight * terms["prior"] if self.prior else 0.0)
             student.descend(loss, pace(self.decay, index, self.iterations))
-        return {name: float(term.detach()) for name, term in terms.items()}
+        return numbers(terms)
 
     def _drawn(self, backbone: Backbone, task: Task, generator: torch.Generator) -> _Batch:
         latents, kept, anchors, targets = [], [], [], []

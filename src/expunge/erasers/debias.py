@@ -135,7 +135,7 @@ class Debias(Eraser):
                 edit=lambda now=alphas: self._edit(backbone, texts, now),
                 losses={"off": float(off.abs().max())},
                 state=lambda now=alphas, index=index: {"alphas": now, "next": torch.tensor(index + 1)},
-                warnings=self._unbalanced(task, off) if index + 1 == self.iterations else (),
+                warnings=lambda off=off, last=index + 1 == self.iterations: self._unbalanced(task, off) if last else [],
             )
             if not off.any():
                 return

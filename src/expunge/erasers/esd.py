@@ -18,7 +18,7 @@ from expunge.core.eraser import LATER, Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_positive
 from expunge.core.knowledge import Kind
 from expunge.maths.retaining import Retaining, retained
-from expunge.maths.training import Decay, Learned, mse, pace, trainable
+from expunge.maths.training import Decay, Learned, mse, numbers, pace, trainable
 from expunge.maths.trajectories import Points, Sampling
 
 
@@ -117,11 +117,10 @@ class ESD(Eraser):
                     terms["retain"] = retained(backbone, kept)
                     loss = loss + self.retain_weight * terms["retain"]
                 student.descend(loss, pace(self.decay, index, self.iterations))
-            losses = {name: float(term.detach()) for name, term in terms.items()}
             yield Step(
                 index=index,
                 edit=lambda: backbone.edit_of(student.values()),
-                losses=losses,
+                losses=numbers(terms),
                 state=lambda index=index: {**student.state("student"), "next": torch.tensor(index + 1)},
             )
 

@@ -204,7 +204,7 @@ class _Forgetting:
         word, phrase = self.words[number], self.method.prompt.replace("{}", WORD)
         noised = self._noised([number], "invert", update)
         cond = self.backbone.encode_learned([phrase], WORD, word.tensors()[WORD])
-        return word.descend(mse(self.backbone.predict(noised.x, noised.t, cond), noised.truth))
+        return float(word.descend(mse(self.backbone.predict(noised.x, noised.t, cond), noised.truth)))
 
     def resteer(self, update: int) -> float:
         """An update of the model against the attention that the targets' tokens get."""
@@ -214,7 +214,7 @@ class _Forgetting:
         cond = reduce(Conditioning.join, [told[number].text for number in noised.targets])
         with self.backbone.weights(self.student.tensors()), self.backbone.attending(attended):
             self.backbone.predict(noised.x, noised.t, cond)
-            return self.student.descend(attended.norm(), clip=self.method.clip)
+            return float(self.student.descend(attended.norm(), clip=self.method.clip))
 
     @torch.no_grad()
     def _all_told(self) -> list[_Told]:

@@ -195,7 +195,7 @@ class GeomErasing(Eraser):
                 edit=training.edit,
                 losses={"denoise": loss},
                 state=lambda index=index: {**training.state(), "next": torch.tensor(index + 1)},
-                warnings=training.warnings,
+                warnings=lambda: training.warnings,
             )
 
     @override

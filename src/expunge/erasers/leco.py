@@ -17,7 +17,7 @@ from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import check_counts, check_positive
 from expunge.core.knowledge import Kind
-from expunge.maths.training import Decay, Learned, Optimizer, mse, pace, thin
+from expunge.maths.training import Decay, Learned, Optimizer, mse, numbers, pace, thin
 from expunge.maths.trajectories import Points, Sampling
 
 
@@ -96,7 +96,7 @@ class LECO(Eraser):
             yield Step(
                 index=index,
                 edit=lambda: backbone.adapter_of(student.values(), scale),
-                losses={"erase": loss},
+                losses=numbers({"erase": loss}),
                 state=lambda index=index: {**student.state("student"), "next": torch.tensor(index + 1)},
             )
 

@@ -14,7 +14,7 @@ from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_positive
 from expunge.core.knowledge import Kind
-from expunge.maths.training import Averaged, Decay, Learned, mse, pace, trainable
+from expunge.maths.training import Averaged, Decay, Learned, mse, numbers, pace, trainable
 from expunge.maths.trajectories import Sampling
 
 
@@ -114,7 +114,7 @@ class SDD(Eraser):
             yield Step(
                 index=index,
                 edit=lambda: backbone.edit_of(teacher.values()),
-                losses={"distil": loss},
+                losses=numbers({"distil": loss}),
                 state=lambda index=index: {
                     **student.state("student"),
                     **teacher.state("teacher"),

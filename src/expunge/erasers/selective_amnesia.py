@@ -18,7 +18,7 @@ from expunge.core.errors import ExpungeError, check_counts, check_not_negative, 
 from expunge.core.knowledge import Kind
 from expunge.core.query import Shot
 from expunge.maths.fisher import REPLAY, SCENES, Estimate, check_prompts, fitting, names, replayed
-from expunge.maths.training import Decay, Learned, Optimizer, mse, pace, trainable
+from expunge.maths.training import Decay, Learned, Optimizer, mse, numbers, pace, trainable
 
 
 @final
@@ -229,7 +229,7 @@ class SelectiveAmnesia(Eraser):
                 terms["ewc"] = student.squared_distance(origin, fisher)
                 loss = loss + self.lamb * terms["ewc"]
             student.descend(loss, pace(self.decay, update, self.iterations))
-        return {name: float(term.detach()) for name, term in terms.items()}
+        return numbers(terms)
 
     def _drawn(self, task: Task, generator: torch.Generator) -> tuple[list[Shot], list[str]]:
         """Images of an update and what they are denoised with: surrogates with their target's name, and replayed ones."""

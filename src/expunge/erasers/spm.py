@@ -18,7 +18,7 @@ from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_positive
 from expunge.core.knowledge import Kind
-from expunge.maths.training import Decay, Learned, Optimizer, mse, pace, thin
+from expunge.maths.training import Decay, Learned, Optimizer, mse, numbers, pace, thin
 from expunge.maths.trajectories import Points, Sampling
 
 
@@ -173,6 +173,7 @@ class _Membrane:
         with torch.no_grad():
             self.concept, self.surrogate = backbone.encode([concept.name]), backbone.encode([surrogate])
             self.null = backbone.unconditional()
+        self.near = self.concept.map(lambda t: t.cpu())  # where its latent anchors are drawn
         self.plain = not surrogate  # the trajectory's own unconditional prediction is the surrogate's
         start = thin(backbone, backbone.layers("transformer"), 1, task.generator("spm", concept.name))
         self.student = Learned(start, method.lr, method.optimizer)
@@ -209,7 +210,7 @@ class _Membrane:
             keep = mse(ask(x, t, anchors), kept)
             step = pace(method.decay, index, method.iterations, method.warmup, method.cycles)
             self.student.descend(erase + method.lamb * keep, step)
-        return {"erase": float(erase.detach()), "anchors": float(keep.detach())}
+        return numbers({"erase": erase, "anchors": keep})
 
     @torch.no_grad()
     def _goal(self, points: Points) -> Float[Tensor, "b c h w"]:
@@ -224,16 +225,16 @@ class _Membrane:
         """Latent anchors of an update, or the empty prompt in the place of the first ones of each point."""
         method = self.method
         generator = self.task.generator("spm anchors", self.number, index)
-        empty = replace(self.null, tokens=None)
+        empty = replace(self.null, tokens=None).map(lambda t: t.cpu())
         rows: list[Conditioning] = []
         for _ in range(points):
             rows += [empty] * method.empty_anchors
             rows += [self._anchor(generator) for _ in range(method.anchors - method.empty_anchors)]
-        return reduce(Conditioning.join, rows)
+        return reduce(Conditioning.join, rows).map(lambda t: t.to(self.backbone.device))
 
     def _anchor(self, generator: torch.Generator) -> Conditioning:
         """A latent anchor in the place of everything that the model reads of a text."""
-        concept = self.concept
+        concept = self.near
         embeds = latent_anchor(concept.embeds[0], generator)[None]
         pooled = None if concept.pooled is None else latent_anchor(concept.pooled[0], generator)[None]
         return replace(concept, embeds=embeds, pooled=pooled, tokens=None)

@@ -57,10 +57,11 @@ class Learned:
         """The same without a gradient."""
         return {name: t.detach().to(self._dtypes[name]) for name, t in self._copies.items()}
 
-    def descend(self, loss: Tensor, pace: float = 1.0, clip: float | None = None) -> float:
+    def descend(self, loss: Tensor, pace: float = 1.0, clip: float | None = None) -> Tensor:
         """One update against ``loss``, which moves these tensors only (and of them only those that the loss depends on).
 
-        ``pace`` scales the learning rate; ``clip`` is the longest that the gradient of all tensors together may be.
+        ``pace`` scales the learning rate; ``clip`` is the longest that the gradient of all tensors together may be. Returns the
+        loss before the update, where it was computed: `numbers` reads it.
         """
         self._optimizer.param_groups[0]["lr"] = self._lr * pace
         found = torch.autograd.grad(loss, list(self._copies.values()), allow_unused=True)
@@ -70,7 +71,7 @@ class Learned:
             _shorten([grad for grad in found if grad is not None], clip)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return float(loss.detach())
+        return loss.detach()
 
     @torch.no_grad()
     def put(self, tensors: Mapping[str, Tensor]) -> None:
@@ -115,9 +116,12 @@ def _shorten(gradients: Sequence[Tensor], longest: float) -> None:
     equal runs: it is added up in double precision, where the device has that.
     """
     wide = torch.float32 if gradients[0].device.type == "mps" else torch.float64
-    length = float(torch.stack([gradient.to(wide).square().sum() for gradient in gradients]).sum().sqrt())
+    length = torch.stack([gradient.to(wide).square().sum() for gradient in gradients]).sum().sqrt()
+    share = torch.fmin(
+        longest / (length + 1e-6), torch.ones_like(length)
+    )  # stays where it is: nothing waits for the device
     for gradient in gradients:
-        gradient.mul_(min(1.0, longest / (length + 1e-6)))
+        gradient.mul_(share)
 
 
 @final
@@ -198,6 +202,13 @@ def thin(
         factors[f"{layer}.down"] = drawn.to(weight)
         factors[f"{layer}.up"] = torch.zeros(out, rank, *(1 for _ in taken[1:])).to(weight)
     return factors
+
+
+def numbers(terms: Mapping[str, Tensor]) -> dict[str, float]:
+    """Terms of a loss as numbers, by name: one copy from the device for all, since each would wait for it."""
+    return (
+        dict(zip(terms, torch.stack([term.detach() for term in terms.values()]).tolist(), strict=True)) if terms else {}
+    )
 
 
 def mse(a: Tensor, b: Tensor) -> Tensor:

@@ -162,9 +162,11 @@ class Online(Source):
         x = torch.cat([self.backbone.noise(self.task.number(self.purpose, update, row)) for row in range(batch)])
         concept, cond = concept.to(x.device), self.cond.rows(concept.to(x.device))
         times = self.backbone.timesteps(steps)
+        ends, going, part = {0, *stop.tolist()}, concept, cond
         for step in range(int(stop.max())):
-            going = torch.nonzero(stop > step).flatten().to(x.device)
-            part = cond.rows(going)
+            if step in ends:  # else the same rows go on
+                going = torch.nonzero(stop > step).flatten().to(x.device)
+                part = cond.rows(going)
             out = self.backbone.guided(x[going], times[step], step, part, self.null, scale, {}).combined
             x = x.index_copy(0, going, self.backbone.step_back(x[going], out, times[step], steps))
         return Points(x, torch.tensor(times)[stop].to(x.device), concept)

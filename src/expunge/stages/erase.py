@@ -227,7 +227,7 @@ def run(
     if last.key is not None:
         edit.key = with_provenance(last.key(edit), provenance)
         finite.check_edit(backbone, method, eraser, edit.key)
-    for line in last.warnings:
+    for line in last.warnings():
         warnings.warn(line, ExpungeWarning, stacklevel=3)
     return edit
 

@@ -1,6 +1,5 @@
 """Export: a model with its edits fused, or adapters as a LoRA, in forms that need no expunge."""
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,50 +18,18 @@ from expunge.core.adapter import Adapter, LowRank
 from expunge.core.backbone import Backbone
 from expunge.core.bfl_lora import put_together
 from expunge.core.edit import Edit, strengths
-from expunge.core.errors import ExpungeError, ExpungeWarning
+from expunge.core.errors import ExpungeError
 from expunge.core.lora import Layout, written
 from expunge.core.lora_names import kohya
-from expunge.results.newest import newest
-from expunge.store import FORMAT, MODEL, new_folder, read_lines, write_json
+from expunge.stages.card import Told, card, names
+from expunge.store import FORMAT, MODEL, new_folder, write_json
 
 WHOLE = "model.safetensors"
 """A whole model in one file."""
 LORA = "pytorch_lora_weights.safetensors"
 """The file that diffusers looks for in a folder of a LoRA."""
-CARD = """---
-library_name: diffusers
-pipeline_tag: text-to-image
-tags: [concept-erasure, expunge]
----
-
-# {model} with edits for concept erasure
-
-Made by [expunge](https://pypi.org/project/expunge). Loads without it: {loading}.
-
-{edits}
-## How it was measured
-
-{measured}
-The safety checker of the base model, if it had one, is not in this folder.
-
-## What this does not show
-
-- That the concept cannot be reached by other words, learned embeddings, images or fine-tuning.
-- That concepts nobody measured are unharmed.
-- Anything about the base model's own licence and limits: see its card.
-"""
-UNMEASURED = """This card states what was done, not how well it worked: measure the model with `expunge generate` and
-`expunge measure --out records.jsonl`, and export again with `--records records.jsonl` before you publish.
-"""
-EDIT = """## Edit {id}
-
-- asked to remove: {targets}
-- asked to keep: {retain}
-- method: {eraser} ({settings})
-- seed {seed}, {seconds} s, {equivalents} forward-equivalents, expunge {version}
-- sha256 of the base's own values of the replaced tensors, as float32: `{base}`
-
-"""
+NOTHING = Told()
+"""Nothing beside the edits is told of a card."""
 
 
 def to_folder(
@@ -70,7 +37,7 @@ def to_folder(
     edits: Sequence[Edit],
     out: Path,
     *,
-    records: Sequence[Mapping[str, Any]] = (),
+    told: Told = NOTHING,
     strength: float | Sequence[float] = 1.0,
     any_base: bool = False,
     overwrite: bool = False,
@@ -85,7 +52,7 @@ def to_folder(
     fused = _fused(backbone, edits, any_base)
     dtype = "" if backbone.dtype == torch.float32 else f", torch_dtype={backbone.dtype}"
     loading = f'`{backbone.pipeline}.from_pretrained("this folder"{dtype})`{_multiplied(backbone)}'
-    page = card(backbone, edits, loading, records, strength)
+    page = card(backbone, edits, loading, told, strength)
     with (
         exported(out, overwrite, backbone, edits, page) as folder,
         backbone.attached(fused, strength, any_base),
@@ -105,7 +72,7 @@ def exported(out: Path, overwrite: bool, backbone: Backbone, edits: Sequence[Edi
     with new_folder(out, overwrite, marker=MODEL) as folder:
         yield folder
         write_json(folder / MODEL, {"format": FORMAT, "kind": backbone.kind, "edits": [e.id for e in edits]})
-        (folder / "README.md").write_text(page)
+        (folder / "README.md").write_text(page, encoding="utf-8")
 
 
 def to_file(
@@ -113,7 +80,7 @@ def to_file(
     edits: Sequence[Edit],
     out: Path,
     *,
-    records: Sequence[Mapping[str, Any]] = (),
+    told: Told = NOTHING,
     strength: float | Sequence[float] = 1.0,
     any_base: bool = False,
     overwrite: bool = False,
@@ -124,7 +91,7 @@ def to_file(
         ExpungeError: as `to_folder`, and for a model that the layout has no place for.
     """
     if isinstance(backbone, Flux):
-        return _transformer_to_file(backbone, edits, out, records, strength, any_base, overwrite)
+        return _transformer_to_file(backbone, edits, out, told, strength, any_base, overwrite)
     if not isinstance(backbone, UNetBackbone):
         raise ExpungeError(
             f"the LDM layout of a {backbone.family} model: expected Stable Diffusion 1.x, 2.x or XL, or FLUX's transformer"
@@ -133,7 +100,7 @@ def to_file(
     loading = (
         f'a checkpoint of A1111 and ComfyUI; `{backbone.pipeline}.from_single_file("{WHOLE}")`{_multiplied(backbone)}'
     )
-    page = card(backbone, edits, loading, records, strength)
+    page = card(backbone, edits, loading, told, strength)
     with exported(out, overwrite, backbone, edits, page) as folder, backbone.attached(fused, strength, any_base):
         parts = backbone.components()
         coder = type(parts["vae"]).__name__
@@ -156,7 +123,7 @@ def _transformer_to_file(
     backbone: Flux,
     edits: Sequence[Edit],
     out: Path,
-    records: Sequence[Mapping[str, Any]],
+    told: Told,
     strength: float | Sequence[float],
     any_base: bool,
     overwrite: bool,
@@ -171,7 +138,7 @@ def _transformer_to_file(
     loading = (
         f'a diffusion model of ComfyUI; `FluxTransformer2DModel.from_single_file("{WHOLE}")`{_multiplied(backbone)}'
     )
-    page = card(backbone, edits, loading, records, strength)
+    page = card(backbone, edits, loading, told, strength)
     with exported(out, overwrite, backbone, edits, page) as folder, backbone.attached(fused, strength, any_base):
         learned = dict(backbone.component("transformer").named_parameters())
         tensors = {key: t.detach().cpu() for key, t in bfl.written(learned).items()}
@@ -198,7 +165,7 @@ def lora_to_folder(
     out: Path,
     layout: Layout,
     *,
-    records: Sequence[Mapping[str, Any]] = (),
+    told: Told = NOTHING,
     strength: float | Sequence[float] = 1.0,
     any_base: bool = False,
     overwrite: bool = False,
@@ -219,8 +186,9 @@ def lora_to_folder(
     layers = _joined(edits, each)
     with backbone.attached(edits, any_base=any_base):  # which checks that they fit
         pass
-    loading = f'`pipe.load_lora_weights("this folder")` on a pipeline of `{backbone.name}`'
-    with exported(out, overwrite, backbone, edits, card(backbone, edits, loading, records, each)) as folder:
+    loading = f'`pipe.load_lora_weights("this folder")` on a pipeline of `{names(backbone, told)[0]}`'
+    page = card(backbone, edits, loading, told, each, beside=True)
+    with exported(out, overwrite, backbone, edits, page) as folder:
         if layout == "kohya" and isinstance(backbone, Flux):
             layers = _in_modules(backbone, layers)
         flat = _kohya_names(backbone, layers) if layout == "kohya" else {}
@@ -297,86 +265,3 @@ def as_weights(backbone: Backbone, edit: Edit) -> Edit:
             f"edit {edit.id} is a {edit.kind} edit, which has no weights to fuse by themselves: expected weights or an adapter"
         )
     return edit
-
-
-def card(
-    backbone: Backbone,
-    edits: Sequence[Edit],
-    loading: str,
-    records: Sequence[Mapping[str, Any]] = (),
-    strength: float | Sequence[float] = 1.0,
-) -> str:
-    """The model card: what was asked to be removed from what, by what, how to load it, and what ``records`` measured of it.
-
-    Raises:
-        ExpungeError: if a record is of images that other edits, or other strengths, made.
-    """
-    described = ""
-    each = strengths(strength, edits)
-    for edit, one in zip(edits, each, strict=True):
-        p, at = edit.provenance, "" if one == 1.0 else f", at strength {one:g}"
-        if p is None:
-            described += f"## Edit {edit.id}{at}\n\nOf unknown origin: its file carries no provenance.\n\n"
-            continue
-        described += EDIT.format(
-            id=f"{edit.id}{at}",
-            targets=", ".join(p.targets),
-            retain=", ".join(p.retain) or "nothing by name",
-            eraser=p.eraser,
-            settings=", ".join(f"{k} {v}" for k, v in p.settings.items()),
-            seed=p.seed,
-            seconds=p.seconds,
-            equivalents=p.cost.equivalents,
-            version=p.expunge,
-            base=edit.fields().get("base_sha256", {}).get("float32", "unknown (the edit does not say)"),
-        )
-    described = described or "No edit: the model as it was.\n\n"
-    return CARD.format(
-        model=backbone.name, loading=loading, edits=described, measured=_measured(backbone, edits, records, each)
-    )
-
-
-def read_records(files: Iterable[Path]) -> list[Mapping[str, Any]]:
-    """Records of ``expunge measure`` for a card: the newest of each, and none of images that have been replaced since.
-
-    Raises:
-        ExpungeError: if there is no such file, or it is damaged.
-    """
-    rows = [(file, row) for file in files for row in read_lines(file)]
-    kept = newest(rows)
-    if len(kept) < len(rows):
-        warnings.warn(
-            f"{len(rows) - len(kept)} of {len(rows)} records are not in the card: the same was measured again later, or the "
-            "images have been replaced",
-            ExpungeWarning,
-            stacklevel=2,
-        )
-    return kept
-
-
-def _measured(
-    backbone: Backbone, edits: Sequence[Edit], records: Sequence[Mapping[str, Any]], each: Sequence[float]
-) -> str:
-    """The records as a table, beside those of the original model where there are some."""
-    if not records:
-        return UNMEASURED
-    ours = [e.id for e in edits]
-    rows = ["| images of | split | metric | value | 95 % interval | n |", "|---|---|---|---|---|---|"]
-    for r in records:
-        try:
-            edits_of, subject = r["provenance"]["edits"], r["subject"]
-            if edits_of not in ([], ours):
-                raise ExpungeError(
-                    f"a record is of edits {', '.join(edits_of)}: expected those exported, {', '.join(ours)}"
-                )
-            strength = r["provenance"].get("strength", 1.0)
-            if r["model"] != backbone.name or (edits_of and strengths(strength, edits) != list(each)):
-                wanted = ", ".join(f"{one:g}" for one in each) or "1"
-                raise ExpungeError(
-                    f"a record is of {r['model']} at strength {strength}: expected {backbone.name} at {wanted}"
-                )
-            value = f"{r['value']:.1f} {r['unit']} | {r['low']:.1f} to {r['high']:.1f} | {r['n']}"
-            rows.append(f"| {subject} | {r['split']} | {r['metric']} | {value} |")
-        except (KeyError, TypeError, ValueError) as error:
-            raise ExpungeError(f"a record lacks {error}: expected what `expunge measure --out` writes") from error
-    return "\n".join(rows) + "\n"

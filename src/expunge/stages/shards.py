@@ -17,6 +17,7 @@ from expunge.core.backbone import Backbone
 from expunge.core.edit import Edit
 from expunge.core.errors import ExpungeError
 from expunge.stages import export
+from expunge.stages.card import Told, card
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Types of numbers that an edited tensor can be written in, by safetensors' names."""
@@ -36,7 +37,7 @@ def to_folder(
     edits: Sequence[Edit],
     out: Path,
     *,
-    records: Sequence[Mapping[str, Any]] = (),
+    told: Told = export.NOTHING,
     strength: float | Sequence[float] = 1.0,
     any_base: bool = False,
     overwrite: bool = False,
@@ -59,7 +60,7 @@ def to_folder(
         inside.setdefault(file, {})[own] = tensor
     files = folder.all_files()
     loading = f'`{folder.classes["_class_name"]}.from_pretrained("this folder"{_variant(files)})`'
-    page = export.card(backbone, edits, loading, records, strength)
+    page = card(backbone, edits, loading, told, strength)
     with export.exported(out, overwrite, backbone, edits, page) as new:
         for file in files:
             copy = new / file.relative_to(folder.path)

@@ -20,7 +20,7 @@ from expunge.core.knowledge import Kind
 from expunge.erasers.duo.pairs import SAFE, UNSAFE, Cut, Pairs, Texts
 from expunge.maths import preference
 from expunge.maths.preference import Changes, NoGrad, row_errors
-from expunge.maths.training import Learned, thin
+from expunge.maths.training import Learned, numbers, thin
 
 SIDES = {"dpo": (SAFE, UNSAFE), "kto": (SAFE, UNSAFE), "both": (SAFE, UNSAFE), "finetune": (SAFE,), "ascent": (UNSAFE,)}
 """The images that each loss looks at."""
@@ -229,7 +229,7 @@ class DUO(Eraser):
             yield Step(
                 index=index,
                 edit=lambda: backbone.adapter_of(student.values(), scale),
-                losses={name: float(value.detach()) for name, value in losses.items()},
+                losses=numbers(losses),
                 state=lambda index=index: {**student.state("student"), "next": torch.tensor(index + 1)},
             )
 

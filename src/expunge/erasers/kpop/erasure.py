@@ -14,7 +14,7 @@ from expunge.core.eraser import Step, Task
 from expunge.core.errors import ExpungeError
 from expunge.erasers.kpop.transfer import Transfer
 from expunge.maths.retaining import Kept, Retaining, retained
-from expunge.maths.training import Learned, mse, pace, trainable
+from expunge.maths.training import Learned, mse, numbers, pace, trainable
 from expunge.maths.trajectories import Points
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Erasure:
             with self.method.sampling.sampled_from(self._student()):
                 points = self.source.draw(index, self.method.batch)
             frozen = self._frozen(points)
-            losses: dict[str, float] = {}
+            losses: dict[str, Tensor] = {}
             if frozen.target is not None and self.method.keep == "prompt":
                 with self._student():  # which does not learn here
                     losses["transfer"] = self.transfer.learn(index, points, frozen.target)
@@ -83,10 +83,10 @@ class Erasure:
             yield Step(
                 index=index,
                 edit=lambda: self.backbone.edit_of(self.student.values()),
-                losses=losses,
+                losses=numbers(losses),
                 state=lambda index=index: self._state(index + 1),
                 key=lambda edit: self.transfer.key((*edit.requires, edit.id)),
-                warnings=self.transfer.warnings() if self.method.keep == "prompt" else (),
+                warnings=self.transfer.warnings if self.method.keep == "prompt" else list,
             )
 
     @torch.no_grad()
@@ -123,7 +123,7 @@ class Erasure:
         cond = self.retain.rows(where.concept)
         return Kept(where, cond, self.backbone.predict(where.x, where.t, cond) if where.cond is None else where.cond)
 
-    def _remove(self, index: int, points: Points, frozen: Frozen, kept: Kept | None) -> dict[str, float]:
+    def _remove(self, index: int, points: Points, frozen: Frozen, kept: Kept | None) -> dict[str, Tensor]:
         """Eq. 7, with the retain term if there is one: the student learns, the prompts do not."""
         method, ask = self.method, self.backbone.predict
         cond = self.targets.rows(points.concept)
@@ -139,7 +139,7 @@ class Erasure:
             weights = {"erase": 1.0, "keep": method.lamb, "retain": method.retain_weight}
             loss = torch.stack([weights[n] * term for n, term in terms.items()]).sum()
             self.student.descend(loss, self._pace(index))
-        return {name: float(term.detach()) for name, term in terms.items()}
+        return {name: term.detach() for name, term in terms.items()}
 
     def _state(self, following: int) -> dict[str, Tensor]:
         learned = self.transfer.learned.state("prompt")

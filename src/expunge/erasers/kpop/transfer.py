@@ -53,9 +53,9 @@ class Transfer:
             return spoken(self.backbone, cond.tokens, tokens, [self.last[c] for c in points.concept.tolist()])
         return injected(cond, tokens, self.method.place)
 
-    def learn(self, index: int, points: Points, wanted: Float[Tensor, "b c h w"]) -> float:
+    def learn(self, index: int, points: Points, wanted: Float[Tensor, "b c h w"]) -> Tensor:
         """Update the prompts against the model as it stands; returns the last loss."""
-        value = 0.0
+        value = torch.zeros(())
         for _ in range(self.method.prompt_steps):
             answer = self.backbone.predict(points.x, points.t, self.prompted(points, self.learned.tensors()))
             loss = mse(answer, wanted)  # Eq. 5
