@@ -22,7 +22,8 @@ def measurements_of(plan: Plan, records: Records) -> list[Measurement]:
     Raises:
         ExpungeError: as `checked` and `expanded`.
     """
-    own = [r["provenance"]["dtype"] for r in records if precision_of(r["provenance"]["method"]) is None]
+    imaged = [r["provenance"] for r in records if "/" in r["provenance"].get("images", "")]
+    own = [p["dtype"] for p in imaged if p.get("dtype") and precision_of(p["method"]) is None]
     made_in = plan.image_dtype if plan.image_dtype != FAST or not own else max(set(own), key=own.count)
     return expanded(checked(replace(plan, image_dtype=made_in)))
 

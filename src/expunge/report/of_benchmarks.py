@@ -9,13 +9,9 @@ from typing import Any, final
 from expunge.core.errors import ExpungeError
 from expunge.results.files import PLAN
 from expunge.store.atomic import read_lines
-from expunge.store.shapes import RECORD, check_shape
+from expunge.store.shapes import NUMBER, RECORD, SUMMARY_ROW, check_shape
 from expunge.testbed import version_of
 
-LINE = {"method": str, "group": str, "metric": str}
-"""What every row of a summary has."""
-NUMBER = {"value": int | float, "low": int | float, "high": int | float, "n": int}
-"""What a row with an interval has beside it."""
 CLAIM = {"says": str, "rows": [str]}
 """What a claim of a plan has."""
 
@@ -73,8 +69,9 @@ def _kept(file: Path, answered: Collection[str]) -> Kept:
     summary = [row for row in rows if "provenance" not in row]
     for record in records:
         check_shape(f"a record in '{results}'", record, RECORD)
+        check_shape(f"a record in '{results}'", record, {"provenance": {"method": str, "group": str}})
     for row in summary:
-        check_shape(f"a row of the summary in '{results}'", row, {**LINE, **(NUMBER if "low" in row else {})})
+        check_shape(f"a row of the summary in '{results}'", row, {**SUMMARY_ROW, **(NUMBER if "low" in row else {})})
     files = [one for one in (file, file.with_suffix(".md"), results) if one.is_file()]
     return Kept(name=file.stem, plan=plan, records=records, summary=summary, answered=answered, files=files)
 
