@@ -33,6 +33,7 @@ def ran(tmp_path_factory):
     (place / "plans").mkdir()
     tiny_set(place / "three.toml")
     plan = tiny_plan(place / "plans", set=str(place / "three.toml"), claims=[CLAIM], **GRID)
+    (place / "plans" / "three.toml").unlink()  # which `tiny_plan` puts beside, and plans stand alone
     store, out = place / "store", place / "plan"
     words = ["bench", str(plan), "--store", str(store), "--out", str(out), "--workers", "1", "--quiet"]
     assert main(words) == 0
@@ -166,7 +167,7 @@ RECORDS = {
     "outside of its interval": lambda rows: record(rows).update(value=50.0, low=60.0, high=70.0),
     "is of 0 images": value(["n"], 0),
     "expected 4 with 2, as the plan asks for": value(["n"], 3),
-    "is of the images 'generate-": value(["provenance", "images"], "generate-" + "0" * 24 + "/images"),
+    "is esr-psr of the images 'generate-0000": value(["provenance", "images"], "generate-" + "0" * 24 + "/images"),
     "is of 'mine', split a, training seed 0, set": value(["provenance", "method"], "mine"),
     "training seed 7": value(["provenance", "training_seed"], 7),
     "the subject original": value(["subject"], "original"),

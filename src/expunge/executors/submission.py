@@ -11,7 +11,7 @@ from expunge.core.errors import ExpungeError
 from expunge.executors.asked import measurements_of
 from expunge.executors.counterpart import Counterpart, counterpart
 from expunge.executors.gathered import wanted
-from expunge.jobs import AnalyseJob, GenerateJob
+from expunge.jobs import AnalyseJob, GenerateJob, MeasureJob
 from expunge.jobs.workspace import model
 from expunge.plans.check import checked
 from expunge.plans.expand import Measurement
@@ -161,33 +161,39 @@ def _check_record(what: str, record: Mapping[str, Any], name: str, sha256: str) 
 
 def _check_places(where: Path, records: Sequence[Mapping[str, Any]], measurements: Sequence[Measurement]) -> None:
     """Every record is of a job that the plan asks for, once; and no job that has images lacks."""
-    asked: dict[Place, list[Measurement]] = {}
+    asked: dict[Place, dict[tuple[str, str], Measurement]] = {}
     for m in measurements:
-        asked.setdefault(Place(m.method, m.split, m.seed, str(m.group), m.variant, m.run), []).append(m)
-    found: dict[tuple[Place, str], int] = {}
+        place = Place(m.method, m.split, m.seed, str(m.group), m.variant, m.run)
+        asked.setdefault(place, {})[_of_job(m)] = m
+    found: dict[tuple[Place, tuple[str, str], str], int] = {}
     for number, record in enumerate(records, 1):
         said, what = record["provenance"], f"'{where}' line {number}"
         run = said.get("attack_run", 0)
         place = Place(said["method"], said["split"], said["training_seed"], said["group"], said["variant"], run)
-        jobs = asked.get(place, [])
-        if not jobs:
+        jobs = asked.get(place)
+        if jobs is None:
             raise ExpungeError(f"{what} is of {_worded(place)}: expected a place in the plan's table")
-        images = said.get("images", "") if "analysis" not in said else ""
-        fitting = [m for m in jobs if m.folder == images or (isinstance(m.job, AnalyseJob) and not images)]
-        if not fitting:
-            raise ExpungeError(
-                f"{what} is of the images '{images}': expected '{jobs[0].folder}', which the plan asks for"
-            )
-        again = found.setdefault((place, record["metric"]), number)
+        of = ("", said["analysis"]) if "analysis" in said else (said.get("images", ""), said.get("metric", ""))
+        if of not in jobs:
+            known = " or ".join(f"{metric} of '{images}'" for images, metric in jobs)
+            raise ExpungeError(f"{what} is {of[1]} of the images '{of[0]}': expected {known}, which the plan asks for")
+        again = found.setdefault((place, of, record["metric"]), number)
         if again != number:
             raise ExpungeError(
                 f"{what} has {record['metric']} of {_worded(place)} once more: expected it in line {again} alone"
             )
-        _check_count(what, record, fitting[0].images)
-    there = {place for place, _ in found}
-    lacking = next((place for place, jobs in asked.items() if place not in there and any(m.folder for m in jobs)), None)
-    if lacking is not None:
-        raise ExpungeError(f"'{where}' has no record of {_worded(lacking)}: expected all that the plan asks for")
+        _check_count(what, record, jobs[of].images)
+    there = {(place, of) for place, of, _ in found}
+    lacking = [place for place, jobs in asked.items() for of in jobs if of[0] and (place, of) not in there]
+    if lacking:
+        raise ExpungeError(f"'{where}' has no record of {_worded(lacking[0])}: expected all that the plan asks for")
+
+
+def _of_job(measurement: Measurement) -> tuple[str, str]:
+    """The images and the metric of a measurement; no images and the name of an analysis."""
+    job = measurement.job
+    name = job.metric if isinstance(job, MeasureJob) else job.analysis if isinstance(job, AnalyseJob) else job.room
+    return measurement.folder, name
 
 
 def _worded(place: Place) -> str:

@@ -1,5 +1,6 @@
 """A folder of plans with their kept results, read for a leaderboard."""
 
+import re
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,8 +45,10 @@ class Kept:
 
 
 def holds_plans(folder: Path) -> bool:
-    """Whether a folder is one of plans, and not a run."""
-    return folder.is_dir() and not (folder / PLAN).is_file() and any(folder.glob("*.toml"))
+    """Whether a folder is one of plans, and not a run: a TOML file in it has a grid."""
+    files = [] if (folder / PLAN).is_file() else folder.glob("*.toml")
+    grid = re.compile(rb"^\s*(\[grid\]|grid\s*=)", re.MULTILINE)
+    return any(grid.search(file.read_bytes()) for file in files if file.is_file())
 
 
 def read(folder: Path, answered: Mapping[str, Collection[str]]) -> list[Kept]:

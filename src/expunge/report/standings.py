@@ -125,7 +125,8 @@ def _eraser(kept: Kept, method: str) -> str:
 def _cell(row: Mapping[str, Any] | None, share: bool = True, more: str = "") -> Cell:
     if row is None:
         return BLANK
-    return Cell(value=row["value"], low=row["low"], high=row["high"], share=share, note=behind(row) + more)
+    limits = {name: float(row[name]) for name in ("value", "low", "high")}
+    return Cell(**limits, share=share, note=behind(row) + more)
 
 
 def _of(group: str, metric: str) -> Callable[[str, Known], Cell]:

@@ -124,7 +124,7 @@ def _heading(row: Row) -> str:
 
 
 def _interval(row: Row) -> dict[str, Any]:
-    return {name: row[name] for name in ("value", "low", "high")}
+    return {name: float(row[name]) for name in ("value", "low", "high")}
 
 
 def behind(row: Row) -> str:
@@ -135,7 +135,7 @@ def behind(row: Row) -> str:
 
 def _number(row: Row) -> Cell:
     if row["group"] == "paper":
-        return Cell(value=row["value"])
+        return Cell(value=float(row["value"]))
     if "shares" in row:
         return Cell(text=shares_in_words(row["shares"]))
     return Cell(**_interval(row), share=is_share(row["metric"]), note=behind(row))
