@@ -128,9 +128,10 @@ def _interval(row: Row) -> dict[str, Any]:
 
 
 def behind(row: Row) -> str:
-    """Of how many images and training seeds a number is."""
-    seeds = row.get("training_seeds")
-    return f"n = {row['n']:,}" + ("" if seeds is None else f", {seeds} seed{'' if seeds == 1 else 's'}")
+    """Of how many images and training seeds a number is, as far as its row says."""
+    n, seeds = row.get("n"), row.get("training_seeds")
+    said = ("" if n is None else f"n = {n:,}", "" if seeds is None else f"{seeds} seed{'' if seeds == 1 else 's'}")
+    return ", ".join(filter(None, said))
 
 
 def _number(row: Row) -> Cell:
