@@ -267,25 +267,25 @@ def left_out(row: Mapping[str, Any]) -> bool:
     return group.startswith("key: ") or metric.startswith("became@") or attacked
 
 
-def write(checked_: Contribution, out: Path, overwrite: bool = False) -> list[Path]:
+def write(contribution: Contribution, out: Path, overwrite: bool = False) -> list[Path]:
     """Write what is to be sent into ``out``, in the layout of benchmarks/; the plan too, if it has rows added.
 
     Raises:
         ExpungeError: if a file exists (unless ``overwrite``), before any is written.
     """
-    name = checked_.of.name
+    name = contribution.of.name
     files = [out / f"{name}.jsonl", out / f"{name}.md"]
-    if checked_.of.added:
+    if contribution.of.added:
         files.append(out / f"{name}.toml")
     if not overwrite:
         for file in files:
             if file.exists():
                 raise ExpungeError(f"'{file}' exists already: expected a new path, or --overwrite")
-    rows = [dict(row) for row in checked_.records if not left_out(row)]
-    write_lines(files[0], [*rows, *map(dict, checked_.summary)], overwrite=overwrite)
+    rows = [dict(row) for row in contribution.records if not left_out(row)]
+    write_lines(files[0], [*rows, *map(dict, contribution.summary)], overwrite=overwrite)
     with new_file(files[1], overwrite) as temporary:
-        temporary.write_text((checked_.folder / TABLE).read_text())
+        temporary.write_text((contribution.folder / TABLE).read_text())
     for file in files[2:]:
         with new_file(file, overwrite) as temporary:
-            temporary.write_text(toml(dict(checked_.of.plan.source)))
+            temporary.write_text(toml(dict(contribution.of.plan.source)))
     return files
