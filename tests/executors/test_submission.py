@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ GRID = {
     "compare": [["kpop", "uce"]],
     "count": 2,
 }
+ON_SD = {"about": "For Stable Diffusion.", "count": 9}
 MAKEFILE = Path(__file__).parents[2] / "Makefile"
 
 
@@ -32,7 +34,7 @@ def ran(tmp_path_factory):
     place = tmp_path_factory.mktemp("submission")
     (place / "plans").mkdir()
     tiny_set(place / "three.toml")
-    plan = tiny_plan(place / "plans", set=str(place / "three.toml"), claims=[CLAIM], **GRID)
+    plan = tiny_plan(place / "plans", set=str(place / "three.toml"), claims=[CLAIM], on={"sd": ON_SD}, **GRID)
     (place / "plans" / "three.toml").unlink()  # which `tiny_plan` puts beside, and plans stand alone
     store, out = place / "store", place / "plan"
     words = ["bench", str(plan), "--store", str(store), "--out", str(out), "--workers", "1", "--quiet"]
@@ -100,9 +102,9 @@ def test_rows_may_be_added_and_their_plan_is_sent_along(ran, tmp_path):
     assert [file.name for file in files] == ["plan.jsonl", "plan.md", "plan.toml"]
     assert read_plan(files[2]) == read_plan(plan)
     assert submission.check(plan.parent / "out", tmp_path / "sent").of.added == []
-    assert not [
-        line for line in (tmp_path / "sent" / "plan.toml").read_text().splitlines() if line.startswith("format")
-    ]
+    sent, committed = (tomllib.loads(file.read_text()) for file in (files[2], ran.plan))
+    assert sent["on"] == committed["on"], "what the committed plan says of other models stays"
+    assert "format" not in sent
 
 
 def test_with_the_store_all_is_told_again_and_jobs_are_run_again(ran, capsys):

@@ -20,6 +20,8 @@ class Counterpart(NamedTuple):
     """A committed plan, and what a contribution's plan has beside it."""
 
     name: str
+    file: Path
+    """The committed plan's."""
     plan: Plan
     """The contribution's."""
     added: Sequence[str]
@@ -54,7 +56,7 @@ def counterpart(kept: Mapping[str, Any], where: Path, against: Path, name: str |
         committed = {one: _committed(files[one]).grid.method for one in same}
         nearest = max(same, key=lambda one: len(committed[one]))
         added = [row for row in own.grid.method if row not in committed[nearest]]
-        return Counterpart(nearest, own, added, chosen)
+        return Counterpart(nearest, files[nearest], own, added, chosen)
     nearest = min(apart, key=lambda one: len(apart[one]))
     raise ExpungeError(
         f"'{where}' is not the plan '{files[nearest]}', nor that with rows added: {apart[nearest][0]}"

@@ -1,6 +1,7 @@
 """A contribution: somebody's results of a committed plan, checked as far as files can show."""
 
 import tempfile
+import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from expunge.jobs import AnalyseJob, GenerateJob, MeasureJob
 from expunge.jobs.workspace import model
 from expunge.plans.check import checked
 from expunge.plans.expand import Measurement
+from expunge.plans.read import ON
 from expunge.results import summary
 from expunge.results.files import PLAN, RECORDS, SUMMARY, TABLE
 from expunge.results.meanings import is_share, stem
@@ -285,7 +287,9 @@ def write(contribution: Contribution, out: Path, overwrite: bool = False) -> lis
     write_lines(files[0], [*rows, *map(dict, contribution.summary)], overwrite=overwrite)
     with new_file(files[1], overwrite) as temporary:
         temporary.write_text((contribution.folder / TABLE).read_text())
+    committed = tomllib.loads(contribution.of.file.read_text())
+    kinds = {ON: committed[ON]} if ON in committed else {}  # results are kept without what a plan says of other models
     for file in files[2:]:
         with new_file(file, overwrite) as temporary:
-            temporary.write_text(toml(dict(contribution.of.plan.source)))
+            temporary.write_text(toml({**contribution.of.plan.source, **kinds}))
     return files
