@@ -90,9 +90,7 @@ def _again(measurement: Measurement, images: GenerateJob, at: Workspace) -> Agai
         images.finish(other)
         made = job.finish(other)["records"]
     kept = (job.result(at) or {})["records"]
-    what = (
-        f"{measurement.method}, split {measurement.split}, seed {measurement.seed}, {measurement.group}: {job.metric}"
-    )
+    what = f"{measurement.method}, split {measurement.split}, seed {measurement.seed}, {measurement.group}: {job.describe()}"
     apart = 0.0
     for one, new in zip(kept, made, strict=True):
         if not one["low"] <= new["value"] <= one["high"]:

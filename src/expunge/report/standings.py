@@ -125,8 +125,8 @@ def _eraser(kept: Kept, method: str) -> str:
 def _cell(row: Mapping[str, Any] | None, share: bool = True, more: str = "") -> Cell:
     if row is None:
         return BLANK
-    limits = {name: float(row[name]) for name in ("value", "low", "high")}
-    return Cell(**limits, share=share, note=behind(row) + more)
+    value, low, high = (float(row[name]) for name in ("value", "low", "high"))
+    return Cell(value=value, low=low, high=high, share=share, note=behind(row) + more)
 
 
 def _of(group: str, metric: str) -> Callable[[str, Known], Cell]:
