@@ -1,4 +1,4 @@
-"""`expunge report RUN`: a run as one HTML file."""
+"""`expunge report RUN`: a run as one HTML file, or a folder of plans as a leaderboard."""
 
 import dataclasses
 from pathlib import Path
@@ -10,10 +10,13 @@ from expunge.cli.reporting import Reporting
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """Show a run as one HTML file that needs nothing else: images before and after, numbers, and what they do not show."""
+    """Show a run as one HTML file that needs nothing else: images before and after, numbers, and what they do not show.
+
+    A folder of plans with their kept results (benchmarks/) becomes a leaderboard: methods x claims x cost.
+    """
 
     run: Positional[Path]
-    """A folder that bench or demo wrote, or one that holds what erase, generate and measure wrote."""
+    """A folder that bench or demo wrote, or one that holds what erase, generate and measure wrote; or a folder of plans."""
     out: Path | None = None
     """The .html file; report.html in the run's folder if not given."""
     store: Path = Path("runs/store")
@@ -30,11 +33,14 @@ class Report:
 def report(argv: list[str]) -> None:
     """``expunge report RUN``."""
     options = parse(Report, argv, "expunge report")
-    from expunge.report import page
+    from expunge.report import of_benchmarks, page
     from expunge.report.reading import read
     from expunge.store import check_new
 
     out = options.out or options.run / "report.html"
+    if of_benchmarks.holds_plans(options.run):
+        _leaderboard(options, out)
+        return
     run = read(options.run, options.store)
     check_new(out, options.overwrite)
     page.write(run, out, options.images, options.blur, options.overwrite)
@@ -42,3 +48,18 @@ def report(argv: list[str]) -> None:
     content = {"report": str(out), "bytes": size, "image_folders": len(run.sides), "image_folders_gone": run.gone}
     gone = f", {run.gone} image folders are gone" if run.gone else ""
     options.reporting.result(content, f"{out}: {size / 1e6:.1f} MB{gone}")
+
+
+def _leaderboard(options: Report, out: Path) -> None:
+    """A folder of plans; which results are of today's plans takes the plans themselves, and so torch."""
+    from expunge.executors.asked import answered_in
+    from expunge.report import leaderboard, of_benchmarks
+    from expunge.store import check_new
+
+    check_new(out, options.overwrite)
+    of_benchmarks.read(options.run, {})  # what is damaged is said before the plans are opened
+    plans = of_benchmarks.read(options.run, answered_in(options.run))
+    states = leaderboard.write(plans, out, options.overwrite)
+    content = {"report": str(out), "bytes": out.stat().st_size, "plans": dict(states)}
+    text = ", ".join(f"{count} {state}" for state, count in states.items())
+    options.reporting.result(content, f"{out}: {out.stat().st_size / 1e6:.1f} MB, {len(plans)} plans: {text}")

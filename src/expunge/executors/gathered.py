@@ -1,13 +1,11 @@
 """What a plan's jobs left in the store, gathered as finished measurements; nothing is run."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from expunge.core.cost import Cost
 from expunge.core.errors import ExpungeError
-from expunge.jobs import GenerateJob, Job, MeasureJob, Workspace, in_order
+from expunge.jobs import Job, MeasureJob, Workspace, in_order
 from expunge.jobs.job import seconds_of
-from expunge.jobs.workspace import IMAGES
 from expunge.plans.expand import Measurement
 from expunge.plans.opened import OpenedPlan
 from expunge.results.files import FIGURES
@@ -49,7 +47,7 @@ def _finished(measurement: Measurement, at: Workspace) -> Finished:
         raise ExpungeError(f"'{job.folder(at)}' has no result: expected job {job.key[:8]} to be done first")
     spent = _spent(measurement, at)
     measured = job.images if isinstance(job, MeasureJob) else job.key
-    images = next((up for up in job.upstream if isinstance(up, GenerateJob) and up.key == measured), None)
+    images = measurement.images
     return Finished(
         method=measurement.method,
         split=measurement.split,
@@ -58,7 +56,7 @@ def _finished(measurement: Measurement, at: Workspace) -> Finished:
         variant=measurement.variant,
         run=measurement.run,
         images=measured,
-        folder="" if images is None else (images.folder(Workspace(store=Path())) / IMAGES).as_posix(),
+        folder=measurement.folder,
         model_sha256="" if images is None else images.model_sha256,
         records=result["records"],
         values=[[Value(*value) for value in values] for values in result["values"]],

@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any, final
 
 from expunge.core.concept import Concept
 from expunge.core.cost import Cost
 from expunge.core.eraser import settings_of
-from expunge.jobs import AnalyseJob, EraseJob, GenerateJob, GivenJob, Job
+from expunge.jobs import AnalyseJob, EraseJob, GenerateJob, GivenJob, Job, MeasureJob, Workspace
+from expunge.jobs.workspace import IMAGES
 from expunge.plans.check import RUNS
 from expunge.plans.erasures import SAMPLING, TRAINING, Erasure, Erasures, Models
 from expunge.plans.images import Images
@@ -34,6 +36,18 @@ class Measurement:
     """How a metric, an attack or an analysis differs from its defaults."""
     run: int = 0
     """Which run of an attack it is of."""
+
+    @property
+    def images(self) -> GenerateJob | None:
+        """The job whose images are measured; None for an analysis, which draws its own."""
+        made = (up for up in self.job.upstream if isinstance(up, GenerateJob))
+        return next((up for up in made if isinstance(self.job, MeasureJob) and up.key == self.job.images), None)
+
+    @property
+    def folder(self) -> str:
+        """Where these images are in any store, from its folder on, as records say it; empty where no job made images."""
+        images = self.images
+        return "" if images is None else (images.folder(Workspace(store=Path())) / IMAGES).as_posix()
 
 
 @final

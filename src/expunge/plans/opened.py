@@ -18,7 +18,18 @@ from expunge.plans.plugins import (
     planned_attack,
     planned_metric,
 )
-from expunge.plans.schema import ASKED, CONTROLS, ORIGINAL, Fresh, MoreImages, Others, Plan, Published, precision_of
+from expunge.plans.schema import (
+    ASKED,
+    CONTROLS,
+    FAST,
+    ORIGINAL,
+    Fresh,
+    MoreImages,
+    Others,
+    Plan,
+    Published,
+    precision_of,
+)
 from expunge.results.group import Group
 from expunge.stages import erase
 from expunge.store import read_lines, read_set
@@ -133,7 +144,7 @@ def opened(plan: Plan) -> OpenedPlan:
     return OpenedPlan(
         plan=plan,
         kind=kind,
-        image_dtype=backbones.fast_dtype() if plan.image_dtype == "fast" else plan.image_dtype,
+        image_dtype=backbones.fast_dtype() if plan.image_dtype == FAST else plan.image_dtype,
         set=own,
         splits=splits,
         metrics=metrics,

@@ -12,6 +12,8 @@ from expunge.stages.stopping import Stop
 
 ORIGINAL = "original"
 """The row of the model as it is."""
+FAST = "fast"
+"""A precision that is left to the machine: what its CPU is fastest in."""
 PRECISION = "original in "
 """How the row of the model as it is in another precision begins, compared with the original on equal seeds: a scale."""
 
@@ -164,7 +166,7 @@ class Plan:
     """As `load` takes it."""
     dtype: str = "float32"
     """Precision of training."""
-    image_dtype: str = "fast"
+    image_dtype: str = FAST
     """Precision of generation; `fast` is what this machine's CPU is fastest in."""
     part: str = "test"
     """Part of the concept sets: dev or test."""

@@ -26,6 +26,8 @@ class Cell:
     """Which way a difference points: higher, lower or undecided."""
     equal: bool = False
     """Whether a difference shows equal quality."""
+    note: str = ""
+    """What a page writes small below it: of how many images and training seeds it is."""
     valid: float | None = None
     """Of what came back with a key: percent of the images that are pictures at all."""
 

@@ -8,6 +8,13 @@ from expunge.store.listing import ROLES
 
 Images = Mapping[str, Mapping[str, Any]]
 """Images that a method learned from, by their role, as a record's knowledge has them."""
+RETAINED, PAIRS = "retain list", "pairs given"
+"""Kinds of knowledge of which words tell how many."""
+KINDS = (
+    *("anchor", "phrases", "words", RETAINED, "random texts", PAIRS, "images given", "images made", "oracle"),
+    "unknown",
+)
+"""What a method may have been told beside names, in the order in which tables say it."""
 
 
 def knowledge(finished: Sequence[Finished]) -> dict[str, str]:
@@ -26,21 +33,27 @@ def in_words(known: Mapping[str, Any]) -> str:
 
     It ends in ``unknown`` where a method could not be asked, so that there may be more.
     """
-    kept, images = len(known["retain"]), known.get("images", {})
+    counted = {RETAINED: f"{len(known['retain'])} kept", PAIRS: f"{_pairs(known.get('images', {}))} pairs given"}
+    return ", ".join(counted.get(kind, kind) for kind in kinds(known))
+
+
+def kinds(known: Mapping[str, Any]) -> list[str]:
+    """Those of `KINDS` that a record's method was told."""
+    images = known.get("images", {})
     pairs = _pairs(images)
-    says = {
-        "anchor": any(known["anchors"]),
-        "phrases": any(template != "{}" for template in known["templates"]),
-        "words": known.get("words"),
-        f"{kept} kept": kept,
-        "random texts": known["random_texts"],
-        f"{pairs} pairs given": pairs,
-        "images given": not pairs and any(shown["given"] for shown in images.values()),
-        "images made": any(not shown["given"] for shown in images.values()),
-        "oracle": known["oracles"],
-        "unknown": known.get("undeclared"),
-    }
-    return ", ".join(word for word, so in says.items() if so)
+    says = (
+        any(known["anchors"]),
+        any(template != "{}" for template in known["templates"]),
+        known.get("words"),
+        known["retain"],
+        known["random_texts"],
+        pairs,
+        not pairs and any(shown["given"] for shown in images.values()),
+        any(not shown["given"] for shown in images.values()),
+        known["oracles"],
+        known.get("undeclared"),
+    )
+    return [kind for kind, so in zip(KINDS, says, strict=True) if so]
 
 
 def _pairs(images: Images) -> int:

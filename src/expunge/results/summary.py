@@ -29,7 +29,7 @@ def write(wanted: Wanted, finished: Sequence[Finished], out: Path) -> list[dict[
     Returns:
         The summary's rows. They end with the verdict on each claim, and with rows of papers.
     """
-    records = [_placed(one, record) for one in finished for record in one.records]
+    records = placed(finished)
     write_lines(out / RECORDS, records)
     summary = summarised(wanted, finished, records)
     if any(one.group.kind == "attack" for one in finished):
@@ -38,6 +38,11 @@ def write(wanted: Wanted, finished: Sequence[Finished], out: Path) -> list[dict[
         stale.unlink()
     _copy_figures(finished, out / FIGURES)
     return _write_summary(wanted, summary, out)
+
+
+def placed(finished: Sequence[Finished]) -> list[dict[str, Any]]:
+    """The records of measurements, each with its place in the table."""
+    return [_placed(one, record) for one in finished for record in one.records]
 
 
 def summarised(

@@ -52,7 +52,12 @@ def recoveries(summary: Sequence[Row], bare: bool = False) -> Table:
         return injected(group_of(row)) + (_variant(row) if several else "")
 
     def back(row: Row) -> Cell:
-        return Cell(**_interval(row), share=True, valid=valid.get((row["method"], row["group"], _variant(row))))
+        return Cell(
+            **_interval(row),
+            share=True,
+            note=behind(row),
+            valid=valid.get((row["method"], row["group"], _variant(row))),
+        )
 
     return grid(rows, heading, back)
 
@@ -119,15 +124,22 @@ def _heading(row: Row) -> str:
 
 
 def _interval(row: Row) -> dict[str, Any]:
-    return {name: row[name] for name in ("value", "low", "high")}
+    return {name: float(row[name]) for name in ("value", "low", "high")}
+
+
+def behind(row: Row) -> str:
+    """Of how many images and training seeds a number is, as far as its row says."""
+    n, seeds = row.get("n"), row.get("training_seeds")
+    said = ("" if n is None else f"n = {n:,}", "" if seeds is None else f"{seeds} seed{'' if seeds == 1 else 's'}")
+    return ", ".join(filter(None, said))
 
 
 def _number(row: Row) -> Cell:
     if row["group"] == "paper":
-        return Cell(value=row["value"])
+        return Cell(value=float(row["value"]))
     if "shares" in row:
         return Cell(text=shares_in_words(row["shares"]))
-    return Cell(**_interval(row), share=is_share(row["metric"]))
+    return Cell(**_interval(row), share=is_share(row["metric"]), note=behind(row))
 
 
 def _difference(row: Row) -> Cell:

@@ -45,6 +45,10 @@ RECORD = {
     },
 }
 
+SUMMARY_ROW = {"method": str, "group": str, "metric": str}
+"""Of every row of a summary."""
+NUMBER = {"value": int | float, "low": int | float, "high": int | float, "n": int}
+"""Of what a row of a summary with an interval has beside."""
 WORST_IMAGE = {
     "method": str,
     "attack": str,

@@ -15,8 +15,15 @@ SHIPPED = Path(__file__).parent / "weights"
 """A diffusers folder of a `StableDiffusionPipeline`; its weights never change under one version."""
 FOLDER = Path(os.environ.get("EXPUNGE_TESTBED", SHIPPED))
 """The testbed in use: the one shipped, or a rebuilt one that the environment names."""
+KNOWN = {"82d62abe815f6798": "testbed-1", "61b5f8f6c93f8137": VERSION}
+"""Versions by how the hash of their pipeline's files begins, as records name it."""
 CONCEPTS = Path(__file__).parent / "concepts"
 """Concept sets, one TOML file each."""
+
+
+def version_of(model_sha256: str) -> str:
+    """Which version the hash of a model's files is of; empty for any other model."""
+    return KNOWN.get(model_sha256[:16], "")
 
 
 @cache

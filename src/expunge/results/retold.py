@@ -1,0 +1,162 @@
+"""What records alone tell of their summary: whether its numbers can be theirs.
+
+Records have a value, an interval and n for each job and metric; the values of single images stay in the store. So values, n,
+training seeds, splits, costs, what was told and paired differences are told again here; bootstrapped limits only as far as they
+must hold the value, and a share's Wilson interval.
+"""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, median
+from typing import Any, NamedTuple
+
+from expunge.core.cost import Cost
+from expunge.core.record import wilson
+from expunge.results.counts import became
+from expunge.results.knowledge import in_words
+from expunge.results.meanings import DETECTIONS, is_share, plain
+from expunge.results.rows import Row, group_of
+
+NEAR = 2e-3
+"""How far a number may be from another way to tell it: records have four decimals, summaries three."""
+SHORTER = 0.11
+"""Seconds by which rounding may shorten a median."""
+CellOf = tuple[str, str, str]
+
+
+class Retold(NamedTuple):
+    """How much of a summary could be told again."""
+
+    values: int
+    """Numbers whose value and n are what the records give."""
+    differences: int
+    """Paired differences that are the difference of their rows."""
+    beyond: int
+    """Numbers of which the records alone do not tell the value: images that several splits share in part, parts of analyses."""
+    problem: str = ""
+    """The first that cannot be told again, in words; empty if all can."""
+
+
+def retold(records: Sequence[Row], summary: Sequence[Row]) -> Retold:
+    """Hold a summary against its records."""
+    cells: dict[CellOf, list[Row]] = {}
+    for record in records:
+        place = record["provenance"]
+        cells.setdefault((place["method"], place["group"], record["metric"] + place["variant"]), []).append(record)
+    numbers = {
+        (row["method"], row["group"], row["metric"]): row for row in summary if "low" in row and "claim" not in row
+    }
+    values = beyond = differences = 0
+    for cell, row in numbers.items():
+        kind = group_of(row).kind
+        if kind == "split" or (kind == "key" and "verdict" in row and " - " not in row["method"]):
+            beyond += 1
+        elif "verdict" in row:
+            problem = _difference(cell, row, numbers)
+            differences += 1
+            if problem:
+                return Retold(values, differences, beyond, problem)
+        else:
+            told = _number(row, cells.get(cell, []))
+            if told:
+                return Retold(values, differences, beyond, f"{' '.join(cell)} {told}")
+            values += 1
+    problem = _left(cells, numbers) or _shown(records, summary) or _beside(records, summary)
+    return Retold(values, differences, beyond, problem)
+
+
+def _number(row: Row, records: Sequence[Row]) -> str:
+    """What is wrong with a number of one method; empty if it can be its records'."""
+    if not records:
+        return "has no record behind it"
+    once = list({(r["provenance"].get("images", i), str(_of(r))): r for i, r in enumerate(records)}.values())
+    counts = {sum(r["n"] for r in some): some for some in (records, once)}
+    if row["n"] not in counts:
+        shared = len({r["provenance"].get("images", i) for i, r in enumerate(records)}) < len(records)
+        if shared and max(r["n"] for r in records) <= row["n"] <= max(counts):
+            return ""
+        return f"is of n = {row['n']}: expected {max(counts)}, as its records say"
+    some = counts[row["n"]]
+    means = (sum(r["value"] * r["n"] for r in some) / row["n"], fmean(r["value"] for r in some))
+    if min(abs(row["value"] - mean) for mean in means) > NEAR:
+        return f"is {row['value']:g}: expected {means[0]:.3f}, as its records give"
+    places = [r["provenance"] for r in records]
+    for name, field in (("training_seeds", "training_seed"), ("splits", "split")):
+        behind = len({place[field] for place in places})
+        if row.get(name) != behind:
+            return f"has {row.get(name)} {name}: expected {behind}, as its records say"
+    return _limits(row)
+
+
+def _of(record: Row) -> Any:
+    """Which labels of a folder's images a record is of."""
+    kept = plain(record["metric"]).startswith("psr") or plain(record["metric"]).endswith("_kept")
+    return record["provenance"].get("retain_measured") if kept else record["concepts"]
+
+
+def _limits(row: Row) -> str:
+    if not row["low"] - NEAR <= row["value"] <= row["high"] + NEAR:
+        return f"is {row['value']:g} with the interval {row['low']:g} to {row['high']:g}: expected one that holds it"
+    hits = row["value"] * row["n"] / 100
+    if is_share(row["metric"]) and abs(hits - round(hits)) <= NEAR * row["n"]:
+        least = wilson(round(hits), row["n"])
+        if row["low"] > least.low + NEAR or row["high"] < least.high - NEAR:
+            return (
+                f"has the interval {row['low']:g} to {row['high']:g}: expected Wilson's of {row['n']} images at least, "
+                f"{least.low:.3f} to {least.high:.3f}"
+            )
+    return ""
+
+
+def _difference(cell: CellOf, row: Row, numbers: Mapping[CellOf, Row]) -> str:
+    first, _, second = row["method"].partition(" - ")
+    rows = [numbers.get((name, row["group"], row["metric"])) for name in (first, second)]
+    apart = [one["value"] for one in rows if one is not None]
+    if len(apart) == 2 and abs(apart[0] - apart[1] - row["value"]) > NEAR:
+        return f"{' '.join(cell)} is {row['value']:g}: expected {apart[0] - apart[1]:.3f}, as its two rows are apart"
+    if not row["low"] - NEAR <= row["value"] <= row["high"] + NEAR:
+        return f"{' '.join(cell)} is {row['value']:g}, outside of its interval {row['low']:g} to {row['high']:g}"
+    return ""
+
+
+def _left(cells: Mapping[CellOf, Sequence[Row]], numbers: Mapping[CellOf, Row]) -> str:
+    """The first number of the records that the summary leaves out."""
+    left = [c for c in cells if c not in numbers and not c[2].startswith(("became@", DETECTIONS))]
+    return f"{' '.join(left[0])} is in the records, and not in the summary" if left else ""
+
+
+def _shown(records: Sequence[Row], summary: Sequence[Row]) -> str:
+    """What targets became is counted from records alone, so it is the same or wrong."""
+    told = [row for row in summary if row["metric"] == "became"]
+    same = sorted(told, key=str) == sorted(map(_as_kept, became(records)), key=str)
+    return "" if same else "what targets became is not what the records give"
+
+
+def _as_kept(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as a file has it: names in order."""
+    return {**{name: row[name] for name in sorted(row)}, "shares": dict(sorted(row["shares"].items()))}
+
+
+def _beside(records: Sequence[Row], summary: Sequence[Row]) -> str:
+    """The first cost, or word on what a method was told, that is not its records'."""
+    made: dict[str, dict[tuple[str, ...], Sequence[Row]]] = {}
+    told: dict[str, str] = {}
+    for record in records:
+        place = record["provenance"]
+        if place["group"] == "set" and place["edits"]:
+            made.setdefault(place["method"], {})[tuple(place["edits"])] = place["made_by"]
+            told.setdefault(place["method"], in_words(record["knowledge"]))
+    for row in summary:
+        if "low" not in row or "verdict" in row or "claim" in row or row["method"] not in made:
+            continue
+        erasures = made[row["method"]].values()
+        costs = [sum(Cost(**step["cost"]).equivalents for step in steps) for steps in erasures]
+        seconds = round(median(sum(step["seconds"] for step in steps) for steps in erasures), 1)
+        expected = {"erase_equivalents": round(fmean(costs), 1), "told": told[row["method"]]}
+        for name, value in expected.items():
+            if name in row and row[name] != value:
+                return f"{row['method']} has {name} {row[name]!r}: expected {value!r}, as its records say"
+        if (
+            row.get("erase_seconds", seconds) < seconds - SHORTER
+        ):  # jobs take a little longer than what edits say of themselves
+            return f"{row['method']} has erase_seconds {row['erase_seconds']}: expected {seconds} or more, as its records say"
+    return ""
