@@ -197,8 +197,8 @@ def check_attack(attack: Attack[Any], backbone: Backbone, queries: Sequence[Quer
     It gets what its access allows, and no more. It leaves the model and its edits as they were; the same seed gives the same
     answer, another one another (if it draws numbers). It answers with as many queries as it foretells. Each keeps the label,
     seed (unless it says otherwise), guidance (unless its prompts are its own) and steps of one of ``queries`` that asks for
-    the target. Its cost is foreseen, and it stays within its budget of images; an edit that it answers with can be attached
-    on top.
+    the target; those that are no prompts of its own come in their order. Its cost is foreseen, and it stays within its budget
+    of images; an edit that it answers with can be attached on top.
 
     Raises:
         BrokenPromiseError: naming the promise.
@@ -239,6 +239,8 @@ def check_attack(attack: Attack[Any], backbone: Backbone, queries: Sequence[Quer
     _promise(
         bool(answer.queries) and kept, "its queries keep the label, the seed and the sampling of those it was given"
     )
+    ordered = attack.own_prompts or [kept_of(q) for q in answer.queries] == asked
+    _promise(ordered, "its queries come in the order of those it was given")
     if spent.equivalents:
         foreseen = attack.foreseen(1, len(asked), queries[0].steps).equivalents
         _promise(
