@@ -235,11 +235,10 @@ def check_attack(attack: Attack[Any], backbone: Backbone, queries: Sequence[Quer
     asked = [kept_of(q) for q in queries if q.label == "church"]
     foretold = attack.asks(targets, len(asked))
     _promise(len(answer.queries) == foretold, f"it answers with as many queries as it says ({foretold})")
-    kept = all(kept_of(q) in asked for q in answer.queries)
-    _promise(
-        bool(answer.queries) and kept, "its queries keep the label, the seed and the sampling of those it was given"
-    )
-    ordered = attack.own_prompts or [kept_of(q) for q in answer.queries] == asked
+    answered = [kept_of(q) for q in answer.queries]
+    kept = bool(answered) and all(one in asked for one in answered)
+    _promise(kept, "its queries keep the label, the seed and the sampling of those it was given")
+    ordered = attack.own_prompts or answered == asked
     _promise(ordered, "its queries come in the order of those it was given")
     if spent.equivalents:
         foreseen = attack.foreseen(1, len(asked), queries[0].steps).equivalents

@@ -32,7 +32,7 @@ def shrunk(attack: dict[str, Any]) -> dict[str, Any]:
     lists = {name: attack[name][:1] for name in ("prompts", "pairs") if name in attack}
     rest = {name: value for name, value in attack.items() if name not in ("rows", "doubled")}
     again = {"doubled": True} if "doubled" in attack else {}
-    return {**rest, **least, **lists, **({spends: 1} if spends else {}), **again, "count": 1}
+    return {**rest, **least, **lists, **({spends: 1} if spends else {}), **again, "count": 1, "called": ""}
 
 
 @pytest.mark.parametrize("name", ["robustness", "robustness-weights"])

@@ -102,7 +102,7 @@ class Relearning(Attack[WhiteBox]):
             x0 = latents[rows.to(latents.device)]
             noise = torch.randn(x0.shape, generator=generator).to(x0)
             t = torch.randint(0, backbone.training_timesteps, (self.batch,), generator=generator).to(x0.device)
-            words = [self._caption(*shots[row], way) for way, row in zip(ways, rows.tolist(), strict=True)]
+            words = [self._caption(shots[row], way) for way, row in zip(ways, rows.tolist(), strict=True)]
             with torch.no_grad():
                 cond, x = backbone.encode(words), backbone.add_noise(x0, noise, t)
             with backbone.adapted(student.tensors(), scale):
@@ -110,7 +110,9 @@ class Relearning(Attack[WhiteBox]):
         asked = [query for query in queries if query.label in names]
         return Provocation(queries=asked, edit=backbone.adapter_of(student.values(), scale))
 
-    def _caption(self, shot: Shot, name: str, way: int) -> str:
+    def _caption(self, image: tuple[Shot, str], way: int) -> str:
+        """What an image, with the target that it is of, is learned with; ``way`` is the template that it drew."""
+        shot, name = image
         own = shot.prompt if self.captions == "own" else ""
         return own or self.templates[way].replace("{}", name)
 
