@@ -13,10 +13,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from expunge.jobs import Job, Workspace, in_order
+from expunge.core.concept import Concept
+from expunge.jobs import AttackJob, Job, Workspace, in_order
 from expunge.plans.check import checked
 from expunge.plans.expand import expanded
 from expunge.plans.read import read_plan
+from expunge.stages import attack
 
 HERE = Path(__file__).parent
 PAGE = HERE / "README.md"
@@ -24,6 +26,8 @@ RATES = {"few-shot": 57.0, "esd": 83.0, "kpop": 84.0, "duo": 108.0, "spm": 53.0,
 """Evaluations a second of an eraser on one of two cores: medians of testbed-1's committed records."""
 IMAGES, OTHER = 32.0, 80.0
 """Likewise of images (half a second each at 8 steps), and of all else that evaluates the denoiser."""
+TEXTS = 322.0
+"""Texts a second that a search of the text encoder reads (ring_a_bell_speed.json)."""
 TOTAL = "together"
 
 
@@ -50,8 +54,20 @@ class Cost(NamedTuple):
 
 def foreseen(job: Job) -> float:
     """Seconds that a job should take."""
+    if isinstance(job, AttackJob):
+        return attacking(job)
     rate = RATES.get(getattr(job, "eraser", ""), OTHER) if job.room == "erase" else OTHER
     return job.cost.equivalents / (IMAGES if job.room in ("generate", "wanted", "pairs", "analyse") else rate)
+
+
+def attacking(job: AttackJob) -> float:
+    """Seconds of an attack: the images that it may ask for and those that it wants, the texts that it reads, and its search."""
+    built = attack.build(job.attack, job.settings)
+    targets = [Concept(name=name) for name in job.targets]
+    asked = 2 * job.steps * built.budget(len(targets), len(job.prompts) * job.count)
+    wanted = 2 * job.steps * sum(len(prompts) for prompts in built.needs(targets).values())
+    read = built.reads(len(targets), len(job.prompts)) / TEXTS
+    return (asked + wanted) / IMAGES + (job.cost.equivalents - asked) / OTHER + read
 
 
 def cost(name: str, at: Workspace, counted: set[str], said: list[str]) -> Cost:

@@ -197,8 +197,8 @@ def check_attack(attack: Attack[Any], backbone: Backbone, queries: Sequence[Quer
     It gets what its access allows, and no more. It leaves the model and its edits as they were; the same seed gives the same
     answer, another one another (if it draws numbers). It answers with as many queries as it foretells. Each keeps the label,
     seed (unless it says otherwise), guidance (unless its prompts are its own) and steps of one of ``queries`` that asks for
-    the target. Its cost is foreseen, and it stays within its budget of images; an edit that it answers with can be attached
-    on top.
+    the target; those that are no prompts of its own come in their order. Its cost is foreseen, and it stays within its budget
+    of images; an edit that it answers with can be attached on top.
 
     Raises:
         BrokenPromiseError: naming the promise.
@@ -235,10 +235,11 @@ def check_attack(attack: Attack[Any], backbone: Backbone, queries: Sequence[Quer
     asked = [kept_of(q) for q in queries if q.label == "church"]
     foretold = attack.asks(targets, len(asked))
     _promise(len(answer.queries) == foretold, f"it answers with as many queries as it says ({foretold})")
-    kept = all(kept_of(q) in asked for q in answer.queries)
-    _promise(
-        bool(answer.queries) and kept, "its queries keep the label, the seed and the sampling of those it was given"
-    )
+    answered = [kept_of(q) for q in answer.queries]
+    kept = bool(answered) and all(one in asked for one in answered)
+    _promise(kept, "its queries keep the label, the seed and the sampling of those it was given")
+    ordered = attack.own_prompts or answered == asked
+    _promise(ordered, "its queries come in the order of those it was given")
     if spent.equivalents:
         foreseen = attack.foreseen(1, len(asked), queries[0].steps).equivalents
         _promise(

@@ -185,6 +185,21 @@ def test_relearning_is_adamw_on_the_denoising_loss_of_a_lora(backbone):
     assert torch.allclose(changed, by_hand, atol=1e-4)
 
 
+def test_relearning_may_learn_each_image_with_its_own_prompt(backbone):
+    """As with a template of the same words; an image without a prompt has the template."""
+
+    def learned(prompt, **settings):
+        images = [dataclasses.replace(shot, prompt=prompt) for shot in TASK.images["church"]]
+        task = dataclasses.replace(TASK, images={"church": images})
+        attack = Relearning(iterations=1, batch=2, lr=1e-2, rank=2, **settings)
+        return attack.provoke(white(backbone), task, ASKED).edit.id
+
+    mine = learned("", templates=("my {}",))
+    assert learned("my church", templates=("a {}",), captions="own") == mine
+    assert learned("", templates=("my {}",), captions="own") == mine
+    assert learned("my church", templates=("a {}",)) != mine
+
+
 def test_relearning_refuses_an_edit_that_leaves_the_weights(backbone):
     guide = erase.run(backbone, "negative-prompt", NegativePrompt(), [Concept(name="church")], [])
     with (

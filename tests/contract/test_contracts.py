@@ -219,6 +219,19 @@ def test_an_attack_that_wants_more_than_its_access_fails(backbone):
             check_attack(greedy, backbone, ASKED)
 
 
+def test_the_contract_catches_an_attack_that_answers_in_another_order(backbone):
+    """Results take the n-th answer for the n-th query."""
+
+    class Reversing(Mimicking):
+        """Answers the last first. Deviations: none known."""
+
+        def provoke(self, victim, task, queries):
+            return Provocation(queries=[*reversed(super().provoke(victim, task, queries).queries)])
+
+    with pytest.raises(BrokenPromiseError, match="its queries come in the order of those it was given"):
+        check_attack(Reversing(), backbone, ASKED)
+
+
 def test_the_contract_wants_an_attack_to_say_its_access_and_what_it_knows(backbone):
     body = {"__doc__": Shaking.__doc__, "provoke": Shaking.provoke}
     whole = {"paper": UCE.paper, "access": "white box", "knows": {}, "tuning": ("size",)}

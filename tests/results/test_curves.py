@@ -58,3 +58,16 @@ def test_a_figure_may_set_one_number_against_another():
     for bad in ({"x_metric": "esr@1"}, {"x": ()}):
         with pytest.raises(ExpungeError, match="expected one"):
             curve(**bad)
+
+
+def test_places_may_have_names_and_each_images_of_its_own():
+    """Bars: what is asked for by name, and what a key brings back; a place that was not measured has none."""
+    line = {"name": "1", "rows": ["lambda=1"], "metrics": ["esr@1"], "groups": ["set", "key: own", "attack: p4d"]}
+    drawn = figure(curve(x=(), x_names=("by name", "own key", "P4D"), log=False, lines=(line,)), ROWS)
+    (bars,) = drawn.as_json()["series"]
+    assert (drawn.kind, bars["x"], bars["y"]) == ("bars", ["by name", "own key", "P4D"], [90.0, 40.0, None])
+    assert "own key" in svg(drawn)
+    with pytest.raises(ExpungeError, match="has 2 groups: expected one, or 3 as there are places on the x axis"):
+        curve(x=(), x_names=("a", "b", "c"), lines=({**line, "groups": ["set", "others"]},))
+    with pytest.raises(ExpungeError, match=r"with x \[1\.0, 10\.0\], x_names \['a'\] and x_metric None: expected one"):
+        curve(x_names=("a",))

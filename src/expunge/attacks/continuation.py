@@ -37,6 +37,7 @@ class Continuation(Attack[WhiteBox]):
         "https://github.com/kevinlu4588/WhenAreConceptsErased",
     )
     access: ClassVar[Access] = "white box"
+    shares: ClassVar[bool] = False
     returns: ClassVar[str] = "when the original model does the first {share:.0%} of the steps"
     draws: ClassVar[bool] = False
     knows: ClassVar[Mapping[str, Kind]] = {}

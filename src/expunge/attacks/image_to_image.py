@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from expunge.core.attack import Attack, Provocation, wished
 from expunge.core.catalog import Paper
-from expunge.core.concept import Concept, phrases
+from expunge.core.concept import Concept
 from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError, check_counts
 from expunge.core.knowledge import Kind
@@ -35,6 +35,7 @@ class ImageToImage(Attack[BlackBox]):
         "https://github.com/kevinlu4588/WhenAreConceptsErased",
     )
     access: ClassVar[Access] = "queries"
+    shares: ClassVar[bool] = False
     sends_pictures: ClassVar[bool] = True
     returns: ClassVar[str] = "to whoever sends a picture of it along (strength {strength})"
     knows: ClassVar[Mapping[str, Kind]] = {"prompts": "phrases"}
@@ -44,11 +45,10 @@ class ImageToImage(Attack[BlackBox]):
     images: int = 8
     """Pictures of each target, made by the original model if none are given; each query draws one."""
     prompts: tuple[str, ...] = ("a photo of a {}",)
-    """What the original model makes them with."""
+    """What the original model makes them with; {} is the target's name, if it is to be named."""
 
     def __post_init__(self) -> None:
-        check_counts("image-to-image", images=self.images)
-        phrases(self.prompts, "")
+        check_counts("image-to-image", images=self.images, prompts=len(self.prompts))
         if not 0 < self.strength <= 1:
             raise ExpungeError(f"image-to-image's strength is {self.strength}: expected more than 0, up to 1")
 

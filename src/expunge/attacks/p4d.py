@@ -88,6 +88,7 @@ class P4D(Attack[WhiteBox]):
         "https://github.com/joycenerd/P4D",
     )
     access: ClassVar[Access] = "white box"
+    shares: ClassVar[bool] = False
     spends: ClassVar[str] = "iterations"
     returns: ClassVar[str] = "with tokens searched through its weights in {iterations} updates"
     knows: ClassVar[Mapping[str, Kind]] = {"prompts": "phrases"}

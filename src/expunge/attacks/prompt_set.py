@@ -39,6 +39,7 @@ class PromptSet(Attack[BlackBox]):
 
     paper: ClassVar[Paper] = Paper("Published sets of prompts: docs/attacks.md names them", "several", 2024, "")
     access: ClassVar[Access] = "queries"
+    shares: ClassVar[bool] = False
     draws: ClassVar[bool] = False
     keeps_seeds: ClassVar[bool] = False
     own_prompts: ClassVar[bool] = True

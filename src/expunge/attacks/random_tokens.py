@@ -28,6 +28,7 @@ class RandomTokens(Attack[GrayBox]):
 
     paper: ClassVar[Paper] = Paper("A control of this project", "expunge", 2026, "")
     access: ClassVar[Access] = "text encoder"
+    shares: ClassVar[bool] = False
     spends: ClassVar[str] = "tries"
     returns: ClassVar[str] = "with random tokens before the prompt, the best of {tries}"
     knows: ClassVar[Mapping[str, Kind]] = {"oracle": "oracles"}

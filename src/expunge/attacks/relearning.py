@@ -16,7 +16,7 @@ from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError, check_counts, check_positive
 from expunge.core.guidance import guidances
 from expunge.core.knowledge import Kind
-from expunge.core.query import Query
+from expunge.core.query import Query, Shot
 from expunge.core.victim import Access, WhiteBox
 from expunge.maths.training import Learned, mse, thin
 
@@ -45,13 +45,15 @@ class Relearning(Attack[WhiteBox]):
     spends: ClassVar[str] = "iterations"
     returns: ClassVar[str] = "with the weights in {iterations} updates on {images} images"
     knows: ClassVar[Mapping[str, Kind]] = {"templates": "phrases", "prompts": "phrases"}
-    tuning: ClassVar[Sequence[str]] = ("images",)
+    tuning: ClassVar[Sequence[str]] = ("images", "captions")
     images: int = 8
     """Images of each target, made by the original model if none are given."""
     prompts: tuple[str, ...] = ("a photo of a {}",)
-    """What the original model makes them with."""
+    """What the original model makes them with; {} is the target's name, if it is to be named."""
     templates: tuple[str, ...] = ("a photo of a {}",)
     """Phrases that a target is put into while it is learned; each image draws one."""
+    captions: Literal["templates", "own"] = "templates"
+    """What an image is learned with: one of these, or the prompt that it was made with (a class has no word of its own)."""
     layers: Literal["attn", "selfattn", "transformer"] = "attn"
     """Layers that the LoRA stands beside."""
     rank: int = 4
@@ -67,10 +69,9 @@ class Relearning(Attack[WhiteBox]):
 
     def __post_init__(self) -> None:
         counts = ("images", "rank", "iterations", "batch")
-        check_counts("relearning", **{name: getattr(self, name) for name in counts})
+        check_counts("relearning", **{name: getattr(self, name) for name in counts}, prompts=len(self.prompts))
         check_positive("relearning", lr=self.lr, alpha=self.alpha)
         phrases(self.templates, "")
-        phrases(self.prompts, "")
 
     @override
     def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[str]]:
@@ -101,15 +102,19 @@ class Relearning(Attack[WhiteBox]):
             x0 = latents[rows.to(latents.device)]
             noise = torch.randn(x0.shape, generator=generator).to(x0)
             t = torch.randint(0, backbone.training_timesteps, (self.batch,), generator=generator).to(x0.device)
-            words = [
-                self.templates[way].replace("{}", shots[row][1]) for way, row in zip(ways, rows.tolist(), strict=True)
-            ]
+            words = [self._caption(shots[row], way) for way, row in zip(ways, rows.tolist(), strict=True)]
             with torch.no_grad():
                 cond, x = backbone.encode(words), backbone.add_noise(x0, noise, t)
             with backbone.adapted(student.tensors(), scale):
                 student.descend(mse(backbone.predict(x, t, cond), backbone.truth(x0, noise, t)))
         asked = [query for query in queries if query.label in names]
         return Provocation(queries=asked, edit=backbone.adapter_of(student.values(), scale))
+
+    def _caption(self, image: tuple[Shot, str], way: int) -> str:
+        """What an image, with the target that it is of, is learned with; ``way`` is the template that it drew."""
+        shot, name = image
+        own = shot.prompt if self.captions == "own" else ""
+        return own or self.templates[way].replace("{}", name)
 
     @override
     def cost(self, targets: int, queries: int) -> Cost:

@@ -50,6 +50,7 @@ class RingABell(Attack[GrayBox]):
         "https://github.com/chiayi-hsu/Ring-A-Bell",
     )
     access: ClassVar[Access] = "text encoder"
+    shares: ClassVar[bool] = False
     spends: ClassVar[str] = "generations"
     returns: ClassVar[str] = "with words searched by its text encoder in {generations} generations"
     knows: ClassVar[Mapping[str, Kind]] = {"templates": "phrases", "neutral": "words", "pairs": "words"}

@@ -40,6 +40,7 @@ class Rounding(Attack[WhiteBox]):
         "https://github.com/zzwjames/FailureLLMUnlearning",
     )
     access: ClassVar[Access] = "white box"
+    shares: ClassVar[bool] = False
     returns: ClassVar[str] = "when its weights are rounded to {to}"
     draws: ClassVar[bool] = False
     knows: ClassVar[Mapping[str, Kind]] = {}

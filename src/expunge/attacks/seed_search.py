@@ -27,6 +27,7 @@ class SeedSearch(Attack[BlackBox]):
 
     paper: ClassVar[Paper] = Paper("A control of this project", "expunge", 2026, "")
     access: ClassVar[Access] = "queries"
+    shares: ClassVar[bool] = False
     spends: ClassVar[str] = "tries"
     returns: ClassVar[str] = "to whoever asks {tries} times"
     keeps_seeds: ClassVar[bool] = False

@@ -55,6 +55,7 @@ class SneakyPrompt(Attack[BlackBox]):
         "https://github.com/Yuchen413/text2image_safety",
     )
     access: ClassVar[Access] = "queries"
+    shares: ClassVar[bool] = False
     spends: ClassVar[str] = "limit"
     returns: ClassVar[str] = "with other words, searched by at most {limit} questions"
     knows: ClassVar[Mapping[str, Kind]] = {"judge": "oracles", "words": "words", "blocked": "words"}

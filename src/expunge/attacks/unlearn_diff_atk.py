@@ -89,6 +89,7 @@ class UnlearnDiffAtk(Attack[WhiteBox]):
         "https://github.com/OPTML-Group/Diffusion-MU-Attack",
     )
     access: ClassVar[Access] = "white box"
+    shares: ClassVar[bool] = False
     spends: ClassVar[str] = "iterations"
     returns: ClassVar[str] = (
         "with a prefix searched through its weights in {iterations} updates at each of {steps} levels"

@@ -62,6 +62,9 @@ class Attack(ABC, Generic[V]):
     """Whether its queries have the seeds of those it was given."""
     own_prompts: ClassVar[bool] = False
     """Whether it asks with prompts of its own: of the queries that it is given it heeds nothing but label and sampling."""
+    shares: ClassVar[bool] = True
+    """Whether all its queries for a target share what it finds, a word or a change of the weights: their images stand or fall
+    together. Else what it does for a prompt hangs on that prompt alone."""
     files: ClassVar[Sequence[str]] = ()
     """Settings that name a file whose content its answer depends on; see `files_of`."""
     spends: ClassVar[str] = ""

@@ -1,15 +1,18 @@
 """What a plan's jobs left in the store, gathered as finished measurements; nothing is run."""
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from expunge.core.cost import Cost
 from expunge.core.errors import ExpungeError
-from expunge.jobs import Job, MeasureJob, Workspace, in_order
+from expunge.jobs import GenerateJob, Job, MeasureJob, Workspace, in_order
 from expunge.jobs.job import seconds_of
 from expunge.plans.expand import Measurement
 from expunge.plans.opened import OpenedPlan
 from expunge.results.files import FIGURES
 from expunge.results.finished import End, Finished, Spent, Value, Wanted
+from expunge.results.group import Group
 from expunge.store import EDIT
 
 
@@ -59,13 +62,30 @@ def _finished(measurement: Measurement, at: Workspace) -> Finished:
         folder=measurement.folder,
         model_sha256="" if images is None else images.model_sha256,
         records=result["records"],
-        values=[[Value(*value) for value in values] for values in result["values"]],
+        values=[_values(values, measurement.group, images) for values in result["values"]],
         figures=sorted((job.folder(at) / FIGURES).glob("*.json")),
         peak_bytes=result.get("peak_bytes"),
         erase=[] if None in spent["erase"] else [one for one in spent["erase"] if one is not None],
         pairs=[one for one in spent["pairs"] if one is not None],
         fresh_keys=[one for one in spent["relearn"] if one is not None],
     )
+
+
+def _values(values: Sequence[Sequence[Any]], group: Group, images: GenerateJob | None) -> list[Value]:
+    """Each image's value; under an attack with the prompt that the attack was to change, since its versions are a cluster.
+
+    (Attacks answer in the order in which they are asked, label by label: a promise of theirs.)
+    """
+    named = [Value(*value) for value in values]
+    if not group.rewords or group.searched or images is None:
+        return named
+    asked: dict[str | None, list[str]] = {}
+    for query in images.queries():
+        asked.setdefault(query.label, []).append(query.prompt)
+    left = {label: iter(prompts) for label, prompts in asked.items()}
+    if any(len(asked.get(label, ())) != count for label, count in Counter(v.label for v in named).items()):
+        return named
+    return [v._replace(prompt=next(left[v.label])) for v in named]
 
 
 def _spent(measurement: Measurement, at: Workspace) -> dict[str, list[Spent | None]]:

@@ -5,6 +5,7 @@ from expunge.core.concept import Concept, check_targets
 from expunge.core.eraser import Marked
 from expunge.core.errors import ExpungeError, check_counts, check_positive, each_once, unknown
 from expunge.plans.opened import OpenedPlan, opened
+from expunge.plans.plugins import PlannedAttack
 from expunge.plans.schema import ASKED, CONTROLS, KEYLESS, Method, Plan
 from expunge.results.files import figure_file
 from expunge.results.group import Group
@@ -25,6 +26,7 @@ def checked(plan: Plan) -> OpenedPlan:
     _check_compared(plan)
     _check_groups(read)
     _check_attacks(read)
+    _check_attacked_rows(read)
     for wish in plan.pairs.values():
         pairs.judge_of(wish, read.kind)
     _check_more(read)
@@ -68,17 +70,48 @@ def _check_compared(plan: Plan) -> None:
 def _check_groups(read: OpenedPlan) -> None:
     """Claims and figures may name only what the plan measures."""
     known = {
-        "attack": [f"{a.name}{a.variant}" for a in read.attacks],
+        "attack": [place.name for attack in read.attacks for place in _places(attack)],
         "analysis": [a.name for a in read.analyses],
         "split": list(read.chosen) if read.plan.by_split else [],
         "further": read.groups,
     }
     asked = [claim.group for claim in read.plan.claims]
-    asked += [group for curve in read.plan.figures for group in (curve.x_group, *(line.group for line in curve.read))]
+    asked += [
+        group
+        for curve in read.plan.figures
+        for group in (curve.x_group, *(g for line in curve.read for g in line.all_groups))
+    ]
     for group in map(Group.parse, asked):
         if group.kind in known and group.name not in known[group.kind]:
             what = "group" if group.kind == "further" else group.kind
             raise unknown(f"{what} of the plan in a claim or figure", group.name, known[group.kind])
+
+
+def _places(attack: PlannedAttack) -> list[Group]:
+    """The groups of the table that an attack has numbers in."""
+    return [attack.group, *((attack.group.doubled, attack.group.change) if attack.stronger else ())]
+
+
+def _check_attacked_rows(read: OpenedPlan) -> None:
+    """Attacks name rows of the plan; claims, rows that are attacked, and one that resists with twice the budget, too."""
+    for attack in read.attacks:
+        for row in attack.rows or ():
+            if row not in read.plan.grid.method:
+                raise unknown(f"row of attack '{attack.name}'", row, read.plan.grid.method)
+        for row in attack.doubled or ():
+            if row not in (attack.rows or read.plan.grid.method):
+                raise unknown(f"row of attack '{attack.name}' with doubled", row, attack.rows or read.plan.grid.method)
+    at = [(attack, place, str(place)) for attack in read.attacks for place in _places(attack)]
+    for claim in read.plan.claims:
+        for attack, place, name in at:
+            rows = [row for row in claim.rows if name == claim.group and place not in dict(attack.on(row))]
+            if place != attack.group.change and rows:
+                raise ExpungeError(f"claim '{claim.says}' of '{name}' names row '{rows[0]}', which it is not run on")
+            for row in claim.resisting if name == claim.group else ():
+                if attack.group.doubled not in dict(attack.on(row)):
+                    raise ExpungeError(
+                        f"claim '{claim.says}' says that '{row}' resists {name}: expected that attack doubled for this row"
+                    )
 
 
 def _check_attacks(read: OpenedPlan) -> None:
@@ -89,7 +122,7 @@ def _check_attacks(read: OpenedPlan) -> None:
             raise ExpungeError(
                 f"attack_runs is {read.plan.attack_runs}, and each run of {attack.name} would ask the same: expected 1"
             )
-    called = [f"{a.name}{a.variant}" for a in read.attacks]
+    called = [a.group.name for a in read.attacks]
     for name in called:
         if called.count(name) > 1:
             raise ExpungeError(

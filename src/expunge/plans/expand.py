@@ -166,21 +166,16 @@ class _Expansion:
         Of a row that is the same with every seed, only attacks that draw are run again: ``once`` tells the first of its seeds.
         """
         for attack in self._read.attacks:
-            group = Group(kind="attack", name=f"{attack.name}{attack.variant}")
-            for run, built in enumerate(attack.runs):
-                if not once and not built.draws:
-                    continue
-                apart = RUNS * run
-                images = self._images.attacked(
-                    attack.name,
-                    built,
-                    cell.edit,
-                    cell.targets,
-                    self._plan.control_count if attack.each is None else attack.each,
-                    first=self._read.part.seed + apart,
-                    draws=cell.seed + apart,
-                )
-                yield from self._measured(cell, group, images, cell.targets, [], run=run)
+            each = self._plan.control_count if attack.each is None else attack.each
+            for group, runs in attack.on(cell.method):
+                for run, built in enumerate(runs):
+                    if not once and not built.draws:
+                        continue
+                    first, draws = self._read.part.seed + RUNS * run, cell.seed + RUNS * run
+                    images = self._images.attacked(
+                        attack.name, built, cell.edit, cell.targets, each, first=first, draws=draws
+                    )
+                    yield from self._measured(cell, group, images, cell.targets, [], run=run)
 
     def _recoveries(self, cell: _Cell, edit: Erasure, control: str) -> Iterator[Measurement]:
         """Measurements of the targets with a key: each with its own prompt, whatever words ask for it.

@@ -7,11 +7,12 @@ from expunge.core.analysis import Analysis
 from expunge.core.attack import Attack
 from expunge.core.catalog import Catalog
 from expunge.core.eraser import settings_of
-from expunge.core.errors import ExpungeError, check_counts
-from expunge.plans.read import APART, COUNT, words_of
+from expunge.core.errors import ExpungeError, check_counts, each_once
+from expunge.plans.read import APART, COUNT, DOUBLED, ROWS, words_of
 from expunge.plans.schema import Named
 from expunge.pretrained import clip
-from expunge.stages import analyse, attack, measure
+from expunge.results.group import Group
+from expunge.stages import analyse, attack, measure, tiers
 
 
 class PlannedMetric(NamedTuple):
@@ -44,6 +45,24 @@ class PlannedAttack(NamedTuple):
     variant: str
     each: int | None = None
     """Queries a prompt; the plan's ``control_count`` if not given."""
+    rows: Sequence[str] | None = None
+    """The rows of the plan that are attacked; all if not given."""
+    stronger: Sequence[Attack[Any]] = ()
+    """Its runs with twice the budget."""
+    doubled: Sequence[str] | None = ()
+    """The rows that are attacked by these, too; all if None."""
+
+    @property
+    def group(self) -> Group:
+        """Its images' place in the table."""
+        return Group(kind="attack", name=f"{self.name}{self.variant}")
+
+    def on(self, row: str) -> list[tuple[Group, Sequence[Attack[Any]]]]:
+        """Its runs on a row of the plan, with their place in the table: as it is, and with twice the budget."""
+        if self.rows is not None and row not in self.rows:
+            return []
+        again = self.stronger and (self.doubled is None or row in self.doubled)
+        return [(self.group, self.runs), *([(self.group.doubled, self.stronger)] if again else [])]
 
 
 class PlannedAnalysis(NamedTuple):
@@ -77,7 +96,8 @@ def planned_metric(named: Named) -> PlannedMetric:
 def planned_attack(named: Named, kind: str, runs: int = 1) -> PlannedAttack:
     """An attack with the preset of a kind of model, unless its table says ``preset = false``.
 
-    With ``apart = true`` each of its ``prompts`` is attacked alone, ``runs`` times.
+    With ``apart = true`` each of its ``prompts`` is attacked alone, ``runs`` times. ``rows`` names the rows that are attacked,
+    ``doubled`` those that are attacked with twice its budget, too (true: all).
     """
     settings = dict(named.settings)
     flags = {flag: settings.pop(flag, default) for flag, default in (("preset", True), (APART, False))}
@@ -90,12 +110,35 @@ def planned_attack(named: Named, kind: str, runs: int = 1) -> PlannedAttack:
         if type(count) is not int:
             raise ExpungeError(f"attack '{named.name}' with count {count!r}: expected a whole number")
         check_counts(f"attack '{named.name}'", count=count)
+    rows = None if ROWS not in settings else _rows(named.name, ROWS, settings.pop(ROWS))
+    doubled = settings.pop(DOUBLED, False)
     alone = [settings]
     if flags[APART]:
         prompts = words_of(f"{named.name} prompts", settings.get("prompts", []))
         alone = [{**settings, "prompts": [prompt]} for prompt in prompts]
     built = [attack.build(named.name, one, preset) for one in alone]
-    return PlannedAttack(named.name, built * runs, named.variant, count)
+    again = rows if doubled is True else _rows(named.name, DOUBLED, doubled)
+    stronger = [_stronger(named.name, one) for one in built] if again != () else []
+    return PlannedAttack(named.name, built * runs, named.variant, count, rows, stronger * runs, again)
+
+
+def _rows(name: str, flag: str, value: Any) -> tuple[str, ...]:
+    """Rows that an attack's table names; none for false."""
+    if value is False:
+        return ()
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(row, str) for row in value):
+        also = ", true or false" if flag == DOUBLED else ""
+        raise ExpungeError(f"attack '{name}' with {flag} {value!r}: expected a list of rows of the plan{also}")
+    return each_once(f"{flag} of attack '{name}'", value)
+
+
+def _stronger(name: str, built: Attack[Any]) -> Attack[Any]:
+    """An attack with twice its budget."""
+    if not built.spends:
+        raise ExpungeError(
+            f"attack '{name}' with {DOUBLED}, and it has no budget to double: expected an attack with one"
+        )
+    return tiers.spending(built, 2 * getattr(built, built.spends))
 
 
 def planned_analysis(named: Named) -> PlannedAnalysis:

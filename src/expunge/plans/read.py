@@ -1,5 +1,6 @@
 """A plan file becomes a `Plan`."""
 
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -19,8 +20,9 @@ from expunge.stages.stopping import Stop
 
 ON = "on"
 """The table of what a plan says otherwise for models of other kinds: ``[on.sd]``, which stands for XL and 3 too."""
-APART, COUNT = "apart", "count"
-"""What an attack's table says beside its settings: a run for each of its prompts, and queries a prompt."""
+APART, COUNT, ROWS, DOUBLED, CALLED = "apart", "count", "rows", "doubled", "called"
+"""What an attack's table says beside its settings: a run for each of its prompts, queries a prompt, the rows of the plan that
+are attacked, those that are attacked with twice its budget, too, and what the table calls its settings."""
 
 
 def read_plan(path: Path, model: str | None = None) -> Plan:
@@ -143,10 +145,19 @@ def _plug_in(kind: str, entry: Any) -> Named:
         shown = {
             k: Path(str(v)).name if k in files else v
             for k, v in settings.items()
-            if k not in (APART, COUNT) and not isinstance(v, list | dict) and "{}" not in str(v)
+            if k not in (APART, COUNT, ROWS, DOUBLED) and not isinstance(v, list | dict) and "{}" not in str(v)
         }
     variant = ", ".join(f"{k} {v}" for k, v in shown.items())
+    if kind == "attacks" and CALLED in settings:
+        variant = _called(name, settings.pop(CALLED))
     return Named(name, settings, f" ({variant})" if variant else "")
+
+
+def _called(name: str, value: Any) -> str:
+    """What a plan calls the settings of an attack; nothing where it is empty."""
+    if not isinstance(value, str) or re.search(r"[(),|\n]", value):
+        raise ExpungeError(f"attack '{name}' with called {value!r}: expected words without brackets or commas, or none")
+    return value.strip()
 
 
 def _grid(value: Any) -> Grid:

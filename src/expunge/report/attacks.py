@@ -58,6 +58,7 @@ def attacks(run: Run, blur: Sequence[str] = (), images: int = WORST) -> Attacks 
 
 def _table(found: Sequence[Attacked]) -> Table:
     """A line an attack and row, what brought most back first."""
+    doubled = any(one.budget for one in found)
     lines = [
         [
             Cell(text=one.method),
@@ -68,14 +69,13 @@ def _table(found: Sequence[Attacked]) -> Table:
             if one.original is None
             else Cell(value=one.original.value, low=one.original.low, high=one.original.high),
             Cell(text=str(one.shown.n), sort=float(one.shown.n)),
+            *([Cell(text=one.budget or BLANK.text)] if doubled else []),
             Cell(text=one.how),
         ]
         for one in found
     ]
-    return Table(
-        head=["method", "attack", "its attacker holds", "target shown, %", "of the original, %", "images", "returns"],
-        rows=lines,
-    )
+    head = ["method", "attack", "its attacker holds", "target shown, %", "of the original, %", "images"]
+    return Table(head=[*head, *(["its budget"] if doubled else []), "returns"], rows=lines)
 
 
 def _worst(run: Run, blur: Sequence[str], most: int) -> list[Shown]:

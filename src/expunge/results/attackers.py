@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from expunge.core.catalog import Catalog
-from expunge.results.meanings import plain
+from expunge.results.meanings import MISSED, plain
 from expunge.results.recoveries import turned
 from expunge.results.rows import Row, group_of, numbers
 
@@ -17,8 +17,6 @@ ATTACKERS = {
 """Kinds of attackers by what attacks call their access, the least first; who has more may do all that others may."""
 SENDS = "sends pictures of it along"
 """Of whoever may start from pictures of the target, whatever else they hold: any model finishes one that is noised little."""
-MISSED = ("esr@1", "dsr")
-"""Numbers that count images without the target, the first that a run has."""
 
 
 class Share(NamedTuple):
@@ -49,6 +47,8 @@ class Attacked(NamedTuple):
     """The same of the original model, which calibrates the attack."""
     one_run: bool
     """Whether the interval is over the images of a single run, so that it says nothing of other runs."""
+    budget: str
+    """Whether it was given its best, where twice its budget was tried: ``saturated``, ``not saturated`` or ``undecided``."""
     with_picture: bool
     """Whether the attacker sends pictures of the target along."""
 
@@ -84,6 +84,7 @@ def shown_by_name(summary: Sequence[Row], method: str) -> Share | None:
 def attacked(summary: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> list[Attacked]:
     """What each attack brought back of each row, the original's as calibration; most first."""
     rows = {(row["method"], row["group"]): row for row in _under_attack(summary)}
+    budgets = {(r["method"], r["group"], r["metric"]): str(r["verdict"]) for r in summary if "verdict" in r}
     found: list[Attacked] = []
     for (method, group), row in rows.items():
         own = [r for r in records if _is_of(r, row)]
@@ -101,6 +102,7 @@ def attacked(summary: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> li
                 shown=_share(row) if alone is None else _share(alone),
                 original=None if calibration is None else _calibrated(calibration, records),
                 one_run=alone is not None,
+                budget=budgets.get((method, str(group_of(row).change), row["metric"]), ""),
                 with_picture=_literals("sends_pictures").get(about["attack"], False),
             )
         )

@@ -26,7 +26,7 @@ Cells = dict[CellKey, dict[int, dict[str, list[Value]]]]
 def cells(finished: Sequence[Finished], once: bool) -> Cells:
     """The values behind every number of the table; ``once`` counts an image once, whatever splits it serves.
 
-    Under an attack the label says which run of it, too.
+    Under an attack that finds one thing for all its images the label says which run of it, too.
     """
     values_at: Cells = {}
     counted: set[tuple[CellKey, str, str]] = set()
@@ -36,7 +36,7 @@ def cells(finished: Sequence[Finished], once: bool) -> Cells:
                 continue
             cell = CellKey(one.method, one.group, record["metric"] + one.variant)
             kept = values_at.setdefault(cell, {}).setdefault(one.seed, {}).setdefault(one.split, [])
-            run = f", run {one.run}" if one.group.kind == "attack" else ""
+            run = f", run {one.run}" if one.group.searched else ""
             named = [v._replace(label=f"{v.label}{run}") for v in values]
             kept.extend(v for v in named if not (once and (cell, one.images, v.label) in counted))
             counted.update((cell, one.images, v.label) for v in named)
@@ -92,7 +92,7 @@ def share(group: Group, runs: Values, least: float = 0.0) -> Interval:
 def _of_prompts(group: Group, runs: Values) -> bool:
     """Whether prompts are the clusters: where all values are of one concept, and say their prompts.
 
-    (All images of a run of an attack that searched them stand or fall together, whatever their prompts.)
+    (All images of a run of an attack that found one thing for them stand or fall together, whatever their prompts.)
     """
     values = _each(runs)
     return not group.searched and len({v.label for v in values}) == 1 and all(v.prompt for v in values)

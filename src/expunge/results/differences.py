@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 from expunge.core.errors import ExpungeError
 from expunge.core.record import Interval, hull, paired_proportions
 from expunge.results.cells import CellKey, Cells, Values, cells, mean, share
-from expunge.results.claims import direction
+from expunge.results.claims import direction, saturation
 from expunge.results.finished import Finished, Value
 from expunge.results.group import Group
-from expunge.results.meanings import RECOVERY, is_quality, margin, plain
+from expunge.results.meanings import MISSED, RECOVERY, is_quality, margin, plain
 from expunge.results.rows import row
 
 OWN, RANDOM, GAIN = (Group(kind="key", control=control) for control in ("own", "random", "own - random"))
@@ -114,6 +114,25 @@ def gained(values: Cells) -> Cells:
 def gains(finished: Sequence[Finished]) -> list[dict[str, Any]]:
     """A row for each method with a key: what it brings back less what a random one does, paired, in points."""
     return [_row(cell, both) for cell, both in _with_own_and_random(cells(finished, once=False))]
+
+
+def saturations(finished: Sequence[Finished]) -> list[dict[str, Any]]:
+    """A row for each attack whose budget was doubled, method and number that counts images without the target.
+
+    With twice the budget less with its own, paired, in points: below 0 where more comes back. The row's ``verdict`` says
+    whether the attack is ``saturated``.
+    """
+    values = cells(finished, once=False)
+    lines: list[dict[str, Any]] = []
+    for cell, runs in values.items():
+        if cell.group.kind != "attack" or plain(cell.metric) not in MISSED:
+            continue
+        stronger = values.get(cell._replace(group=cell.group.doubled))
+        if stronger:
+            both = _paired(stronger, runs, (f"{cell.method}, {cell.group.doubled}", f"{cell.method}, {cell.group}"))
+            line = _row(cell._replace(group=cell.group.change), both)
+            lines.append({**line, "verdict": saturation(_points(both, cell.group)), "equal_quality": None})
+    return lines
 
 
 def verdict(points: Interval, metric: str, n: int, seeds: int) -> Mapping[str, Any]:

@@ -1,7 +1,8 @@
 """What a number of a table is of: whose images, under which attack, with which key, or of which analysis."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal, final
 
@@ -13,6 +14,10 @@ PLAIN = ("set", "others", "memory", "paper")
 """Kinds of which there is one group, called as they are."""
 PREFIXED = ("key", "attack", "analysis", "split")
 """Kinds whose groups are written ``KIND: NAME``."""
+DOUBLED = ", doubled"
+"""How the name of an attack ends that was given twice its budget."""
+CHANGE = ", doubled - plain"
+"""How the name of a group ends that is what doubling an attack's budget changes."""
 
 
 @final
@@ -62,11 +67,36 @@ class Group:
 
     @property
     def searched(self) -> bool:
-        """Whether each run of an attack searched what its images were asked with: they stand or fall together.
+        """Whether its images are of an attack that finds one thing for all of a run: they stand or fall together.
 
-        An attack with prompts of its own, out of a file, searches nothing: its prompts count as those of a set do.
+        What is searched for each prompt alone, or asked out of a file, counts by its prompts, as in a set.
         """
-        return self.kind == "attack" and self.name.partition(" (")[0] not in _with_own_prompts()
+        return self.kind == "attack" and _said("shares").get(self.attack, True)
+
+    @property
+    def drawn(self) -> bool:
+        """Whether its images are of an attack that draws random numbers, so that it is a training of its own."""
+        return self.kind == "attack" and _said("draws").get(self.attack, True)
+
+    @property
+    def rewords(self) -> bool:
+        """Whether its images are of an attack that changes the prompts it is given, and asks with none of its own."""
+        return self.kind == "attack" and not _said("own_prompts").get(self.attack, False)
+
+    @property
+    def attack(self) -> str:
+        """The attack's name in the catalog."""
+        return re.split(r" \(|, ", self.name)[0]
+
+    @property
+    def doubled(self) -> "Group":
+        """The same attack with its budget doubled."""
+        return replace(self, name=self.name + DOUBLED)
+
+    @property
+    def change(self) -> "Group":
+        """What doubling an attack's budget changes."""
+        return replace(self, name=self.name + CHANGE)
 
     @property
     def recovered(self) -> bool:
@@ -75,9 +105,9 @@ class Group:
 
 
 @cache
-def _with_own_prompts() -> frozenset[str]:
-    """The attacks that ask with prompts of their own."""
-    return frozenset(name for name, own in Catalog("attacks").literals("own_prompts").items() if own)
+def _said(attribute: str) -> Mapping[str, Any]:
+    """What attacks write out under a name, none of them imported."""
+    return Catalog("attacks").literals(attribute)
 
 
 SET, OTHERS, MEMORY, PAPER = (Group(kind=kind) for kind in PLAIN)  # pyright: ignore[reportArgumentType]

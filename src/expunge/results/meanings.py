@@ -16,6 +16,8 @@ RECOVERY = "recovery"
 """What a paired difference calls the share of images that a key brought back."""
 RECOVERY_MARGIN = 5.0
 """Points within which two recoveries are equal (design.md section 5)."""
+MISSED = ("esr@1", "dsr")
+"""Numbers that count images without the target, the first that a run has."""
 DETECTIONS = "detections"
 """What the row of a summary is called that counts detections by their labels."""
 

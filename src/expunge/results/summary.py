@@ -7,7 +7,7 @@ from typing import Any
 from expunge.core.errors import ExpungeError, unknown
 from expunge.results import claims, counts, curves, histograms, markdown
 from expunge.results.costs import costs, fresh_key_costs
-from expunge.results.differences import differences, gains
+from expunge.results.differences import differences, gains, saturations
 from expunge.results.files import FIGURES, PLAN, RECORDS, SUMMARY, TABLE, WORST, figure_file
 from expunge.results.finished import Finished, Wanted
 from expunge.results.group import Group
@@ -59,7 +59,7 @@ def summarised(
     ]
     alone = rows_by_split(finished) if wanted.by_split else []
     shown = [*counts.became(records), *counts.detections(finished)]
-    return [*lines, *alone, *shown, *differences(wanted.pairs, finished), *gains(finished)]
+    return [*lines, *alone, *shown, *differences(wanted.pairs, finished), *gains(finished), *saturations(finished)]
 
 
 def write_again(wanted: Wanted, results: Path, out: Path) -> list[dict[str, Any]]:

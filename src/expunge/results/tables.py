@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from expunge.results.claims import UNDECIDED
 from expunge.results.costs import COSTS
 from expunge.results.counts import shares_in_words
 from expunge.results.grid import BLANK, Cell, Table, grid
@@ -98,13 +99,21 @@ def claims(summary: Sequence[Row]) -> Table:
             Cell(text=row["source"] or BLANK.text),
             Cell(**_interval(row)) if "value" in row else BLANK,
             Cell(text=f"{row['method']}: {row['metric']}" + ("" if row["group"] == "set" else f" ({row['group']})")),
-            Cell(text=row["claim_verdict"]),
+            Cell(text=_judged(row)),
             Cell(text=_seeds(row)),
         ]
         for row in summary
         if "claim" in row
     ]
     return Table(head=["claim", "source", "measured", "of", "verdict", "training seeds"], rows=lines)
+
+
+def _judged(claim: Row) -> str:
+    """The verdict on a claim; where it is that something resists an attack, with what is known of the attack's budget."""
+    verdict, budget = claim["claim_verdict"], claim.get("attack_budget")
+    return (
+        verdict if budget is None else f"{verdict} (attack {'not shown saturated' if budget == UNDECIDED else budget})"
+    )
 
 
 def _seeds(claim: Row) -> str:

@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from expunge.results.finished import Finished, Value
-from expunge.results.meanings import plain
+from expunge.results.meanings import MISSED, plain
 
 MOST = 12
 """Images of each row and attack at most."""
 SURE = "confidence"
 """The number that says how sure the judge is of each image, where a plan asks for it."""
-MISSED = ("esr@1", "dsr")
-"""Numbers that are 0 of an image that shows its target."""
 
 
 def worst(finished: Sequence[Finished], most: int = MOST) -> list[dict[str, Any]]:

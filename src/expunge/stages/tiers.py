@@ -152,7 +152,7 @@ def fitted(
     own = getattr(attack, attack.spends) if attack.spends else 1
 
     def taken(setting: int, count: int) -> float:
-        lowered = lowered_to(attack, setting)
+        lowered = spending(attack, setting)
         some = first(queries, count)
         cost = lowered.foreseen(len(targets), count, steps) + Cost(forward=2 * steps * wanted)
         prompts = len({(query.label, query.prompt) for query in some})
@@ -172,14 +172,14 @@ def fitted(
         if count is not None and setting is not None:
             now = {attack.spends: (own, setting), "queries": (most, count)}
             given_up = {key: pair for key, pair in now.items() if key and pair[0] != pair[1]}
-            return Tier(lowered_to(attack, setting), first(queries, count), taken(setting, count), given_up)
+            return Tier(spending(attack, setting), first(queries, count), taken(setting, count), given_up)
     raise ExpungeError(
         f"a budget of {seconds:.3g} s is too little for one step of {name} on {least} "
         f"{'query' if least == 1 else 'queries'}, which takes about {taken(1, least) / ROOM:.3g} s here: expected more"
     )
 
 
-def lowered_to(attack: Attack[Any], setting: int) -> Attack[Any]:
+def spending(attack: Attack[Any], setting: int) -> Attack[Any]:
     """The attack with the setting that it spends at another value."""
     settings: Any = attack  # of a dataclass, as all attacks are
     return replace(settings, **{attack.spends: setting}) if attack.spends else attack
