@@ -10,13 +10,16 @@ from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept, check_targets
 from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, files_of, settings_of
-from expunge.jobs import EraseJob, FreshKeyJob, GivenJob, MemoryJob, PairsJob
+from expunge.core.errors import ExpungeError
+from expunge.jobs import EraseJob, FisherJob, FreshKeyJob, GivenJob, MemoryJob, PairsJob, WantedJob
 from expunge.jobs.workspace import model
+from expunge.maths.fisher import REPLAY
+from expunge.maths.training import trainable
 from expunge.plans.opened import OpenedPlan
 from expunge.plans.plugins import judge_of
 from expunge.plans.schema import Fresh, Plan
 from expunge.settings import presets
-from expunge.stages import generate, pairs, stopping
+from expunge.stages import fisher, generate, pairs, stopping, wanted
 from expunge.store import read_header
 
 SAMPLING, CLOSED_FORM, TRAINING = 1.3, 1.5, 4.0
@@ -126,9 +129,10 @@ class Erasures:
         retain = list(method.retain) if isinstance(method.retain, tuple) else told_to_keep
         check_targets([Concept(name=word) for word in words], retain)
         made = None if given is None else self._pairs(self._plan.pairs[given])
+        held = None if method.fisher is None else self._fisher(name, method.fisher)
         job = EraseJob(
-            upstream=on if made is None else (*on, made),
-            cost=eraser.cost(len(words), len(retain)) + self._looks(name, len(words)),
+            upstream=(*on, *(job for job in (made, held) if job is not None)),
+            cost=self._looks(name, len(words)),
             memory=self._models.memory(TRAINING if self.trained(name) else CLOSED_FORM),
             eraser=method.eraser,
             version=eraser.version,
@@ -142,8 +146,10 @@ class Erasures:
             stop=None if method.stop is None else stopping.as_json(method.stop, self._read.kind, words),
             judge=judge_of(settings_of(eraser)),
             files=files_of(eraser) or None,
+            fisher=None if held is None else held.key,
             **self._models.named(self._plan.dtype),
         )
+        job = replace(job, cost=job.cost + job.built().cost(len(words), len(retain)))
         images = job.wanted(self._models.backbone)
         return job if images is None else job.standing_on(*job.upstream, images.standing_on(*on))
 
@@ -175,6 +181,43 @@ class Erasures:
             steps=steps,
             generates=self._models.draws,
             **self._models.named(self._plan.dtype),
+        )
+
+    def _fisher(self, name: str, of: str) -> FisherJob:
+        """The Fisher information that method ``name`` holds to, and the images that it is of.
+
+        Raises:
+            ExpungeError: if it lacks parameters that the method trains, or wants more timesteps than the model has.
+        """
+        backbone, wish = self._models.backbone, self._plan.fisher[of]
+        wish.check(backbone)
+        group = getattr(self._read.erasers[name], "group", "full")
+        if not set(trainable(backbone, group)) <= set(trainable(backbone, wish.group)):
+            raise ExpungeError(
+                f"method '{name}' trains '{group}', and fisher '{of}' is of '{wish.group}': expected one of all that it trains"
+            )
+        guidance, steps = presets.generation(backbone)
+        prompts = wish.prompts()
+        named = self._models.named(self._plan.dtype)
+        images = WantedJob(
+            cost=Cost(forward=2 * steps * len(prompts)),
+            memory=self._models.memory(SAMPLING),
+            version=wanted.VERSION,
+            wishes={REPLAY: prompts},
+            seed=wish.seed,
+            salt="",
+            guidance=guidance,
+            steps=steps,
+            **named,
+        )
+        return FisherJob(
+            upstream=(images,),
+            cost=wish.cost(),
+            memory=self._models.memory(TRAINING),
+            version=fisher.VERSION,
+            fisher=asdict(wish),
+            images=images.key,
+            **named,
         )
 
     def fresh_key(self, eraser: Eraser, edit: Erasure, targets: Sequence[str], seed: int) -> FreshKeyJob:

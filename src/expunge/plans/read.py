@@ -14,7 +14,7 @@ from expunge.results.claims import Claim
 from expunge.results.curves import Curve
 from expunge.results.histograms import Histogram
 from expunge.settings.layers import filled
-from expunge.stages import pairs
+from expunge.stages import fisher, pairs
 from expunge.stages.stopping import Stop
 
 ON = "on"
@@ -189,6 +189,7 @@ READERS: Mapping[str, Callable[[Any], Any]] = {
     "words": _by_name(lambda name, value: words_of(f"words of '{name}'", value)),
     "method": _by_name(_method),
     "pairs": _by_name(_pairs),
+    "fisher": _by_name(lambda name, value: filled(fisher.Wish, f"fisher '{name}'", value)),
     "metrics": _named("metrics"),
     "analyses": _named("analyses"),
     "attacks": _named("attacks"),

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, final
 from expunge.results.claims import Claim
 from expunge.results.curves import Curve
 from expunge.results.histograms import Histogram
+from expunge.stages.fisher import Wish as FisherWish
 from expunge.stages.pairs import Wish
 from expunge.stages.stopping import Stop
 
@@ -72,6 +73,8 @@ class Method:
     images: str | tuple[str, ...] | None = None
     """The plan's pairs that it learns from, for ``apart`` those of each word; a method that wants images has the model make its
     own if not given."""
+    fisher: str | None = None
+    """The plan's Fisher information that it holds to; a method that does makes its own if not given."""
     strength: float = 1.0
     """What its edits are attached with, for images and attacks: 0.5 is half way. Rows that differ by it alone share one."""
     order: Literal["joint", "sequential", "apart"] = "joint"
@@ -156,6 +159,9 @@ class Plan:
     pairs: dict[str, Wish] = field(default_factory=dict)
     """Pairs of images by name, as `expunge pairs` makes them, for methods that learn from some: tables of what is wanted, with
     ``phrases`` of each unsafe thing redrawn as each safe one."""
+    fisher: dict[str, FisherWish] = field(default_factory=dict)
+    """Fisher information of the model by name, as `expunge fisher` makes it, for methods that hold to some: once for all rows,
+    splits and seeds."""
     metrics: tuple[Named, ...] = (Named("esr-psr", {}, ""),)
     """Metrics by name, or tables with a name and settings."""
     analyses: tuple[Named, ...] = ()
