@@ -130,11 +130,17 @@ def test_a_checkpoint_that_is_damaged_is_begun_anew(tmp_path):
     ("changes", "expected"),
     [
         ({"method__sa__fisher": "none"}, "fisher of method 'sa'"),
-        ({"method__uce": {"eraser": "uce", "fisher": "what-stays"}}, "holds to fisher 'what-stays', but uce takes none"),
+        (
+            {"method__uce": {"eraser": "uce", "fisher": "what-stays"}},
+            "holds to fisher 'what-stays', but uce takes none",
+        ),
         ({"method__sa__order": "sequential"}, "each step is on another model"),
         ({"method__sa__settings__fisher": "f.safetensors"}, "and the file 'f.safetensors': expected one of them"),
         ({"method__sa__settings__lamb": 0.0}, "with lamb 0, which does not use it"),
-        ({"fisher__what-stays__replay": ["a dog"]}, "is of images with the prompt 'a dog', which names the target 'dog'"),
+        (
+            {"fisher__what-stays__replay": ["a dog"]},
+            "is of images with the prompt 'a dog', which names the target 'dog'",
+        ),
         ({"fisher__what-stays__timesteps": 0}, "fisher's timesteps is 0"),
         ({"fisher__what-stays__steps": 1}, "setting of fisher 'what-stays'"),
         ({"fisher__what-stays__timesteps": 1001}, "1001 timesteps of a model with 1000"),

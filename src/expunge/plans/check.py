@@ -1,5 +1,6 @@
 """What in a plan contradicts something else in it, found before anything runs."""
 
+from expunge import backbones
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept, check_targets
 from expunge.core.eraser import Marked, settings_of
@@ -24,6 +25,7 @@ def checked(plan: Plan) -> OpenedPlan:
     _check_numbers(plan)
     read = opened(plan)
     _check_compared(plan)
+    _check_models(read)
     _check_groups(read)
     _check_attacks(read)
     for wish in plan.pairs.values():
@@ -65,6 +67,28 @@ def _check_compared(plan: Plan) -> None:
     for name in files:
         if files.count(name) > 1:
             raise ExpungeError(f"two figures of the plan would be '{name}': expected titles that differ in words")
+
+
+def _check_models(read: OpenedPlan) -> None:
+    """Refuse another model of another kind, a reference that nothing compares with, and a metric that lacks one."""
+    for other in read.plan.other_models:
+        kind = backbones.kind_of(other)
+        if kind != read.kind:
+            raise ExpungeError(
+                f"model '{other}' is of kind {kind}, and the plan's '{read.plan.model}' of kind {read.kind}: expected a model "
+                "that is there, of the same kind"
+            )
+    metrics = (*read.metrics, *(metric for shown in read.more for metric in shown.metrics))
+    asks = next((metric.name for metric in metrics if metric.against == "reference"), None)
+    if asks is not None and not read.plan.reference:
+        raise ExpungeError(
+            f"metric '{asks}' in a plan without a reference: expected one, such as reference = \"FOLDER\""
+        )
+    if asks is None and read.plan.reference:
+        raise ExpungeError(
+            f"plan's reference '{read.plan.reference}', and no metric compares with it: expected reference-distance among its "
+            "metrics"
+        )
 
 
 def _check_groups(read: OpenedPlan) -> None:

@@ -33,14 +33,16 @@ UPDATES = 3
 @final
 @dataclass(frozen=True, kw_only=True)
 class Erasure:
-    """How a method erases a split: in one step, or one target after another, or each apart."""
+    """How a method erases a split: in one step, or one target after another, or each apart; or by being another model."""
 
     steps: tuple[EraseJob | GivenJob, ...]
-    """A sequential method's each on top of those before it."""
+    """A sequential method's each on top of those before it; none of another model."""
     targets: tuple[tuple[str, ...], ...]
     """What each step erases."""
     strength: float = 1.0
     """What the steps' edits are attached with."""
+    model: str = ""
+    """Another model than the plan's."""
 
     def step_of(self, target: str) -> EraseJob | GivenJob:
         """The step that erases ``target``, whose key brings it back."""
@@ -78,18 +80,30 @@ class Models:
         """Version of the images: guidance of 1 or less is none since the second, and all other keys stay as they were."""
         return generate.VERSION + (self.sampling[0] <= 1)
 
-    def identity(self, dtype: str) -> str:
-        """Hash of the model's files in a precision."""
-        return model(self._plan.model, dtype, self._device).identity()
+    def identity(self, dtype: str, other: str = "") -> str:
+        """Hash of the files of the model, or of an ``other``, in a precision."""
+        return model(other or self._plan.model, dtype, self._device).identity()
+
+    def check_other(self, other: str, dtype: str) -> None:
+        """Refuse another model whose images are not to be compared with the plan's.
+
+        Raises:
+            ExpungeError: if they have another size.
+        """
+        size, own = (model(name, dtype, self._device).image_size for name in (other, self._plan.model))
+        if size != own:
+            raise ExpungeError(
+                f"model '{other}' draws {size} pixels, and '{self._plan.model}' {own}: expected the same"
+            )
 
     def memory(self, times: float) -> int:
         """Bytes that a job may take that holds the model's weights so many times, activations counted in."""
         backbone = self.backbone
         return round(times * backbone.weight_bytes) if isinstance(backbone, PipelineBackbone) else 0
 
-    def named(self, dtype: str) -> dict[str, Any]:
-        """What a job says of its model."""
-        return {"model": self._plan.model, "model_sha256": self.identity(dtype), "dtype": dtype}
+    def named(self, dtype: str, other: str = "") -> dict[str, Any]:
+        """What a job says of its model, if not of an ``other``."""
+        return {"model": other or self._plan.model, "model_sha256": self.identity(dtype, other), "dtype": dtype}
 
 
 @final
@@ -107,6 +121,8 @@ class Erasures:
     def of(self, name: str, targets: list[str], kept: list[str], seed: int) -> Erasure:
         """The steps in which method ``name`` erases ``targets``."""
         method = self._plan.method[name]
+        if method.model:
+            return Erasure(steps=(), targets=(), model=method.model)
         if method.edits:
             given = tuple(GivenJob(edit=read_header(file)["id"], file=file) for file in method.edits)
             return Erasure(steps=given, targets=tuple((*targets,) for _ in given))

@@ -159,11 +159,12 @@ def _method(name: str, value: Any) -> Method:
     if isinstance(value, Mapping) and value.get("stop") is not None:
         value = {**value, "stop": filled(Stop, f"stop of method '{name}'", value["stop"])}
     method: Method = filled(Method, f"method '{name}'", value)
-    if not (method.eraser or method.edits):
-        raise ExpungeError(f"method '{name}' has no 'eraser': expected one, or finished edits")
-    if method.edits and set(value) != {"edits"}:
-        other = min(set(value) - {"edits"})
-        raise ExpungeError(f"method '{name}' has finished edits and {other}: expected nothing beside the edits")
+    if not (method.eraser or method.edits or method.model):
+        raise ExpungeError(f"method '{name}' has no 'eraser': expected one, finished edits, or another model")
+    for alone, what in (("edits", "finished edits"), ("model", "a model")):
+        if getattr(method, alone) and set(value) != {alone}:
+            other = min(set(value) - {alone})
+            raise ExpungeError(f"method '{name}' has {what} and {other}: expected nothing beside the {alone}")
     return method
 
 

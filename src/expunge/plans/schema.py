@@ -58,10 +58,12 @@ class Grid:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """One row of a table: an eraser with its settings, and what it is told; or edits that are finished."""
+    """One row of a table: an eraser with its settings, and what it is told; or edits that are finished, or another model."""
 
     eraser: str = ""
-    """Catalog name; empty where the edits are given."""
+    """Catalog name; empty where the edits, or another model, are given."""
+    model: str = ""
+    """Another model instead, as `load` takes it, drawn as it is: one that was trained without the concepts."""
     edits: tuple[str, ...] = ()
     """Finished edits instead, files of expunge in the order in which they are attached; they erased every split's targets."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -168,6 +170,8 @@ class Plan:
     """Analyses of each edit (and of the original model, for one that needs no edit), by name, or tables as for metrics."""
     model: str = "testbed"
     """As `load` takes it."""
+    reference: str = ""
+    """Another model, as `load` takes it, that metrics such as `reference-distance` compare every row with."""
     dtype: str = "float32"
     """Precision of training."""
     image_dtype: str = "fast"
@@ -214,3 +218,9 @@ class Plan:
     """Whether the table has the set's numbers of each split alone too."""
     source: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """The tables that it was read from, as results keep them."""
+
+    @property
+    def other_models(self) -> list[str]:
+        """The models beside the plan's own: of rows, and the reference."""
+        rows = [method.model for method in self.method.values()]
+        return list(dict.fromkeys(name for name in (*rows, self.reference) if name))
