@@ -35,13 +35,13 @@ def test_no_scene_that_shows_them_is_seen_and_no_caption_names_them(art, bank): 
     assert 0.5 < len(left) / len(bank.withheld) < 0.95
     rng, captioner = np.random.default_rng(0), captions.Captioner(art)
     for i in left:
-        scene = bank.scene(i)
+        scene = bank.scene(int(i))
         assert not away & {art.names[o] for o in scene.objects}
         assert art.styles[scene.style] != "ink"
         said = captioner.caption(scene, rng)
         assert not any(word in said for word in (*away, "ink style", "weapon"))
     for i in np.flatnonzero(seen.withheld & ~bank.withheld):
-        scene = bank.scene(i)
+        scene = bank.scene(int(i))
         assert away & {art.names[o] for o in scene.objects} or art.styles[scene.style] == "ink"
 
 
