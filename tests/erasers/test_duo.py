@@ -50,6 +50,7 @@ def minus_log_sigmoid(z):
         ("dpo", "empty", "independent", "none"),
         ("dpo", "given", "shared", "ascent"),
         ("kto", "empty", "independent", "none"),
+        ("kto shuffled", "given", "independent", "none"),
         ("finetune", "empty", "independent", "none"),
         ("ascent", "empty", "independent", "none"),
         ("both", "given", "independent", "none"),
@@ -59,7 +60,10 @@ def minus_log_sigmoid(z):
 )
 def test_an_update_is_the_formula(backbone, loss, texts, timesteps, no_grad):
     """The second update's losses, from the UNet itself with the first one's change in its weights."""
-    eraser = dataclasses.replace(SHORT, loss=loss, texts=texts, timesteps=timesteps, no_grad=no_grad, beta=300.0)
+    loss, shuffled = loss.split()[0], loss.endswith("shuffled")
+    eraser = dataclasses.replace(
+        SHORT, loss=loss, shuffled=shuffled, texts=texts, timesteps=timesteps, no_grad=no_grad, beta=300.0
+    )
     if loss in ("dpo", "kto"):
         eraser = dataclasses.replace(eraser, base_keep=0.3)
     before = backbone.cost

@@ -33,8 +33,9 @@ class FisherJob(ModelJob):
     def run(self, at: Workspace, out: Path) -> dict[str, Any]:
         wish: fisher.Wish = filled(fisher.Wish, "fisher", self.fisher)
         images = at.upstream(self.images, WantedJob.room)
-        how = {"overwrite": True, "go_on": True, "anew": True}  # of what a killed run has left in ``out``
-        made = fisher.make(self.backbone(at), wish, out / FISHER, images=images / IMAGES / "0", **how)
+        backbone, file, shown = self.backbone(at), out / FISHER, images / IMAGES / "0"
+        # what a killed run has left is gone on with
+        made = fisher.make(backbone, wish, file, images=shown, overwrite=True, go_on=True, anew=True)
         return {"cost": asdict(made.cost), "seconds": made.seconds, "fisher": made.id, "images": made.images}
 
     @override

@@ -134,14 +134,13 @@ def make(
             state = {**estimate.state(), "next": torch.tensor(number + 1)} if due else {}
             points.add(Checkpoint(salt="", **spent, state=state) if due else None)
         diagonal = {plain(name): t for name, t in estimate.mean(len(shown)).items()}
-        cost, seconds = backbone.cost - before, round(time.perf_counter() - start, 3)
-        if made is not None:
-            cost = cost + made.cost
+        seconds, shown_cost = round(time.perf_counter() - start, 3), Cost() if made is None else made.cost
+        cost = backbone.cost - before + shown_cost
         about = {
             **_about(backbone, wish, names, shown),
             "given": images is not None and made is None,
             "cost": asdict(cost),
-            "seconds": seconds if made is None else round(seconds + made.seconds, 3),
+            "seconds": round(seconds + (0.0 if made is None else made.seconds), 3),
         }
         told = save_fisher(Fisher(diagonal, about), out, overwrite)
         points.end()
