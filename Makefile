@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup demo demo-audit test fuzz lint type check testbed bench-uce bench-update bench-gpu bench-uce-stacked bench-filter-roc
+.PHONY: setup demo demo-audit test fuzz lint type check testbed retrained bench-uce bench-update bench-gpu bench-uce-stacked bench-filter-roc
 .DEFAULT_GOAL := check
 
 setup: .venv/installed
@@ -36,6 +36,11 @@ check: test lint type
 testbed: setup  ## rebuild the testbed from public artwork (npm needed; about three hours on two cores with bfloat16; resumes)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[recipe]'
 	$(BIN)/python -m expunge.recipe --cache runs/testbed-2
+
+retrained: setup  ## train the testbed without split v1's targets, the weapons and the ink style (npm needed; hours; resumes)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[recipe]'
+	$(BIN)/python -m expunge.recipe --cache runs/retrained \
+	  --without "church, delivery truck, fuel pump, ink style, radio, trumpet, weapon"
 
 bench-uce: setup  ## UCE's time and memory on a random-weight checkpoint of SD1.4's size
 	$(BIN)/python benchmarks/uce_size.py

@@ -84,6 +84,11 @@ def cost(name: str, at: Workspace, counted: set[str], said: list[str]) -> Cost:
     return Cost(seconds, measured, len(jobs), len(plan.grid.seed), stops)
 
 
+def absent(name: str) -> bool:
+    """Whether a plan has another model that is not here, as it takes hours to train: what the page says of it stays."""
+    return not all(Path(other).exists() for other in read_plan(HERE / f"{name}.toml").other_models)
+
+
 def told_apart(name: str) -> list[str]:
     """Half the width of the usual interval of a difference between rows, of ESR-1 and of PSR-1, by the committed results."""
     file = HERE / f"{name}.jsonl"
@@ -103,7 +108,7 @@ def told(lines: list[str], at: Workspace) -> Iterator[str]:
     for line in lines:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         name = cells[0].strip("`*")
-        if line.startswith("| `") and (HERE / f"{name}.toml").is_file():
+        if line.startswith("| `") and (HERE / f"{name}.toml").is_file() and not absent(name):
             one = cost(name, at, counted, cells)
             if one.measured or not one.stops:
                 whole.append(one)

@@ -10,8 +10,10 @@ import expunge
 from expunge import backbones
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept
+from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query
+from expunge.maths.trajectories import Sampling
 from expunge.stages import erase
 from expunge.testing import check_eraser
 from small import SETTINGS
@@ -86,6 +88,35 @@ def test_reaches_a_pipeline_the_user_holds_and_leaves_it(saved, name, method):
         edit.attach(pipe)
     edit.detach(pipe)
     assert torch.equal(pipe("dog", **call).images, plain)
+
+
+def test_esd_u_on_sdxl_is_what_the_authors_script_for_it_trains(saved):
+    """Linear and convolution layers within blocks, but for cross-attention and embeddings."""
+    ours = backbones.load(str(saved["sdxl"]))
+    kinds = (torch.nn.Linear, torch.nn.Conv2d)
+    layers = [n for n, m in ours.component("unet").named_modules() if isinstance(m, kinds)]
+    chosen = [n for n in layers if "attn2" not in n and "emb" not in n and "block" in n]
+    assert {n.removeprefix("unet.").rpartition(".")[0] for n in ours.group("esd-u")} == set(chosen)
+    left = set(ours.group("full")) - set(ours.group("esd-u"))
+    assert {"unet.conv_out.weight", "unet.time_embedding.linear_1.weight", "unet.conv_in.weight"} <= left
+    assert any("time_emb_proj" in n for n in left)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sdxl that reads its empty prompt"])
+def test_every_arm_has_the_same_answer_to_the_empty_prompt(saved, name):
+    """A bank keeps what its trajectories were guided with; without a bank it is asked for anew."""
+    ours = backbones.load(str(saved[name]))
+    null, task = ours.unconditional(), Task(targets=[Concept(name="church")])
+    zeros = name == "sdxl"
+    assert bool((null.embeds == 0).all()) is zeros
+    assert bool((null.pooled == 0).all()) is zeros
+    sampling = Sampling(arm="bank", sampling_steps=4, trajectories=1)
+    with torch.no_grad():
+        points = sampling.source(ours, ours.encode(["church"]), null, task, "esd", 2).draw(0, 2)
+        asked = ours.predict(points.x, points.t, null)
+        encoded = ours.predict(points.x, points.t, ours.encode([""]))
+    assert torch.allclose(points.null, asked, atol=1e-5)
+    assert torch.allclose(points.null, encoded, atol=1e-5) is not zeros
 
 
 def test_a_trajectory_of_the_flow_ends_where_the_pipeline_s_does(saved):

@@ -50,6 +50,7 @@ def minus_log_sigmoid(z):
         ("dpo", "empty", "independent", "none"),
         ("dpo", "given", "shared", "ascent"),
         ("kto", "empty", "independent", "none"),
+        ("kto shuffled", "given", "independent", "none"),
         ("finetune", "empty", "independent", "none"),
         ("ascent", "empty", "independent", "none"),
         ("both", "given", "independent", "none"),
@@ -59,7 +60,10 @@ def minus_log_sigmoid(z):
 )
 def test_an_update_is_the_formula(backbone, loss, texts, timesteps, no_grad):
     """The second update's losses, from the UNet itself with the first one's change in its weights."""
-    eraser = dataclasses.replace(SHORT, loss=loss, texts=texts, timesteps=timesteps, no_grad=no_grad, beta=300.0)
+    loss, shuffled = loss.split()[0], loss.endswith("shuffled")
+    eraser = dataclasses.replace(
+        SHORT, loss=loss, shuffled=shuffled, texts=texts, timesteps=timesteps, no_grad=no_grad, beta=300.0
+    )
     if loss in ("dpo", "kto"):
         eraser = dataclasses.replace(eraser, base_keep=0.3)
     before = backbone.cost
@@ -74,7 +78,11 @@ def test_an_update_is_the_formula(backbone, loss, texts, timesteps, no_grad):
     u = torch.rand(2, 1 if loss == "kto" else 3, generator=generator, dtype=torch.float64).expand(2, 3)
     t = (u * 750).long()
     t_safe, t_unsafe = (t[0], t[0]) if loss == "kto" or timesteps == "shared" else t
-    order = torch.randperm(3, generator=TASK.generator("duo pairs", 1)).tolist()
+    order, safe_order = (
+        torch.randperm(3, generator=TASK.generator(f"duo {of}", 1)).tolist()
+        for of in ("pairs", "safe" if shuffled else "pairs")
+    )
+    assert (order != safe_order) is shuffled
     parts = backbone.components()
     kept = parts["scheduler"].alphas_cumprod
 
@@ -87,7 +95,7 @@ def test_an_update_is_the_formula(backbone, loss, texts, timesteps, no_grad):
 
     def answers():
         said = {"empty": ("", ""), "given": ("a dog", "a church"), "unsafe": ("a church", "a church")}[texts]
-        safe = asked(PIXELS[3:][order], t_safe, said[0])
+        safe = asked(PIXELS[3:][safe_order], t_safe, said[0])
         unsafe = asked(PIXELS[:3][order], t_unsafe, said[1])
         return safe, unsafe
 
@@ -297,6 +305,7 @@ def test_pairs_that_the_model_makes_itself():
         ({"crop": 0.0}, "crop 0.0"),
         ({"bank": -1}, "bank is -1"),
         ({"base_random": -1.0}, "base_random is -1.0"),
+        ({"shuffled": True}, "shuffled with loss dpo, which needs no order of its own"),
         ({"rank": 0}, "rank is 0"),
     ],
 )
@@ -322,7 +331,11 @@ def test_each_pair_has_its_own_texts(backbone):
     task = dataclasses.replace(TASK, images={**TASK.images, "unsafe": named})
     for texts, safe in (("unsafe", ["a z", "a x"]), ("given", ["a dog", "a dog"])):
         pairs = dataclasses.replace(SHORT, texts=texts).paired(backbone, task)
-        assert [pairs.texts[i] for i in pairs.rows([2, 0], ("safe", "unsafe"))] == [*safe, "a z", "a x"]
+        assert [pairs.texts[i] for i in pairs.rows({"safe": [2, 0], "unsafe": [2, 0]}, ("safe", "unsafe"))] == [
+            *safe,
+            "a z",
+            "a x",
+        ]
 
 
 def test_defaults_are_the_authors():

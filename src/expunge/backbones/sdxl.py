@@ -57,6 +57,12 @@ class StableDiffusionXL(UNetBackbone):
         )
 
     @override
+    def group(self, name: str) -> list[str]:
+        """As of any UNet; but ``esd-u`` leaves embeddings and all outside the blocks alone, as in ESD's script for XL."""
+        found = super().group(name)
+        return [n for n in found if "block" in n and "emb" not in n] if name == "esd-u" else found
+
+    @override
     def unconditional(self) -> Conditioning:
         """Zeros, unless the model's own configuration says that its empty prompt is read as other prompts are."""
         empty = self.encode([""])

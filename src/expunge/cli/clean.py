@@ -8,7 +8,18 @@ from expunge.cli.parsing import Repeated, parse
 from expunge.cli.reporting import Reporting
 
 Room = Literal[
-    "pairs", "wanted", "erase", "given", "memory", "attack", "relearn", "generate", "measure", "analyse", "leftovers"
+    "pairs",
+    "wanted",
+    "fisher",
+    "erase",
+    "given",
+    "memory",
+    "attack",
+    "relearn",
+    "generate",
+    "measure",
+    "analyse",
+    "leftovers",
 ]
 
 
@@ -17,8 +28,8 @@ class Clean:
     """Show what finished jobs take on disk, and free it."""
 
     room: Repeated[tuple[Room, ...]] = ()
-    """What to delete: pairs, images that methods want, edits, copies of given ones, counts of memory, attacks, fresh keys,
-    images, measurements, analyses, or leftovers of killed runs. Repeat for several. Nothing if not given."""
+    """What to delete: pairs, images that methods want, Fisher files, edits, copies of given ones, counts of memory, attacks,
+    fresh keys, images, measurements, analyses, or leftovers of killed runs. Repeat for several. Nothing if not given."""
     store: Path = Path("runs/store")
     """Folder of finished jobs."""
     reporting: Reporting = dataclasses.field(default_factory=Reporting)

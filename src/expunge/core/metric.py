@@ -38,6 +38,8 @@ class Metric(ABC):
     higher_is_better: ClassVar[bool]
     paired: ClassVar[bool] = False
     """Whether images are compared with the original model's, of the same prompts."""
+    against: ClassVar[Literal["original", "reference"]] = "original"
+    """Whose images a ``paired`` metric compares with: the original model's, or those of a reference that a plan names."""
     any_reference: ClassVar[bool] = False
     """Whether a ``paired`` metric takes other images too, such as a folder of photographs without prompts."""
     about: ClassVar[Literal["targets", "kept", "either"]] = "either"

@@ -11,13 +11,13 @@ from typing_extensions import override
 from expunge.core import registry
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
-from expunge.core.concept import Concept, named, phrases
+from expunge.core.concept import Concept, phrases
 from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_not_negative, check_positive
 from expunge.core.knowledge import Kind
 from expunge.core.query import Shot
-from expunge.maths.fisher import REPLAY, SCENES, Estimate, check_prompts, fitting, names, replayed
+from expunge.maths.fisher import REPLAY, SCENES, Estimate, check_prompts, fitting, names, replayed, shows
 from expunge.maths.training import Decay, Learned, Optimizer, mse, numbers, pace, trainable
 
 
@@ -150,7 +150,7 @@ class SelectiveAmnesia(Eraser):
         told = registry.fisher_reader()(self.fisher)
         prompts: Sequence[str] = told.about.get("prompts", ())
         for target in task.targets:
-            shown = next((p for p in prompts if _shows(p, target.name, task.retain)), None)
+            shown = next((p for p in prompts if shows(p, target.name, task.retain)), None)
             if shown is not None:
                 raise ExpungeError(
                     f"'{self.fisher}' is of images with the prompt '{shown}', which names the target '{target.name}': expected "
@@ -269,21 +269,12 @@ def _prompted(task: Task) -> Sequence[Shot]:
     check_prompts(shots)
     for shot in shots:
         for target in task.targets:
-            if _shows(shot.prompt, target.name, task.retain):
+            if shows(shot.prompt, target.name, task.retain):
                 raise ExpungeError(
                     f"'{shot.path}' to replay has the prompt '{shot.prompt}', which names the target '{target.name}': expected "
                     "images of other things"
                 )
     return shots
-
-
-def _shows(prompt: str, target: str, retain: Sequence[str]) -> bool:
-    """Whether a prompt names a target, otherwise than as a part of a retained word (a church bell)."""
-    rest = prompt
-    for word in retain:
-        if names(word, target):
-            rest = named(word).sub(" ", rest)
-    return names(rest, target)
 
 
 def _check_kept(retain: Sequence[str], prompts: Sequence[str]) -> None:

@@ -67,6 +67,7 @@ def _finished(measurement: Measurement, at: Workspace) -> Finished:
         peak_bytes=result.get("peak_bytes"),
         erase=[] if None in spent["erase"] else [one for one in spent["erase"] if one is not None],
         pairs=[one for one in spent["pairs"] if one is not None],
+        fisher=[one for one in spent["fisher"] if one is not None],
         fresh_keys=[one for one in spent["relearn"] if one is not None],
     )
 
@@ -92,8 +93,8 @@ def _spent(measurement: Measurement, at: Workspace) -> dict[str, list[Spent | No
     """What the jobs took that a measurement stands on and costs are told of, by room; None for what the store lacks."""
     group = measurement.group
     fresh = group.kind == "key" and group.control == "fresh"
-    counted = ("erase", "pairs") if group.kind == "set" else ("relearn",) if fresh else ()
-    spent: dict[str, list[Spent | None]] = {"erase": [], "pairs": [], "relearn": []}
+    counted = ("erase", "pairs", "fisher") if group.kind == "set" else ("relearn",) if fresh else ()
+    spent: dict[str, list[Spent | None]] = {"erase": [], "pairs": [], "fisher": [], "relearn": []}
     for job in in_order([measurement.job]) if counted else ():
         if job.room in counted:
             spent[job.room].append(_took(job, at))

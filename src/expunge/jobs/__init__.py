@@ -3,6 +3,7 @@
 from expunge.jobs.analyse import AnalyseJob
 from expunge.jobs.attack import AttackJob
 from expunge.jobs.erase import EraseJob
+from expunge.jobs.fisher import FisherJob
 from expunge.jobs.fresh_key import FreshKeyJob
 from expunge.jobs.generate import GenerateJob
 from expunge.jobs.given import GivenJob
@@ -18,6 +19,7 @@ __all__ = [
     "AnalyseJob",
     "AttackJob",
     "EraseJob",
+    "FisherJob",
     "FreshKeyJob",
     "GenerateJob",
     "GivenJob",
@@ -33,7 +35,7 @@ __all__ = [
 ROOMS: dict[str, type[Job]] = {
     job.room: job
     for job in (
-        *(PairsJob, WantedJob, EraseJob, GivenJob, MemoryJob),
+        *(PairsJob, WantedJob, FisherJob, EraseJob, GivenJob, MemoryJob),
         *(AttackJob, FreshKeyJob, GenerateJob, MeasureJob, AnalyseJob),
     )
 }

@@ -78,8 +78,8 @@ class AnalyseJob(ModelJob):
 
 def _again(job: EraseJob, backbone: Backbone, at: Workspace) -> tuple[Training, Provenance]:
     """An erasure, ready to run once more, and what its edit's provenance would say."""
-    given, eraser, targets = job.given(at), job.built(), job.concepts()
-    settings = (job.eraser, job.settings, targets, list(job.retain), job.seed, job.salt)
+    given, eraser, targets = job.given(at), job.built(at), job.concepts()
+    settings = (job.eraser, job.told(at), targets, list(job.retain), job.seed, job.salt)
     training = analyse.training(backbone, *settings, given)
     own = wanted.own(backbone, training.task, eraser.wants(targets, list(job.retain)), given)
     shown = {role: None if role in own else given.get(role) for role in training.task.images}

@@ -1,7 +1,7 @@
 """Erase: an edit and, where the method makes one, its private key."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ from expunge.jobs.wanted import WantedJob
 from expunge.jobs.workspace import IMAGES, Workspace
 from expunge.settings import presets
 from expunge.stages import erase, pairs, stopping, wanted
-from expunge.store import EDIT, KEY, save_edit
+from expunge.store import EDIT, FISHER, KEY, read_fisher, save_edit, with_provenance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +47,14 @@ class EraseJob(ModelJob):
     """What tells the judge that the eraser asks from a retrained one; empty if it asks none."""
     files: Mapping[str, str] | None = field(default=None, metadata=UNSAID)
     """The sha256 of each file that its settings name, by setting; None if they name none."""
+    fisher: str | None = field(default=None, metadata=UNSAID)
+    """Key of the Fisher information that it holds to."""
 
     @override
     def run(self, at: Workspace, out: Path) -> dict[str, Any]:
-        backbone = self.backbone(at)
-        if files_of(self.built()) != (self.files or {}):
+        backbone, eraser = self.backbone(at), self.built(at)
+        files = {name: told for name, told in files_of(eraser).items() if name != "fisher" or self.fisher is None}
+        if files != (self.files or {}):
             raise ExpungeError(
                 f"a file that {self.eraser}'s settings name changed since it was planned: expected the same"
             )
@@ -59,7 +62,7 @@ class EraseJob(ModelJob):
             edit = erase.run(
                 backbone,
                 self.eraser,
-                self.built(),
+                eraser,
                 self.concepts(),
                 list(self.retain),
                 self.seed,
@@ -72,11 +75,24 @@ class EraseJob(ModelJob):
             raise ExpungeError(
                 "images that were made for this erasure are of another one: expected its own (expunge clean)"
             )
+        if self.fisher is not None:
+            self._tell_fisher(edit, at)
         save_edit(edit, out / EDIT)
         if edit.key is not None:
             save_edit(edit.key, out / KEY)
         cost = asdict(edit.provenance.cost) if edit.provenance else asdict(Cost())
         return {"edit": edit.id, "cost": cost, **self._seconds_of_images(backbone, at), **self._stopped(edit)}
+
+    def _tell_fisher(self, edit: Edit, at: Workspace) -> None:
+        """Have the edit's provenance name the Fisher file as any store has it, and what its images were of."""
+        if self.fisher is None or edit.provenance is None:
+            return
+        file = at.upstream(self.fisher, "fisher") / FISHER
+        about = read_fisher(file).about
+        shown = {"count": about["images"], "given": about["given"], "prompts": about["prompts"]}
+        settings = {**edit.provenance.settings, "fisher": f"{file.parent.name}/{file.name}"}
+        images = {**edit.provenance.images, "fisher": shown}
+        with_provenance(edit, replace(edit.provenance, settings=settings, images=images))
 
     def _stopped(self, edit: Edit) -> dict[str, Any]:
         """After how many updates it was stopped, and whether enough was erased then; nothing without a stop."""
@@ -97,9 +113,16 @@ class EraseJob(ModelJob):
         kept += f", to ESR-1 {self.stop['erased']:g}" if self.stop is not None else ""
         return f"{self.eraser} seed {self.seed}{kept}: {', '.join(self.targets)}"
 
-    def built(self) -> Eraser:
-        """The eraser with its settings."""
-        return erase.build(self.eraser, dict(self.settings), None)
+    def built(self, at: Workspace | None = None) -> Eraser:
+        """The eraser with its settings; with the Fisher file of another job, which has no place without a workspace."""
+        return erase.build(self.eraser, self.told(at), None)
+
+    def told(self, at: Workspace | None = None) -> dict[str, Any]:
+        """Its settings, with where the Fisher file of another job lies."""
+        if self.fisher is None:
+            return dict(self.settings)
+        folder = Path() if at is None else at.upstream(self.fisher, "fisher")
+        return {**self.settings, "fisher": str(folder / FISHER)}
 
     def concepts(self) -> list[Concept]:
         """The targets."""

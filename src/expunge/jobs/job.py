@@ -15,7 +15,7 @@ from expunge.core.cost import Cost
 from expunge.jobs import kept
 from expunge.jobs.kept import BESIDE, RESULT
 from expunge.jobs.workspace import Workspace, computed_with
-from expunge.store import FORMAT, awaited, new_folder, write_json
+from expunge.store import FORMAT, RESUME, awaited, new_folder, write_json
 
 AnyJob = TypeVar("AnyJob", bound="Job")
 
@@ -39,6 +39,8 @@ class Job(ABC):
 
     room: ClassVar[str]
     """What its folder in the store begins with."""
+    goes_on: ClassVar[bool] = False
+    """Whether it goes on with what a killed run of it has left in its unfinished folder."""
 
     upstream: tuple["Job", ...] = field(default=(), repr=False, compare=False, metadata=APART)
     """Jobs whose files it reads."""
@@ -124,7 +126,9 @@ class Job(ABC):
             ExpungeError: as `finish`.
         """
         start = time.perf_counter()
-        with new_folder(folder, marker=RESULT) as out:
+        with new_folder(folder, marker=RESULT, resume=self.goes_on) as out:
+            if self.goes_on:
+                write_json(out / RESUME, {"format": FORMAT, "job": self.as_json()}, overwrite=True)
             gave = self.run(at, out)
             seconds = round(time.perf_counter() - start, 3)
             said = {"format": FORMAT, "job": self.as_json(), "seconds": seconds, **gave}

@@ -29,7 +29,7 @@ class MemoryJob(EraseJob):
 
     @override
     def run(self, at: Workspace, out: Path) -> dict[str, Any]:
-        backbone, eraser = self.backbone(at), self.built()
+        backbone, eraser = self.backbone(at), self.built(at)
         with torch.no_grad():  # so that whatever is loaded at first use is there
             backbone.predict(backbone.noise(0), 1, backbone.encode([""]))
         task = erase.prepared(backbone, eraser, self.concepts(), self.retain, self.seed, self.salt, self.given(at))

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from expunge.core.backbone import Backbone
-from expunge.core.concept import Concept, phrases, spans
+from expunge.core.concept import Concept, named, phrases, spans
 from expunge.core.edit import fingerprint_as, not_finite, plain
 from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError
@@ -117,6 +117,15 @@ def check_prompts(shots: Sequence[Shot]) -> None:
 def names(text: str, words: str) -> bool:
     """Whether a text names something, as whole words, however these are spaced."""
     return bool(spans(" ".join(text.split()), " ".join(words.split())))
+
+
+def shows(prompt: str, target: str, retain: Sequence[str]) -> bool:
+    """Whether a prompt names a target, otherwise than as a part of a retained word (a church bell)."""
+    rest = prompt
+    for word in retain:
+        if names(word, target):
+            rest = named(word).sub(" ", rest)
+    return names(rest, target)
 
 
 @final

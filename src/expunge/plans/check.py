@@ -1,15 +1,17 @@
 """What in a plan contradicts something else in it, found before anything runs."""
 
+from expunge import backbones
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept, check_targets
-from expunge.core.eraser import Marked
+from expunge.core.eraser import Marked, settings_of
 from expunge.core.errors import ExpungeError, check_counts, check_positive, each_once, unknown
+from expunge.maths.fisher import shows
 from expunge.plans.opened import OpenedPlan, opened
 from expunge.plans.plugins import PlannedAttack
 from expunge.plans.schema import ASKED, CONTROLS, KEYLESS, Method, Plan
 from expunge.results.files import figure_file
 from expunge.results.group import Group
-from expunge.stages import knowledge, pairs, stopping
+from expunge.stages import erase, knowledge, pairs, stopping
 
 RUNS = 1_000
 """How far apart the draws and seeds of an attack's runs are."""
@@ -24,6 +26,7 @@ def checked(plan: Plan) -> OpenedPlan:
     _check_numbers(plan)
     read = opened(plan)
     _check_compared(plan)
+    _check_models(read)
     _check_groups(read)
     _check_attacks(read)
     _check_attacked_rows(read)
@@ -33,6 +36,7 @@ def checked(plan: Plan) -> OpenedPlan:
     _check_labels(read)
     _check_histograms(read)
     _check_pairs(read)
+    _check_fisher(read)
     _check_needs(read)
     for name in read.erasers:
         _check_method(read, name)
@@ -65,6 +69,28 @@ def _check_compared(plan: Plan) -> None:
     for name in files:
         if files.count(name) > 1:
             raise ExpungeError(f"two figures of the plan would be '{name}': expected titles that differ in words")
+
+
+def _check_models(read: OpenedPlan) -> None:
+    """Refuse another model of another kind, a reference that nothing compares with, and a metric that lacks one."""
+    for other in read.plan.other_models:
+        kind = backbones.kind_of(other)
+        if kind != read.kind:
+            raise ExpungeError(
+                f"model '{other}' is of kind {kind}, and the plan's '{read.plan.model}' of kind {read.kind}: expected a model "
+                "that is there, of the same kind"
+            )
+    metrics = (*read.metrics, *(metric for shown in read.more for metric in shown.metrics))
+    asks = next((metric.name for metric in metrics if metric.against == "reference"), None)
+    if asks is not None and not read.plan.reference:
+        raise ExpungeError(
+            f"metric '{asks}' in a plan without a reference: expected one, such as reference = \"FOLDER\""
+        )
+    if asks is None and read.plan.reference:
+        raise ExpungeError(
+            f"plan's reference '{read.plan.reference}', and no metric compares with it: expected reference-distance among its "
+            "metrics"
+        )
 
 
 def _check_groups(read: OpenedPlan) -> None:
@@ -196,6 +222,37 @@ def _check_pairs(read: OpenedPlan) -> None:
                 f"method '{name}' learns from pairs {given}, but {method.eraser} wants {wants}: expected a method "
                 f"that wants {' and '.join(pairs.ROLES)} ones"
             )
+
+
+def _check_fisher(read: OpenedPlan) -> None:
+    """Refuse Fisher information that a method does not take, or that is of images of what it erases."""
+    for name, method in read.plan.method.items():
+        if method.fisher is None:
+            continue
+        if method.fisher not in read.plan.fisher:
+            raise unknown(f"fisher of method '{name}'", method.fisher, read.plan.fisher)
+        eraser, prompts = read.erasers[name], read.plan.fisher[method.fisher].prompts()
+        own = getattr(eraser, "fisher", "") if "fisher" in type(eraser).files else None
+        if own is None or method.order == "sequential":
+            which = f"{method.eraser} takes none" if own is None else "each step is on another model"
+            raise ExpungeError(
+                f"method '{name}' holds to fisher '{method.fisher}', but {which}: expected a method that takes a Fisher file, "
+                "and targets erased at once or apart"
+            )
+        if own:
+            raise ExpungeError(
+                f"method '{name}' with fisher '{method.fisher}' and the file '{own}': expected one of them"
+            )
+        erase.build(method.eraser, {**settings_of(eraser), "fisher": method.fisher}, None)  # which it may not use
+        for word in (word for split in read.chosen for word in read.words(read.splits[split])):
+            named = next(
+                (prompt for prompt in prompts if shows(prompt, word, read.plan.fisher[method.fisher].retain)), None
+            )
+            if named is not None:
+                raise ExpungeError(
+                    f"fisher '{method.fisher}' is of images with the prompt '{named}', which names the target '{word}' of "
+                    f"method '{name}': expected other prompts"
+                )
 
 
 def _check_needs(read: OpenedPlan) -> None:

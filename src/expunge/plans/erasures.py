@@ -10,13 +10,16 @@ from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept, check_targets
 from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, files_of, settings_of
-from expunge.jobs import EraseJob, FreshKeyJob, GivenJob, MemoryJob, PairsJob
+from expunge.core.errors import ExpungeError
+from expunge.jobs import EraseJob, FisherJob, FreshKeyJob, GivenJob, MemoryJob, PairsJob, WantedJob
 from expunge.jobs.workspace import model
+from expunge.maths.fisher import REPLAY
+from expunge.maths.training import trainable
 from expunge.plans.opened import OpenedPlan
 from expunge.plans.plugins import judge_of
 from expunge.plans.schema import Fresh, Plan
 from expunge.settings import presets
-from expunge.stages import generate, pairs, stopping
+from expunge.stages import fisher, generate, pairs, stopping, wanted
 from expunge.store import read_header
 
 SAMPLING, CLOSED_FORM, TRAINING = 1.3, 1.5, 4.0
@@ -30,14 +33,16 @@ UPDATES = 3
 @final
 @dataclass(frozen=True, kw_only=True)
 class Erasure:
-    """How a method erases a split: in one step, or one target after another, or each apart."""
+    """How a method erases a split: in one step, or one target after another, or each apart; or by being another model."""
 
     steps: tuple[EraseJob | GivenJob, ...]
-    """A sequential method's each on top of those before it."""
+    """A sequential method's each on top of those before it; none of another model."""
     targets: tuple[tuple[str, ...], ...]
     """What each step erases."""
     strength: float = 1.0
     """What the steps' edits are attached with."""
+    model: str = ""
+    """Another model than the plan's."""
 
     def step_of(self, target: str) -> EraseJob | GivenJob:
         """The step that erases ``target``, whose key brings it back."""
@@ -75,18 +80,30 @@ class Models:
         """Version of the images: guidance of 1 or less is none since the second, and all other keys stay as they were."""
         return generate.VERSION + (self.sampling[0] <= 1)
 
-    def identity(self, dtype: str) -> str:
-        """Hash of the model's files in a precision."""
-        return model(self._plan.model, dtype, self._device).identity()
+    def identity(self, dtype: str, other: str = "") -> str:
+        """Hash of the files of the model, or of an ``other``, in a precision."""
+        return model(other or self._plan.model, dtype, self._device).identity()
+
+    def check_other(self, other: str, dtype: str) -> None:
+        """Refuse another model whose images are not to be compared with the plan's.
+
+        Raises:
+            ExpungeError: if they have another size.
+        """
+        size, own = (model(name, dtype, self._device).image_size for name in (other, self._plan.model))
+        if size != own:
+            raise ExpungeError(
+                f"model '{other}' draws {size} pixels, and '{self._plan.model}' {own}: expected the same"
+            )
 
     def memory(self, times: float) -> int:
         """Bytes that a job may take that holds the model's weights so many times, activations counted in."""
         backbone = self.backbone
         return round(times * backbone.weight_bytes) if isinstance(backbone, PipelineBackbone) else 0
 
-    def named(self, dtype: str) -> dict[str, Any]:
-        """What a job says of its model."""
-        return {"model": self._plan.model, "model_sha256": self.identity(dtype), "dtype": dtype}
+    def named(self, dtype: str, other: str = "") -> dict[str, Any]:
+        """What a job says of its model, if not of an ``other``."""
+        return {"model": other or self._plan.model, "model_sha256": self.identity(dtype, other), "dtype": dtype}
 
 
 @final
@@ -104,6 +121,8 @@ class Erasures:
     def of(self, name: str, targets: list[str], kept: list[str], seed: int) -> Erasure:
         """The steps in which method ``name`` erases ``targets``."""
         method = self._plan.method[name]
+        if method.model:
+            return Erasure(steps=(), targets=(), model=method.model)
         if method.edits:
             given = tuple(GivenJob(edit=read_header(file)["id"], file=file) for file in method.edits)
             return Erasure(steps=given, targets=tuple((*targets,) for _ in given))
@@ -126,9 +145,10 @@ class Erasures:
         retain = list(method.retain) if isinstance(method.retain, tuple) else told_to_keep
         check_targets([Concept(name=word) for word in words], retain)
         made = None if given is None else self._pairs(self._plan.pairs[given])
+        held = None if method.fisher is None else self._fisher(name, method.fisher)
         job = EraseJob(
-            upstream=on if made is None else (*on, made),
-            cost=eraser.cost(len(words), len(retain)) + self._looks(name, len(words)),
+            upstream=(*on, *(job for job in (made, held) if job is not None)),
+            cost=self._looks(name, len(words)),
             memory=self._models.memory(TRAINING if self.trained(name) else CLOSED_FORM),
             eraser=method.eraser,
             version=eraser.version,
@@ -142,8 +162,10 @@ class Erasures:
             stop=None if method.stop is None else stopping.as_json(method.stop, self._read.kind, words),
             judge=judge_of(settings_of(eraser)),
             files=files_of(eraser) or None,
+            fisher=None if held is None else held.key,
             **self._models.named(self._plan.dtype),
         )
+        job = replace(job, cost=job.cost + job.built().cost(len(words), len(retain)))
         images = job.wanted(self._models.backbone)
         return job if images is None else job.standing_on(*job.upstream, images.standing_on(*on))
 
@@ -175,6 +197,43 @@ class Erasures:
             steps=steps,
             generates=self._models.draws,
             **self._models.named(self._plan.dtype),
+        )
+
+    def _fisher(self, name: str, of: str) -> FisherJob:
+        """The Fisher information that method ``name`` holds to, and the images that it is of.
+
+        Raises:
+            ExpungeError: if it lacks parameters that the method trains, or wants more timesteps than the model has.
+        """
+        backbone, wish = self._models.backbone, self._plan.fisher[of]
+        wish.check(backbone)
+        group = getattr(self._read.erasers[name], "group", "full")
+        if not set(trainable(backbone, group)) <= set(trainable(backbone, wish.group)):
+            raise ExpungeError(
+                f"method '{name}' trains '{group}', and fisher '{of}' is of '{wish.group}': expected one of all that it trains"
+            )
+        guidance, steps = presets.generation(backbone)
+        prompts = wish.prompts()
+        named = self._models.named(self._plan.dtype)
+        images = WantedJob(
+            cost=Cost(forward=2 * steps * len(prompts)),
+            memory=self._models.memory(SAMPLING),
+            version=wanted.VERSION,
+            wishes={REPLAY: prompts},
+            seed=wish.seed,
+            salt="",
+            guidance=guidance,
+            steps=steps,
+            **named,
+        )
+        return FisherJob(
+            upstream=(images,),
+            cost=wish.cost(),
+            memory=self._models.memory(TRAINING),
+            version=fisher.VERSION,
+            fisher=asdict(wish),
+            images=images.key,
+            **named,
         )
 
     def fresh_key(self, eraser: Eraser, edit: Erasure, targets: Sequence[str], seed: int) -> FreshKeyJob:

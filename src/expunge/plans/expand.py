@@ -1,6 +1,6 @@
 """A checked plan becomes measurements: each a job with the jobs it stands on, and its place in the table."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -78,6 +78,8 @@ def expanded(read: OpenedPlan, device: str = "cpu") -> list[Measurement]:
     models = Models(read.plan, device)
     for dtype in (read.image_dtype, *filter(None, map(precision_of, read.plan.grid.method))):
         models.identity(dtype)
+    for other in read.plan.other_models:
+        models.check_other(other, read.image_dtype)
     for eraser in (*read.erasers.values(), *read.fresh.values()):
         eraser.check(models.backbone)
     for attack, split in product(read.attacks, read.chosen):
@@ -121,7 +123,7 @@ class _Expansion:
     def _shown(self, cell: _Cell) -> Iterator[Measurement]:
         """Measurements of the plan's own set and of further ones; and, once a method, what its erasure takes of memory."""
         first = (cell.split, cell.seed) == (self._read.chosen[0], self._plan.grid.seed[0])
-        step = None if cell.edit is None else cell.edit.steps[0]
+        step = None if cell.edit is None else next(iter(cell.edit.steps), None)
         if isinstance(step, EraseJob) and self._plan.memory and first:
             yield cell.of(self._erasures.memory(step), MEMORY)
         dtype = precision_of(cell.method)
@@ -154,11 +156,14 @@ class _Expansion:
                     images = self._images.recovered(target, so_far, "own", so_far.step_of(target))
                     yield from self._measured(cell, group, images, [target], [])
 
-    def _against(self, images: GenerateJob, cell: _Cell) -> GenerateJob:
-        """What a row's images are compared with: the original's on equal seeds; its own on other seeds, for the original."""
-        prompts = [(prompt, label) for prompt, label in images.prompts]
-        original = self._images.of(prompts, images.count, images.seed, None, seeds=images.seeds)
-        return self._images.other_seeds(original) if cell.method == ORIGINAL else original
+    def _against(self, images: GenerateJob, cell: _Cell) -> dict[str, GenerateJob]:
+        """What a row's images are compared with, by whose they are: on equal seeds, and its own on other seeds."""
+        against = {"original": self._images.others(images, elsewhere=cell.method == ORIGINAL)}
+        if self._plan.reference:
+            reference = Erasure(steps=(), targets=(), model=self._plan.reference)
+            own = cell.edit is not None and cell.edit.model == self._plan.reference
+            against["reference"] = self._images.others(images, reference, elsewhere=own)
+        return against
 
     def _attacked(self, cell: _Cell, once: bool) -> Iterator[Measurement]:
         """Measurements of the targets under each run of each attack: against the edit, or the original.
@@ -220,12 +225,12 @@ class _Expansion:
         targets: list[str],
         kept: list[str],
         metrics: Sequence[PlannedMetric] | None = None,
-        against: GenerateJob | None = None,
+        against: Mapping[str, GenerateJob] | None = None,
         run: int = 0,
     ) -> Iterator[Measurement]:
         """Images by each metric that has something to measure there."""
         for metric in self._read.metrics if metrics is None else metrics:
-            job = self._images.measured(metric, images, targets, kept, against)
+            job = self._images.measured(metric, images, targets, kept, against or {})
             if job is not None:
                 yield cell.of(job, group, metric.variant, run)
 
@@ -237,7 +242,7 @@ class _Expansion:
         own = self._read.erasers.get(cell.method)
         keyed = whole is not None and own is not None and own.has_key
         trained = whole is not None and self._erasures.trained(cell.method)
-        able = {"model": True, "edit": cell.edit is not None, "key": keyed, "training": trained}
+        able = {"model": True, "edit": bool(steps), "key": keyed, "training": trained}
         for planned in self._read.analyses:
             if able[planned.analysis.needs]:
                 job = self._analysis(cell, planned, keyed)
@@ -273,5 +278,7 @@ class _Expansion:
             edits=[step.key for step in looked],
             key_job=looked[0].key if looked and keyed else None,
             training=training,
-            **self._models.named(self._plan.dtype if again else self._read.image_dtype),
+            **self._models.named(
+                self._plan.dtype if again else self._read.image_dtype, "" if cell.edit is None else cell.edit.model
+            ),
         )

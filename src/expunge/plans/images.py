@@ -1,6 +1,6 @@
 """The jobs that show what a plan's methods did: images, attacks that ask for them, and measurements of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, final
 
@@ -55,7 +55,7 @@ class Images:
             only=None,
             strength=1.0 if edit is None else edit.strength,
             seeds=list(seeds) or (),
-            **self._models.named(dtype or self._read.image_dtype),
+            **self._models.named(dtype or self._read.image_dtype, "" if edit is None else edit.model),
         )
 
     def own(self, edit: Erasure | None) -> GenerateJob:
@@ -82,11 +82,10 @@ class Images:
             only=None if target in self._plan.words else target,
         )
 
-    def other_seeds(self, images: GenerateJob) -> GenerateJob:
-        """The original's images of the same prompts on other seeds."""
-        prompts = [(prompt, label) for prompt, label in images.prompts]
-        seeds = [seed + OTHER_SEEDS for seed in images.seeds]
-        return self.of(prompts, images.count, images.seed + OTHER_SEEDS, None, seeds=seeds)
+    def others(self, images: GenerateJob, model: Erasure | None = None, *, elsewhere: bool = False) -> GenerateJob:
+        """The original's images of the same prompts, or another ``model``'s; ``elsewhere`` on other seeds."""
+        prompts, apart = [(prompt, label) for prompt, label in images.prompts], OTHER_SEEDS * elsewhere
+        return self.of(prompts, images.count, images.seed + apart, model, seeds=[seed + apart for seed in images.seeds])
 
     def attacked(
         self,
@@ -119,7 +118,7 @@ class Images:
             draws=draws,
             generates=self._models.draws,
             files=files_of(attack) or None,
-            **self._models.named(self._plan.dtype),
+            **self._models.named(self._plan.dtype, "" if edit is None else edit.model),
         )
         images = attack.asks([Concept(name=name) for name in targets], len(asked) * count)
         cost = Cost(forward=2 * plain.steps * images)
@@ -131,15 +130,16 @@ class Images:
         images: GenerateJob,
         targets: list[str],
         kept: list[str],
-        against: GenerateJob | None,
+        against: Mapping[str, GenerateJob],
     ) -> MeasureJob | None:
-        """A metric of images, compared with those ``against`` if it compares; None where it has nothing to measure."""
-        if metric.paired and against is None:
+        """A metric of images, beside those ``against`` (by whose they are) if it compares; None for nothing to measure."""
+        if metric.paired and not against:
             return None  # what a key brings back is not compared
         if not {"targets": targets, "kept": kept, "either": True}[metric.about]:
             return None
         # sets of images are compared on other seeds, the original's own too
-        beside = self.other_seeds(images) if metric.any_reference else against if metric.paired else None
+        others = against.get(metric.against) if metric.paired else None
+        beside = self.others(images, elsewhere=True) if metric.any_reference else others
         return MeasureJob(
             upstream=(images,) if beside is None else (images, beside),
             metric=metric.name,

@@ -66,7 +66,7 @@ class OpenedPlan:
     more: Sequence[MoreShown]
     """Further sets of prompts."""
     erasers: Mapping[str, Eraser]
-    """By method; none of those whose edits are finished."""
+    """By method; none of those whose edits are finished, or that are another model."""
     fresh: Mapping[int, Eraser]
     """What learns fresh keys, by the number of its updates."""
     published: Sequence[dict[str, Any]] = field(default=(), repr=False)
@@ -138,7 +138,7 @@ def opened(plan: Plan) -> OpenedPlan:
     erasers = {
         name: erase.build(m.eraser, m.settings, kind if m.preset else None)
         for name, m in plan.method.items()
-        if not m.edits
+        if m.eraser
     }
     asked = any("fresh" in (m.controls or ()) for m in plan.method.values())
     return OpenedPlan(

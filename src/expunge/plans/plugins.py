@@ -25,7 +25,9 @@ class PlannedMetric(NamedTuple):
     """What its judge, or the weights it uses itself, are told by, so that retrained ones measure again."""
     variant: str
     paired: bool
-    """Whether it compares with the original's images."""
+    """Whether it compares images with others."""
+    against: str
+    """Whose those are: the original's, or the plan's reference's."""
     asks_kept: bool
     """Whether its judge must know retained concepts too."""
     any_reference: bool
@@ -86,6 +88,7 @@ def planned_metric(named: Named) -> PlannedMetric:
         judge=_instrument(settings) or built.identity(),
         variant=named.variant,
         paired=built.paired,
+        against=built.against,
         asks_kept=built.asks_kept,
         any_reference=built.any_reference,
         about=built.about,

@@ -15,7 +15,7 @@ from expunge.results.claims import Claim
 from expunge.results.curves import Curve
 from expunge.results.histograms import Histogram
 from expunge.settings.layers import filled
-from expunge.stages import pairs
+from expunge.stages import fisher, pairs
 from expunge.stages.stopping import Stop
 
 ON = "on"
@@ -170,11 +170,12 @@ def _method(name: str, value: Any) -> Method:
     if isinstance(value, Mapping) and value.get("stop") is not None:
         value = {**value, "stop": filled(Stop, f"stop of method '{name}'", value["stop"])}
     method: Method = filled(Method, f"method '{name}'", value)
-    if not (method.eraser or method.edits):
-        raise ExpungeError(f"method '{name}' has no 'eraser': expected one, or finished edits")
-    if method.edits and set(value) != {"edits"}:
-        other = min(set(value) - {"edits"})
-        raise ExpungeError(f"method '{name}' has finished edits and {other}: expected nothing beside the edits")
+    if not (method.eraser or method.edits or method.model):
+        raise ExpungeError(f"method '{name}' has no 'eraser': expected one, finished edits, or another model")
+    for alone, what in (("edits", "finished edits"), ("model", "a model")):
+        if getattr(method, alone) and set(value) != {alone}:
+            other = min(set(value) - {alone})
+            raise ExpungeError(f"method '{name}' has {what} and {other}: expected nothing beside the {alone}")
     return method
 
 
@@ -200,6 +201,7 @@ READERS: Mapping[str, Callable[[Any], Any]] = {
     "words": _by_name(lambda name, value: words_of(f"words of '{name}'", value)),
     "method": _by_name(_method),
     "pairs": _by_name(_pairs),
+    "fisher": _by_name(lambda name, value: filled(fisher.Wish, f"fisher '{name}'", value)),
     "metrics": _named("metrics"),
     "analyses": _named("analyses"),
     "attacks": _named("attacks"),

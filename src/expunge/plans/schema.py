@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, final
 from expunge.results.claims import Claim
 from expunge.results.curves import Curve
 from expunge.results.histograms import Histogram
+from expunge.stages.fisher import Wish as FisherWish
 from expunge.stages.pairs import Wish
 from expunge.stages.stopping import Stop
 
@@ -59,10 +60,12 @@ class Grid:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """One row of a table: an eraser with its settings, and what it is told; or edits that are finished."""
+    """One row of a table: an eraser with its settings, and what it is told; or edits that are finished, or another model."""
 
     eraser: str = ""
-    """Catalog name; empty where the edits are given."""
+    """Catalog name; empty where the edits, or another model, are given."""
+    model: str = ""
+    """Another model instead, as `load` takes it, drawn as it is: one that was trained without the concepts."""
     edits: tuple[str, ...] = ()
     """Finished edits instead, files of expunge in the order in which they are attached; they erased every split's targets."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -74,6 +77,8 @@ class Method:
     images: str | tuple[str, ...] | None = None
     """The plan's pairs that it learns from, for ``apart`` those of each word; a method that wants images has the model make its
     own if not given."""
+    fisher: str | None = None
+    """The plan's Fisher information that it holds to; a method that does makes its own if not given."""
     strength: float = 1.0
     """What its edits are attached with, for images and attacks: 0.5 is half way. Rows that differ by it alone share one."""
     order: Literal["joint", "sequential", "apart"] = "joint"
@@ -158,12 +163,17 @@ class Plan:
     pairs: dict[str, Wish] = field(default_factory=dict)
     """Pairs of images by name, as `expunge pairs` makes them, for methods that learn from some: tables of what is wanted, with
     ``phrases`` of each unsafe thing redrawn as each safe one."""
+    fisher: dict[str, FisherWish] = field(default_factory=dict)
+    """Fisher information of the model by name, as `expunge fisher` makes it, for methods that hold to some: once for all rows,
+    splits and seeds."""
     metrics: tuple[Named, ...] = (Named("esr-psr", {}, ""),)
     """Metrics by name, or tables with a name and settings."""
     analyses: tuple[Named, ...] = ()
     """Analyses of each edit (and of the original model, for one that needs no edit), by name, or tables as for metrics."""
     model: str = "testbed"
     """As `load` takes it."""
+    reference: str = ""
+    """Another model, as `load` takes it, that metrics such as `reference-distance` compare every row with."""
     dtype: str = "float32"
     """Precision of training."""
     image_dtype: str = FAST
@@ -210,3 +220,9 @@ class Plan:
     """Whether the table has the set's numbers of each split alone too."""
     source: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """The tables that it was read from, as results keep them."""
+
+    @property
+    def other_models(self) -> list[str]:
+        """The models beside the plan's own: of rows, and the reference."""
+        rows = [method.model for method in self.method.values()]
+        return list(dict.fromkeys(name for name in (*rows, self.reference) if name))

@@ -69,7 +69,8 @@ def assemble(recipe: Any, out: Path, overwrite: bool = False) -> None:
             "vae": ["diffusers", "AutoencoderTiny"],
         }
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-        (folder / "vocabulary.json").write_text(json.dumps(vocabulary(recipe.art), indent=1) + "\n")
+        lacks = {"without": recipe.lacks} if recipe.lacks else {}
+        (folder / "vocabulary.json").write_text(json.dumps(vocabulary(recipe.art) | lacks, indent=1) + "\n")
         (folder / "networks").mkdir()
         for name in ARCHITECTURES:
             net = recipe.recognizer(name)

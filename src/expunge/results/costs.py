@@ -1,4 +1,4 @@
-"""What erasures, the pairs that they learned from and fresh keys took."""
+"""What erasures, the pairs and the Fisher information that they learned from, and fresh keys took."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median
@@ -25,6 +25,7 @@ class CostColumn(NamedTuple):
 COSTS = (
     CostColumn("erase_equivalents", "forwards", 1, 0),
     CostColumn("pairs_equivalents", "pairs' forwards", 1, 0),
+    CostColumn("fisher_equivalents", "Fisher's forwards", 1, 0),
     CostColumn("erase_updates", "updates", 1, 0),
     CostColumn("erase_enough", "stopped at enough, %", 1, 0),
     CostColumn("erase_seconds", "seconds", 1, 1),
@@ -36,15 +37,17 @@ COSTS = (
 def costs(finished: Sequence[Finished]) -> dict[str, dict[str, Any]]:
     """What each method's erasures took: mean evaluations and bytes, median seconds; the peak of memory.
 
-    An erasure in several steps took what they took together; pairs, which several erasures may learn from, are told apart.
+    An erasure in several steps took what they took together. Pairs and Fisher information, which serve several erasures, are
+    told apart.
     """
     erasures: dict[str, dict[tuple[str, ...], Sequence[Spent]]] = {}
-    pairs: dict[str, dict[str, int]] = {}
+    shared: dict[str, dict[str, dict[str, int]]] = {"pairs": {}, "fisher": {}}
     for one in finished:
         if one.group.kind != "set":
             continue
-        for pair in one.pairs:
-            pairs.setdefault(one.method, {})[pair.key] = pair.cost.equivalents
+        for what, several in (("pairs", one.pairs), ("fisher", one.fisher)):
+            for job in several:
+                shared[what].setdefault(one.method, {})[job.key] = job.cost.equivalents
         if one.erase:
             erasures.setdefault(one.method, {})[tuple(step.key for step in one.erase)] = one.erase
     taken: dict[str, dict[str, Any]] = {
@@ -56,8 +59,9 @@ def costs(finished: Sequence[Finished]) -> dict[str, dict[str, Any]]:
         | _ends([step.end for steps in each.values() for step in steps if step.end is not None])
         for method, each in erasures.items()
     }
-    for method, equivalents in pairs.items():
-        taken.setdefault(method, {})["pairs_equivalents"] = sum(equivalents.values())
+    for what, by_method in shared.items():
+        for method, equivalents in by_method.items():
+            taken.setdefault(method, {})[f"{what}_equivalents"] = sum(equivalents.values())
     for one in finished:
         if one.peak_bytes is not None:
             taken.setdefault(one.method, {})["erase_peak_bytes"] = one.peak_bytes

@@ -77,6 +77,8 @@ class Finished:
     """The erasure's steps behind the images; none where one of them is no longer in the store."""
     pairs: Sequence[Spent] = ()
     """Pairs of images that the erasure learned from, as far as they are in the store."""
+    fisher: Sequence[Spent] = ()
+    """Fisher information that the erasure holds to, as far as it is in the store."""
     fresh_keys: Sequence[Spent] = ()
     """Keys learned anew that the images were made with, as far as they are in the store."""
 

@@ -20,6 +20,9 @@ from expunge.maths.training import trainable
 from expunge.stages import resume, wanted
 from expunge.store import Checkpoint, Checkpoints, reserved, save_fisher
 
+VERSION = 1
+"""Raised when the same wish begins to give another diagonal."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,22 @@ class Wish:
         """What the pass will cost, without making the images."""
         return Cost(trained=min(self.count, self.images) * self.timesteps)
 
+    def check(self, backbone: Backbone) -> None:
+        """Refuse what the model has not.
+
+        Raises:
+            ExpungeError: for an unknown group, or more timesteps than the model has.
+        """
+        trainable(backbone, self.group)
+        if self.timesteps > backbone.training_timesteps:
+            raise ExpungeError(
+                f"{self.timesteps} timesteps of a model with {backbone.training_timesteps}: expected no more"
+            )
+
+    def prompts(self) -> list[str]:
+        """The prompt of each image that the model makes."""
+        return replayed(self.replay, self.retain, self.retain_prompt, self.count)
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +81,9 @@ class Made:
     images: int
     parameters: int
     cost: Cost
+    """Of the pass and, unless they were given, of the images."""
+    seconds: float
+    """Of the pass; of the images too, where it made them."""
 
 
 def make(
@@ -72,6 +94,7 @@ def make(
     images: Path | None = None,
     overwrite: bool = False,
     go_on: bool = False,
+    anew: bool = False,
     on_image: Callable[[int], None] | None = None,
 ) -> Made:
     """Write the Fisher information of a model, as it stands, into the file ``out``.
@@ -80,24 +103,23 @@ def make(
         backbone: the model, with the edits that it carries.
         wish: of what.
         out: the file.
-        images: a user's own images with their prompts; the model makes them if not given.
+        images: a user's own images with their prompts, or what `wanted.make` made for this very pass: these count as made by
+            the model, with their cost. The model makes them if not given.
         overwrite: replace an earlier file.
         go_on: go on from the checkpoint that a killed run of the same left beside ``out``, if there is one.
+        anew: begin anew where that is damaged, or of another run, and do not refuse it.
         on_image: called after every image with 1.
 
     Raises:
         ExpungeError: for an unknown group, more timesteps than the model has, or images without prompts.
     """
+    wish.check(backbone)
     names = trainable(backbone, wish.group)
-    if wish.timesteps > backbone.training_timesteps:
-        raise ExpungeError(
-            f"{wish.timesteps} timesteps of a model with {backbone.training_timesteps}: expected no more"
-        )
     points = Checkpoints(out.parent / f".{out.name}.resume", go_on)
     with reserved(out, overwrite):
-        earlier = points.begin(resume.of_fisher(backbone, asdict(wish), images))
+        earlier = _earlier(points, resume.of_fisher(backbone, asdict(wish), images), anew)
         start, before = time.perf_counter(), backbone.cost
-        task = _task(backbone, wish, images)
+        task, made = _task(backbone, wish, images)
         shown = task.images[REPLAY][: wish.images]
         estimate, first = Estimate(backbone, names, task, wish.timesteps, wish.rows), 0
         if earlier is not None:
@@ -112,25 +134,38 @@ def make(
             state = {**estimate.state(), "next": torch.tensor(number + 1)} if due else {}
             points.add(Checkpoint(salt="", **spent, state=state) if due else None)
         diagonal = {plain(name): t for name, t in estimate.mean(len(shown)).items()}
+        seconds, shown_cost = round(time.perf_counter() - start, 3), Cost() if made is None else made.cost
+        cost = backbone.cost - before + shown_cost
         about = {
             **_about(backbone, wish, names, shown),
-            "given": images is not None,
-            "cost": asdict(backbone.cost - before),
-            "seconds": round(time.perf_counter() - start, 3),
+            "given": images is not None and made is None,
+            "cost": asdict(cost),
+            "seconds": round(seconds + (0.0 if made is None else made.seconds), 3),
         }
         told = save_fisher(Fisher(diagonal, about), out, overwrite)
         points.end()
     parameters = sum(t.numel() for t in diagonal.values())
-    return Made(file=out, id=told, images=len(shown), parameters=parameters, cost=backbone.cost - before)
+    return Made(file=out, id=told, images=len(shown), parameters=parameters, cost=cost, seconds=seconds)
 
 
-def _task(backbone: Backbone, wish: Wish, images: Path | None) -> Task:
-    """The images of a pass, each with its prompt."""
-    needs = {REPLAY: replayed(wish.replay, wish.retain, wish.retain_prompt, wish.count)}
+def _earlier(points: Checkpoints, of: str, anew: bool) -> Checkpoint | None:
+    """Where an earlier run of the same was, if there is one to go on with."""
+    try:
+        return points.begin(of)
+    except ExpungeError:
+        if not anew:
+            raise
+        points.end()
+        return None
+
+
+def _task(backbone: Backbone, wish: Wish, images: Path | None) -> tuple[Task, wanted.Made | None]:
+    """The images of a pass, each with its prompt; and what those took that were made for it before."""
+    needs, given = {REPLAY: wish.prompts()}, {} if images is None else {REPLAY: images}
     bare = Task(targets=(), retain=wish.retain, seed=wish.seed)
-    task = wanted.attached(backbone, bare, needs, {} if images is None else {REPLAY: images})
+    task = wanted.attached(backbone, bare, needs, given)
     check_prompts(task.images[REPLAY])
-    return task
+    return task, wanted.own(backbone, task, needs, given).get(REPLAY)
 
 
 def _about(backbone: Backbone, wish: Wish, names: Sequence[str], shown: Sequence[Shot]) -> dict[str, Any]:

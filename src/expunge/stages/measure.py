@@ -56,17 +56,17 @@ def measured(
         ExpungeError: if there is a reference too many or too few, the folder is damaged, or says nothing about a target.
     """
     if metric.paired != (reference is not None):
-        whose = "images" if metric.any_reference else "the original's images"
+        whose = "images" if metric.any_reference else f"the {metric.against}'s images"
         needed = f"{whose} to compare with (--reference)" if metric.paired else "no reference"
         raise ExpungeError(f"{name} with {'no ' if reference is None else 'a '}reference: expected {needed}")
     shots, run = read_images(folder), read_run(folder)
-    others = [] if reference is None else _originals(reference, metric.any_reference)
+    others = [] if reference is None else _others(reference, metric)
     provenances = [e["provenance"] for e in run.get("edits", []) if e.get("provenance")]
     erased = list(dict.fromkeys(t for p in provenances for t in p["targets"]))
     words = _Words(list(erased if targets is None else targets), list(retain or ()))
     if not metric.any_label:
         words = _words(folder, shots, erased, targets, retain)
-    compared = {} if reference is None else _compared(reference, shots, others, metric.any_reference)
+    compared = {} if reference is None else _compared(reference, shots, others, metric)
     known = knowledge.of_provenances(provenances, run.get("attack"))
     common: dict[str, Any] = {
         "subject": "recovered" if run.get("control") else "edited" if run.get("edits") else "original",
@@ -128,15 +128,15 @@ def _words(
     return _Words(gone, kept)
 
 
-def _originals(reference: Path, any_images: bool) -> list[Shot]:
+def _others(reference: Path, metric: Metric) -> list[Shot]:
     """The images that others are compared with.
 
     Raises:
-        ExpungeError: if an edited model made them.
+        ExpungeError: if an edited model made them, and they should be the original's.
     """
-    shots = (read_any_images if any_images else read_images)(reference)
+    shots = (read_any_images if metric.any_reference else read_images)(reference)
     edits = read_run(reference).get("edits", [])
-    if edits:
+    if edits and metric.against == "original":
         raise ExpungeError(f"'{reference}' was made with edit {edits[0]['id']}: expected the original model's images")
     return shots
 
@@ -153,11 +153,15 @@ def reported(one: Measurement, common: Mapping[str, Any]) -> Measured:
     return Measured(record, list(zip(one.labels, one.per_image, strict=True)))
 
 
-def _compared(reference: Path, shots: Sequence[Shot], others: Sequence[Shot], any_images: bool) -> dict[str, Any]:
+def _compared(reference: Path, shots: Sequence[Shot], others: Sequence[Shot], metric: Metric) -> dict[str, Any]:
     """What images were compared with, and whether on the same seeds, if it has some."""
-    if any_images and not (reference / "metadata.jsonl").is_file():
+    if metric.any_reference and not (reference / "metadata.jsonl").is_file():
         return {"reference": reference.name}
-    return {"reference": reference.name, "same_seeds": {s.seed for s in shots} <= {s.seed for s in others}}
+    seeds = {"reference": reference.name, "same_seeds": {s.seed for s in shots} <= {s.seed for s in others}}
+    if metric.against == "original":
+        return seeds
+    made = read_run(reference)
+    return {**seeds, "reference_model": made.get("model"), "reference_edits": [e["id"] for e in made.get("edits", [])]}
 
 
 def build(name: str, settings: dict[str, Any]) -> Metric:

@@ -14,7 +14,7 @@ from expunge.core.catalog import Paper
 from expunge.core.concept import Concept, phrases
 from expunge.core.conditioning import Conditioning
 from expunge.core.cost import Cost
-from expunge.core.eraser import Eraser, Redrawn, Step, Task, Wish
+from expunge.core.eraser import LATER, Eraser, Redrawn, Step, Task, Wish
 from expunge.core.errors import ExpungeError, check_counts, check_positive
 from expunge.core.knowledge import Kind
 from expunge.erasers.duo.pairs import SAFE, UNSAFE, Cut, Pairs, Texts
@@ -83,12 +83,14 @@ class DUO(Eraser):
     )
     knows: ClassVar[Mapping[str, Kind]] = {"anchor": "anchor", "base_random": "random_texts"}
     tuning: ClassVar[Sequence[str]] = (
-        *("loss", "base_lr", "base_lamb", "base_keep", "dynamic_lamb", "no_grad", "timesteps", "t_max"),
+        *("loss", "shuffled", "base_lr", "base_lamb", "base_keep", "dynamic_lamb", "no_grad", "timesteps", "t_max"),
         *("texts", "prompt", "pairs", "strength", "crop", "bank", "flow"),
     )
     loss: Literal["dpo", "kto", "finetune", "ascent", "both"] = "dpo"
     """What is minimised: the preference, its KTO variant (one timestep a batch, safe images averaged), or a baseline on the
     same pairs: the error on safe images, minus that on unsafe ones, or both."""
+    shuffled: bool = field(default=False, metadata=LATER)
+    """With loss kto: the safe images of a batch are drawn apart from the unsafe ones (the code), and not those of its pairs."""
     beta: float = 500.0
     """How far the model may leave the original: smaller is stronger. Violence: 1000."""
     base_lr: float = 3e-4
@@ -149,6 +151,10 @@ class DUO(Eraser):
             raise ExpungeError(
                 f"duo's t_max {self.t_max}, crop {self.crop} and strength {self.strength}: expected 1 to 1000, and shares "
                 "above 0, up to 1"
+            )
+        if self.shuffled and self.loss != "kto":
+            raise ExpungeError(
+                f"duo's shuffled with loss {self.loss}, which needs no order of its own: expected loss kto"
             )
         for name in ("base_lamb", "base_keep", "base_random", "weight_decay", "bank"):
             if not getattr(self, name) >= 0:
@@ -241,13 +247,13 @@ class DUO(Eraser):
     def _batch(self, backbone: Backbone, task: Task, pairs: Pairs, number: int) -> _Batch:
         """What update ``number`` is about: the same noise for both images of a pair, and for the row of pure noise."""
         generator = task.generator("duo", number)
-        which = [_shuffled(task, "duo pairs", number * self.batch + i, pairs.count) for i in range(self.batch)]
+        which = {side: self._which(task, pairs.count, number, side) for side in (SAFE, UNSAFE)}
         noise = torch.randn((self.batch, *pairs.shape), generator=generator).to(backbone.device)
         times = self._times(backbone, generator)
         cuts = [Cut(bool(f < 0.5), x, y) for f, x, y in torch.rand(self.batch, 3, generator=generator).tolist()]
         sides, random = SIDES[self.loss], self.batch if self.base_random else 0
         x0 = {
-            side: torch.cat([pairs.latents(side, i, cut) for i, cut in zip(which, cuts, strict=True)])
+            side: torch.cat([pairs.latents(side, i, cut) for i, cut in zip(which[side], cuts, strict=True)])
             for side in {*sides, *([SAFE] if random else [])}
         }
         xs = [backbone.add_noise(x0[side], noise, times[side]) for side in sides]
@@ -267,6 +273,11 @@ class DUO(Eraser):
             weight = (t / backbone.training_timesteps).square()  # x_0 as implied is x - sigma v
         cond = known.rows(torch.tensor(rows, device=t.device))
         return _Batch(torch.cat(xs), t, cond, torch.cat(truths), random, weight)
+
+    def _which(self, task: Task, count: int, number: int, side: str) -> list[int]:
+        """The pairs whose image on a side update ``number`` looks at."""
+        purpose = "duo safe" if self.shuffled and side == SAFE else "duo pairs"
+        return [_shuffled(task, purpose, number * self.batch + i, count) for i in range(self.batch)]
 
     def _times(self, backbone: Backbone, generator: torch.Generator) -> dict[str, Real[Tensor, "b"]]:
         """Timesteps of each side's images."""

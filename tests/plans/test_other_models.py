@@ -1,0 +1,145 @@
+"""Plans with another model beside their own: a row that is one, and a reference that every row is compared with."""
+
+import json
+import shutil
+from copy import deepcopy
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from expunge import testbed
+from expunge.cli import main
+from expunge.core.errors import ExpungeError
+from expunge.jobs import AttackJob, EraseJob, GenerateJob, MeasureJob
+from expunge.plans.check import checked
+from expunge.plans.expand import expanded
+from expunge.plans.read import read_plan
+from plans_of import bench_words, jobs_of, measurements_of, read_rows, store_of, tiny_plan
+
+OTHER_SEEDS = 500_000
+
+
+def copied(folder, by):
+    """The testbed with other weights, ``by`` so much of their own spread."""
+    shutil.copytree(testbed.SHIPPED, folder)
+    mark = folder / "expunge.json"
+    mark.write_text(json.dumps({k: v for k, v in json.loads(mark.read_text()).items() if k != "parts"}))
+    file, draw = next((folder / "unet").glob("*.safetensors")), torch.Generator().manual_seed(0)
+    tensors = load_file(file)
+    moved = {
+        k: t + by * t.float().std().nan_to_num() * torch.randn(t.shape, generator=draw) for k, t in tensors.items()
+    }
+    save_file({k: t.to(tensors[k].dtype) for k, t in moved.items()}, file)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    return copied(tmp_path_factory.mktemp("other") / "retrained", 0.02)
+
+
+def plan_of(folder, other, **changes):
+    plan = {
+        "grid": {"method": ["original", "uce", "retrained"], "split": ["a"], "seed": [0, 1]},
+        "method": {"uce": {"eraser": "uce"}, "retrained": {"model": str(other)}},
+        "reference": str(other),
+        "metrics": ["prior-distance", "reference-distance"],
+    }
+    return tiny_plan(folder, **{k: v for k, v in deepcopy({**plan, **changes}).items() if v is not None})
+
+
+def images_of(plan):
+    """The jobs of images behind each row's distance to the reference: its own, and those that they are compared with."""
+    by_key = {job.key: job for job in jobs_of(plan) if isinstance(job, GenerateJob)}
+    distances = [
+        m for m in measurements_of(plan) if isinstance(m.job, MeasureJob) and m.job.metric == "reference-distance"
+    ]
+    return {m.method: (by_key[m.job.images], by_key[m.job.reference]) for m in distances}
+
+
+def test_every_row_is_compared_with_the_reference_on_equal_seeds_and_the_reference_with_itself_elsewhere(
+    tmp_path, other
+):
+    shown = images_of(plan_of(tmp_path, other))
+    assert set(shown) == {"original", "uce", "retrained"}
+    for row in ("original", "uce"):
+        own, beside = shown[row]
+        assert own.model == "testbed"
+        assert (beside.model, beside.seed, list(beside.edits)) == (str(other), own.seed, [])
+        assert beside.model_sha256 != own.model_sha256
+        assert beside.key == shown["retrained"][0].key, "the reference's images are made once"
+    own, beside = shown["retrained"]
+    assert (own.model, beside.model, beside.seed) == (str(other), str(other), own.seed + OTHER_SEEDS)
+    assert not [job for job in jobs_of(plan_of(tmp_path, other)) if isinstance(job, EraseJob) and job.eraser != "uce"]
+
+
+def test_where_the_other_model_lies_is_no_part_of_a_key_and_its_weights_are(tmp_path, other):
+    keys = {name: pair[1].key for name, pair in images_of(plan_of(tmp_path, other)).items()}
+    moved = shutil.copytree(other, tmp_path / "elsewhere")
+    assert {name: pair[1].key for name, pair in images_of(plan_of(tmp_path, moved)).items()} == keys
+    nearer = copied(tmp_path / "nearer", 0.01)
+    again = {name: pair[1].key for name, pair in images_of(plan_of(tmp_path, nearer)).items()}
+    assert not set(again.values()) & set(keys.values())
+
+
+def test_a_row_without_a_reference_changes_no_other_row(tmp_path, other):
+    alone = {j.key for j in jobs_of(tiny_plan(tmp_path, metrics=["esr-psr", "prior-distance"]))}
+    beside = {
+        j.key
+        for j in jobs_of(
+            tiny_plan(
+                tmp_path,
+                metrics=["esr-psr", "prior-distance"],
+                grid__method=["original", "uce", "retrained"],
+                method__retrained={"model": str(other)},
+            )
+        )
+    }
+    assert alone < beside
+
+
+def test_a_plan_measures_the_distances_and_attacks_the_other_model(tmp_path, other):
+    metrics = ["esr-psr", "prior-distance", "reference-distance"]
+    plan = plan_of(tmp_path, other, attacks=[{"name": "rounding", "count": 1}], metrics=metrics, grid__seed=[0])
+    attacked = [job for job in jobs_of(plan) if isinstance(job, AttackJob) and job.model == str(other)]
+    assert len(attacked) == 1
+    assert main([*bench_words(plan), "--quiet"]) == 0
+    summary = {
+        (r["method"], r["metric"]): r for r in read_rows(tmp_path / "out" / "summary.jsonl") if r.get("group") == "set"
+    }
+    far = summary["retrained", "reference_distance_kept"]["value"]
+    near = {row: summary[row, "reference_distance_kept"]["value"] for row in ("original", "uce")}
+    assert all(0 < distance < far for distance in near.values()), "other seeds are further than other weights"
+    assert summary["retrained", "prior_distance"]["value"] == near["original"], "the same two images, either way round"
+    records = read_rows(tmp_path / "out" / "records.jsonl")
+    told = {r["provenance"]["reference_model"] for r in records if r["metric"].startswith("reference_distance")}
+    assert told == {str(other)}
+    assert {r["model"] for r in records if r["provenance"]["method"] == "retrained"} == {str(other)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"reference": None}, "metric 'reference-distance' in a plan without a reference"),
+        ({"metrics": ["prior-distance"]}, "and no metric compares with it: expected reference-distance"),
+        ({"reference": "not there"}, "model 'not there' is of kind sd, and the plan's 'testbed' of kind testbed"),
+        (
+            {"method__retrained__retain": True},
+            "method 'retrained' has a model and retain: expected nothing beside the model",
+        ),
+        ({"method__retrained": {}}, "has no 'eraser': expected one, finished edits, or another model"),
+    ],
+)
+def test_what_cannot_be_is_one_line(tmp_path, other, changes, expected):
+    with pytest.raises(ExpungeError, match=expected):
+        expanded(checked(read_plan(plan_of(tmp_path, other, **changes))))
+
+
+def test_a_job_whose_other_model_changed_is_refused(tmp_path):
+    folder = copied(tmp_path / "theirs", 0.01)
+    plan = plan_of(tmp_path, folder)
+    job = images_of(plan)["original"][1]
+    changed = copied(tmp_path / "changed", 0.03)
+    with pytest.raises(ExpungeError, match="has changed since the job was planned"):
+        GenerateJob.from_json({**job.as_json(), "model": str(changed)}).finish(store_of(plan))
