@@ -11,10 +11,12 @@ from safetensors.torch import load_file, save_file
 from expunge import testbed
 from expunge.cli import main
 from expunge.core.errors import ExpungeError
-from expunge.jobs import AttackJob, EraseJob, GenerateJob, MeasureJob
+from expunge.jobs import AttackJob, EraseJob, GenerateJob, MeasureJob, WantedJob
+from expunge.jobs.workspace import QUERIES
 from expunge.plans.check import checked
 from expunge.plans.expand import expanded
 from expunge.plans.read import read_plan
+from expunge.store.queries import read_queries
 from plans_of import bench_words, jobs_of, measurements_of, read_rows, store_of, tiny_plan
 
 OTHER_SEEDS = 500_000
@@ -116,6 +118,24 @@ def test_a_plan_measures_the_distances_and_attacks_the_other_model(tmp_path, oth
     told = {r["provenance"]["reference_model"] for r in records if r["metric"].startswith("reference_distance")}
     assert told == {str(other)}
     assert {r["model"] for r in records if r["provenance"]["method"] == "retrained"} == {str(other)}
+
+
+def test_attacks_on_the_other_model_start_from_the_originals_pictures(tmp_path, other):
+    attack = {"name": "image-to-image", "count": 1, "images": 2}
+    plan = plan_of(tmp_path, other, attacks=[attack], grid__seed=[0], metrics=["esr-psr", "reference-distance"])
+    attacks = {job.model: job for job in jobs_of(plan) if isinstance(job, AttackJob) and not job.edits}
+    theirs, own = attacks[str(other)], attacks["testbed"]
+    (pictures,) = (up for up in theirs.upstream if isinstance(up, WantedJob))
+    assert (pictures.key, pictures.model) == (theirs.pictures, "testbed")
+    assert own.pictures is None
+    assert main([*bench_words(plan), "--quiet"]) == 0
+    at = store_of(plan)
+    starts = [
+        [q.start.image for q in read_queries(job.folder(at) / QUERIES).queries if q.start is not None]
+        for job in (theirs, own)
+    ]
+    assert len(starts[0]) == len(starts[1]) > 0
+    assert all(torch.equal(a, b) for a, b in zip(*starts, strict=True)), "what the attacked model could not draw"
 
 
 @pytest.mark.parametrize(

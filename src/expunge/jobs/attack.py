@@ -1,6 +1,6 @@
 """Attack: adversarial queries against edits, or against the original."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -12,6 +12,7 @@ from expunge.core.eraser import files_of
 from expunge.core.errors import ExpungeError
 from expunge.jobs.job import UNSAID
 from expunge.jobs.modelled import AskingJob
+from expunge.jobs.wanted import WantedJob, role_folders
 from expunge.jobs.workspace import QUERIES, Workspace
 from expunge.stages import attack
 
@@ -34,6 +35,8 @@ class AttackJob(AskingJob):
     """Version of the images."""
     files: Mapping[str, str] | None = field(default=None, metadata=UNSAID)
     """The sha256 of each file that its settings name, by setting; None if they name none."""
+    pictures: str | None = field(default=None, metadata=UNSAID)
+    """Key of the original's images that it wants, where the attacked model is another; None if it makes them itself."""
 
     @override
     def run(self, at: Workspace, out: Path) -> dict[str, Any]:
@@ -45,10 +48,14 @@ class AttackJob(AskingJob):
                 f"a file that {self.attack}'s settings name changed since it was planned: expected the same"
             )
         before = backbone.cost
-        asked = self.queries()
-        gave = attack.run(backbone, self.attack, built, edits, targets, asked, self.draws, strength=self.strength)
+        how: dict[str, Any] = {"images": self._pictures(at, built.needs(targets)), "strength": self.strength}
+        gave = attack.run(backbone, self.attack, built, edits, targets, self.queries(), self.draws, **how)
         attack.to_folder(gave, out / QUERIES)
         return {"cost": asdict(backbone.cost - before), "queries": len(gave.queries)}
+
+    def _pictures(self, at: Workspace, roles: Iterable[str]) -> dict[str, Path]:
+        """The folders of the original's images, by role."""
+        return {} if self.pictures is None else role_folders(at.upstream(self.pictures, WantedJob.room), roles)
 
     @override
     def describe(self) -> str:

@@ -8,10 +8,12 @@ from expunge.core.attack import Attack
 from expunge.core.concept import Concept
 from expunge.core.cost import Cost
 from expunge.core.eraser import files_of, settings_of
-from expunge.jobs import AttackJob, GenerateJob, Job, MeasureJob
+from expunge.jobs import AttackJob, GenerateJob, Job, MeasureJob, WantedJob
 from expunge.plans.erasures import SAMPLING, TRAINING, Erasure, Models
 from expunge.plans.opened import OpenedPlan
 from expunge.plans.plugins import PlannedMetric
+from expunge.settings import presets
+from expunge.stages import wanted
 
 OTHER_SEEDS = 500_000
 """How far the seeds are that the original is compared with itself on."""
@@ -100,8 +102,9 @@ class Images:
         """Images of what an attack asks, from ``count`` queries a prompt for the targets whose first seed is ``first``."""
         asked = [(p, c) for p, c in self._read.prompts() if c in targets]
         plain = self.of(asked, count, first, edit)
+        pictures = self._pictures(attack, targets, draws) if edit is not None and edit.model else None
         job = AttackJob(
-            upstream=plain.upstream,
+            upstream=plain.upstream if pictures is None else (*plain.upstream, pictures),
             cost=attack.foreseen(len(targets), len(asked) * count, plain.steps),
             memory=self._models.memory(TRAINING),
             prompts=plain.prompts,
@@ -118,11 +121,30 @@ class Images:
             draws=draws,
             generates=self._models.draws,
             files=files_of(attack) or None,
+            pictures=None if pictures is None else pictures.key,
             **self._models.named(self._plan.dtype, "" if edit is None else edit.model),
         )
         images = attack.asks([Concept(name=name) for name in targets], len(asked) * count)
         cost = Cost(forward=2 * plain.steps * images)
         return replace(plain, queries_job=job.key, upstream=(*plain.upstream, job), cost=cost)
+
+    def _pictures(self, attack: Attack[Any], targets: list[str], draws: int) -> WantedJob | None:
+        """The original's images that an attack on another model wants: those that it would have on the original."""
+        needs = {role: list(wishes) for role, wishes in attack.needs([Concept(name=t) for t in targets]).items()}
+        if not needs:
+            return None
+        guidance, steps = presets.generation(self._models.backbone)
+        return WantedJob(
+            cost=Cost(forward=2 * steps * sum(map(len, needs.values()))),
+            memory=self._models.memory(SAMPLING),
+            version=wanted.VERSION,
+            wishes=needs,
+            seed=draws,
+            salt="",
+            guidance=guidance,
+            steps=steps,
+            **self._models.named(self._plan.dtype),
+        )
 
     def measured(
         self,
