@@ -70,7 +70,7 @@ def test_erase_generate_measure_export_on_the_testbed(tmp_path, capsys):
     assert (ours - plain).abs().max() > 10, "the edit changes the image"
     card = (tmp_path / "model" / "README.md").read_text()
     assert "asked to remove: church" in card
-    assert "What this does not show" in card
+    assert "## Use it responsibly" in card
 
 
 def test_the_same_commands_on_a_random_weight_checkpoint(folder, tmp_path, capsys):

@@ -283,7 +283,7 @@ def test_a_plan_by_its_command_has_the_records_of_serial(alone: Machines, s3: Se
 
 
 DRIVER = """
-import json, sys
+import json, signal, sys
 from pathlib import Path
 from expunge.cli import main
 from expunge.executors import connection
@@ -297,6 +297,7 @@ class Tell:
         print("finished", flush=True)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so do its children
     job, store = GenerateJob.from_json(json.loads(sys.argv[1])), Path(sys.argv[2])
     with connection.connected("local", SharedFolder(store), count=1) as cluster:
         cluster.run([job], Workspace(store=store), Tell())
@@ -317,15 +318,18 @@ def test_an_interrupted_run_ends_its_own_cluster_and_leaves_nothing_half_written
             words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
         ) as driver:
             assert driver.stdout is not None
-            assert driver.stdout.readline() == "started\n", driver.communicate()
-            end = time.monotonic() + 200
-            while not list(short.glob(f"expunge-*/{MAKING}*/.*.partial")):
-                assert time.monotonic() < end, "no job begins"
-                time.sleep(0.05)
-            below = psutil.Process(driver.pid).children(recursive=True)
-            assert below
-            os.killpg(driver.pid, signal.SIGINT)
-            out, told = driver.communicate(timeout=120)
+            try:
+                assert driver.stdout.readline() == "started\n", driver.communicate()
+                end = time.monotonic() + 200
+                while not list(short.glob(f"expunge-*/{MAKING}*/.*.partial")):
+                    assert time.monotonic() < end, "no job begins"
+                    time.sleep(0.05)
+                below = psutil.Process(driver.pid).children(recursive=True)
+                assert below
+                os.killpg(driver.pid, signal.SIGINT)
+                out, told = driver.communicate(timeout=120)
+            finally:
+                driver.kill()  # else leaving the block waits for a job of hours
         assert "KeyboardInterrupt" in told  # Ray's processes may say more after it
         assert "finished" not in out
         _, alive = psutil.wait_procs(below, timeout=60)

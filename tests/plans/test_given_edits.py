@@ -67,7 +67,7 @@ def test_a_finished_edit_is_measured_attacked_and_kept_by_its_id(finished, tmp_p
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"method": {"theirs": {}}}, "has no 'eraser': expected one, or finished edits"),
+        ({"method": {"theirs": {}}}, "has no 'eraser': expected one, finished edits, or another model"),
         ({"method": {"theirs": {"edits": ["{path}"], "retain": True}}}, "has finished edits and retain"),
         ({"method": {"theirs": {"edits": ["none.safetensors"]}}}, "no edit file 'none.safetensors'"),
         ({"attacks": [{"name": "rounding", "count": 0}]}, "attack 'rounding''s count is 0"),
