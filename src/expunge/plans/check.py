@@ -262,8 +262,8 @@ def _check_shown(read: OpenedPlan, name: str, of: str, eraser: Eraser, split: st
                 f"fisher '{of}' is of images with the prompt '{named}', which names the target '{word}' of method '{name}': "
                 "expected other prompts"
             )
-    replayed = eraser.keeps([Concept(name=word) for word in targets], retain).get(REPLAY, ())
-    lost = unshown(retain, [*prompts, *replayed])
+    wanted = eraser.keeps([Concept(name=word) for word in targets], retain).get(REPLAY, ())
+    lost = unshown(retain, [*prompts, *(one for one in wanted if isinstance(one, str))])
     if lost is not None:
         raise ExpungeError(
             f"method '{name}' keeps '{lost}', which no image of fisher '{of}' shows, and none that it replays: expected "
