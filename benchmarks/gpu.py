@@ -320,7 +320,7 @@ def measure(place: Place, minutes: float, only: Sequence[str], out: Path | None)
         result["seconds"] = round(time.monotonic() - begun, 1)
         print(json.dumps({name: result["stages"][name]}), flush=True)
         write(result, out)
-    result["passed"] = all(stage["passed"] for stage in result["stages"].values())
+    result["passed"] = bool(result["stages"]) and all(stage["passed"] for stage in result["stages"].values())
     write(result, out)
     return result
 
@@ -355,7 +355,7 @@ def write(result: dict[str, Any], out: Path | None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code: 0, or 1 if a stage did not pass."""
+    """The exit code: 0, or 1 if a stage did not pass, or none was run for lack of time."""
     import torch
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -365,19 +365,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stage", action="append", default=[], help="run this one alone, such as 'check uce'; repeat")
-    parser.add_argument("--out", type=Path, help="default: benchmarks/gpu.json for CUDA, else nowhere")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/gpu.json for all stages on CUDA, else nowhere")
     asked = parser.parse_args(argv)
+    place = Place(asked.device, asked.dtype, asked.size, asked.seed)
+    known = [name for name, *_ in stages(place, ())]
+    for name in asked.stage:
+        if name not in known:
+            parser.error(f"argument --stage: '{name}': expected any of {', '.join(known)}")
     cuda = asked.device.startswith("cuda")
     if cuda and not torch.cuda.is_available():
         print(f"gpu.py is skipped: torch {torch.__version__} sees no CUDA device here")
         return 0
-    place = Place(asked.device, asked.dtype, asked.size, asked.seed)
-    result = measure(place, asked.minutes, asked.stage, asked.out or (RESULT if cuda else None))
+    result = measure(place, asked.minutes, asked.stage, asked.out or (RESULT if cuda and not asked.stage else None))
     failed = [name for name, stage in result["stages"].items() if not stage["passed"]]
     if result["left_out"]:
         print(f"no time was left for: {', '.join(result['left_out'])}")
     print(f"did not pass: {', '.join(failed)}" if failed else f"{len(result['stages'])} stages passed")
-    return 1 if failed else 0
+    return 0 if result["passed"] else 1
 
 
 if __name__ == "__main__":

@@ -55,9 +55,36 @@ def test_on_the_cpu_it_runs_the_same_code(gpu, tmp_path):
     assert copies["numbers_read"] > 0
 
 
+def test_a_stage_that_is_none_is_refused_and_what_is_there_stays(gpu, tmp_path, capsys):
+    out = tmp_path / "gpu.json"
+    out.write_text("{}")
+    with pytest.raises(SystemExit) as ended:
+        run(gpu, out, "check uec")
+    assert ended.value.code == 2
+    assert "'check uec': expected any of check uce, check esd" in capsys.readouterr().err
+    assert out.read_text() == "{}"
+
+
+def test_a_stage_alone_is_written_nowhere_unless_told_where(gpu, tmp_path, monkeypatch):
+    """On CUDA, where all stages together are written to the committed file."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    written = []
+
+    def measure(place, minutes, only, out):
+        written.append(out)
+        return {"stages": {"check uce": {"passed": True}}, "left_out": [], "passed": True}
+
+    monkeypatch.setattr(gpu, "measure", measure)
+    out = tmp_path / "gpu.json"
+    for words in (["--stage", "check uce"], ["--stage", "check uce", "--out", str(out)], []):
+        assert gpu.main(words) == 0
+    assert written == [None, out, gpu.RESULT]
+
+
 def test_stages_for_which_there_is_no_time_are_named(gpu, tmp_path, capsys):
     code, result = run(gpu, tmp_path / "gpu.json", "check uce", "full uce", minutes=0.01)
-    assert code == 0
+    assert code == 1, "nothing was run, so nothing passed"
+    assert not result["passed"]
     assert result["left_out"] == ["check uce", "full uce"]
     assert "no time was left for: check uce, full uce" in capsys.readouterr().out
 
@@ -66,7 +93,7 @@ def test_a_stage_that_outlasts_the_time_is_given_up(gpu, tmp_path, monkeypatch):
     monkeypatch.setitem(gpu.FORESEEN, "check", 0.0)
     code, result = run(gpu, tmp_path / "gpu.json", "check esd", minutes=0.005)
     assert result["left_out"] == ["check esd (begun)"]
-    assert code == 0
+    assert code == 1
 
 
 def test_an_edit_that_leaves_a_bit_behind_is_caught(gpu, tmp_path, monkeypatch):

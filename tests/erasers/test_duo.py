@@ -12,7 +12,7 @@ from expunge.core.eraser import Redrawn, Task
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Shot
 from expunge.erasers.duo import DUO, Flow
-from expunge.erasers.duo.pairs import Cut, cropped
+from expunge.erasers.duo.pairs import Cut, Pairs, cropped
 from expunge.stages import erase
 from tiny import tiny_sd3_pipeline
 
@@ -78,10 +78,9 @@ def test_an_update_is_the_formula(backbone, loss, texts, timesteps, no_grad):
     u = torch.rand(2, 1 if loss == "kto" else 3, generator=generator, dtype=torch.float64).expand(2, 3)
     t = (u * 750).long()
     t_safe, t_unsafe = (t[0], t[0]) if loss == "kto" or timesteps == "shared" else t
-    order, safe_order = (
-        torch.randperm(3, generator=TASK.generator(f"duo {of}", 1)).tolist()
-        for of in ("pairs", "safe" if shuffled else "pairs")
-    )
+    order = torch.randperm(3, generator=TASK.generator("duo pairs", 1)).tolist()
+    apart = torch.randperm(3, generator=TASK.generator("duo safe")).tolist() if shuffled else [0, 1, 2]
+    safe_order = [apart[i] for i in order]
     assert (order != safe_order) is shuffled
     parts = backbone.components()
     kept = parts["scheduler"].alphas_cumprod
@@ -331,11 +330,40 @@ def test_each_pair_has_its_own_texts(backbone):
     task = dataclasses.replace(TASK, images={**TASK.images, "unsafe": named})
     for texts, safe in (("unsafe", ["a z", "a x"]), ("given", ["a dog", "a dog"])):
         pairs = dataclasses.replace(SHORT, texts=texts).paired(backbone, task)
-        assert [pairs.texts[i] for i in pairs.rows({"safe": [2, 0], "unsafe": [2, 0]}, ("safe", "unsafe"))] == [
+        assert [pairs.texts[i] for i in pairs.rows([2, 0], ("safe", "unsafe"))] == [
             *safe,
             "a z",
             "a x",
         ]
+
+
+def test_shuffled_gives_each_unsafe_image_one_safe_image_for_the_whole_run_and_leaves_texts_in_pairs(
+    backbone, monkeypatch
+):
+    """As the authors' data set does: it shuffles the list of safe images once, before it numbers images and texts alike."""
+    eraser = dataclasses.replace(SHORT, loss="kto", shuffled=True, texts="given", iterations=9, batch=1)
+    safe = [dataclasses.replace(s, prompt=f"a {word}") for s, word in zip(TASK.images["safe"], "xyz", strict=True)]
+    task = dataclasses.replace(TASK, images={**TASK.images, "safe": safe})
+    shown, read = [], []
+    latents, rows = Pairs.latents, Pairs.rows
+
+    def looked(self, side, pair, cut, whole=False):
+        shown.extend([] if whole else [(side, pair)])
+        return latents(self, side, pair, cut, whole)
+
+    def texts(self, which, sides):
+        read.append([self.texts[i] for i in rows(self, which, sides)])
+        return rows(self, which, sides)
+
+    monkeypatch.setattr(Pairs, "latents", looked)
+    monkeypatch.setattr(Pairs, "rows", texts)
+    list(eraser.steps(backbone, task))
+    beside = list(zip(*([pair for side, pair in shown if side == of] for of in ("unsafe", "safe")), strict=True))
+    assert len(beside) == len(read) == 9
+    assert len(set(beside)) == 3, "three pairs, the same three times"
+    assert {a for a, _ in beside} == {b for _, b in beside} == {0, 1, 2}
+    assert any(a != b for a, b in beside)
+    assert [said for said, _ in read] == [f"a {'xyz'[unsafe]}" for unsafe, _ in beside]
 
 
 def test_defaults_are_the_authors():

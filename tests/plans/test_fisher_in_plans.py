@@ -66,6 +66,7 @@ def test_a_plan_makes_it_erases_with_it_and_tells_what_it_took(tmp_path):
     result = job.result(at)
     made = next(one for one in images if one in job.upstream)
     assert result["cost"] == dataclasses.asdict(job.cost + made.cost), "as foreseen, with the images"
+    assert result["seconds_of_images"] == made.result(at)["seconds"] > 0, "as its cost counts them"
     told = read_fisher(job.folder(at) / FISHER).about
     assert (told["given"], told["images"], told["timesteps"]) == (False, 3, 2)
     summary = read_rows(tmp_path / "out" / "summary.jsonl")
@@ -124,6 +125,23 @@ def test_a_checkpoint_that_is_damaged_is_begun_anew(tmp_path):
     (left / f".{FISHER}.resume").write_text("no checkpoint")
     (left / FISHER).write_text("half a file")
     assert job.finish(at)["images"] == 3
+
+
+ROWS = {"sa": {"eraser": "selective-amnesia", "preset": False, "settings": SHORT, "fisher": "what-stays"}}
+
+
+def test_what_a_method_keeps_decides_whether_a_prompt_names_its_target_not_what_the_pass_keeps(tmp_path):
+    """As the eraser will: it is told the method's list, and refuses after the pass was paid for."""
+    one = {"grid__method": ["sa"], "grid__split": ["a"]}
+    both = {**WISH, "replay": ["a hot dog", "a picture"]}
+    kept = {**ROWS["sa"], "retain": ["hot dog"]}
+    expanded(checked(read_plan(plan_of(tmp_path, **one, fisher={"what-stays": both}, method={"sa": kept}))))
+    wish = {**WISH, "replay": ["a picture"], "retain": ["hot dog"]}
+    with pytest.raises(ExpungeError, match="dog', which names the target 'dog' of method 'sa'"):
+        checked(read_plan(plan_of(tmp_path, **one, fisher={"what-stays": wish}, method=ROWS)))
+    with pytest.raises(ExpungeError, match="method 'sa' keeps 'hot dog', which no image of fisher 'what-stays' shows"):
+        checked(read_plan(plan_of(tmp_path, **one, method={"sa": {**kept, "settings": {**SHORT, "gamma": 0.0}}})))
+    assert of_kind(plan_of(tmp_path, **one, method={"sa": kept}), FisherJob), "what is replayed shows it"
 
 
 @pytest.mark.parametrize(

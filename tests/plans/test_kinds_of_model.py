@@ -9,13 +9,14 @@ import pytest
 from expunge.cli import main
 from expunge.core.errors import ExpungeError
 from expunge.executors import bench
-from expunge.jobs import EraseJob, in_order
+from expunge.jobs import EraseJob, FisherJob, in_order
 from expunge.plans.check import checked
 from expunge.plans.expand import expanded
 from expunge.plans.read import read_plan, typed
 from plans_of import SET, read_rows, tiny_plan, written
-from tiny import tiny_sd3_pipeline
+from tiny import tiny_sd3_pipeline, tiny_xl_pipeline
 
+ESD_U = {"group": "esd-u", "iterations": 1, "sampling": {"sampling_steps": 2}}
 KPOP = [f"kpop-{what}" for what in (*(f"table{n}" for n in range(2, 8)), *(f"fig{n}" for n in (1, 2, 4, 5)))]
 DUO = [f"duo-{what}" for what in ("table1", "table2", "weapons", "fig3", "fig4")]
 ARTISTS = ("Kelly McKernan", "Thomas Kinkade", "Tyler Edlin", "Kilian Eng", "Ajin: Demi Human")
@@ -31,6 +32,34 @@ def root(tmp_path, monkeypatch) -> Path:
     (tmp_path / "artists.csv").write_text("\n".join(["prompt,artist,evaluation_seed", *lines]) + "\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def test_a_group_that_came_to_mean_others_is_not_taken_from_an_old_store(tmp_path):
+    """``esd-u`` of SDXL became its script's: edits and Fisher files of the old group have other keys; none else changes."""
+    tiny_xl_pipeline().save_pretrained(tmp_path / "xl")
+    photos = str(written(tmp_path / "photos.toml", json.loads(json.dumps(SET).replace("dog", "tench"))))
+    on = {"about": "SDXL.", "set": photos, "metrics": [{"name": "esr-psr", "judge": "imagenet:weights=random"}]}
+    esd = {"eraser": "esd", "preset": False, "settings": ESD_U}
+    sa = {"surrogate": "a picture", "surrogate_images": 1, "group": "esd-u", "iterations": 1, "batch": 1}
+    rows = {
+        "esd-u": esd,
+        "esd-x": {**esd, "settings": {**ESD_U, "group": "xattn"}},
+        "sa": {"eraser": "selective-amnesia", "preset": False, "settings": sa, "fisher": "stays"},
+    }
+    wish = {"group": "esd-u", "replay": ["a plant"], "count": 1, "images": 1, "timesteps": 1, "rows": 1}
+    grid = {"method": list(rows), "split": ["a"], "seed": [0]}
+    plan = tiny_plan(tmp_path, grid=grid, method=rows, fisher={"stays": wish}, on={"sdxl": on})
+    for model, counted in (("testbed", 0), (str(tmp_path / "xl"), 1)):
+        jobs = in_order(m.job for m in expanded(checked(read_plan(plan, model))))
+        named = {f"{j.eraser} {j.settings['group']}": j for j in jobs if isinstance(j, EraseJob)}
+        named["fisher"] = next(j for j in jobs if isinstance(j, FisherJob))
+        assert named.pop("esd xattn").redefined == 0
+        assert {name: job.redefined for name, job in named.items()} == dict.fromkeys(named, counted)
+        assert len(named) == 3
+        for job in named.values():
+            assert ("redefined" in job.as_json()) is bool(counted)
+            assert (replace(job, redefined=0).key == job.key) is not bool(counted)
+            assert type(job).from_json(job.as_json()).key == job.key
 
 
 def test_a_plan_runs_on_another_kind_of_model_by_its_name(folder, tmp_path, capsys):

@@ -88,6 +88,27 @@ def test_parts_that_a_killed_run_left_by_half_are_copied_again(tmp_path):
     assert not (cache / "denoiser.pt").exists(), "which begins anew"
 
 
+def test_an_empty_cache_is_thawed_and_a_trained_one_is_left_alone(tmp_path, capsys):
+    run = recipe.Recipe(tmp_path / "cache")
+    (tmp_path / "cache" / "downloads").mkdir(parents=True)
+    run.run("thaw")
+    checkpoint, unet = tmp_path / "cache" / "denoiser.pt", tmp_path / "cache" / "unet"
+    assert torch.load(checkpoint, weights_only=True)["step"] == recipe.STEPS["denoiser"]
+    assert sorted(file.name for file in unet.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    checkpoint.write_bytes(b"hours of work")
+    for cache, left in ((tmp_path / "cache", "denoiser.pt"), (tmp_path / "judged", "judge_a.safetensors")):
+        (cache / left).parent.mkdir(exist_ok=True)
+        (cache / left).touch()
+        before = {file: file.read_bytes() for file in cache.rglob("*") if file.is_file()}
+        with pytest.raises(SystemExit) as ended:
+            recipe.main(["thaw", "--cache", str(cache)])
+        assert ended.value.code == 2
+        said = capsys.readouterr().err
+        assert left in said
+        assert "already, which thaw would replace: expected another --cache" in said
+        assert before == {file: file.read_bytes() for file in cache.rglob("*") if file.is_file()}
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

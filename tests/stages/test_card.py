@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 from huggingface_hub import ModelCard
@@ -62,18 +63,94 @@ def test_the_hub_s_own_classes_read_what_was_measured_and_nothing_else(held, edi
     assert (data.library_name, data.pipeline_tag) == ("diffusers", "text-to-image")
     assert data.model_name == "owner/name without church"
     found = [(r.metric_type, r.metric_value, r.dataset_config, r.dataset_split) for r in data.eval_results]
-    assert found == [("esr", 97.5, "prompts", "test"), ("esr", 55.0, "attack-relearning", "test")]
+    assert found == [
+        ("esr", 97.5, "prompts: church", "test"),
+        ("esr", 55.0, "attack: relearning: church", "test"),
+    ]
     first, second = data.eval_results
     assert first.metric_args["interval_95"] == [90.0, 99.0]
     assert first.metric_args["n"] == 40
     assert first.metric_args["measured_by"] == {"metric": "esr-psr", "settings": {"judge": "testbed"}}
     assert (first.metric_name, second.metric_name) == ("esr@1, %", "esr@1 (judge testbed), %")
-    assert "| edited | test | esr@1 | 97.5 % | 90.0 to 99.0 | 40 |" in card.text
-    assert "| edited, under relearning | test | esr@1 (judge testbed) | 55.0 %" in card.text
-    assert "| original | test | esr@1 | 12.0 %" in card.text
+    assert "| edited | church | test | esr@1 | 97.5 % | 90.0 to 99.0 | 40 |" in card.text
+    assert "| edited, attack: relearning | church | test | esr@1 (judge testbed) | 55.0 %" in card.text
+    assert "| original | church | test | esr@1 | 12.0 %" in card.text
     for line in ("asked to remove: church", "asked to keep: dog", "method: uce (", "Use it responsibly"):
         assert line in card.text
     assert "licence: creativeml-openrail-m, as its publisher says" in card.text
+
+
+def placed(edit, number, value, group, **more):
+    """A record as a plan or an audit has it, of a group of its table."""
+    known = {**record_of(edit)["provenance"], "group": group, "retain_measured": ["dog", "tree"], **more}
+    return record_of(edit, metric=number, value=value, provenance=known)
+
+
+def test_a_number_says_which_images_it_is_of_and_what_these_were_asked_for(held, edit, tmp_path):
+    inverted, doubled = (f"attack: concept-inversion (steps 50){end}" for end in ("", ", doubled"))
+    attack = {"attack": {"attack": "concept-inversion", "settings": {"steps": 50}}}
+    many = [f"object {i}" for i in range(10)]
+    records = [
+        placed(edit, "esr@1", 1.0, "set"),
+        placed(edit, "psr@1", 2.0, "set"),
+        placed(edit, "psr@1", 3.0, "others", retain_measured=many),
+        placed(edit, "clip_kept", 4.0, "close"),
+        placed(edit, "ner_kept@0.5", 5.0, "held-out"),
+        placed(edit, "fid", 6.0, "coco", metric="fid", retain_measured=[]),
+        placed(edit, "esr@1", 7.0, "keywords"),
+        placed(edit, "esr@1", 8.0, inverted, **attack),
+        placed(edit, "esr@1", 9.0, doubled, **attack, attack_run=1),
+    ]
+    card = write(held, edit, tmp_path / "out", records=records)
+    few = f"{', '.join(many[:8])} and 2 more"
+    expected = [
+        ("edited, set", "church", "esr@1"),
+        ("edited, set", "dog, tree", "psr@1"),
+        ("edited, others", few, "psr@1"),
+        ("edited, close", "dog, tree", "clip_kept"),
+        ("edited, held-out", "dog, tree", "ner_kept@0.5"),
+        ("edited, coco", "what should stay", "fid"),
+        ("edited, keywords", "church", "esr@1"),
+        (f"edited, {inverted}", "church", "esr@1"),
+        (f"edited, {doubled}, run 1", "church", "esr@1"),
+    ]
+    for value, (whose, asked, metric) in enumerate(expected, 1):
+        assert f"| {whose} | {asked} | test | {metric} | {value}.0 % |" in card.text
+    read = ModelCard.load(tmp_path / "out" / "README.md").data.eval_results
+    found = {r.metric_value: (r.dataset_config, r.dataset_name) for r in read}
+    for value, (whose, asked, _) in enumerate(expected, 1):
+        group = whose.removeprefix("edited, ")
+        assert found[value] == (f"{group}: {asked}", f"images for {asked}, {group} (made by the model itself)")
+
+
+def test_no_path_of_this_machine_is_in_a_card(held, edit, tmp_path):
+    """Of settings, judges, what tells numbers and attacks apart, the split, and an audit's words."""
+    home = tmp_path / "home (old)" / "me"
+    home.mkdir(parents=True)
+    weights, judge = str(home / "alex.safetensors"), f"safety-checker:path={home / 'checker'},threshold=0.5"
+    beside = os.path.relpath(home / "checker")
+    (home / "checker").touch()
+    settings = {"weights": weights, "judge": judge, "nested": [{"checker": beside}], "prompts": ["a man/woman"]}
+    attack = {"attack": "prompt-set", "settings": {"path": "/srv/me/words.csv"}}
+    made = {"settings": settings, "attack": attack, "variant": f" (weights {weights}, judge {judge}, near {beside})"}
+    record = placed(edit, "lpips_kept", 0.5, "attack: prompt-set (path /srv/me/words.csv)", **made)
+    record["split"] = "file:///srv/me/sets/mine.csv"
+    verdict = {"headline": f"Measured by {judge}.", "advice": "", "lines": ["asked /srv/me/words.csv and/or others"]}
+    card = write(held, edit, tmp_path / "out", records=[record], verdict=verdict)
+    (result,) = card.data.eval_results
+    for word in ("home (old)", "/srv", "me/", str(tmp_path)):
+        assert word not in card.content
+    short = "safety-checker:path=checker,threshold=0.5"
+    assert result.metric_args["measured_by"]["settings"] == {
+        "weights": "alex.safetensors",
+        "judge": short,
+        "nested": [{"checker": "checker"}],
+        "prompts": ["a man/woman"],
+    }
+    assert result.metric_name == f"lpips_kept (weights alex.safetensors, judge {short}, near checker), %"
+    assert "| edited, attack: prompt-set (path words.csv) | dog, tree | mine.csv |" in card.text
+    assert f"**Measured by {short}.**" in card.text
+    assert "- asked words.csv and/or others" in card.text
 
 
 def test_without_records_and_terms_nothing_is_made_up(held, edit, tmp_path):

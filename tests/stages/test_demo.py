@@ -1,6 +1,7 @@
 """The demo's stage, with too few updates to erase anything."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from expunge.cli import main
 from expunge.cli.demo import Demo, again, audit_of
+from expunge.cli.parsing import parse
 from expunge.cli.reporting import Reporting
 from expunge.core.errors import ExpungeError
 from expunge.plans import audit
@@ -65,11 +67,19 @@ def test_its_edit_is_audited_beside_it_and_a_second_time_gone_on_with(tmp_path, 
     before = (tmp_path / "out" / "audit" / "plan.toml").stat().st_mtime_ns
     assert audit_of(dataclasses.replace(options, resume=True)).content == done.content
     assert (tmp_path / "out" / "audit" / "plan.toml").stat().st_mtime_ns == before
+    longer = audit_of(dataclasses.replace(options, resume=True, audit_budget="50s"))
+    assert longer.content["asked"]["budget"] == "50s", (
+        "another time is another audit, which takes the first one's place"
+    )
 
 
 def test_without_an_audit_it_ends_with_the_command_of_one():
     assert again(Demo()) == "expunge demo --resume --audit"
     assert again(Demo(target="dog", out=Path("x"))) == "expunge demo --resume --audit --target dog --out x"
+    options = Demo(target="delivery truck", out=Path("my runs/it's"), audit_budget="10m")
+    words = shlex.split(again(options))
+    assert words[:2] == ["expunge", "demo"]
+    assert parse(Demo, words[2:], "expunge demo") == dataclasses.replace(options, resume=True, audit=True)
 
 
 def test_an_audit_that_cannot_be_is_refused_before_the_demo_begins(tmp_path, capsys):

@@ -92,7 +92,7 @@ def test_without_a_network_the_export_stays_and_a_line_says_so(made, tmp_path, c
     assert (tmp_path / "out" / "model_index.json").is_file()
 
 
-@pytest.mark.parametrize("name", ["key.safetensors", "unet/harmless.safetensors"])
+@pytest.mark.parametrize("name", ["key.safetensors", "unet/harmless.safetensors", "harmless.bin", "KEY", "notes.txt"])
 def test_a_key_never_leaves_whatever_it_is_called(name, made, tmp_path, online):
     folder = tmp_path / "out"
     (folder / "unet").mkdir(parents=True)
@@ -108,43 +108,104 @@ def test_a_key_never_leaves_whatever_it_is_called(name, made, tmp_path, online):
         publish.files(tmp_path / "unet")
 
 
+class Hub:
+    """A server on this machine in the hub's place: it writes down what it is asked, and refuses what it has no answer to."""
+
+    def __init__(self):
+        self.asked, self.answers, hub = [], {}, self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                hub.asked.append((self.path, json.loads(body or b"{}"), self.headers.get("Authorization")))
+                status, answer = hub.answers.get(self.path.partition("?")[0], (403, None))
+                text = b"" if answer is None else json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+
+            do_GET = do_POST  # noqa: N815
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+    def has(self, private, *files):
+        """The repository is there already."""
+        siblings = [{"rfilename": name} for name in (".gitattributes", *files)]
+        about = {"_id": "1", "id": "owner/name", "private": private, "siblings": siblings, "tags": [], "downloads": 0}
+        there = {
+            "error": "You already created this repo",
+            "url": f"http://127.0.0.1:{self.server.server_port}/owner/name",
+        }
+        self.answers = {"/api/repos/create": (409, there), "/api/models/owner/name": (200, about)}
+
+
 @pytest.fixture
-def refusing(monkeypatch):
-    """A server on this machine in the hub's place that writes down what it is asked, and refuses it."""
-    asked = []
+def hub(monkeypatch):
+    one = Hub()
+    threading.Thread(target=one.server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{one.server.server_port}")
+    yield one
+    one.server.shutdown()
+    one.server.server_close()
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            asked.append((self.path, json.loads(body or b"{}"), self.headers.get("Authorization")))
-            self.send_response(403)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
 
-        do_GET = do_POST  # noqa: N815
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "out" / "unet").mkdir(parents=True)
+    (tmp_path / "out" / "README.md").write_text("a card")
+    (tmp_path / "out" / "unet" / "config.json").write_text("{}")
+    return tmp_path / "out"
 
-        def log_message(self, *_):
-            pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    yield asked
-    server.shutdown()
-    server.server_close()
+SENT = ("README.md", "unet/config.json")
+
+
+@pytest.mark.parametrize(
+    ("private", "public", "there", "words"),
+    [
+        (True, True, (), "'owner/name' is there already, and private: expected no --public"),
+        (False, False, (), "'owner/name' is there already, and public: expected --public"),
+        (True, False, (*SENT, "unet/old.bin"), "has 1 files that are not sent, such as 'unet/old.bin'"),
+        (False, True, ("a.safetensors", "b.txt"), "has 2 files that are not sent, such as 'a.safetensors'"),
+    ],
+)
+def test_a_repository_that_is_there_and_otherwise_is_refused_and_nothing_is_sent(
+    private, public, there, words, hub, folder, online
+):
+    hub.has(private, *there)
+    with pytest.raises(ExpungeError) as refused:
+        publish.push(folder, "owner/name", public=public)
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert {path for path, *_ in hub.asked if "owner/name" in path} == {"/api/models/owner/name"}, (
+        "it is only looked at"
+    )
 
 
 @pytest.mark.parametrize("public", [False, True])
-def test_the_real_client_asks_for_a_private_repository_first(refusing, public, tmp_path, online):
-    folder = tmp_path / "out"
-    folder.mkdir()
-    (folder / "README.md").write_text("a card")
+def test_a_repository_with_the_same_files_is_sent_to_again(public, hub, folder, online):
+    hub.has(not public, *SENT)
+    with pytest.raises(ExpungeError, match="could not push"):  # the server has no place for files
+        publish.push(folder, "owner/name", public=public)
+    looked = {"/api/agent-harnesses", "/api/repos/create", "/api/models/owner/name"}
+    assert {path for path, *_ in hub.asked} - looked, "it was begun"
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_the_real_client_asks_for_a_private_repository_first(hub, public, folder, online):
     with pytest.raises(ExpungeError, match=r"could not push to 'owner/name': .*403"):
         publish.push(folder, "owner/name", public=public)
-    path, body, token = refusing[0]
+    path, body, token = next(one for one in hub.asked if one[0] != "/api/agent-harnesses")  # which the client asks once
     assert path == "/api/repos/create"
     assert token == "Bearer hf_testing"
     assert (body["name"], body["organization"]) == ("name", "owner")
     private = body.get("private", body.get("visibility") == "private")
     assert private is not public
-    assert {one[0] for one in refusing} <= {path, "/api/models/owner/name"}, "nothing is sent after that"
+    assert {one[0] for one in hub.asked if "owner/name" in one[0]} <= {"/api/models/owner/name"}, (
+        "nothing is sent after that"
+    )

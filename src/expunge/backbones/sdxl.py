@@ -1,7 +1,7 @@
 """Stable Diffusion XL: two text encoders, a pooled embedding, and the numbers that say how large an image is."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, final
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, final
 
 import torch
 from jaxtyping import Bool, Float, Int, Real
@@ -24,6 +24,7 @@ class StableDiffusionXL(UNetBackbone):
     towers = ("text_encoder", "text_encoder_2")
     clip_towers = towers
     capabilities = frozenset({"cross-attention", "pooled"})
+    redefined: ClassVar[Mapping[str, int]] = {"esd-u": 1}
 
     @override
     @classmethod

@@ -1,6 +1,7 @@
 """`expunge demo`: the whole way on the model in the box."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,22 +69,24 @@ def demo(argv: list[str]) -> None:
 
 
 def audit_of(options: Demo) -> "Audited":
-    """The audit of a demo's edit, into ``audit/`` beside it: gone on with, if it was of this edit."""
+    """The audit of a demo's edit, into ``audit/`` beside it: gone on with, if it was of this edit and time."""
     from expunge.cli.audit import Audit, audited
     from expunge.results.files import AUDIT
     from expunge.store import EDIT, read_header, read_json
 
     edit, out = options.out / EDIT, options.out / "audit"
     earlier = read_json(out / AUDIT) if (out / AUDIT).is_file() else {}
-    again = earlier.get("asked", {}).get("ids") == [read_header(edit)["id"]] and options.resume
+    asked = earlier.get("asked", {})
+    same = (asked.get("ids"), asked.get("budget")) == ([read_header(edit)["id"]], options.audit_budget)
+    again = same and options.resume
     how = {"out": out, "budget": options.audit_budget, "overwrite": not again, "reporting": options.reporting}
     return audited(Audit(target=(options.target,), edit=(edit,), **how))
 
 
 def again(options: Demo) -> str:
     """The command that audits what a demo left."""
-    own, words = Demo(), ["expunge demo --resume --audit"]
-    words += [
-        f"--{n} {getattr(options, n)}" for n in ("target", "out", "count") if getattr(options, n) != getattr(own, n)
-    ]
-    return " ".join(words)
+    own, words = Demo(), ["expunge", "demo", "--resume", "--audit"]
+    for name in ("target", "out", "count", "audit_budget"):
+        value = getattr(options, name)
+        words += [f"--{name.replace('_', '-')}", str(value)] if value != getattr(own, name) else []
+    return shlex.join(words)

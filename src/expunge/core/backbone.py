@@ -37,6 +37,8 @@ class Backbone(ABC):
     """Position of a prompt's first word: after the start token, where the tokenizer sets one."""
     filler: ClassVar[str] = "a"
     """A word that every text encoder reads as one token, to stand where a learned one will."""
+    redefined: ClassVar[Mapping[str, int]] = {}
+    """Groups that came to mean other parameters than stored results were made with, and how often."""
     told_scale: float = 1.0
     """Scale of guidance that a distilled denoiser is told; at 1 it answers unguided."""
     checkpointing: bool = False
@@ -278,8 +280,7 @@ class Backbone(ABC):
     def layers(self, name: str) -> list[str]:
         """Names of the Linear and convolution layers in a group.
 
-        ``transformer`` (all in the transformer blocks), ``attn`` (queries, keys, values and outputs of all attention that the
-        image asks), ``selfattn`` (of a UNet's self-attention).
+        ``transformer`` (all in its blocks), ``attn`` (all parts of attention that the image asks), ``selfattn`` (a UNet's).
         """
 
     @abstractmethod

@@ -17,7 +17,7 @@ from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_not_negative, check_positive
 from expunge.core.knowledge import Kind
 from expunge.core.query import Shot
-from expunge.maths.fisher import REPLAY, SCENES, Estimate, check_prompts, fitting, names, replayed, shows
+from expunge.maths.fisher import REPLAY, SCENES, Estimate, check_prompts, fitting, names, replayed, shows, unshown
 from expunge.maths.training import Decay, Learned, Optimizer, mse, numbers, pace, trainable
 
 
@@ -283,7 +283,7 @@ def _check_kept(retain: Sequence[str], prompts: Sequence[str]) -> None:
     Raises:
         ExpungeError: naming it.
     """
-    lost = next((word for word in retain if not any(names(prompt, word) for prompt in prompts)), None)
+    lost = unshown(retain, prompts)
     if lost is not None:
         raise ExpungeError(
             f"no image to replay, and none of the Fisher file, has a prompt with '{lost}', which is to be kept: expected some"

@@ -49,6 +49,8 @@ class EraseJob(ModelJob):
     """The sha256 of each file that its settings name, by setting; None if they name none."""
     fisher: str | None = field(default=None, metadata=UNSAID)
     """Key of the Fisher information that it holds to."""
+    redefined: int = field(default=0, metadata=UNSAID)
+    """How often the group of parameters that it trains came to mean others in this family of models."""
 
     @override
     def run(self, at: Workspace, out: Path) -> dict[str, Any]:

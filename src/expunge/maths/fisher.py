@@ -128,6 +128,11 @@ def shows(prompt: str, target: str, retain: Sequence[str]) -> bool:
     return names(rest, target)
 
 
+def unshown(retain: Sequence[str], prompts: Sequence[str]) -> str | None:
+    """The first retained word that no prompt names; None if there is none."""
+    return next((word for word in retain if not any(names(prompt, word) for prompt in prompts)), None)
+
+
 @final
 class Estimate:
     r"""The diagonal, image after image: the gradient of an image's losses at all timesteps together, squared, is averaged.

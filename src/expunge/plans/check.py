@@ -3,9 +3,9 @@
 from expunge import backbones
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept, check_targets
-from expunge.core.eraser import Marked, settings_of
+from expunge.core.eraser import Eraser, Marked, settings_of
 from expunge.core.errors import ExpungeError, check_counts, check_positive, each_once, unknown
-from expunge.maths.fisher import shows
+from expunge.maths.fisher import REPLAY, shows, unshown
 from expunge.plans.opened import OpenedPlan, opened
 from expunge.plans.plugins import PlannedAttack
 from expunge.plans.schema import ASKED, CONTROLS, KEYLESS, Method, Plan
@@ -231,7 +231,7 @@ def _check_fisher(read: OpenedPlan) -> None:
             continue
         if method.fisher not in read.plan.fisher:
             raise unknown(f"fisher of method '{name}'", method.fisher, read.plan.fisher)
-        eraser, prompts = read.erasers[name], read.plan.fisher[method.fisher].prompts()
+        eraser = read.erasers[name]
         own = getattr(eraser, "fisher", "") if "fisher" in type(eraser).files else None
         if own is None or method.order == "sequential":
             which = f"{method.eraser} takes none" if own is None else "each step is on another model"
@@ -243,16 +243,32 @@ def _check_fisher(read: OpenedPlan) -> None:
             raise ExpungeError(
                 f"method '{name}' with fisher '{method.fisher}' and the file '{own}': expected one of them"
             )
-        erase.build(method.eraser, {**settings_of(eraser), "fisher": method.fisher}, None)  # which it may not use
-        for word in (word for split in read.chosen for word in read.words(read.splits[split])):
-            named = next(
-                (prompt for prompt in prompts if shows(prompt, word, read.plan.fisher[method.fisher].retain)), None
+        held = erase.build(
+            method.eraser, {**settings_of(eraser), "fisher": method.fisher}, None
+        )  # which it may not use
+        for split in read.chosen:
+            _check_shown(read, name, method.fisher, held, split)
+
+
+def _check_shown(read: OpenedPlan, name: str, of: str, eraser: Eraser, split: str) -> None:
+    """Refuse Fisher information ``of`` images that show a target, or not what is kept, as the eraser would after the pass."""
+    targets, retain = read.words(read.splits[split]), read.retained(name, read.kept(read.splits[split]))
+    wish = read.plan.fisher[of]
+    prompts = wish.prompts()[: wish.images]  # of all that are made, those of the pass
+    for word in targets:
+        named = next((prompt for prompt in prompts if shows(prompt, word, retain)), None)
+        if named is not None:
+            raise ExpungeError(
+                f"fisher '{of}' is of images with the prompt '{named}', which names the target '{word}' of method '{name}': "
+                "expected other prompts"
             )
-            if named is not None:
-                raise ExpungeError(
-                    f"fisher '{method.fisher}' is of images with the prompt '{named}', which names the target '{word}' of "
-                    f"method '{name}': expected other prompts"
-                )
+    wanted = eraser.keeps([Concept(name=word) for word in targets], retain).get(REPLAY, ())
+    lost = unshown(retain, [*prompts, *(one for one in wanted if isinstance(one, str))])
+    if lost is not None:
+        raise ExpungeError(
+            f"method '{name}' keeps '{lost}', which no image of fisher '{of}' shows, and none that it replays: expected "
+            "prompts with all that it keeps"
+        )
 
 
 def _check_needs(read: OpenedPlan) -> None:

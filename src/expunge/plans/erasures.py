@@ -141,8 +141,7 @@ class Erasures:
         """An erasure on top of the erasures ``on``, from the plan's pairs ``given`` if any."""
         method, eraser = self._plan.method[name], self._read.erasers[name]
         words = self._read.words(targets)
-        told_to_keep = self._read.words(kept if method.retain else [])
-        retain = list(method.retain) if isinstance(method.retain, tuple) else told_to_keep
+        retain = self._read.retained(name, kept)
         check_targets([Concept(name=word) for word in words], retain)
         made = None if given is None else self._pairs(self._plan.pairs[given])
         held = None if method.fisher is None else self._fisher(name, method.fisher)
@@ -163,6 +162,7 @@ class Erasures:
             judge=judge_of(settings_of(eraser)),
             files=files_of(eraser) or None,
             fisher=None if held is None else held.key,
+            redefined=self._models.backbone.redefined.get(getattr(eraser, "group", ""), 0),
             **self._models.named(self._plan.dtype),
         )
         job = replace(job, cost=job.cost + job.built().cost(len(words), len(retain)))
@@ -233,6 +233,7 @@ class Erasures:
             version=fisher.VERSION,
             fisher=asdict(wish),
             images=images.key,
+            redefined=backbone.redefined.get(wish.group, 0),
             **named,
         )
 

@@ -101,7 +101,7 @@ class _Expansion:
         grid = self._plan.grid
         for name, split, seed in product(grid.method, self._read.chosen, grid.seed):
             targets = list(self._read.splits[split])
-            kept = [c for c in self._read.set.concepts if c not in targets]
+            kept = self._read.kept(targets)
             edit = self._erasures.of(name, targets, kept, seed) if name in self._plan.method else None
             cell = _Cell(method=name, split=split, seed=seed, targets=targets, kept=kept, edit=edit)
             # nothing but attacks that draw depends on the seed of what is not trained

@@ -95,6 +95,15 @@ class OpenedPlan:
         """The words that erasers are told for ``targets``."""
         return words(self.plan, targets)
 
+    def kept(self, targets: Sequence[str]) -> list[str]:
+        """The set's concepts beside ``targets``."""
+        return [c for c in self.set.concepts if c not in targets]
+
+    def retained(self, name: str, kept: Sequence[str]) -> list[str]:
+        """The words that method ``name`` is told to keep, where the plan keeps the concepts ``kept``."""
+        retain = self.plan.method[name].retain
+        return list(retain) if isinstance(retain, tuple) else self.words(kept if retain else [])
+
     def alone(self, name: str) -> bool:
         """Whether each key of a method holds one prompt only."""
         return self.plan.method[name].order == "sequential" or self.erasers[name].shares_key

@@ -283,7 +283,17 @@ class Recipe:
         """Fill an empty cache with the shipped parts: another of `denoiser.CYCLES` then goes on from them.
 
         Thaw before that cycle is added: the checkpoint says that as many updates were made as all present cycles have.
+
+        Raises:
+            ExpungeError: if the cache has a part already, which may have been trained there.
         """
+        networks = [f"{name}.safetensors" for name in (*ARCHITECTURES, "partner_projection")]
+        trained = ("denoiser.pt", "latents.pt", "unet", "vae", "tokenizer", "text_tower", *networks)
+        there = [name for name in trained if (self.cache / name).exists()]
+        if there:
+            raise ExpungeError(
+                f"'{self.cache}' has {', '.join(there)} already, which thaw would replace: expected another --cache"
+            )
         self.parts()
         shipped, step = testbed.SHIPPED, STEPS["denoiser"]
         unet = UNet2DConditionModel.from_pretrained(shipped / "unet", torch_dtype=torch.float32)
@@ -341,7 +351,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     for stage in options.stages or stages:
         log(f"stage {stage}")
-        recipe.run(stage)
+        try:
+            recipe.run(stage)
+        except ExpungeError as error:
+            parser.error(str(error))
 
 
 if __name__ == "__main__":

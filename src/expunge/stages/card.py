@@ -3,13 +3,12 @@
 Its metadata are made and read by `huggingface_hub`, whose hub shows them: tags, licence, base model, results.
 """
 
-import math
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 from expunge.backbones.hub import is_hub_id
 from expunge.backbones.pipeline import PipelineBackbone
@@ -17,8 +16,9 @@ from expunge.core.backbone import Backbone
 from expunge.core.edit import Edit, strengths
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.results.files import AUDIT, RECORDS
-from expunge.results.meanings import stem
 from expunge.results.newest import newest
+from expunge.stages.card_numbers import complaint, edited, measured_of
+from expunge.stages.pathless import pathless
 from expunge.store import read_json, read_lines
 
 CARD = """---
@@ -47,9 +47,6 @@ The safety checker of the base model, if it had one, is not in this folder.
 - Concepts that nobody measured may be harmed.
 - Whoever has the base model, or a private key that was made with an edit, has what was removed.
 - Removing a person's likeness or an artist's style should serve that person.
-"""
-UNMEASURED = """This card states what was done, not how well it worked: measure the model with `expunge generate` and
-`expunge measure --out records.jsonl`, or audit it with `expunge audit`, and export again with `--records` before you publish.
 """
 EDIT = """## Edit {id}
 
@@ -87,14 +84,6 @@ class Told:
             raise ExpungeError(f"base model '{self.base_model}': expected its id on the hub, such as owner/name")
 
 
-class _Measured(NamedTuple):
-    """What was measured, for people and for the hub."""
-
-    text: str
-    results: list[Any]
-    """`EvalResult` of the edited model, a number each."""
-
-
 def card(
     backbone: Backbone,
     edits: Sequence[Edit],
@@ -115,7 +104,7 @@ def card(
 
     each = strengths(strength, edits)
     shown, base = names(backbone, told)
-    measured, terms = _measured(backbone, edits, told, each), _terms(backbone, told)
+    measured, terms = measured_of(told.records, told.verdict, backbone, edits, each), _terms(backbone, told)
     targets = [target for edit in edits if edit.provenance for target in edit.provenance.targets]
     without = f" without {', '.join(targets)}" if targets else ""
     results = {"eval_results": measured.results, "model_name": f"{shown}{without}"} if measured.results else {}
@@ -147,6 +136,7 @@ def _described(edit: Edit, strength: float) -> str:
     if p is None:
         return f"## Edit {edit.id}{at}\n\nOf unknown origin: its file carries no provenance.\n\n"
     settings = {name: Path(str(value)).name if name in p.files else value for name, value in p.settings.items()}
+    settings = pathless(settings)
     return EDIT.format(
         id=f"{edit.id}{at}",
         targets=", ".join(p.targets),
@@ -210,8 +200,8 @@ def read_told(
             records += read_records([path])
             continue
         each, ours = strengths(strength, edits), read_records([path / RECORDS])
-        found = [record for record in ours if not _complaint(record, backbone, edits, each)]
-        if not any(_edited(record) for record in found):
+        found = [record for record in ours if not complaint(record, backbone, edits, each)]
+        if not any(edited(record) for record in found):
             raise ExpungeError(
                 f"'{path}' has no record of {', '.join(e.id for e in edits) or 'an edit'} on {backbone.name} at that strength: "
                 "expected the folder of an audit, a plan or single commands that measured what is exported"
@@ -239,84 +229,3 @@ def read_records(files: Iterable[Path]) -> list[Mapping[str, Any]]:
             stacklevel=2,
         )
     return kept
-
-
-def _edited(record: Mapping[str, Any]) -> bool:
-    """Whether a record is of images that the edited model made, as it is exported: without a key."""
-    return record.get("subject") == "edited"
-
-
-def _complaint(record: Mapping[str, Any], backbone: Backbone, edits: Sequence[Edit], each: Sequence[float]) -> str:
-    """Why a record is not of what is exported, nor of the original; empty if it is.
-
-    Raises:
-        ExpungeError: if it lacks what a record says.
-    """
-    try:
-        ours, edits_of = [e.id for e in edits], record["provenance"]["edits"]
-        if edits_of not in ([], ours):
-            return f"a record is of edits {', '.join(edits_of)}: expected those exported, {', '.join(ours)}"
-        strength = record["provenance"].get("strength")
-        strength = 1.0 if strength is None else strength
-        if record["model"] != backbone.name or (edits_of and strengths(strength, edits) != list(each)):
-            wanted = ", ".join(f"{one:g}" for one in each) or "1"
-            return f"a record is of {record['model']} at strength {strength}: expected {backbone.name} at {wanted}"
-    except (KeyError, TypeError, ValueError) as error:
-        raise ExpungeError(f"a record lacks {error}: expected what `expunge measure --out` writes") from error
-    return ""
-
-
-def _measured(backbone: Backbone, edits: Sequence[Edit], told: Told, each: Sequence[float]) -> _Measured:
-    """The records as a table, beside those of the original model where there are some; and an audit's verdict."""
-    if not told.records:
-        return _Measured(UNMEASURED, [])
-    rows = ["| images of | split | metric | value | 95 % interval | n |", "|---|---|---|---|---|---|"]
-    results: list[Any] = []
-    for r in told.records:
-        complaint = _complaint(r, backbone, edits, each)
-        if complaint:
-            raise ExpungeError(complaint)
-        try:
-            under = _attack(r)
-            of = f"{r['subject']}, under {under}" if under else r["subject"]
-            name = f"{r['metric']}{r['provenance'].get('variant') or ''}"
-            value = f"{r['value']:.1f} {r['unit']} | {r['low']:.1f} to {r['high']:.1f} | {r['n']}"
-            rows.append(f"| {of} | {r['split']} | {name} | {value} |")
-            if _edited(r) and math.isfinite(r["value"]) and not stem(r["metric"]).startswith("became"):
-                results.append(_result(r, name, under))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ExpungeError(f"a record lacks {error}: expected what `expunge measure --out` writes") from error
-    said = told.verdict
-    verdict = (
-        [f"**{said['headline']}** {said['advice']}", "", *(f"- {line}" for line in said["lines"]), ""] if said else []
-    )
-    return _Measured("\n".join([*verdict, *rows]) + "\n", results)
-
-
-def _attack(record: Mapping[str, Any]) -> str:
-    """The attack that found what the images were asked; empty for none."""
-    attack = record["provenance"].get("attack")
-    return str(attack["attack"]) if attack else ""
-
-
-def _result(record: Mapping[str, Any], name: str, under: str) -> Any:
-    """A number as the hub's index of a model holds it."""
-    from huggingface_hub import EvalResult
-
-    concepts, provenance = ", ".join(record.get("concepts", ())), record["provenance"]
-    about = f"images for {concepts or 'prompts'}" + (f", under the attack {under}" if under else "")
-    return EvalResult(
-        task_type="text-to-image",
-        dataset_type="expunge-generated",
-        dataset_name=f"{about} (made by the model itself)",
-        dataset_config=f"attack-{under}" if under else "prompts",
-        dataset_split=str(record["split"]),
-        metric_type=stem(record["metric"]),
-        metric_name=f"{name}, {record['unit']}" if record["unit"] else name,
-        metric_value=record["value"],
-        metric_args={
-            "interval_95": [record["low"], record["high"]],
-            "n": record["n"],
-            "measured_by": {"metric": provenance.get("metric"), "settings": provenance.get("settings", {})},
-        },
-    )

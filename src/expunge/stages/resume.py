@@ -49,15 +49,28 @@ def of_erasure(
     ends = {"stop": dict(stop)} if stop else {}
     files = files_of(eraser)
     ends |= {"files": files} if files else {}
+    ends |= _redefined(backbone, getattr(eraser, "group", ""))
     return _digest({"model": _model(backbone), **erasure, **words, **ends})
 
 
 def of_fisher(backbone: Backbone, wish: Mapping[str, Any], images: Path | None) -> str:
     """The fingerprint of a Fisher pass; ``wish`` has the fields of the stage's own."""
     shown = None if images is None else _files(images)
+    again = _redefined(backbone, wish["group"])
     return _digest(
-        {"model": _model(backbone), "fisher": dict(wish), "images": shown, "on": [e.id for e in backbone.edits]}
+        {
+            "model": _model(backbone),
+            "fisher": dict(wish),
+            "images": shown,
+            "on": [e.id for e in backbone.edits],
+            **again,
+        }
     )
+
+
+def _redefined(backbone: Backbone, group: str) -> dict[str, int]:
+    """What tells a checkpoint with a group of parameters from one before it came to mean others."""
+    return {"redefined": backbone.redefined[group]} if group in backbone.redefined else {}
 
 
 def _model(backbone: Backbone) -> dict[str, Any]:

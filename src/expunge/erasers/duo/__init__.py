@@ -90,7 +90,7 @@ class DUO(Eraser):
     """What is minimised: the preference, its KTO variant (one timestep a batch, safe images averaged), or a baseline on the
     same pairs: the error on safe images, minus that on unsafe ones, or both."""
     shuffled: bool = field(default=False, metadata=LATER)
-    """With loss kto: the safe images of a batch are drawn apart from the unsafe ones (the code), and not those of its pairs."""
+    """With loss kto: each unsafe image has another pair's safe one, the same for a whole run; texts stay (the code)."""
     beta: float = 500.0
     """How far the model may leave the original: smaller is stronger. Violence: 1000."""
     base_lr: float = 3e-4
@@ -247,7 +247,8 @@ class DUO(Eraser):
     def _batch(self, backbone: Backbone, task: Task, pairs: Pairs, number: int) -> _Batch:
         """What update ``number`` is about: the same noise for both images of a pair, and for the row of pure noise."""
         generator = task.generator("duo", number)
-        which = {side: self._which(task, pairs.count, number, side) for side in (SAFE, UNSAFE)}
+        paired = self._which(task, pairs.count, number)
+        which = {SAFE: self._apart(task, pairs.count, paired) if self.shuffled else paired, UNSAFE: paired}
         noise = torch.randn((self.batch, *pairs.shape), generator=generator).to(backbone.device)
         times = self._times(backbone, generator)
         cuts = [Cut(bool(f < 0.5), x, y) for f, x, y in torch.rand(self.batch, 3, generator=generator).tolist()]
@@ -258,7 +259,7 @@ class DUO(Eraser):
         }
         xs = [backbone.add_noise(x0[side], noise, times[side]) for side in sides]
         truths = [backbone.truth(x0[side], noise, times[side]) for side in sides]
-        ts, rows, known = [times[side] for side in sides], pairs.rows(which, sides), pairs.cond
+        ts, rows, known = [times[side] for side in sides], pairs.rows(paired, sides), pairs.cond
         if self.base_lamb:
             xs, ts, rows = [*xs, noise], [*ts, self._last(backbone, ts[0])], [*rows, *[0] * self.batch]
         if random:
@@ -274,10 +275,14 @@ class DUO(Eraser):
         cond = known.rows(torch.tensor(rows, device=t.device))
         return _Batch(torch.cat(xs), t, cond, torch.cat(truths), random, weight)
 
-    def _which(self, task: Task, count: int, number: int, side: str) -> list[int]:
-        """The pairs whose image on a side update ``number`` looks at."""
-        purpose = "duo safe" if self.shuffled and side == SAFE else "duo pairs"
-        return [_shuffled(task, purpose, number * self.batch + i, count) for i in range(self.batch)]
+    def _which(self, task: Task, count: int, number: int) -> list[int]:
+        """The pairs that update ``number`` looks at."""
+        return [_shuffled(task, "duo pairs", number * self.batch + i, count) for i in range(self.batch)]
+
+    def _apart(self, task: Task, count: int, paired: Sequence[int]) -> list[int]:
+        """The pairs whose safe images stand beside the unsafe ones of ``paired``: one order of all for a whole run."""
+        order = torch.randperm(count, generator=task.generator("duo safe")).tolist()
+        return [order[pair] for pair in paired]
 
     def _times(self, backbone: Backbone, generator: torch.Generator) -> dict[str, Real[Tensor, "b"]]:
         """Timesteps of each side's images."""

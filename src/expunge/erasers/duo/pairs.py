@@ -1,6 +1,6 @@
 """Pairs of images, of what should go and of what may take its place."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, final
 
 import torch
@@ -75,11 +75,11 @@ class Pairs:
         pixels = pixels.flip(1) if flipped else pixels
         return self._backbone.encode_image((pixels if cut is None else cropped(pixels, self._crop, cut))[None])
 
-    def rows(self, which: Mapping[str, Sequence[int]], sides: Sequence[str]) -> list[int]:
-        """Rows of `cond` for the images of some pairs, by their side."""
+    def rows(self, which: Sequence[int], sides: Sequence[str]) -> list[int]:
+        """Rows of `cond` for the images of some pairs, side after side."""
         if self._texts == "empty":
-            return [0] * sum(len(which[side]) for side in sides)
-        return [self.texts.index(self._named(side)[i].prompt) for side in sides for i in which[side]]
+            return [0] * len(which) * len(sides)
+        return [self.texts.index(self._named(side)[i].prompt) for side in sides for i in which]
 
     def _named(self, side: str) -> Sequence[Shot]:
         """The images whose prompts the images of ``side`` are denoised with."""
