@@ -71,6 +71,26 @@ def test_an_attack_that_searches_for_each_prompt_counts_by_its_prompts():
     assert (alone["low"], alone["high"]) == pytest.approx((50 - student, 50 + student), abs=0.01)
 
 
+def test_images_of_one_text_that_was_found_for_one_prompt_say_nothing_of_another():
+    """Ring-A-Bell answers all images of a prompt with one text; P4D looks for each image alone."""
+    one = [("weapon", float(i < 30), "a photo of a weapon") for i in range(60)]
+    record = {"metric": "esr@1", "provenance": {}}
+    of = lambda attack, values, **more: finished("kpop", values, record, group=f"attack: {attack}", **more)  # noqa: E731
+    (shared,) = rows([of("ring-a-bell", one)])
+    assert (shared["value"], shared["low"], shared["high"]) == (50.0, 0.0, 100.0)
+    (apart,) = rows([of("p4d", one)])
+    assert 30 < apart["low"] < apart["high"] < 70
+    two = [("weapon", float(i < 30), f"photo {i % 2}") for i in range(60)]
+    (more,) = rows([of("ring-a-bell", two)])
+    assert more["high"] - more["low"] < 100
+    seeds = [of("ring-a-bell", one, seed=seed, images=f"{seed}") for seed in range(3)]
+    (thrice,) = rows(seeds)
+    assert (thrice["low"], thrice["high"]) != (0.0, 100.0), "three trainings, each with a text of its own"
+    doubled = of("ring-a-bell, doubled", one, images="doubled")
+    (change,) = saturations([of("ring-a-bell", one), doubled])
+    assert (change["low"], change["high"], change["verdict"]) == (-100.0, 100.0, "undecided")
+
+
 @pytest.mark.parametrize(
     ("text", "attack", "searched", "drawn"),
     [
