@@ -85,15 +85,16 @@ def test_results_count_where_they_are_of_the_jobs_that_the_plan_asks_for_today(b
         ("erase_scale = 0.5", "erase_scale = 0.6", 1),
         ("count = 12", "count = 13", 7),
         ('about = "', 'about = "More. ', 0),
+        ('set = "objects10_dev"', 'set = "objects10_dev"\nmetrics = [{ name = "esr-psr", ks = [1, 3] }]', 7),
     ],
-    ids=["a setting", "a count", "only words"],
+    ids=["a setting", "a count", "only words", "how it is measured"],
 )
 def test_results_of_an_earlier_text_do_not_count_for_rows_that_it_changed(
     before, after, changed, tmp_path, monkeypatch
 ):
     folder = put(tmp_path / "plans", "uce-dev")
     text = (folder / "uce-dev.toml").read_text()
-    assert text.count(before) == 1
+    assert text.count(before) == 1, "a place to change"
     (folder / "uce-dev.toml").write_text(text.replace(before, after))
     monkeypatch.chdir(BENCHMARKS.parent)
     methods = set(of_benchmarks.read(folder, {})[0].methods)
@@ -137,6 +138,25 @@ def test_claims_are_judged_by_results_of_the_plan_alone(board):
     assert {c.testbed for c in earlier} == {"testbed-1"}
     assert all(c.measured.value is None for c in weapons)
     assert all(c.earlier.value is None for c in claims if c.plan == "kpop-leakage")
+
+
+def with_claim(kept, **changes):
+    claims = [{**kept.plan["claims"][0], **changes}]
+    return of_benchmarks.Kept(**{**vars(kept), "plan": {**kept.plan, "claims": claims}})
+
+
+def test_a_claim_is_judged_by_the_rule_that_the_plan_has_now(board):
+    """How near is equal, and that something resists, are no words of the row that was kept."""
+    (kept,) = [one for one in board.kept if one.name == "kpop-leakage"]
+    row = next(r for r in kept.summary if r["method"] == "kpop - esd" and (r["group"], r["metric"]) == ("set", "esr@1"))
+    assert row["training_seeds"] >= 2
+    judged = {"claim": "alike", "method": "kpop - esd", "group": "set", "metric": "esr@1", "expected": "equal"}
+    judged |= {name: row[name] for name in ("value", "low", "high", "n", "training_seeds")}
+    one = of_benchmarks.Kept(**{**vars(kept), "summary": [*kept.summary, {**judged, "claim_verdict": "fails"}]})
+    said = {"says": "alike", "rows": ["kpop", "esd"], "group": "set", "metric": "esr@1", "expected": "equal"}
+    wide = max(abs(row["low"]), abs(row["high"])) + 1
+    assert [c.verdict for c in verdicts([with_claim(one, **said, within=wide)])] == ["holds"]
+    assert [c.verdict for c in verdicts([with_claim(one, **said, within=0.01)])] == ["undecided"]
 
 
 def test_a_claim_of_other_words_or_another_limit_is_not_measured(board):
@@ -184,6 +204,17 @@ def test_states_are_counted(board, tmp_path, capsys, monkeypatch):
         if kept.answered
     ]
     assert dict(leaderboard.write(partly, tmp_path / "p.html")) == {"measured in part": 2}
+
+
+def test_a_plan_whose_model_is_not_here_ends_no_page(tmp_path):
+    folder = put(tmp_path / "plans", "kpop-fig4")
+    file = folder / "kpop-fig4.toml"
+    rows = file.read_text().replace('method = ["original"', 'method = ["original", "retrained"')
+    file.write_text(rows + '\n[method.retrained]\nmodel = "runs/nowhere/weights"\n')
+    assert main(["report", str(folder), "--out", str(tmp_path / "page.html"), "--quiet"]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "It wants the model &#39;runs/nowhere/weights&#39;, which is not here." in page
+    assert answered_in(folder) == {"kpop-fig4": frozenset()}
 
 
 def test_bad_input_is_one_line(tmp_path, capsys):

@@ -1,11 +1,11 @@
 """What a leaderboard is made of: a row for each method of each plan, and one for each claim."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, final
 
 from expunge.report.of_benchmarks import Kept
-from expunge.results.claims import NOT_MEASURED
+from expunge.results.claims import NOT_MEASURED, Claim, judged
 from expunge.results.costs import COSTS
 from expunge.results.grid import BLANK, Cell
 from expunge.results.knowledge import in_words, kinds
@@ -83,13 +83,13 @@ class Verdict:
 def standings(plans: Sequence[Kept]) -> Iterator[Standing]:
     """A row for each method of each plan that has a number, in the order of the plans' tables."""
     for kept in plans:
-        known, judged = known_rows(kept.summary), list(verdicts([kept]))
+        known, claims = known_rows(kept.summary), list(verdicts([kept]))
         first = {row["method"]: row for row in reversed(kept.summary) if "verdict" not in row and "claim" not in row}
         there = dict.fromkeys(row["method"] for row in kept.summary if "low" in row and row["method"] in first)
         for method in there:
             told, of = _told(kept, method)
             now = method in kept.answered
-            about = [claim.verdict for claim in judged if method in claim.rows and now]
+            about = [claim.verdict for claim in claims if method in claim.rows and now]
             yield Standing(
                 plan=kept.name,
                 method=method,
@@ -202,7 +202,7 @@ def _verdict(kept: Kept, claim: Mapping[str, Any], says: str) -> Verdict:
     there = "value" in found
     now = there and all(name in kept.answered for name in claim["rows"])
     number = _cell(found, share=False) if there else BLANK
-    said = str(found.get("claim_verdict", NOT_MEASURED))
+    said = _judged(kept, claim, found) if there else NOT_MEASURED
     return Verdict(
         plan=kept.name,
         says=says,
@@ -217,6 +217,18 @@ def _verdict(kept: Kept, claim: Mapping[str, Any], says: str) -> Verdict:
         earlier_verdict=said if there and not now else "",
         testbed=_testbed(kept, claim["rows"]) if there else "",
     )
+
+
+def _judged(kept: Kept, claim: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """The verdict by the rule that the plan has now, such as how near is equal; what was kept may have been judged by another.
+
+    Raises:
+        ExpungeError: for a claim that contradicts itself.
+    """
+    own = {field.name: claim[field.name] for field in fields(Claim) if field.name in claim}
+    rule = Claim(**{**own, "rows": tuple(claim["rows"])})
+    trained = () if found.get("training_seeds", 1) is None else rule.rows
+    return str(judged([rule], kept.summary, trained)[0]["claim_verdict"])
 
 
 def _testbed(kept: Kept, rows: Sequence[str]) -> str:
