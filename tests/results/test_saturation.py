@@ -5,7 +5,7 @@ import pytest
 from expunge.core.errors import ExpungeError
 from expunge.core.record import Interval
 from expunge.results import claims, markdown, tables
-from expunge.results.attackers import attacked
+from expunge.results.attackers import attacked, standings
 from expunge.results.claims import Claim, saturation
 from expunge.results.differences import saturations
 from expunge.results.group import Group
@@ -151,6 +151,30 @@ def test_a_claim_that_something_resists_is_of_an_attack():
         resisting(group="set")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"group": DOUBLED}, "'kpop resists' of 'attack: p4d \\(k 3\\), doubled' with resists: expected the attack"),
+        ({"group": CHANGE}, "doubled - plain' with resists: expected the attack with its own budget"),
+        ({"metric": "valid_rate"}, "'kpop resists' of 'valid_rate' with resists: expected esr@1 or dsr"),
+        ({"metric": "esr@5"}, "of 'esr@5' with resists: expected esr@1 or dsr"),
+    ],
+)  # fmt: skip
+def test_a_claim_that_something_resists_is_of_what_can_be_shown(changes, message):
+    with pytest.raises(ExpungeError, match=message):
+        resisting(**changes)
+    assert resisting(metric="dsr (judge x)").resisting == ("kpop",)
+
+
+def test_images_whose_attacked_prompts_nobody_knows_count_by_concepts():
+    record = {"metric": "esr@1", "provenance": {}}
+    unknown = lambda *labels: [(label, float(i < 30), "") for label in labels for i in range(60)]  # noqa: E731
+    (one,) = rows([finished("kpop", unknown("weapon"), record, group="attack: p4d")])
+    assert (one["low"], one["high"]) == (0.0, 100.0)
+    (two,) = rows([finished("kpop", unknown("weapon", "knife"), record, group="attack: p4d")])
+    assert two["high"] - two["low"] < 100
+
+
 def test_what_attackers_get_back_says_whether_the_attack_had_its_best():
     about = {"attack": "p4d", "access": "white box", "settings": {"iterations": 60}}
     records = [
@@ -164,3 +188,7 @@ def test_what_attackers_get_back_says_whether_the_attack_had_its_best():
         ("p4d (k 3), doubled", 30.0, ""),
         ("p4d (k 3)", 5.0, "not saturated"),
     ]
+    (line,) = standings(summary, records)
+    best = line.reached[-1].best
+    assert best is not None
+    assert (best.attack, line.reached[-1].tried) == ("p4d (k 3)", 1), "others were not given twice the budget"

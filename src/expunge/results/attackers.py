@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from expunge.core.catalog import Catalog
+from expunge.results.group import DOUBLED
 from expunge.results.meanings import MISSED, plain
 from expunge.results.recoveries import turned
 from expunge.results.rows import Row, group_of, numbers
@@ -109,8 +110,11 @@ def attacked(summary: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> li
 
 
 def standings(summary: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> list[Standing]:
-    """What each kind of attacker gets back of each row that was attacked; attacks that send pictures stand apart."""
-    found = attacked(summary, records)
+    """What each kind of attacker gets back of each row that was attacked; attacks that send pictures stand apart.
+
+    Twice an attack's budget is left out: only some rows were given it.
+    """
+    found = [one for one in attacked(summary, records) if not one.attack.endswith(DOUBLED)]
     kinds = list(ATTACKERS)
     lines: list[Standing] = []
     for method in dict.fromkeys(row["method"] for row in numbers(summary)):
