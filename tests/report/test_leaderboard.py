@@ -125,6 +125,24 @@ def test_a_row_has_the_summary_s_numbers_costs_and_what_it_was_told(board):
     assert rows["kpop"].cells[5].value == pytest.approx(100 - key["value"])
 
 
+def test_twice_the_budget_another_model_and_fisher_information_have_their_place(board):
+    """A row under an attack, as only some were doubled; one that is another model; and one with Fisher information."""
+    (kept,) = [one for one in board.kept if one.name == "uce-dev"]
+    of = {"method": "paper-first", "training_seeds": 1, "splits": 1, "n": 60}
+    number = lambda group, value: {**of, "group": group, "metric": "dsr", "value": value, "low": value, "high": value}  # noqa: E731
+    first = next(i for i, row in enumerate(kept.summary) if row["method"] == "paper-first")
+    taken = {**kept.summary[first], "fisher_equivalents": 4321.0}
+    summary = [*kept.summary[:first], taken, *kept.summary[first + 1 :]]
+    summary += [number("attack: p4d", 60.0), number("attack: p4d, doubled", 20.0)]
+    plan = {**kept.plan, "method": {**kept.plan["method"], "original": {"model": "runs/retrained/weights"}}}
+    rows = {
+        row.method: row for row in standings([of_benchmarks.Kept(**{**vars(kept), "summary": summary, "plan": plan})])
+    }
+    assert rows["paper-first"].cells[4].value == 60.0
+    assert "4,321" in [cell.text for cell in rows["paper-first"].cells]
+    assert rows["original"].kinds == ["nothing (another model)"]
+
+
 def test_claims_are_judged_by_results_of_the_plan_alone(board):
     claims = list(verdicts(board.kept))
     committed = {row["claim"]: row["claim_verdict"] for row in summary("kpop-leakage") if "claim" in row}

@@ -8,18 +8,20 @@ from expunge.report.of_benchmarks import Kept
 from expunge.results.claims import NOT_MEASURED, Claim, judged
 from expunge.results.costs import COSTS
 from expunge.results.grid import BLANK, Cell
+from expunge.results.group import DOUBLED
 from expunge.results.knowledge import in_words, kinds
 from expunge.results.lookup import Known, find_row, known_rows
 from expunge.results.recoveries import turned
 from expunge.results.rows import group_of
 from expunge.results.tables import behind
 
-ORIGINAL, NAMES, UNSAID = "nothing (the original)", "targets only", "not recorded"
+ORIGINAL, ANOTHER = "nothing (the original)", "nothing (another model)"
+NAMES, UNSAID = "targets only", "not recorded"
 """What a method was told beside what `results.knowledge` tells kinds of."""
 PAPERS = ("Table", "Fig.", "section")
 """How a claim's source begins if a paper makes it."""
 VERDICTS = ("holds", "fails", "undecided", NOT_MEASURED)
-TAKEN = ("erase_equivalents", "pairs_equivalents", "erase_seconds", "artefact_bytes")
+TAKEN = ("erase_equivalents", "pairs_equivalents", "fisher_equivalents", "erase_seconds", "artefact_bytes")
 """Costs that have a column."""
 
 
@@ -111,7 +113,8 @@ def _told(kept: Kept, method: str) -> tuple[str, list[str]]:
         return UNSAID, [UNSAID]
     known = first["knowledge"]
     if not known["targets"]:
-        return ORIGINAL, [ORIGINAL]
+        other = kept.plan.get("method", {}).get(method, {}).get("model")
+        return (ANOTHER, [ANOTHER]) if other else (ORIGINAL, [ORIGINAL])
     return in_words(known) or NAMES, kinds(known) or [NAMES]
 
 
@@ -134,9 +137,12 @@ def _of(group: str, metric: str) -> Callable[[str, Known], Cell]:
 
 
 def _attacked(method: str, known: Known) -> Cell:
-    """The worst that an attack left of an erasure: the least ESR-1, or else the least DSR."""
+    """The worst that an attack left of an erasure: the least ESR-1, or else the least DSR.
+
+    Twice an attack's budget is left out: only some rows were given it.
+    """
     rows = [row for (name, _, _), row in known.items() if name == method and "verdict" not in row]
-    attacked = [row for row in rows if group_of(row).kind == "attack"]
+    attacked = [row for row in rows if group_of(row).kind == "attack" and not row["group"].endswith(DOUBLED)]
     for metric in ("esr@1", "dsr"):
         found = [row for row in attacked if row["metric"].split(" ")[0] == metric]
         if found:
