@@ -58,8 +58,8 @@ def answered(plan: Plan, records: Records) -> frozenset[str]:
 
 def _measured(measurement: Measurement) -> Measured:
     job = measurement.job
-    told = (job.metric, _written(job.settings)) if isinstance(job, MeasureJob) else ("", "")
-    return (measurement.folder, *told)
+    metric, settings = (job.metric, _written(job.settings)) if isinstance(job, MeasureJob) else ("", "")
+    return measurement.folder, metric, settings
 
 
 def _written(settings: Mapping[str, Any]) -> str:

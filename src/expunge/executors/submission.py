@@ -80,7 +80,8 @@ class Contribution:
         """What was found, a sentence a line."""
         plan, name = self.of.plan, self.of.name
         added = f", with {len(self.of.added)} rows added: {', '.join(self.of.added)}" if self.of.added else ""
-        yield f"the plan is '{name}'{added}"
+        more = f"; it has more: {', '.join(self.of.more)}" if self.of.more else ""
+        yield f"the plan is '{name}'{added}{more}"
         folders = {r["provenance"]["images"] for r in self.records if "images" in r["provenance"]}
         yield (
             f"{len(self.records):,} records of {len(plan.grid.method)} rows, {len(plan.grid.seed)} training seeds and "
@@ -278,14 +279,14 @@ def left_out(row: Mapping[str, Any]) -> bool:
 
 
 def write(contribution: Contribution, out: Path, overwrite: bool = False) -> list[Path]:
-    """Write what is to be sent into ``out``, in the layout of benchmarks/; the plan too, if it has rows added.
+    """Write what is to be sent into ``out``, in the layout of benchmarks/; the plan too, if anything was added.
 
     Raises:
         ExpungeError: if a file exists (unless ``overwrite``), before any is written.
     """
     name = contribution.of.name
     files = [out / f"{name}.jsonl", out / f"{name}.md"]
-    if contribution.of.added:
+    if contribution.of.added or contribution.of.more:
         files.append(out / f"{name}.toml")
     if not overwrite:
         for file in files:
