@@ -129,7 +129,10 @@ def test_twice_the_budget_another_model_and_fisher_information_have_their_place(
     """A row under an attack, as only some were doubled; one that is another model; and one with Fisher information."""
     (kept,) = [one for one in board.kept if one.name == "uce-dev"]
     of = {"method": "paper-first", "training_seeds": 1, "splits": 1, "n": 60}
-    number = lambda group, value: {**of, "group": group, "metric": "dsr", "value": value, "low": value, "high": value}  # noqa: E731
+
+    def number(group, value):
+        return {**of, "group": group, "metric": "dsr", "value": value, "low": value, "high": value}
+
     first = next(i for i, row in enumerate(kept.summary) if row["method"] == "paper-first")
     taken = {**kept.summary[first], "fisher_equivalents": 4321.0}
     summary = [*kept.summary[:first], taken, *kept.summary[first + 1 :]]
