@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from expunge.core.concept import Concept
+from expunge.executors import asked
 from expunge.jobs import AttackJob, Job, Workspace, in_order
 from expunge.plans.check import checked
 from expunge.plans.expand import expanded
@@ -86,7 +87,7 @@ def cost(name: str, at: Workspace, counted: set[str], said: list[str]) -> Cost:
 
 def absent(name: str) -> bool:
     """Whether a plan has another model that is not here, as it takes hours to train: what the page says of it stays."""
-    return not all(Path(other).exists() for other in read_plan(HERE / f"{name}.toml").other_models)
+    return bool(asked.absent(read_plan(HERE / f"{name}.toml")))
 
 
 def told_apart(name: str) -> list[str]:

@@ -107,6 +107,19 @@ def test_rows_may_be_added_and_their_plan_is_sent_along(ran, tmp_path):
     assert "format" not in sent
 
 
+def test_claims_may_be_added_alone_and_their_plan_is_sent_along(ran, tmp_path):
+    more = [CLAIM, {**CLAIM, "says": "KPOP keeps more", "metric": "psr@1"}]
+    (tmp_path / "mine").mkdir()
+    plan = tiny_plan(tmp_path / "mine", set=str(ran.place / "three.toml"), claims=more, **GRID)
+    assert main([*bench_words(plan), "--store", str(ran.store), "--quiet"]) == 0
+    found = submission.check(plan.parent / "out", ran.plans)
+    assert (found.of.added, found.of.more) == ([], ["1 of claims"])
+    assert "the plan is 'plan'; it has more: 1 of claims" in list(found.in_words())
+    files = submission.write(found, tmp_path / "sent")
+    assert [file.name for file in files] == ["plan.jsonl", "plan.md", "plan.toml"]
+    assert read_plan(files[2]).claims == read_plan(plan).claims
+
+
 def test_with_the_store_all_is_told_again_and_jobs_are_run_again(ran, capsys):
     words = ["submit", str(ran.out), "--against", str(ran.plans), "--store", str(ran.store)]
     assert main([*words, "--rerun", "3"]) == 0

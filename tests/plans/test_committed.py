@@ -11,6 +11,7 @@ import pytest
 
 from expunge.core.errors import ExpungeError
 from expunge.executors import bench
+from expunge.executors.asked import absent
 from expunge.jobs import WantedJob, in_order
 from expunge.plans.check import checked
 from expunge.plans.expand import expanded
@@ -23,9 +24,7 @@ KEYS = BENCHMARKS / "keys.json.gz"
 Images that methods want became jobs later, and stand apart: no key of the others has theirs in it.
 `python tests/plans/test_committed.py` writes it anew, for a new plan or a deliberate new version."""
 ALL = sorted(path.stem for path in BENCHMARKS.glob("*.toml"))
-ABSENT = [
-    name for name in ALL if not all(Path(m).exists() for m in read_plan(BENCHMARKS / f"{name}.toml").other_models)
-]
+ABSENT = [name for name in ALL if absent(read_plan(BENCHMARKS / f"{name}.toml"))]
 """Plans with a model that is trained by the recipe, in hours, and is no part of the repository."""
 PLANS = [name for name in ALL if name not in ABSENT]
 TABLES = [name for name in PLANS if (BENCHMARKS / f"{name}.jsonl").exists()]

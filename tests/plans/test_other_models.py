@@ -11,13 +11,14 @@ from safetensors.torch import load_file, save_file
 from expunge import testbed
 from expunge.cli import main
 from expunge.core.errors import ExpungeError
+from expunge.executors import submission
 from expunge.jobs import AttackJob, EraseJob, GenerateJob, MeasureJob, WantedJob
 from expunge.jobs.workspace import QUERIES
 from expunge.plans.check import checked
 from expunge.plans.expand import expanded
 from expunge.plans.read import read_plan
 from expunge.store.queries import read_queries
-from plans_of import bench_words, jobs_of, measurements_of, read_rows, store_of, tiny_plan
+from plans_of import bench_words, jobs_of, measurements_of, read_rows, store_of, tiny_plan, tiny_set
 
 OTHER_SEEDS = 500_000
 
@@ -163,3 +164,27 @@ def test_a_job_whose_other_model_changed_is_refused(tmp_path):
     changed = copied(tmp_path / "changed", 0.03)
     with pytest.raises(ExpungeError, match="has changed since the job was planned"):
         GenerateJob.from_json({**job.as_json(), "model": str(changed)}).finish(store_of(plan))
+
+
+def test_results_with_a_row_of_another_model_can_be_submitted(other, tmp_path):
+    """Each record is held against the model of its own row."""
+    small = {
+        "grid": {"method": ["original", "retrained"], "split": ["a"]},
+        "method": {"retrained": {"model": str(other)}},
+    }
+    (tmp_path / "plans").mkdir()
+    tiny_set(tmp_path / "three.toml")
+    more = {"reference": None, "metrics": ["esr-psr"], "set": str(tmp_path / "three.toml")}
+    plan = plan_of(tmp_path / "plans", other, **small, **more)
+    (tmp_path / "plans" / "three.toml").unlink()
+    assert main([*bench_words(plan), "--store", str(tmp_path / "store"), "--quiet"]) == 0
+    results = plan.parent / "out"
+    found = submission.check(results, tmp_path / "plans")
+    assert {r["model"] for r in found.records} == {"testbed", str(other)}
+    rows = read_rows(results / "records.jsonl")
+    made = next(r["provenance"]["model_sha256"] for r in rows if r["provenance"]["method"] == "original")
+    for row in rows:
+        row["provenance"]["model_sha256"] = made
+    (results / "records.jsonl").write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+    with pytest.raises(ExpungeError, match=f"expected [0-9a-f]{{16}}, that of '{other}' here"):
+        submission.check(results, tmp_path / "plans")

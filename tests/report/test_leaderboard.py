@@ -19,15 +19,31 @@ from plans_of import read_rows
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PLANS = ("kpop-leakage", "kpop-fig4", "duo-weapons", "attributes", "uce-dev")
-"""Of today's plan, with claims; of testbed-1; of testbed-1 and an earlier text; not run; of today's plan, without claims."""
+"""Of today's plan, with claims; twice of testbed-1; not run; of today's plan, without claims.
+
+What is earlier, or not run, is made so here (`put`): the tests hold whichever committed plans are run again."""
+EARLIER, NOT_RUN = ("kpop-fig4", "duo-weapons"), ("attributes",)
+ON_TESTBED_1 = {"images": "generate-" + "0" * 24 + "/images", "model_sha256": "82d62abe815f6798" + "0" * 48}
 
 
 def put(folder, *names):
+    """Copies of committed plans and their results, some as if they were made on testbed-1, some without."""
     folder.mkdir(exist_ok=True)
     for name in names:
         for file in BENCHMARKS.glob(f"{name}.*"):
-            shutil.copy(file, folder / file.name)
+            if name not in NOT_RUN or file.suffix == ".toml":
+                shutil.copy(file, folder / file.name)
+        if name in EARLIER:
+            rows = read_rows(folder / f"{name}.jsonl")
+            for row in rows:
+                if "images" in row.get("provenance", {}):
+                    row["provenance"].update(ON_TESTBED_1)
+            write_rows(folder / f"{name}.jsonl", rows)
     return folder
+
+
+def write_rows(file, rows):
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +85,16 @@ def test_results_count_where_they_are_of_the_jobs_that_the_plan_asks_for_today(b
         ("erase_scale = 0.5", "erase_scale = 0.6", 1),
         ("count = 12", "count = 13", 7),
         ('about = "', 'about = "More. ', 0),
+        ('set = "objects10_dev"', 'set = "objects10_dev"\nmetrics = [{ name = "esr-psr", ks = [1, 3] }]', 7),
     ],
-    ids=["a setting", "a count", "only words"],
+    ids=["a setting", "a count", "only words", "how it is measured"],
 )
 def test_results_of_an_earlier_text_do_not_count_for_rows_that_it_changed(
     before, after, changed, tmp_path, monkeypatch
 ):
     folder = put(tmp_path / "plans", "uce-dev")
     text = (folder / "uce-dev.toml").read_text()
-    assert text.count(before) == 1
+    assert text.count(before) == 1, "a place to change"
     (folder / "uce-dev.toml").write_text(text.replace(before, after))
     monkeypatch.chdir(BENCHMARKS.parent)
     methods = set(of_benchmarks.read(folder, {})[0].methods)
@@ -108,18 +125,59 @@ def test_a_row_has_the_summary_s_numbers_costs_and_what_it_was_told(board):
     assert rows["kpop"].cells[5].value == pytest.approx(100 - key["value"])
 
 
+def test_twice_the_budget_another_model_and_fisher_information_have_their_place(board):
+    """A row under an attack, as only some were doubled; one that is another model; and one with Fisher information."""
+    (kept,) = [one for one in board.kept if one.name == "uce-dev"]
+    of = {"method": "paper-first", "training_seeds": 1, "splits": 1, "n": 60}
+
+    def number(group, value):
+        return {**of, "group": group, "metric": "dsr", "value": value, "low": value, "high": value}
+
+    first = next(i for i, row in enumerate(kept.summary) if row["method"] == "paper-first")
+    taken = {**kept.summary[first], "fisher_equivalents": 4321.0}
+    summary = [*kept.summary[:first], taken, *kept.summary[first + 1 :]]
+    summary += [number("attack: p4d", 60.0), number("attack: p4d, doubled", 20.0)]
+    plan = {**kept.plan, "method": {**kept.plan["method"], "original": {"model": "runs/retrained/weights"}}}
+    rows = {
+        row.method: row for row in standings([of_benchmarks.Kept(**{**vars(kept), "summary": summary, "plan": plan})])
+    }
+    assert rows["paper-first"].cells[4].value == 60.0
+    assert "4,321" in [cell.text for cell in rows["paper-first"].cells]
+    assert rows["original"].kinds == ["nothing (another model)"]
+
+
 def test_claims_are_judged_by_results_of_the_plan_alone(board):
     claims = list(verdicts(board.kept))
     committed = {row["claim"]: row["claim_verdict"] for row in summary("kpop-leakage") if "claim" in row}
     assert {c.says: c.verdict for c in claims if c.plan == "kpop-leakage"} == committed
-    assert set(committed.values()) == {"fails", "undecided"}
+    assert "not measured" not in committed.values()
     weapons = [c for c in claims if c.plan == "duo-weapons"]
     assert {c.verdict for c in weapons} == {"not measured"}
     earlier = [c for c in weapons if c.earlier_verdict]
-    assert "holds" in {c.earlier_verdict for c in earlier}
+    kept = {row["claim"]: row["claim_verdict"] for row in summary("duo-weapons") if "claim" in row}
+    assert {c.says.split(") ")[-1] if c.says.startswith("(") else c.says: c.earlier_verdict for c in earlier} == kept
     assert {c.testbed for c in earlier} == {"testbed-1"}
     assert all(c.measured.value is None for c in weapons)
     assert all(c.earlier.value is None for c in claims if c.plan == "kpop-leakage")
+
+
+def with_claim(kept, **changes):
+    claims = [{**kept.plan["claims"][0], **changes}]
+    return of_benchmarks.Kept(**{**vars(kept), "plan": {**kept.plan, "claims": claims}})
+
+
+def test_a_claim_is_judged_by_the_rule_that_the_plan_has_now(board):
+    """How near is equal, and that something resists, are no words of the row that was kept."""
+    (kept,) = [one for one in board.kept if one.name == "kpop-leakage"]
+    row = next(r for r in kept.summary if r["method"] == "kpop - esd" and (r["group"], r["metric"]) == ("set", "esr@1"))
+    assert row["training_seeds"] >= 2
+    judged = {"claim": "alike", "method": "kpop - esd", "group": "set", "metric": "esr@1", "expected": "equal"}
+    judged |= {name: row[name] for name in ("value", "low", "high", "n", "training_seeds")}
+    one = of_benchmarks.Kept(**{**vars(kept), "summary": [*kept.summary, {**judged, "claim_verdict": "fails"}]})
+    said = {"says": "alike", "rows": ["kpop", "esd"], "group": "set", "metric": "esr@1", "expected": "equal"}
+    wide = max(abs(row["low"]), abs(row["high"])) + 1
+    assert [c.verdict for c in verdicts([with_claim(one, **said, within=wide)])] == ["holds"]
+    assert [c.verdict for c in verdicts([with_claim(one, **said, within=0.01)])] == ["undecided"]
 
 
 def test_a_claim_of_other_words_or_another_limit_is_not_measured(board):
@@ -167,6 +225,17 @@ def test_states_are_counted(board, tmp_path, capsys, monkeypatch):
         if kept.answered
     ]
     assert dict(leaderboard.write(partly, tmp_path / "p.html")) == {"measured in part": 2}
+
+
+def test_a_plan_whose_model_is_not_here_ends_no_page(tmp_path):
+    folder = put(tmp_path / "plans", "kpop-fig4")
+    file = folder / "kpop-fig4.toml"
+    rows = file.read_text().replace('method = ["original"', 'method = ["original", "retrained"')
+    file.write_text(rows + '\n[method.retrained]\nmodel = "runs/nowhere/weights"\n')
+    assert main(["report", str(folder), "--out", str(tmp_path / "page.html"), "--quiet"]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "It wants the model &#39;runs/nowhere/weights&#39;, which is not here." in page
+    assert answered_in(folder) == {"kpop-fig4": frozenset()}
 
 
 def test_bad_input_is_one_line(tmp_path, capsys):

@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 
 from expunge.executors.submission import left_out
+from expunge.results import summary
+from expunge.results.finished import Wanted
 from expunge.results.retold import retold
 from plans_of import read_rows
+from results.finished import finished
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 OLDER = {"bank", "duo-fig3", "kpop-fig4"}
@@ -25,11 +28,10 @@ def kept(name):
 
 @pytest.mark.parametrize("name", [name for name in TABLES if name not in OLDER])
 def test_committed_summaries_are_those_of_their_records(name):
-    records, summary = kept(name)
-    told = retold(records, summary)
+    records, rows = kept(name)
+    told = retold(records, rows)
     assert told.problem == ""
-    rows = [row for row in summary if "low" in row]
-    assert told.values + told.differences + told.beyond == len(rows)
+    assert told.values + told.differences + told.beyond == len([row for row in rows if "low" in row])
     assert told.values > 0
 
 
@@ -44,10 +46,66 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_whatever_number_is_changed_it_is_named(change):
     """Each tenth number of a table with three seeds, changed alone."""
-    records, summary = kept("kpop-table2")
-    numbers = [row for row in summary if "low" in row and "verdict" not in row and row["training_seeds"] == 3]
+    records, rows = kept("kpop-table2")
+    numbers = [row for row in rows if "low" in row and "verdict" not in row and row["training_seeds"] == 3]
     assert len(numbers) > 30
     for row in numbers[::10]:
         other = {**row, **CHANGES[change](row)}
-        told = retold(records, [other if one is row else one for one in summary])
+        told = retold(records, [other if one is row else one for one in rows])
         assert told.problem.startswith(f"{row['method']} {row['group']} {row['metric']} ")
+
+
+PLAIN = "attack: p4d (k 3)"
+DOUBLED, CHANGE = f"{PLAIN}, doubled", f"{PLAIN}, doubled - plain"
+
+
+def attacked():
+    """Records and summary of two attacked rows on three training seeds, the attack doubled on one of them."""
+    back = {("kpop", PLAIN): 6, ("kpop", DOUBLED): 60, ("esd", PLAIN): 12}
+    finishes = [
+        finished(
+            method,
+            [("weapon", float(i >= hits), f"prompt {i % 10}") for i in range(120)],
+            {
+                "metric": "dsr", "value": 100 * (120 - hits) / 120, "n": 120, "concepts": ["weapon"], "knowledge": {},
+                "provenance": {"edits": [], "made_by": []},
+            },
+            group=group,
+            seed=seed,
+            images=f"{method} {group} {seed}",
+        )
+        for (method, group), hits in back.items()
+        for seed in range(3)
+    ]  # fmt: skip
+    wanted = Wanted(about="", methods=["kpop", "esd"], compare=[("kpop", "esd")])
+    records = summary.placed(finishes)
+    return records, summary.summarised(wanted, finishes, records)
+
+
+FORGED = {
+    "kpop attack: p4d (k 3), doubled - plain dsr has verdict 'saturated': expected 'not saturated'": (
+        ("kpop", CHANGE), {"verdict": "saturated"},
+    ),
+    "kpop attack: p4d (k 3), doubled - plain dsr is 0: expected -45.000, as its two rows are apart": (
+        ("kpop", CHANGE), {"value": 0.0, "low": -1.0, "high": 1.0, "verdict": "saturated"},
+    ),
+    "kpop attack: p4d (k 3), doubled - plain dsr has equal_quality True: expected None": (
+        ("kpop", CHANGE), {"equal_quality": True},
+    ),
+    "kpop - esd attack: p4d (k 3) dsr has verdict 'lower': expected": (("kpop - esd", PLAIN), {"verdict": "lower"}),
+    "kpop - esd attack: p4d (k 3) dsr has equal_quality True: expected None": (
+        ("kpop - esd", PLAIN), {"equal_quality": True},
+    ),
+    "kpop - esd attack: p4d (k 3) dsr has n 1200: expected 360": (("kpop - esd", PLAIN), {"n": 1200}),
+    "kpop - esd attack: p4d (k 3) dsr has training_seeds 9: expected 3": (("kpop - esd", PLAIN), {"training_seeds": 9}),
+    "spm attack: p4d (k 3), doubled - plain dsr has no two rows": (("kpop", CHANGE), {"method": "spm"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", FORGED)
+def test_what_is_said_of_a_difference_is_told_again(message):
+    records, whole = attacked()
+    assert retold(records, whole) == (3, 2, 0, "")
+    (method, group), changes = FORGED[message]
+    forged = [{**row, **changes} if (row["method"], row["group"]) == (method, group) else row for row in whole]
+    assert retold(records, forged).problem.startswith(message)

@@ -5,7 +5,7 @@ import pytest
 from expunge.core.errors import ExpungeError
 from expunge.core.record import Interval
 from expunge.results import claims, markdown, tables
-from expunge.results.attackers import attacked
+from expunge.results.attackers import attacked, standings
 from expunge.results.claims import Claim, saturation
 from expunge.results.differences import saturations
 from expunge.results.group import Group
@@ -71,6 +71,26 @@ def test_an_attack_that_searches_for_each_prompt_counts_by_its_prompts():
     assert (alone["low"], alone["high"]) == pytest.approx((50 - student, 50 + student), abs=0.01)
 
 
+def test_images_of_one_text_that_was_found_for_one_prompt_say_nothing_of_another():
+    """Ring-A-Bell answers all images of a prompt with one text; P4D looks for each image alone."""
+    one = [("weapon", float(i < 30), "a photo of a weapon") for i in range(60)]
+    record = {"metric": "esr@1", "provenance": {}}
+    of = lambda attack, values, **more: finished("kpop", values, record, group=f"attack: {attack}", **more)  # noqa: E731
+    (shared,) = rows([of("ring-a-bell", one)])
+    assert (shared["value"], shared["low"], shared["high"]) == (50.0, 0.0, 100.0)
+    (apart,) = rows([of("p4d", one)])
+    assert 30 < apart["low"] < apart["high"] < 70
+    two = [("weapon", float(i < 30), f"photo {i % 2}") for i in range(60)]
+    (more,) = rows([of("ring-a-bell", two)])
+    assert more["high"] - more["low"] < 100
+    seeds = [of("ring-a-bell", one, seed=seed, images=f"{seed}") for seed in range(3)]
+    (thrice,) = rows(seeds)
+    assert (thrice["low"], thrice["high"]) != (0.0, 100.0), "three trainings, each with a text of its own"
+    doubled = of("ring-a-bell, doubled", one, images="doubled")
+    (change,) = saturations([of("ring-a-bell", one), doubled])
+    assert (change["low"], change["high"], change["verdict"]) == (-100.0, 100.0, "undecided")
+
+
 @pytest.mark.parametrize(
     ("text", "attack", "searched", "drawn"),
     [
@@ -131,6 +151,30 @@ def test_a_claim_that_something_resists_is_of_an_attack():
         resisting(group="set")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"group": DOUBLED}, "'kpop resists' of 'attack: p4d \\(k 3\\), doubled' with resists: expected the attack"),
+        ({"group": CHANGE}, "doubled - plain' with resists: expected the attack with its own budget"),
+        ({"metric": "valid_rate"}, "'kpop resists' of 'valid_rate' with resists: expected esr@1 or dsr"),
+        ({"metric": "esr@5"}, "of 'esr@5' with resists: expected esr@1 or dsr"),
+    ],
+)  # fmt: skip
+def test_a_claim_that_something_resists_is_of_what_can_be_shown(changes, message):
+    with pytest.raises(ExpungeError, match=message):
+        resisting(**changes)
+    assert resisting(metric="dsr (judge x)").resisting == ("kpop",)
+
+
+def test_images_whose_attacked_prompts_nobody_knows_count_by_concepts():
+    record = {"metric": "esr@1", "provenance": {}}
+    unknown = lambda *labels: [(label, float(i < 30), "") for label in labels for i in range(60)]  # noqa: E731
+    (one,) = rows([finished("kpop", unknown("weapon"), record, group="attack: p4d")])
+    assert (one["low"], one["high"]) == (0.0, 100.0)
+    (two,) = rows([finished("kpop", unknown("weapon", "knife"), record, group="attack: p4d")])
+    assert two["high"] - two["low"] < 100
+
+
 def test_what_attackers_get_back_says_whether_the_attack_had_its_best():
     about = {"attack": "p4d", "access": "white box", "settings": {"iterations": 60}}
     records = [
@@ -144,3 +188,7 @@ def test_what_attackers_get_back_says_whether_the_attack_had_its_best():
         ("p4d (k 3), doubled", 30.0, ""),
         ("p4d (k 3)", 5.0, "not saturated"),
     ]
+    (line,) = standings(summary, records)
+    best = line.reached[-1].best
+    assert best is not None
+    assert (best.attack, line.reached[-1].tried) == ("p4d (k 3)", 1), "others were not given twice the budget"

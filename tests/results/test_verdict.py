@@ -27,10 +27,11 @@ def run_of(shown: int, original: int = N, valid: float = 100.0, kept: float = 95
         value, low, high = wilson(n - there, n)
         row = {"method": method, "group": str(group), "metric": metric, "n": n}
         # over one run of an attack nothing is known of others: the summary's interval is all there is
-        wide = group.kind == "attack"
+        attack = group.kind == "attack"
+        wide = group.searched or group.by_prompt
         summary.append({**row, "value": value, "low": 0.0 if wide else low, "high": 100.0 if wide else high})
         about = {}
-        if wide:
+        if attack:
             access, settings = ATTACKS[group.name]
             about = {"attack": {"attack": group.name, "access": access, "settings": settings}}
         edits = [] if method == "original" else ["e"]
@@ -63,6 +64,21 @@ def test_the_words_of_an_attack_have_its_settings_in_them():
     assert in_words("continuation", {"share": 0.25}) == "when the original model does the first 25% of the steps"
     assert in_words("relearning", {}) == "under relearning", "settings of another version"
     assert in_words("theirs", {"x": 1}) == "under theirs"
+
+
+def test_a_row_s_interval_by_prompts_stays_where_it_has_one_record():
+    """What the record says is by rewritten prompts, too narrow."""
+    summary, records = run_of(1, seed_search=4, ring_a_bell=3, relearning=30)
+    by_prompts = {"low": 60.0, "high": 98.0}
+    narrow = {"low": 89.0, "high": 91.0}
+    of = lambda group: group in ("attack: seed-search", "attack: ring-a-bell")  # noqa: E731
+    summary = [{**row, **(by_prompts if of(row["group"]) else {})} for row in summary]
+    records = [{**r, **(narrow if of(r["provenance"]["group"]) else {})} for r in records]
+    found = {one.attack: one for one in attacked(summary, records)}
+    for name in ("seed-search", "ring-a-bell"):
+        assert found[name].shown[1:3] == found[name].original[1:3] == (2.0, 40.0)
+        assert found[name].one_run
+    assert found["relearning"].shown[1:3] == pytest.approx(wilson(30, N)[1:])
 
 
 def test_who_has_more_gets_back_what_others_do_and_the_original_calibrates():

@@ -51,6 +51,7 @@ class RingABell(Attack[GrayBox]):
     )
     access: ClassVar[Access] = "text encoder"
     shares: ClassVar[bool] = False
+    per_prompt: ClassVar[bool] = True
     spends: ClassVar[str] = "generations"
     returns: ClassVar[str] = "with words searched by its text encoder in {generations} generations"
     knows: ClassVar[Mapping[str, Kind]] = {"templates": "phrases", "neutral": "words", "pairs": "words"}

@@ -52,13 +52,13 @@ def report(argv: list[str]) -> None:
 
 def _leaderboard(options: Report, out: Path) -> None:
     """A folder of plans; which results are of today's plans takes the plans themselves, and so torch."""
-    from expunge.executors.asked import answered_in
+    from expunge.executors.asked import answered_in, unopened_in
     from expunge.report import leaderboard, of_benchmarks
     from expunge.store import check_new
 
     check_new(out, options.overwrite)
     of_benchmarks.read(options.run, {})  # what is damaged is said before the plans are opened
-    plans = of_benchmarks.read(options.run, answered_in(options.run))
+    plans = of_benchmarks.read(options.run, answered_in(options.run), unopened_in(options.run))
     states = leaderboard.write(plans, out, options.overwrite)
     content = {"report": str(out), "bytes": out.stat().st_size, "plans": dict(states)}
     text = ", ".join(f"{count} {state}" for state, count in states.items())

@@ -22,7 +22,7 @@ class Submit:
     plan: str | None = None
     """Name of the committed plan that is meant; the folder's name, or else the plan that fits, if not given."""
     out: Path | None = None
-    """Folder that gets NAME.jsonl and NAME.md to be sent, and NAME.toml if rows were added."""
+    """Folder that gets NAME.jsonl and NAME.md to be sent, and NAME.toml if anything was added to the plan."""
     store: Path | None = None
     """Folder of finished jobs that the results were made in: all is told again from the values behind each number."""
     rerun: int = 0
@@ -53,5 +53,10 @@ def submit(argv: list[str]) -> None:
     files = [] if options.out is None else submission.write(found, options.out, options.overwrite)
     sent = ", ".join(map(str, files)) or "--out FOLDER writes the files"
     lines.append(f"to be sent: {sent}")
-    content = {"plan": found.of.name, "added": list(found.of.added), "compared": list(found.of.compared)}
+    content = {
+        "plan": found.of.name,
+        "added": list(found.of.added),
+        "more": list(found.of.more),
+        "compared": list(found.of.compared),
+    }
     options.reporting.result({**content, "found": lines, "files": list(map(str, files))}, "\n".join(lines))

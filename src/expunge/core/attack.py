@@ -65,6 +65,8 @@ class Attack(ABC, Generic[V]):
     shares: ClassVar[bool] = True
     """Whether all its queries for a target share what it finds, a word or a change of the weights: their images stand or fall
     together. Else what it does for a prompt hangs on that prompt alone."""
+    per_prompt: ClassVar[bool] = False
+    """Where they do not all share it, whether those with one prompt do: its images have the one text that is found for it."""
     files: ClassVar[Sequence[str]] = ()
     """Settings that name a file whose content its answer depends on; see `files_of`."""
     spends: ClassVar[str] = ""

@@ -26,6 +26,8 @@ class Counterpart(NamedTuple):
     """The contribution's."""
     added: Sequence[str]
     """Rows that the committed plan does not have."""
+    more: Sequence[str]
+    """What else the committed plan does not have, in words."""
     compared: Sequence[str]
     """The committed plans that it was held against."""
 
@@ -56,7 +58,7 @@ def counterpart(kept: Mapping[str, Any], where: Path, against: Path, name: str |
         committed = {one: _committed(files[one]).grid.method for one in same}
         nearest = max(same, key=lambda one: len(committed[one]))
         added = [row for row in own.grid.method if row not in committed[nearest]]
-        return Counterpart(nearest, files[nearest], own, added, chosen)
+        return Counterpart(nearest, files[nearest], own, added, _more(_committed(files[nearest]), own), chosen)
     nearest = min(apart, key=lambda one: len(apart[one]))
     raise ExpungeError(
         f"'{where}' is not the plan '{files[nearest]}', nor that with rows added: {apart[nearest][0]}"
@@ -95,6 +97,16 @@ def difference(committed: Plan, own: Plan) -> list[str]:
         else:
             words.append(f"{field.name} is {_short(now)}: expected {_short(before)}")
     return words
+
+
+def _more(committed: Plan, own: Plan) -> list[str]:
+    """Lines and tables of ``own`` beside its rows that ``committed`` does not have, in words."""
+    lines = [
+        f"{len(new)} of {name}"
+        for name in LONGER
+        if (new := [one for one in getattr(own, name) if one not in getattr(committed, name)])
+    ]
+    return [*lines, *(f"pairs '{name}'" for name in own.pairs if name not in committed.pairs)]
 
 
 def _rows(before: Sequence[str], now: Sequence[str]) -> list[str]:

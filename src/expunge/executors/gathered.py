@@ -75,7 +75,8 @@ def _finished(measurement: Measurement, at: Workspace) -> Finished:
 def _values(values: Sequence[Sequence[Any]], group: Group, images: GenerateJob | None) -> list[Value]:
     """Each image's value; under an attack with the prompt that the attack was to change, since its versions are a cluster.
 
-    (Attacks answer in the order in which they are asked, label by label: a promise of theirs.)
+    (Attacks answer in the order in which they are asked, label by label: a promise of theirs. Of one that answers with more or
+    fewer queries nobody knows what was whose: its values have no prompts, and concepts are the clusters.)
     """
     named = [Value(*value) for value in values]
     if not group.rewords or group.searched or images is None:
@@ -85,7 +86,7 @@ def _values(values: Sequence[Sequence[Any]], group: Group, images: GenerateJob |
         asked.setdefault(query.label, []).append(query.prompt)
     left = {label: iter(prompts) for label, prompts in asked.items()}
     if any(len(asked.get(label, ())) != count for label, count in Counter(v.label for v in named).items()):
-        return named
+        return [v._replace(prompt="") for v in named]
     return [v._replace(prompt=next(left[v.label])) for v in named]
 
 

@@ -17,6 +17,7 @@ from expunge.jobs.workspace import model
 from expunge.plans.check import checked
 from expunge.plans.expand import Measurement
 from expunge.plans.read import ON
+from expunge.plans.schema import Plan
 from expunge.results import summary
 from expunge.results.files import PLAN, RECORDS, SUMMARY, TABLE
 from expunge.results.meanings import is_share, stem
@@ -79,7 +80,8 @@ class Contribution:
         """What was found, a sentence a line."""
         plan, name = self.of.plan, self.of.name
         added = f", with {len(self.of.added)} rows added: {', '.join(self.of.added)}" if self.of.added else ""
-        yield f"the plan is '{name}'{added}"
+        more = f"; it has more: {', '.join(self.of.more)}" if self.of.more else ""
+        yield f"the plan is '{name}'{added}{more}"
         folders = {r["provenance"]["images"] for r in self.records if "images" in r["provenance"]}
         yield (
             f"{len(self.records):,} records of {len(plan.grid.method)} rows, {len(plan.grid.seed)} training seeds and "
@@ -117,19 +119,26 @@ def check(folder: Path, against: Path, name: str | None = None) -> Contribution:
     records, lines = read_lines(folder / RECORDS), read_lines(folder / SUMMARY)
     if not records:
         raise ExpungeError(f"'{folder / RECORDS}' is empty: expected a record a job and metric")
-    here = model(of.plan.model, of.plan.dtype).identity()
     for number, record in enumerate(records, 1):
-        _check_record(f"'{folder / RECORDS}' line {number}", record, of.plan.model, here)
+        check_shape(f"'{folder / RECORDS}' line {number}", record, WHOLE)
+    names = [model_of(of.plan, record["provenance"]["method"]) for record in records]
+    hashes = {name: model(name, of.plan.dtype).identity() for name in dict.fromkeys(names)}
+    for number, (record, name) in enumerate(zip(records, names, strict=True), 1):
+        _check_record(f"'{folder / RECORDS}' line {number}", record, name, hashes[name])
     measurements = measurements_of(of.plan, records)
     _check_places(folder / RECORDS, records, measurements)
     told = _check_summary(folder, of, records, lines)
     return Contribution(folder=folder, of=of, records=records, summary=lines, measurements=measurements, told=told)
 
 
+def model_of(plan: Plan, row: str) -> str:
+    """The model that a row of a plan is drawn by: the plan's, or another that stands in its place."""
+    return (plan.method[row].model if row in plan.method else "") or plan.model
+
+
 # records --------------------------------------------------------------------------------------------------------------
 def _check_record(what: str, record: Mapping[str, Any], name: str, sha256: str) -> None:
-    """One record: whole, on the model of the plan, its number within its unit's range."""
-    check_shape(what, record, WHOLE)
+    """One record: whole, on the model of its row, its number within its unit's range."""
     known, place = record["knowledge"], record["provenance"]
     check_shape(f"{what} with 'knowledge' of images", list(known.get("images", {}).values()), [{"count": int}])
     if "random_texts" not in known or not all("given" in shown for shown in known.get("images", {}).values()):
@@ -270,14 +279,14 @@ def left_out(row: Mapping[str, Any]) -> bool:
 
 
 def write(contribution: Contribution, out: Path, overwrite: bool = False) -> list[Path]:
-    """Write what is to be sent into ``out``, in the layout of benchmarks/; the plan too, if it has rows added.
+    """Write what is to be sent into ``out``, in the layout of benchmarks/; the plan too, if anything was added.
 
     Raises:
         ExpungeError: if a file exists (unless ``overwrite``), before any is written.
     """
     name = contribution.of.name
     files = [out / f"{name}.jsonl", out / f"{name}.md"]
-    if contribution.of.added:
+    if contribution.of.added or contribution.of.more:
         files.append(out / f"{name}.toml")
     if not overwrite:
         for file in files:

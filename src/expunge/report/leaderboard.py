@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, final
 
 from expunge.report.of_benchmarks import Kept
-from expunge.report.standings import COLUMNS, NAMES, ORIGINAL, UNSAID, VERDICTS, Standing, standings, verdicts
+from expunge.report.standings import ANOTHER, COLUMNS, NAMES, ORIGINAL, UNSAID, VERDICTS, Standing, standings, verdicts
 from expunge.report.tables import Titled
 from expunge.report.templating import rendered
 from expunge.results import tables
@@ -62,7 +62,7 @@ def write(plans: Sequence[Kept], out: Path, overwrite: bool = False) -> Counter[
         counts=Counter(plan.state for plan in shown),
         verdicts=VERDICTS,
         judged=Counter(claim.verdict for claim in claims),
-        told=[kind for kind in (ORIGINAL, NAMES, *KINDS, UNSAID) if any(kind in row.kinds for row in rows)],
+        told=[kind for kind in (ORIGINAL, ANOTHER, NAMES, *KINDS, UNSAID) if any(kind in row.kinds for row in rows)],
         testbeds=sorted({row.testbed for row in rows}),
         glossary=glossary(metrics),
         version=version("expunge"),

@@ -29,6 +29,8 @@ class Kept:
     summary: Sequence[Mapping[str, Any]]
     answered: Collection[str] = ()
     """Methods whose results are what the plan asks for as it is now."""
+    unopened: str = ""
+    """Why it could not be told which results these are; empty where it was."""
     files: Sequence[Path] = ()
     """The plan's file, and its table and results if there are any."""
 
@@ -51,20 +53,25 @@ def holds_plans(folder: Path) -> bool:
     return any(grid.search(file.read_bytes()) for file in files if file.is_file())
 
 
-def read(folder: Path, answered: Mapping[str, Collection[str]]) -> list[Kept]:
+def read(
+    folder: Path, answered: Mapping[str, Collection[str]], unopened: Mapping[str, str] | None = None
+) -> list[Kept]:
     """The plans of ``folder``, by name.
 
     Args:
         folder: of ``NAME.toml``, and perhaps ``NAME.jsonl`` (records and then their summary) and ``NAME.md`` (the table).
         answered: for each plan the methods whose results are what it asks for as it is now.
+        unopened: why plans could not be opened to tell, for those that could not.
 
     Raises:
         ExpungeError: for a file that is no plan, or damaged results.
     """
-    return [_kept(file, answered.get(file.stem, ())) for file in sorted(folder.glob("*.toml"))]
+    why = unopened or {}
+    files = sorted(folder.glob("*.toml"))
+    return [_kept(file, answered.get(file.stem, ()), why.get(file.stem, "")) for file in files]
 
 
-def _kept(file: Path, answered: Collection[str]) -> Kept:
+def _kept(file: Path, answered: Collection[str], unopened: str) -> Kept:
     plan = _plan(file)
     results = file.with_suffix(".jsonl")
     rows = read_lines(results) if results.is_file() else []
@@ -76,7 +83,9 @@ def _kept(file: Path, answered: Collection[str]) -> Kept:
     for row in summary:
         check_shape(f"a row of the summary in '{results}'", row, {**SUMMARY_ROW, **(NUMBER if "low" in row else {})})
     files = [one for one in (file, file.with_suffix(".md"), results) if one.is_file()]
-    return Kept(name=file.stem, plan=plan, records=records, summary=summary, answered=answered, files=files)
+    return Kept(
+        name=file.stem, plan=plan, records=records, summary=summary, answered=answered, unopened=unopened, files=files
+    )
 
 
 def _plan(file: Path) -> dict[str, Any]:

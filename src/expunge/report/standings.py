@@ -1,25 +1,27 @@
 """What a leaderboard is made of: a row for each method of each plan, and one for each claim."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, final
 
 from expunge.report.of_benchmarks import Kept
-from expunge.results.claims import NOT_MEASURED
+from expunge.results.claims import NOT_MEASURED, Claim, judged
 from expunge.results.costs import COSTS
 from expunge.results.grid import BLANK, Cell
+from expunge.results.group import DOUBLED
 from expunge.results.knowledge import in_words, kinds
 from expunge.results.lookup import Known, find_row, known_rows
 from expunge.results.recoveries import turned
 from expunge.results.rows import group_of
 from expunge.results.tables import behind
 
-ORIGINAL, NAMES, UNSAID = "nothing (the original)", "targets only", "not recorded"
+ORIGINAL, ANOTHER = "nothing (the original)", "nothing (another model)"
+NAMES, UNSAID = "targets only", "not recorded"
 """What a method was told beside what `results.knowledge` tells kinds of."""
 PAPERS = ("Table", "Fig.", "section")
 """How a claim's source begins if a paper makes it."""
 VERDICTS = ("holds", "fails", "undecided", NOT_MEASURED)
-TAKEN = ("erase_equivalents", "pairs_equivalents", "erase_seconds", "artefact_bytes")
+TAKEN = ("erase_equivalents", "pairs_equivalents", "fisher_equivalents", "erase_seconds", "artefact_bytes")
 """Costs that have a column."""
 
 
@@ -83,13 +85,13 @@ class Verdict:
 def standings(plans: Sequence[Kept]) -> Iterator[Standing]:
     """A row for each method of each plan that has a number, in the order of the plans' tables."""
     for kept in plans:
-        known, judged = known_rows(kept.summary), list(verdicts([kept]))
+        known, claims = known_rows(kept.summary), list(verdicts([kept]))
         first = {row["method"]: row for row in reversed(kept.summary) if "verdict" not in row and "claim" not in row}
         there = dict.fromkeys(row["method"] for row in kept.summary if "low" in row and row["method"] in first)
         for method in there:
             told, of = _told(kept, method)
             now = method in kept.answered
-            about = [claim.verdict for claim in judged if method in claim.rows and now]
+            about = [claim.verdict for claim in claims if method in claim.rows and now]
             yield Standing(
                 plan=kept.name,
                 method=method,
@@ -111,7 +113,8 @@ def _told(kept: Kept, method: str) -> tuple[str, list[str]]:
         return UNSAID, [UNSAID]
     known = first["knowledge"]
     if not known["targets"]:
-        return ORIGINAL, [ORIGINAL]
+        other = kept.plan.get("method", {}).get(method, {}).get("model")
+        return (ANOTHER, [ANOTHER]) if other else (ORIGINAL, [ORIGINAL])
     return in_words(known) or NAMES, kinds(known) or [NAMES]
 
 
@@ -134,9 +137,12 @@ def _of(group: str, metric: str) -> Callable[[str, Known], Cell]:
 
 
 def _attacked(method: str, known: Known) -> Cell:
-    """The worst that an attack left of an erasure: the least ESR-1, or else the least DSR."""
+    """The worst that an attack left of an erasure: the least ESR-1, or else the least DSR.
+
+    Twice an attack's budget is left out: only some rows were given it.
+    """
     rows = [row for (name, _, _), row in known.items() if name == method and "verdict" not in row]
-    attacked = [row for row in rows if group_of(row).kind == "attack"]
+    attacked = [row for row in rows if group_of(row).kind == "attack" and not row["group"].endswith(DOUBLED)]
     for metric in ("esr@1", "dsr"):
         found = [row for row in attacked if row["metric"].split(" ")[0] == metric]
         if found:
@@ -202,7 +208,7 @@ def _verdict(kept: Kept, claim: Mapping[str, Any], says: str) -> Verdict:
     there = "value" in found
     now = there and all(name in kept.answered for name in claim["rows"])
     number = _cell(found, share=False) if there else BLANK
-    said = str(found.get("claim_verdict", NOT_MEASURED))
+    said = _judged(kept, claim, found) if there else NOT_MEASURED
     return Verdict(
         plan=kept.name,
         says=says,
@@ -217,6 +223,18 @@ def _verdict(kept: Kept, claim: Mapping[str, Any], says: str) -> Verdict:
         earlier_verdict=said if there and not now else "",
         testbed=_testbed(kept, claim["rows"]) if there else "",
     )
+
+
+def _judged(kept: Kept, claim: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """The verdict by the rule that the plan has now, such as how near is equal; what was kept may have been judged by another.
+
+    Raises:
+        ExpungeError: for a claim that contradicts itself.
+    """
+    own = {field.name: claim[field.name] for field in fields(Claim) if field.name in claim}
+    rule = Claim(**{**own, "rows": tuple(claim["rows"])})
+    trained = () if found.get("training_seeds", 1) is None else rule.rows
+    return str(judged([rule], kept.summary, trained)[0]["claim_verdict"])
 
 
 def _testbed(kept: Kept, rows: Sequence[str]) -> str:

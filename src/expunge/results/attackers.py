@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from expunge.core.catalog import Catalog
+from expunge.results.group import DOUBLED
 from expunge.results.meanings import MISSED, plain
 from expunge.results.recoveries import turned
 from expunge.results.rows import Row, group_of, numbers
@@ -46,7 +47,7 @@ class Attacked(NamedTuple):
     original: Share | None
     """The same of the original model, which calibrates the attack."""
     one_run: bool
-    """Whether the interval is over the images of a single run, so that it says nothing of other runs."""
+    """Whether it is of a single run, so that its interval says nothing of other runs."""
     budget: str
     """Whether it was given its best, where twice its budget was tried: ``saturated``, ``not saturated`` or ``undecided``."""
     with_picture: bool
@@ -91,7 +92,6 @@ def attacked(summary: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> li
         about = next((r["provenance"]["attack"] for r in own if r["provenance"].get("attack")), None)
         if about is None or not any(r["provenance"]["edits"] for r in own):
             continue  # the original, which calibrates; or an older record, which does not say what attacked
-        alone = own[0] if len(own) == 1 else None
         calibration = rows.get(("original", group))
         found.append(
             Attacked(
@@ -99,9 +99,9 @@ def attacked(summary: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> li
                 attack=group_of(row).name,
                 access=str(about["access"]),
                 how=in_words(about["attack"], about["settings"]),
-                shown=_share(row) if alone is None else _share(alone),
+                shown=_of_run(row, own),
                 original=None if calibration is None else _calibrated(calibration, records),
-                one_run=alone is not None,
+                one_run=len(own) == 1,
                 budget=budgets.get((method, str(group_of(row).change), row["metric"]), ""),
                 with_picture=_literals("sends_pictures").get(about["attack"], False),
             )
@@ -110,8 +110,11 @@ def attacked(summary: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> li
 
 
 def standings(summary: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> list[Standing]:
-    """What each kind of attacker gets back of each row that was attacked; attacks that send pictures stand apart."""
-    found = attacked(summary, records)
+    """What each kind of attacker gets back of each row that was attacked; attacks that send pictures stand apart.
+
+    Twice an attack's budget is left out: only some rows were given it.
+    """
+    found = [one for one in attacked(summary, records) if not one.attack.endswith(DOUBLED)]
     kinds = list(ATTACKERS)
     lines: list[Standing] = []
     for method in dict.fromkeys(row["method"] for row in numbers(summary)):
@@ -160,8 +163,18 @@ def _is_of(record: Mapping[str, Any], row: Row) -> bool:
 
 
 def _calibrated(row: Row, records: Sequence[Mapping[str, Any]]) -> Share:
-    own = [r for r in records if _is_of(r, row)]
-    return _share(own[0] if len(own) == 1 else row)
+    return _of_run(row, [r for r in records if _is_of(r, row)])
+
+
+def _of_run(row: Row, own: Sequence[Mapping[str, Any]]) -> Share:
+    """A row's share; of a single run whose images stand or fall together, with the interval over these images alone.
+
+    (The summary's is the whole range there, and says nothing of what that run brought back. Of all other attacks it counts by
+    the prompts that were attacked, which a record does not know.)
+    """
+    group = group_of(row)
+    together = group.searched or (group.by_prompt and (row["low"], row["high"]) == (0.0, 100.0))
+    return _share(own[0] if together and len(own) == 1 else row)
 
 
 def _share(row: Row) -> Share:

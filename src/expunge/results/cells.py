@@ -83,10 +83,17 @@ def mean(group: Group, runs: Values) -> Interval:
 
 
 def share(group: Group, runs: Values, least: float = 0.0) -> Interval:
-    """The interval of a mean of shares, as a fraction, or of their differences (``least`` is -1)."""
+    """The interval of a mean of shares, as a fraction, or of their differences (``least`` is -1).
+
+    Images of a single prompt say no more of an attack that finds a text for each than one run does of an attack; nor do
+    images of one concept of which nobody knows the prompts that were attacked.
+    """
     prompts = _of_prompts(group, runs)
     clusters = _clusters(runs, prompts)
-    return of_attacks(clusters, least) if group.searched else share_of(clusters, least, prompts=prompts)
+    names = {name for by_split in clusters.values() for values in by_split.values() for name, _ in values}
+    unknown = group.rewords and not prompts
+    together = group.searched or (len(names) < 2 and (group.by_prompt or unknown))
+    return of_attacks(clusters, least) if together else share_of(clusters, least, prompts=prompts)
 
 
 def _of_prompts(group: Group, runs: Values) -> bool:

@@ -6,9 +6,9 @@ from typing import Any, Literal, final
 
 from expunge.core.errors import ExpungeError
 from expunge.core.record import Interval
-from expunge.results.group import Group
+from expunge.results.group import CHANGE, DOUBLED, Group
 from expunge.results.lookup import Known, check_rows, find_row, known_rows
-from expunge.results.meanings import margin
+from expunge.results.meanings import MISSED, margin, plain
 from expunge.store.atomic import FORMAT
 
 NOT_MEASURED = "not measured"
@@ -57,6 +57,17 @@ class Claim:
 
         if self.resists and Group.parse(self.group).kind != "attack":
             raise ExpungeError(f"claim '{self.says}' of '{self.group}' with resists: expected the group of an attack")
+
+        if self.resists and self.group.endswith((DOUBLED, CHANGE)):
+            raise ExpungeError(
+                f"claim '{self.says}' of '{self.group}' with resists: expected the attack with its own budget, which is held "
+                "against twice as much"
+            )
+
+        if self.resists and plain(self.metric) not in MISSED:
+            raise ExpungeError(
+                f"claim '{self.says}' of '{self.metric}' with resists: expected {' or '.join(MISSED)}, which tell saturation"
+            )
 
     @property
     def resisting(self) -> tuple[str, ...]:

@@ -74,6 +74,11 @@ class Group:
         return self.kind == "attack" and _said("shares").get(self.attack, True)
 
     @property
+    def by_prompt(self) -> bool:
+        """Whether its images are of an attack that finds a text for each prompt: those of one prompt stand or fall together."""
+        return self.kind == "attack" and not self.searched and _said("per_prompt").get(self.attack, False)
+
+    @property
     def drawn(self) -> bool:
         """Whether its images are of an attack that draws random numbers, so that it is a training of its own."""
         return self.kind == "attack" and _said("draws").get(self.attack, True)

@@ -6,18 +6,24 @@ must hold the value, and a share's Wilson interval.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
 from expunge.core.cost import Cost
-from expunge.core.record import wilson
+from expunge.core.record import Interval, wilson
+from expunge.results.claims import saturation
 from expunge.results.counts import became
+from expunge.results.differences import verdict
+from expunge.results.group import CHANGE, DOUBLED
 from expunge.results.knowledge import in_words
 from expunge.results.meanings import DETECTIONS, is_share, plain
 from expunge.results.rows import Row, group_of
 
 NEAR = 2e-3
 """How far a number may be from another way to tell it: records have four decimals, summaries three."""
+ROUNDED = 5.1e-4
+"""How far rounding moves a limit of a summary."""
 SHORTER = 0.11
 """Seconds by which rounding may shorten a median."""
 CellOf = tuple[str, str, str]
@@ -29,7 +35,7 @@ class Retold(NamedTuple):
     values: int
     """Numbers whose value and n are what the records give."""
     differences: int
-    """Paired differences that are the difference of their rows."""
+    """Paired differences, of methods or of an attack's budgets, that are those of their rows and say what their limits do."""
     beyond: int
     """Numbers of which the records alone do not tell the value: images that several splits share in part, parts of analyses."""
     problem: str = ""
@@ -48,13 +54,14 @@ def retold(records: Sequence[Row], summary: Sequence[Row]) -> Retold:
     values = beyond = differences = 0
     for cell, row in numbers.items():
         kind = group_of(row).kind
-        if kind == "split" or (kind == "key" and "verdict" in row and " - " not in row["method"]):
-            beyond += 1
-        elif "verdict" in row:
-            problem = _difference(cell, row, numbers)
-            differences += 1
+        gained = kind == "key" and " - " not in row["method"]
+        if "verdict" in row:
+            problem = _between(cell, row, numbers, cells) or _judged(cell, row)
+            beyond, differences = beyond + gained, differences + (not gained)
             if problem:
                 return Retold(values, differences, beyond, problem)
+        elif kind == "split":
+            beyond += 1
         else:
             told = _number(row, cells.get(cell, []))
             if told:
@@ -107,14 +114,51 @@ def _limits(row: Row) -> str:
     return ""
 
 
-def _difference(cell: CellOf, row: Row, numbers: Mapping[CellOf, Row]) -> str:
-    first, _, second = row["method"].partition(" - ")
-    rows = [numbers.get((name, row["group"], row["metric"])) for name in (first, second)]
-    apart = [one["value"] for one in rows if one is not None]
-    if len(apart) == 2 and abs(apart[0] - apart[1] - row["value"]) > NEAR:
-        return f"{' '.join(cell)} is {row['value']:g}: expected {apart[0] - apart[1]:.3f}, as its two rows are apart"
+def _between(cell: CellOf, row: Row, numbers: Mapping[CellOf, Row], cells: Mapping[CellOf, Sequence[Row]]) -> str:
+    """What is wrong with the value, n or limits of a difference; empty if it can be that of the two numbers it is between."""
     if not row["low"] - NEAR <= row["value"] <= row["high"] + NEAR:
         return f"{' '.join(cell)} is {row['value']:g}, outside of its interval {row['low']:g} to {row['high']:g}"
+    sides = _sides(cell)
+    rows = [numbers[side] for side in sides if side in numbers]
+    if len(rows) < 2:
+        return "" if group_of(row).kind == "key" else f"{' '.join(cell)} has no two rows that it could be between"
+    apart = rows[0]["value"] - rows[1]["value"]
+    if abs(apart - row["value"]) > NEAR:
+        return f"{' '.join(cell)} is {row['value']:g}: expected {apart:.3f}, as its two rows are apart"
+    behind = [cells.get(side, []) for side in sides]
+    seeds = {r["provenance"]["training_seed"] for records in behind for r in records}
+    first: dict[int, int] = {}
+    for r in behind[0]:
+        first[r["provenance"]["training_seed"]] = first.get(r["provenance"]["training_seed"], 0) + r["n"]
+    expected = sum(first.get(seed, first[min(first)]) for seed in seeds) if first else row["n"]
+    for name, count in (("n", expected), ("training_seeds", len(seeds) if all(behind) else row["training_seeds"])):
+        if row[name] != count:
+            return f"{' '.join(cell)} has {name} {row[name]}: expected {count}, as its records say"
+    return ""
+
+
+def _sides(cell: CellOf) -> list[CellOf]:
+    """The two numbers that a difference is between: of two methods, or of an attack with twice its budget and with its own."""
+    method, group, metric = cell
+    if group.endswith(CHANGE):
+        own = group.removesuffix(CHANGE)
+        return [(method, own + DOUBLED, metric), (method, own, metric)]
+    first, _, second = method.partition(" - ")
+    return [(first, group, metric), (second, group, metric)]
+
+
+def _judged(cell: CellOf, row: Row) -> str:
+    """What is wrong with what is said of a difference; empty if its limits, which are rounded, can say so."""
+    moves = product((0.0, -ROUNDED, ROUNDED), repeat=2)
+    said = [Interval(row["value"], row["low"] + down, row["high"] + up) for down, up in moves]
+    if cell[1].endswith(CHANGE):
+        can = [{"verdict": saturation(points), "equal_quality": None} for points in said]
+    else:
+        can = [verdict(points, row["metric"], row["n"], row["training_seeds"]) for points in said]
+    for name in ("verdict", "equal_quality"):
+        known = [one[name] for one in can]
+        if row.get(name) not in known:
+            return f"{' '.join(cell)} has {name} {row.get(name)!r}: expected {known[0]!r}, as its interval says"
     return ""
 
 
