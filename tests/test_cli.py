@@ -176,7 +176,7 @@ def test_a_single_file_goes_in_and_comes_out_with_its_figures(folder, tmp_path, 
     run(*exported, "--out", tmp_path / "one")
     assert "a checkpoint for A1111 and ComfyUI" in capsys.readouterr().out
     card = (tmp_path / "one" / "README.md").read_text()
-    assert "| edited | none | esr@1 |" in card
+    assert "| edited | dog | none | esr@1 |" in card
     file = tmp_path / "one" / "model.safetensors"
     run("generate", "--model", file, "--model-layout", folder, *sampled, "--out", tmp_path / "again", "--quiet")
     pairs = [[read_pixels(f).int() for f in sorted((tmp_path / n).glob("*.png"))] for n in ("after", "again")]

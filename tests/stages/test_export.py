@@ -1,5 +1,7 @@
 """Exports that open elsewhere: images equal those of the edited model."""
 
+import re
+
 import pytest
 import torch
 from PIL import Image
@@ -241,8 +243,8 @@ def test_a_card_has_the_figures_of_the_edits_exported(tmp_path, layout):
     }[layout]
     write(backbone, [edit], tmp_path / "with", told=Told(records=ours))
     card = (tmp_path / "with" / "README.md").read_text()
-    assert "| edited | test | esr@1 | 97.5 % | 90.0 to 99.0 | 40 |" in card
-    assert "| original | test | esr@1 | 12.0 %" in card
+    assert re.search(r"^\| edited \| [^|]+ \| test \| esr@1 \| 97\.5 % \| 90\.0 to 99\.0 \| 40 \|$", card, re.M)
+    assert re.search(r"^\| original \| [^|]+ \| test \| esr@1 \| 12\.0 %", card, re.M)
     assert "states what was done" not in card
     for bad, words in (
         ({**ours[0], "provenance": {"edits": ["other"]}}, "of edits other"),
