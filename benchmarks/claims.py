@@ -7,15 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from expunge.report.standings import PAPERS as PLACES
+from expunge.report.standings import VERDICTS
+from expunge.testbed import version_of
+
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results" / "README.md"
 FIRST, LAST = "<!-- claims: written by benchmarks/claims.py -->", "<!-- end of claims -->"
 PAPERS = {"KPOP": "kpop-", "DUO": "duo-"}
-PLACES = ("Table", "Fig.", "section")
-"""How a claim's source begins if a paper makes it."""
-TESTBED_1 = "82d62abe815f6798"
-"""How the hash of the model begins that was in the box before `testbed-2`."""
-VERDICTS = ("holds", "fails", "undecided", "not measured")
 
 
 def measured(rows: Sequence[Mapping[str, Any]], claim: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -30,7 +29,7 @@ def testbed(rows: Sequence[Mapping[str, Any]]) -> str:
     models = {r.get("provenance", {}).get("model_sha256") for r in rows} - {None}
     if not models:
         return "–"
-    return "1" if any(model.startswith(TESTBED_1) for model in models) else "2"
+    return min(version_of(model).removeprefix("testbed-") for model in models)
 
 
 def claims(prefix: str) -> Iterator[Mapping[str, Any]]:

@@ -57,7 +57,12 @@ def board(tmp_path_factory):
         patch.chdir(BENCHMARKS.parent)
         assert main(["report", str(folder), "--out", str(page), "--quiet"]) == 0
         answered = answered_in(folder)
-    return SimpleNamespace(folder=folder, page=page, answered=answered, kept=of_benchmarks.read(folder, answered))
+    return SimpleNamespace(
+        folder=folder,
+        page=page,
+        answered=answered,
+        kept=of_benchmarks.with_answers(of_benchmarks.read(folder), answered),
+    )
 
 
 def summary(name):
@@ -97,7 +102,7 @@ def test_results_of_an_earlier_text_do_not_count_for_rows_that_it_changed(
     assert text.count(before) == 1, "a place to change"
     (folder / "uce-dev.toml").write_text(text.replace(before, after))
     monkeypatch.chdir(BENCHMARKS.parent)
-    methods = set(of_benchmarks.read(folder, {})[0].methods)
+    methods = set(of_benchmarks.read(folder)[0].methods)
     assert len(methods - answered_in(folder)["uce-dev"]) == changed
     assert len(methods) == 7
 

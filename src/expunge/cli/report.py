@@ -57,8 +57,8 @@ def _leaderboard(options: Report, out: Path) -> None:
     from expunge.store import check_new
 
     check_new(out, options.overwrite)
-    of_benchmarks.read(options.run, {})  # what is damaged is said before the plans are opened
-    plans = of_benchmarks.read(options.run, answered_in(options.run), unopened_in(options.run))
+    kept = of_benchmarks.read(options.run)  # first: what is damaged is said before the plans are opened
+    plans = of_benchmarks.with_answers(kept, answered_in(options.run), unopened_in(options.run))
     states = leaderboard.write(plans, out, options.overwrite)
     content = {"report": str(out), "bytes": out.stat().st_size, "plans": dict(states)}
     text = ", ".join(f"{count} {state}" for state, count in states.items())

@@ -117,9 +117,8 @@ def _shorten(gradients: Sequence[Tensor], longest: float) -> None:
     """
     wide = torch.float32 if gradients[0].device.type == "mps" else torch.float64
     length = torch.stack([gradient.to(wide).square().sum() for gradient in gradients]).sum().sqrt()
-    share = torch.fmin(
-        longest / (length + 1e-6), torch.ones_like(length)
-    )  # stays where it is: nothing waits for the device
+    # a tensor, so that nothing waits for the device
+    share = torch.fmin(longest / (length + 1e-6), torch.ones_like(length))
     for gradient in gradients:
         gradient.mul_(share)
 
@@ -206,9 +205,10 @@ def thin(
 
 def numbers(terms: Mapping[str, Tensor]) -> dict[str, float]:
     """Terms of a loss as numbers, by name: one copy from the device for all, since each would wait for it."""
-    return (
-        dict(zip(terms, torch.stack([term.detach() for term in terms.values()]).tolist(), strict=True)) if terms else {}
-    )
+    if not terms:
+        return {}
+    values = torch.stack([term.detach() for term in terms.values()]).tolist()
+    return dict(zip(terms, values, strict=True))
 
 
 def mse(a: Tensor, b: Tensor) -> Tensor:

@@ -243,9 +243,8 @@ def _check_fisher(read: OpenedPlan) -> None:
             raise ExpungeError(
                 f"method '{name}' with fisher '{method.fisher}' and the file '{own}': expected one of them"
             )
-        held = erase.build(
-            method.eraser, {**settings_of(eraser), "fisher": method.fisher}, None
-        )  # which it may not use
+        # a stand-in for the file, which the eraser may not use
+        held = erase.build(method.eraser, {**settings_of(eraser), "fisher": method.fisher}, None)
         for split in read.chosen:
             _check_shown(read, name, method.fisher, held, split)
 

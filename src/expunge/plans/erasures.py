@@ -1,6 +1,6 @@
 """The jobs in which a plan's methods erase: edits, the pairs that they learn from, and keys that are learned anew."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, final
@@ -100,6 +100,21 @@ class Models:
         """Bytes that a job may take that holds the model's weights so many times, activations counted in."""
         backbone = self.backbone
         return round(times * backbone.weight_bytes) if isinstance(backbone, PipelineBackbone) else 0
+
+    def pictures(self, wishes: Mapping[str, Sequence[str | Sequence[Any]]], seed: int) -> WantedJob:
+        """The job of images that the plan's model, as it is, makes by role: of a prompt for each."""
+        guidance, steps = presets.generation(self.backbone)
+        return WantedJob(
+            cost=Cost(forward=2 * steps * sum(map(len, wishes.values()))),
+            memory=self.memory(SAMPLING),
+            version=wanted.VERSION,
+            wishes=wishes,
+            seed=seed,
+            salt="",
+            guidance=guidance,
+            steps=steps,
+            **self.named(self._plan.dtype),
+        )
 
     def named(self, dtype: str, other: str = "") -> dict[str, Any]:
         """What a job says of its model, if not of an ``other``."""
@@ -212,20 +227,7 @@ class Erasures:
             raise ExpungeError(
                 f"method '{name}' trains '{group}', and fisher '{of}' is of '{wish.group}': expected one of all that it trains"
             )
-        guidance, steps = presets.generation(backbone)
-        prompts = wish.prompts()
-        named = self._models.named(self._plan.dtype)
-        images = WantedJob(
-            cost=Cost(forward=2 * steps * len(prompts)),
-            memory=self._models.memory(SAMPLING),
-            version=wanted.VERSION,
-            wishes={REPLAY: prompts},
-            seed=wish.seed,
-            salt="",
-            guidance=guidance,
-            steps=steps,
-            **named,
-        )
+        images = self._models.pictures({REPLAY: wish.prompts()}, wish.seed)
         return FisherJob(
             upstream=(images,),
             cost=wish.cost(),
@@ -234,7 +236,7 @@ class Erasures:
             fisher=asdict(wish),
             images=images.key,
             redefined=backbone.redefined.get(wish.group, 0),
-            **named,
+            **self._models.named(self._plan.dtype),
         )
 
     def fresh_key(self, eraser: Eraser, edit: Erasure, targets: Sequence[str], seed: int) -> FreshKeyJob:

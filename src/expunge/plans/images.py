@@ -12,8 +12,6 @@ from expunge.jobs import AttackJob, GenerateJob, Job, MeasureJob, WantedJob
 from expunge.plans.erasures import SAMPLING, TRAINING, Erasure, Models
 from expunge.plans.opened import OpenedPlan
 from expunge.plans.plugins import PlannedMetric
-from expunge.settings import presets
-from expunge.stages import wanted
 
 OTHER_SEEDS = 500_000
 """How far the seeds are that the original is compared with itself on."""
@@ -131,20 +129,7 @@ class Images:
     def _pictures(self, attack: Attack[Any], targets: list[str], draws: int) -> WantedJob | None:
         """The original's images that an attack on another model wants: those that it would have on the original."""
         needs = {role: list(wishes) for role, wishes in attack.needs([Concept(name=t) for t in targets]).items()}
-        if not needs:
-            return None
-        guidance, steps = presets.generation(self._models.backbone)
-        return WantedJob(
-            cost=Cost(forward=2 * steps * sum(map(len, needs.values()))),
-            memory=self._models.memory(SAMPLING),
-            version=wanted.VERSION,
-            wishes=needs,
-            seed=draws,
-            salt="",
-            guidance=guidance,
-            steps=steps,
-            **self._models.named(self._plan.dtype),
-        )
+        return self._models.pictures(needs, draws) if needs else None
 
     def measured(
         self,

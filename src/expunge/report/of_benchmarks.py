@@ -3,7 +3,7 @@
 import re
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -53,25 +53,24 @@ def holds_plans(folder: Path) -> bool:
     return any(grid.search(file.read_bytes()) for file in files if file.is_file())
 
 
-def read(
-    folder: Path, answered: Mapping[str, Collection[str]], unopened: Mapping[str, str] | None = None
-) -> list[Kept]:
-    """The plans of ``folder``, by name.
-
-    Args:
-        folder: of ``NAME.toml``, and perhaps ``NAME.jsonl`` (records and then their summary) and ``NAME.md`` (the table).
-        answered: for each plan the methods whose results are what it asks for as it is now.
-        unopened: why plans could not be opened to tell, for those that could not.
+def read(folder: Path) -> list[Kept]:
+    """The plans of ``folder``, by name, with their ``NAME.jsonl`` (records and then their summary) and ``NAME.md`` (the table).
 
     Raises:
         ExpungeError: for a file that is no plan, or damaged results.
     """
+    return [_kept(file) for file in sorted(folder.glob("*.toml"))]
+
+
+def with_answers(
+    plans: Sequence[Kept], answered: Mapping[str, Collection[str]], unopened: Mapping[str, str] | None = None
+) -> list[Kept]:
+    """The same plans, each told the methods whose results it asks for as it is now, or why it could not be opened to tell."""
     why = unopened or {}
-    files = sorted(folder.glob("*.toml"))
-    return [_kept(file, answered.get(file.stem, ()), why.get(file.stem, "")) for file in files]
+    return [replace(one, answered=answered.get(one.name, ()), unopened=why.get(one.name, "")) for one in plans]
 
 
-def _kept(file: Path, answered: Collection[str], unopened: str) -> Kept:
+def _kept(file: Path) -> Kept:
     plan = _plan(file)
     results = file.with_suffix(".jsonl")
     rows = read_lines(results) if results.is_file() else []
@@ -83,9 +82,7 @@ def _kept(file: Path, answered: Collection[str], unopened: str) -> Kept:
     for row in summary:
         check_shape(f"a row of the summary in '{results}'", row, {**SUMMARY_ROW, **(NUMBER if "low" in row else {})})
     files = [one for one in (file, file.with_suffix(".md"), results) if one.is_file()]
-    return Kept(
-        name=file.stem, plan=plan, records=records, summary=summary, answered=answered, unopened=unopened, files=files
-    )
+    return Kept(name=file.stem, plan=plan, records=records, summary=summary, files=files)
 
 
 def _plan(file: Path) -> dict[str, Any]:

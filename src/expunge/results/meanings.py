@@ -32,6 +32,12 @@ def stem(metric: str) -> str:
     return plain(metric).split("@")[0]
 
 
+def is_kept(metric: str, by: str) -> bool:
+    """Whether a number is of images of what should stay: of the metric called ``by`` in the catalog."""
+    name = stem(metric)
+    return name in ("psr", "prior_distance") or "_kept" in name or _declared("about").get(by) == "kept"
+
+
 def meaning(metric: str) -> str:
     """What the number says, in words; empty if its metric does not say."""
     return _by_stem("meanings").get(stem(metric), "")

@@ -17,7 +17,7 @@ from expunge.results.counts import became
 from expunge.results.differences import verdict
 from expunge.results.group import CHANGE, DOUBLED
 from expunge.results.knowledge import in_words
-from expunge.results.meanings import DETECTIONS, is_share, plain
+from expunge.results.meanings import DETECTIONS, is_kept, is_share
 from expunge.results.rows import Row, group_of
 
 NEAR = 2e-3
@@ -52,6 +52,9 @@ def retold(records: Sequence[Row], summary: Sequence[Row]) -> Retold:
         (row["method"], row["group"], row["metric"]): row for row in summary if "low" in row and "claim" not in row
     }
     values = beyond = differences = 0
+    problem = _left(cells, numbers)
+    if problem:
+        return Retold(values, differences, beyond, problem)
     for cell, row in numbers.items():
         kind = group_of(row).kind
         gained = kind == "key" and " - " not in row["method"]
@@ -67,7 +70,7 @@ def retold(records: Sequence[Row], summary: Sequence[Row]) -> Retold:
             if told:
                 return Retold(values, differences, beyond, f"{' '.join(cell)} {told}")
             values += 1
-    problem = _left(cells, numbers) or _shown(records, summary) or _beside(records, summary)
+    problem = _shown(records, summary) or _beside(records, summary)
     return Retold(values, differences, beyond, problem)
 
 
@@ -96,8 +99,9 @@ def _number(row: Row, records: Sequence[Row]) -> str:
 
 def _of(record: Row) -> Any:
     """Which labels of a folder's images a record is of."""
-    kept = plain(record["metric"]).startswith("psr") or plain(record["metric"]).endswith("_kept")
-    return record["provenance"].get("retain_measured") if kept else record["concepts"]
+    said = record["provenance"]
+    kept = is_kept(record["metric"], said.get("metric") or "")
+    return said.get("retain_measured") if kept else record["concepts"]
 
 
 def _limits(row: Row) -> str:
@@ -199,8 +203,7 @@ def _beside(records: Sequence[Row], summary: Sequence[Row]) -> str:
         for name, value in expected.items():
             if name in row and row[name] != value:
                 return f"{row['method']} has {name} {row[name]!r}: expected {value!r}, as its records say"
-        if (
-            row.get("erase_seconds", seconds) < seconds - SHORTER
-        ):  # jobs take a little longer than what edits say of themselves
+        # jobs take a little longer than what edits say of themselves
+        if row.get("erase_seconds", seconds) < seconds - SHORTER:
             return f"{row['method']} has erase_seconds {row['erase_seconds']}: expected {seconds} or more, as its records say"
     return ""

@@ -2,15 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 from expunge.core.backbone import Backbone
-from expunge.core.catalog import Catalog
 from expunge.core.edit import Edit, strengths
 from expunge.core.errors import ExpungeError
 from expunge.results.group import Group
-from expunge.results.meanings import stem
+from expunge.results.meanings import is_kept, stem
 from expunge.stages.pathless import pathless, without_paths
 
 UNMEASURED = """This card states what was done, not how well it worked: measure the model with `expunge generate` and
@@ -105,7 +103,7 @@ def measured_of(
 def _of(record: Mapping[str, Any]) -> _Of:
     """What a number is of, without a path of this machine."""
     provenance = record["provenance"]
-    attack, kept = provenance.get("attack"), _is_kept(record["metric"], provenance.get("metric") or "")
+    attack, kept = provenance.get("attack"), is_kept(record["metric"], provenance.get("metric") or "")
     group = provenance.get("group") or (str(Group(kind="attack", name=attack["attack"])) if attack else "")
     if provenance.get("attack_run"):
         group += f", run {provenance['attack_run']}"
@@ -116,18 +114,6 @@ def _of(record: Mapping[str, Any]) -> _Of:
         asked=", ".join(words[:NAMED]) + more if words else "what should stay" if kept else "prompts",
         metric=f"{record['metric']}{without_paths(provenance.get('variant') or '', provenance.get('settings'))}",
     )
-
-
-def _is_kept(metric: str, by: str) -> bool:
-    """Whether a number is of images of what should stay: of the metric called ``by`` in the catalog."""
-    name = stem(metric)
-    return name in ("psr", "prior_distance") or "_kept" in name or _abouts().get(by) == "kept"
-
-
-@cache
-def _abouts() -> Mapping[str, Any]:
-    """What metrics say of the images that they cannot do without."""
-    return Catalog("metrics").literals("about")
 
 
 def _result(record: Mapping[str, Any], of: _Of, split: str) -> Any:
