@@ -229,6 +229,25 @@ def test_a_denoiser_that_was_stopped_goes_on_as_if_it_had_not_been(monkeypatch, 
     assert all(torch.equal(ours[k], v) for k, v in whole.state_dict().items())
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_replayed_update_is_that_of_the_cpu():
+    generator = torch.Generator().manual_seed(0)
+    shapes = (6, 4, 16, 16), (6, 4, 16, 16), (6, 40, 192)
+    unet, abar = denoiser.build(), denoiser.scheduler().alphas_cumprod
+    there = denoiser.build().cuda()
+    there.load_state_dict(unet.state_dict())
+    replayed = None
+    for _ in range(3):
+        x0, noise, context = (torch.randn(shape, generator=generator) for shape in shapes)
+        batch = denoiser.Batch(x0, noise, torch.randint(0, 1000, (6,), generator=generator), context)
+        value = denoiser._gradient(unet, abar, batch)
+        batch = denoiser.Batch(*(tensor.cuda() for tensor in batch))
+        replayed = replayed or denoiser.Replayed(there, abar.cuda(), batch)
+        assert replayed(batch).item() == pytest.approx(value.item(), rel=0.02)
+        ours, theirs = (torch.cat([p.grad.cpu().flatten() for p in net.parameters()]) for net in (there, unet))
+        assert torch.cosine_similarity(ours, theirs, dim=0) > 0.99
+
+
 def test_a_cycle_begins_from_the_average_of_the_one_before(monkeypatch, tmp_path, art, bank, tower):
     """A second cycle whose rate is next to nothing ends where it began."""
     monkeypatch.setattr(denoiser, "BATCH", 3)

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from expunge import testbed
+from expunge.backbones.parts import device_and_dtype
 from expunge.core.errors import ExpungeError
 from expunge.recipe import (
     artwork,
@@ -63,13 +64,16 @@ def log(line: str) -> None:
 class Recipe:
     """The stages, each of which reads what earlier ones left in the cache."""
 
-    def __init__(self, cache: Path, lacks: Sequence[str] = ()) -> None:
+    def __init__(self, cache: Path, lacks: Sequence[str] = (), device: str = "cpu") -> None:
         """In the folder ``cache``; a model that ``lacks`` some concepts needs one of its own.
 
+        The denoiser is trained on ``device``.
+
         Raises:
-            ExpungeError: if the cache is of a model that lacks others.
+            ExpungeError: if the cache is of a model that lacks others, or there is no such device.
         """
-        self.cache, self.lacks = cache, list(lacks)
+        device_and_dtype(device, "float32")
+        self.cache, self.lacks, self.device = cache, list(lacks), device
         self.weights = cache / "weights"
         self._check_cache()
 
@@ -191,7 +195,7 @@ class Recipe:
     def denoiser(self) -> None:
         file = self.cache / "latents.pt"
         if not file.exists():
-            encoded = denoiser.latents(self.vae, self.seen)
+            encoded = denoiser.latents(self.vae, self.seen, self.device)
             with new_file(file) as temporary:
                 torch.save(encoded, temporary)
             log("latents encoded")
@@ -206,6 +210,7 @@ class Recipe:
             denoiser.CYCLES,
             self.cache / "denoiser.pt",
             log,
+            device=self.device,
         )
         with new_folder(self.cache / "unet", overwrite=True, marker="config.json") as temporary:
             unet.save_pretrained(temporary)
@@ -338,6 +343,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="objects, categories of them or styles, with commas between, that the denoiser is not to see: its stages are "
         f"{', '.join(RETRAINED)}, in a cache of its own, and the model is CACHE/weights",
     )
+    parser.add_argument("--device", default="cpu", help="where the denoiser is trained: cpu (the default) or cuda")
     options = parser.parse_args(argv)
     if options.without is not None:
         stages = every = list(RETRAINED)
@@ -346,7 +352,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"unknown stage {unknown.pop()}: expected any of {', '.join(every)}")
     try:
         lacks = [] if options.without is None else without.named(options.without)
-        recipe = Recipe(options.cache, lacks)
+        recipe = Recipe(options.cache, lacks, options.device)
     except ExpungeError as error:
         parser.error(str(error))
     for stage in options.stages or stages:

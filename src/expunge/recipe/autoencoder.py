@@ -26,9 +26,10 @@ def build() -> AutoencoderTiny:
     )
 
 
-def precision() -> torch.autocast:
-    """Bfloat16 autocast where the CPU computes in it; elsewhere it is emulated, ten times slower than float32."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=backbones.fast_dtype() == "bfloat16")
+def precision(device: str = "cpu") -> torch.autocast:
+    """Bfloat16 autocast where it is computed in; on other CPUs it is emulated, ten times slower than float32."""
+    kind = torch.device(device).type
+    return torch.autocast(kind, torch.bfloat16, enabled=kind != "cpu" or backbones.fast_dtype() == "bfloat16")
 
 
 def pixels(images: np.ndarray) -> Tensor:

@@ -5,6 +5,7 @@
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,15 +80,16 @@ def scheduler() -> DDIMScheduler:
 
 
 @torch.no_grad()
-def latents(vae: AutoencoderTiny, bank: Bank) -> Tensor:
+def latents(vae: AutoencoderTiny, bank: Bank, device: str = "cpu") -> Tensor:
     """Scaled latents of all scenes the UNet may see, float16 ``[n, 4, 16, 16]``."""
     keep = np.flatnonzero(~bank.withheld)
-    vae = vae.to(memory_format=torch.channels_last)
+    vae = vae.to(device, memory_format=torch.channels_last)
     parts = []
     for part in np.array_split(keep, len(keep) // 128):
-        with precision():
-            z = vae.encode(pixels(bank.images[part]).to(memory_format=torch.channels_last)).latents
-        parts.append((z.float() * vae.config.scaling_factor).to(torch.float16))
+        with precision(device):
+            z = vae.encode(pixels(bank.images[part]).to(device, memory_format=torch.channels_last)).latents
+        parts.append((z.float() * vae.config.scaling_factor).to("cpu", torch.float16))
+    vae.to("cpu")
     return torch.cat(parts)
 
 
@@ -116,25 +118,55 @@ def learning_rate(step: int, cycle: Cycle) -> float:
     return cycle.peak * min(1.0, (step + 1) / 200) * (0.5 * (1 + math.cos(math.pi * step / cycle.updates)) + 0.01)
 
 
-def _loss(
-    unet: UNet2DConditionModel,
-    tower: CLIPTextModel,
-    x0: Tensor,
-    ids: Tensor,
-    abar: Tensor,
-    generator: torch.Generator,
-) -> Tensor:
-    """The weighted epsilon loss of latents and their captions' tokens, at noise and times that are drawn here."""
-    noise = torch.randn(x0.shape, generator=generator)
-    t = torch.randint(0, 1000, (len(x0),), generator=generator)
-    a = abar[t][:, None, None, None]
-    xt = (a.sqrt() * x0 + (1 - a).sqrt() * noise).to(memory_format=torch.channels_last)
-    with precision(), sdpa_kernel([SDPBackend.MATH]):
-        with torch.no_grad():
-            context = tower(input_ids=ids).last_hidden_state
-        predicted = unet(xt, t, context).sample.float()
-    error = F.mse_loss(predicted, noise, reduction="none").mean((1, 2, 3))
-    return (weight(a / (1 - a)).flatten() * error).mean()
+class Batch(NamedTuple):
+    """What an update is made of."""
+
+    x0: Tensor
+    """Latents ``[n, 4, 16, 16]``."""
+    noise: Tensor
+    """As large."""
+    t: Tensor
+    """Times ``[n]``."""
+    context: Tensor
+    """Hidden states of the captions ``[n, tokens, 192]``."""
+
+
+def _gradient(unet: UNet2DConditionModel, abar: Tensor, batch: Batch) -> Tensor:
+    """The weighted epsilon loss; its gradient, clipped, is left in the weights."""
+    unet.zero_grad()
+    a = abar[batch.t][:, None, None, None]
+    xt = (a.sqrt() * batch.x0 + (1 - a).sqrt() * batch.noise).to(memory_format=torch.channels_last)
+    with precision(abar.device.type), sdpa_kernel([SDPBackend.MATH]):
+        predicted = unet(xt, batch.t, batch.context).sample.float()
+    error = F.mse_loss(predicted, batch.noise, reduction="none").mean((1, 2, 3))
+    value = (weight(a / (1 - a)).flatten() * error).mean()
+    value.backward()
+    torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+    return value.detach()
+
+
+class Replayed:
+    """`_gradient` as one CUDA graph, captured at the first batch: its small kernels do not wait for Python one by one."""
+
+    def __init__(self, unet: UNet2DConditionModel, abar: Tensor, batch: Batch) -> None:
+        """Captured after three rounds beside the main stream, as torch's notes on graphs ask."""
+        self._batch = Batch(*(tensor.clone() for tensor in batch))
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(3):
+                _gradient(unet, abar, self._batch)
+        torch.cuda.current_stream().wait_stream(beside)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._value = _gradient(unet, abar, self._batch)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """The loss of a batch as large as the first; valid until the next call."""
+        for place, tensor in zip(self._batch, batch, strict=True):
+            place.copy_(tensor)
+        self._graph.replay()
+        return self._value
 
 
 def _save(checkpoint: Path, unet: UNet2DConditionModel, average: dict[str, Tensor], optimizer, step: int) -> None:
@@ -155,26 +187,31 @@ def train(
     checkpoint: Path,
     log,
     save_seconds: float = 240,
+    device: str = "cpu",
 ) -> UNet2DConditionModel:
-    """Train for the updates of all ``cycles``; returns the exponential moving average of the weights."""
+    """Train for the updates of all ``cycles``; returns the exponential moving average of the weights, on the CPU.
+
+    Batches, noise and times are the same on every ``device``; the weights are not, bit for bit.
+    """
     steps = sum(cycle.updates for cycle in cycles)
     torch.manual_seed(7)
     keep = np.flatnonzero(~bank.withheld)
     place = np.full(len(bank.withheld), -1)
     place[keep] = np.arange(len(keep))
-    unet = build().to(memory_format=torch.channels_last)
+    unet = build().to(device, memory_format=torch.channels_last)
     average = {k: v.clone() for k, v in unet.state_dict().items()}
     optimizer = optimizer_of(unet)
-    abar = scheduler().alphas_cumprod
+    abar = scheduler().alphas_cumprod.to(device)
+    gradient = None if abar.is_cuda else partial(_gradient, unet, abar)
     first = 0
     if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
+        saved = torch.load(checkpoint, weights_only=True, map_location=device)
         unet.load_state_dict(saved["unet"])
         average, first = saved["average"], saved["step"]
         optimizer.load_state_dict(saved["optimizer"])
         log(f"denoiser resumes at {first}")
     start = stored = time.monotonic()
-    tower = tower.eval().requires_grad_(False)
+    tower = tower.eval().requires_grad_(False).to(device)
     for step in range(first, steps):
         rng = np.random.default_rng((7, step))
         generator = torch.Generator().manual_seed(1_000_003 * 7 + step)
@@ -187,10 +224,14 @@ def train(
         index = bank.draw(keep, BATCH, rng, pairs=cycle.pairs, artists=cycle.artists)
         texts = [captioner.caption(bank.scene(int(i)), rng, styled=cycle.styled) for i in index]
         ids = tokenizer(texts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt").input_ids
-        value = _loss(unet, tower, z[place[index]].float(), ids, abar, generator)
-        optimizer.zero_grad()
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        x0 = z[place[index]].float()
+        noise = torch.randn(x0.shape, generator=generator)
+        t = torch.randint(0, 1000, (len(x0),), generator=generator)
+        with torch.no_grad(), precision(device), sdpa_kernel([SDPBackend.MATH]):
+            context = tower(input_ids=ids.to(device)).last_hidden_state
+        batch = Batch(x0.to(device), noise.to(device), t.to(device), context)
+        gradient = gradient or Replayed(unet, abar, batch)
+        value = gradient(batch)
         optimizer.step()
         decay = min(EMA, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(average.values()), list(unet.state_dict().values()), 1 - decay)
@@ -201,4 +242,5 @@ def train(
             _save(checkpoint, unet, average, optimizer, step + 1)
             stored = time.monotonic()
     unet.load_state_dict(average)
-    return unet.eval()
+    tower.to("cpu")
+    return unet.to("cpu").eval()
