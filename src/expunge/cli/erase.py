@@ -96,8 +96,7 @@ def erase(argv: list[str]) -> None:
         _check_audit(options, kind)
     with stage.reserve(options.out, eraser, options.overwrite):
         erased = _erased(options, method, eraser)
-    guessed = "provisional " if presets.provisional("erase", method, kind) else ""
-    note = f"; {guessed}preset for {kind}: {settings_line(preset)}" if preset else ""
+    note = f"; preset for {kind}: {settings_line(preset)}" if preset else ""
     audit = _audit(options, erased.result.path) if options.audit else None
     _report(options.reporting, f"an edit by {method}", note, preset, erased, audit)
 

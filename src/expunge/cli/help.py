@@ -119,4 +119,4 @@ def of_command(name: str, home: str, plug_ins: str, words: Sequence[str]) -> str
     settings, *inner = settings_of(plug_ins, words[0])
     theirs = [("settings", settings), *((f"settings: {group.title}", group) for group in inner)]
     prog = f"expunge {name} {words[0]}"
-    return of_options(prog, settings.title, [*theirs, *sections], presets.in_words(plug_ins, words[0]))
+    return of_options(prog, settings.title, [*theirs, *sections], presets.by_kind(plug_ins, words[0]))

@@ -69,16 +69,5 @@ def by_kind(plug_ins: str, name: str) -> dict[str, dict[str, Any]]:
     return dict(_presets().get(TABLES[plug_ins], {}).get(name, {})) if plug_ins in TABLES else {}
 
 
-def in_words(plug_ins: str, name: str) -> dict[str, dict[str, Any]]:
-    """The same by what its kinds of models are called in help: those that are guesses are called provisional."""
-    found = by_kind(plug_ins, name)
-    return {f"{k} (provisional)" if provisional(TABLES[plug_ins], name, k) else k: row for k, row in found.items()}
-
-
-def provisional(table: str, name: str, model_kind: str) -> bool:
-    """Whether settings are guesses that wait for a search on the dev sets; ``table`` is one of `TABLES`."""
-    return name in _presets()["provisional"].get(table, {}).get(model_kind, [])
-
-
 def _found(table: str, name: str, model_kind: str) -> dict[str, Any]:
     return dict(_presets().get(table, {}).get(name, {}).get(model_kind, {}))
