@@ -71,7 +71,7 @@ def _told(name: str):
     return pytest.param(name, marks=waits)
 
 
-@pytest.mark.parametrize("name", map(_told, TABLES))
+@pytest.mark.parametrize("name", [_told(name) for name in TABLES])
 def test_a_committed_table_is_told_again_bit_for_bit(name: str, tmp_path: Path):
     bench.again(read_plan(BENCHMARKS / f"{name}.toml"), BENCHMARKS / f"{name}.jsonl", tmp_path / "again")
     assert (tmp_path / "again" / "table.md").read_text() == (BENCHMARKS / f"{name}.md").read_text()
