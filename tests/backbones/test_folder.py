@@ -69,6 +69,34 @@ def test_a_component_that_does_not_fit_is_refused_by_name(place, part, fault):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_folder_that_was_saved_with_a_lora_loaded_is_refused_as_such(place, tmp_path, fused):
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(place, safety_checker=None)
+    layer = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q
+    name = next(n for n, m in pipe.unet.named_modules() if m is layer)
+    shapes = {"A": (1, layer.in_features), "B": (layer.out_features, 1)}
+    pipe.load_lora_weights({f"unet.{name}.lora_{end}.weight": torch.ones(shape) for end, shape in shapes.items()})
+    if fused:
+        pipe.fuse_lora()
+    pipe.save_pretrained(tmp_path / "saved")
+    with pytest.raises(ExpungeError, match=r"base_layer.*saved with a LoRA loaded: unload it"):
+        latents(tmp_path / "saved")
+    pipe.unload_lora_weights()
+    pipe.save_pretrained(tmp_path / "plain")
+    latents(tmp_path / "plain")
+    ours, theirs = (load_file(folder / FILES["unet"])[f"{name}.weight"] for folder in (tmp_path / "plain", place))
+    assert torch.equal(ours, theirs) != fused
+
+
+def test_a_component_that_is_a_lora_alone_is_refused(place):
+    """As diffusers saves a text encoder with a LoRA."""
+    (place / "text_encoder" / "config.json").rename(place / "text_encoder" / "adapter_config.json")
+    with pytest.raises(
+        ExpungeError, match=r"there is no '.*text_encoder.config.json.: .*in its folder is adapter_config"
+    ):
+        latents(place)
+
+
 @pytest.mark.parametrize("fault", ["compiled", "short", "of another shape"])
 def test_closed_forms_refuse_a_unet_that_does_not_fit_before_it_is_built(place, fault):
     """Tensors are read by name there, so that names of a compiled module would get into an edit."""

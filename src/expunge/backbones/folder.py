@@ -218,9 +218,11 @@ class Folder(Files):
             return
         said = [f"lacks {len(missing)} tensors ('{missing[0]}')"] if missing else []
         said += [f"has {len(strange)} that nothing reads ('{strange[0]}')"] if strange else []
+        lora = any(".base_layer." in name for name in strange)
         raise ExpungeError(
             f"'{self.path / part / self.weights(part).name}' {' and '.join(said)}: expected the tensors of the "
             f"{self.classes[part][1]} that its config.json describes"
+            + (" (it was saved with a LoRA loaded: unload it, fused or not, before saving)" if lora else "")
         )
 
     def _refuse_shape(self, part: str, name: str, given: Sequence[int], expected: Sequence[int]) -> None:

@@ -128,9 +128,12 @@ def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-        ExpungeError: if it is damaged.
+        ExpungeError: if it is damaged, or not there.
     """
     try:
         return dict(json.loads(file.read_text()))
+    except FileNotFoundError as error:
+        others = ", ".join(sorted(f.name for f in file.parent.glob("*"))) or "nothing"
+        raise ExpungeError(f"there is no '{file}': expected one (in its folder is {others})") from error
     except (OSError, TypeError, ValueError) as error:
         raise ExpungeError(f"'{file}' is damaged: {error}") from error
