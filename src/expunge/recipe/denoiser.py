@@ -177,6 +177,33 @@ def _save(checkpoint: Path, unet: UNet2DConditionModel, average: dict[str, Tenso
     temporary.rename(checkpoint)
 
 
+class Feed:
+    """Draws the batch of an update: the same one on every device."""
+
+    def __init__(
+        self, z: Tensor, bank: Bank, captioner: Captioner, tokenizer: CLIPTokenizer, tower: CLIPTextModel, device: str
+    ) -> None:
+        self._z, self._bank, self._captioner, self._tokenizer, self._device = z, bank, captioner, tokenizer, device
+        self._tower = tower.eval().requires_grad_(False).to(device)
+        self._keep = np.flatnonzero(~bank.withheld)
+        self._place = np.full(len(bank.withheld), -1)
+        self._place[self._keep] = np.arange(len(self._keep))
+
+    def batch(self, step: int, cycle: Cycle) -> Batch:
+        """That of update ``step``."""
+        rng = np.random.default_rng((7, step))
+        generator = torch.Generator().manual_seed(1_000_003 * 7 + step)
+        index = self._bank.draw(self._keep, BATCH, rng, pairs=cycle.pairs, artists=cycle.artists)
+        texts = [self._captioner.caption(self._bank.scene(int(i)), rng, styled=cycle.styled) for i in index]
+        tokens = self._tokenizer(texts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
+        x0 = self._z[self._place[index]].float()
+        noise = torch.randn(x0.shape, generator=generator)
+        t = torch.randint(0, 1000, (len(x0),), generator=generator)
+        with torch.no_grad(), precision(self._device), sdpa_kernel([SDPBackend.MATH]):
+            context = self._tower(input_ids=tokens.input_ids.to(self._device)).last_hidden_state
+        return Batch(x0.to(self._device), noise.to(self._device), t.to(self._device), context)
+
+
 def train(
     z: Tensor,
     bank: Bank,
@@ -195,9 +222,7 @@ def train(
     """
     steps = sum(cycle.updates for cycle in cycles)
     torch.manual_seed(7)
-    keep = np.flatnonzero(~bank.withheld)
-    place = np.full(len(bank.withheld), -1)
-    place[keep] = np.arange(len(keep))
+    feed = Feed(z, bank, captioner, tokenizer, tower, device)
     unet = build().to(device, memory_format=torch.channels_last)
     average = {k: v.clone() for k, v in unet.state_dict().items()}
     optimizer = optimizer_of(unet)
@@ -211,25 +236,14 @@ def train(
         optimizer.load_state_dict(saved["optimizer"])
         log(f"denoiser resumes at {first}")
     start = stored = time.monotonic()
-    tower = tower.eval().requires_grad_(False).to(device)
     for step in range(first, steps):
-        rng = np.random.default_rng((7, step))
-        generator = torch.Generator().manual_seed(1_000_003 * 7 + step)
         cycle, inside = within(step, cycles)
         if inside == 0 and step > 0:
             unet.load_state_dict(average)
             optimizer = optimizer_of(unet)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(inside, cycle)
-        index = bank.draw(keep, BATCH, rng, pairs=cycle.pairs, artists=cycle.artists)
-        texts = [captioner.caption(bank.scene(int(i)), rng, styled=cycle.styled) for i in index]
-        ids = tokenizer(texts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt").input_ids
-        x0 = z[place[index]].float()
-        noise = torch.randn(x0.shape, generator=generator)
-        t = torch.randint(0, 1000, (len(x0),), generator=generator)
-        with torch.no_grad(), precision(device), sdpa_kernel([SDPBackend.MATH]):
-            context = tower(input_ids=ids.to(device)).last_hidden_state
-        batch = Batch(x0.to(device), noise.to(device), t.to(device), context)
+        batch = feed.batch(step, cycle)
         gradient = gradient or Replayed(unet, abar, batch)
         value = gradient(batch)
         optimizer.step()
