@@ -227,6 +227,7 @@ STATES: dict[str, Callable[[], State]] = {
     "LoRA loaded": lambda: lora(fused=False),
     "LoRA fused": lambda: lora(fused=True),
     "fused projections": lambda: changed(lambda pipe: pipe.fuse_qkv_projections()),
+    "attention slicing": lambda: changed(lambda pipe: pipe.enable_attention_slicing()),
     "compiled": lambda: changed(blocks_compiled),
     "compiled, the whole UNet": lambda: changed(whole_compiled),
     "quantised (quanto)": lambda: changed(quanto),

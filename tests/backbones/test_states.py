@@ -221,6 +221,25 @@ def test_sld_does_something_where_the_words_differ(name):
     assert float((shot(state) - base).norm() / base.norm()) > 1e-3
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "attention"])
+def test_an_edit_stays_when_attention_is_sliced_afterwards(kind):
+    """Slicing replaces the processors of all attention layers."""
+    state = STATES["as loaded"]()
+    edit = case(state, kind)[0] if kind != "attention" else expunge.erase(tiny_pipeline(), "dog", method="eiup")
+    if kind == "sld":
+        edit = SafetyGuidance(text="cat", warmup=0, scale=50.0, threshold=1.0, momentum_scale=0.5, momentum_beta=0.7)
+    base = shot(state)
+    edit.attach(state.pipe)
+    erased = shot(state)
+    state.pipe.enable_attention_slicing()
+    moved = float((erased - base).norm())
+    assert moved > 1e-3 * float(base.norm())
+    assert float((shot(state) - erased).norm()) <= NEAR * moved
+    state.pipe.disable_attention_slicing()
+    edit.detach(state.pipe)
+    assert torch.equal(shot(state), base)
+
+
 def test_the_page_shows_this_table():
     page = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text()
     rows = [f"| {state} | {' | '.join(row[kind] for kind in KINDS)} |" for state, row in TABLE.items()]

@@ -283,7 +283,9 @@ def test_a_hook_reads_another_text_with_the_layers_own_matrices(pipe):
     assert torch.allclose(out, module.to_out[0](torch.cat(parts, -1)), atol=1e-5)
 
 
-@pytest.mark.parametrize("state", ["IP-Adapter", "LoRA loaded", "ControlNet", "token merging (tomesd)"])
+@pytest.mark.parametrize(
+    "state", ["IP-Adapter", "LoRA loaded", "ControlNet", "attention slicing", "token merging (tomesd)"]
+)
 def test_in_a_pipeline_as_users_have_it(state):
     made = STATES[state]()
     backbone = backbones.of(made.pipe)
