@@ -4,6 +4,7 @@ import json
 import os
 from collections import OrderedDict
 
+import peft
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -74,6 +75,22 @@ def test_bare_weights_do_what_they_do_when_they_are_loaded(tmp_path, form):
     assert all(".attn2." in name for name in edit.replaced), "what is the base's own is not in the edit"
     made = edit.provenance
     assert (made.eraser, made.targets, made.settings["imported"]) == ("esd", ["dog"], form)
+
+
+def test_a_folder_of_peft_does_what_it_does_when_peft_loads_it(tmp_path):
+    """Which is nothing where diffusers loads it: its names are not the pipeline's."""
+    theirs, ours = still(tiny_pipeline()), still(tiny_pipeline())
+    plain = image(ours)
+    torch.manual_seed(1)
+    theirs.unet = peft.get_peft_model(
+        theirs.unet, peft.LoraConfig(r=2, lora_alpha=6, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    )
+    theirs.unet.save_pretrained(tmp_path / "lora")
+    edit = importing.run(backbones.of(tiny_pipeline()), tmp_path / "lora", method="esd", targets=["dog"])
+    edit.attach(ours)
+    wanted = image(theirs)
+    assert torch.allclose(image(ours), wanted, atol=1e-3)
+    assert not torch.allclose(plain, wanted, atol=0.1)
 
 
 def test_half_precision_is_kept_as_it_is_and_what_was_only_rounded_is_the_base_s(tmp_path):

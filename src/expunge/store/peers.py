@@ -36,7 +36,7 @@ class Published(NamedTuple):
 
 
 def read_published(path: str | Path) -> Published:
-    """Read a file of tensors, or a folder that holds one component of a model in the layout of diffusers or transformers.
+    """Read a file of tensors, or a folder: one component of a model as diffusers or transformers keep it, or peft's of a LoRA.
 
     Raises:
         ExpungeError: if there is none, it is damaged, holds more than tensors, or is a whole model.
@@ -93,14 +93,20 @@ def gate_of(gates: Sequence[Sequence[str]]) -> Gate | None:
     return Transport(gates) if gates else None
 
 
-def _files(folder: Path) -> tuple[list[Path], str]:
-    """The files of weights in a folder, and which component they are."""
+def _files(folder: Path) -> tuple[list[Path], str | None]:
+    """The files of weights in a folder, and which component they are; None for a LoRA."""
     if not folder.is_dir():
         raise ExpungeError(f"no file or folder '{folder}': expected weights that somebody published")
     if (folder / "model_index.json").is_file():
         raise ExpungeError(f"'{folder}' is a whole model: expected one component of it, or --model '{folder}'")
+    lora_file = folder / "adapter_model.safetensors"
+    if lora_file.is_file():
+        return [lora_file], None
     if not (folder / "config.json").is_file():
-        raise ExpungeError(f"'{folder}' has no config.json: expected a file, or a folder with a text encoder or a UNet")
+        raise ExpungeError(
+            f"'{folder}' has neither config.json nor {lora_file.name}: expected a file, or a folder with a text encoder, a "
+            "UNet or peft's LoRA"
+        )
     config = read_json(folder / "config.json")
     kinds = {
         "UNet2DConditionModel": "unet",
