@@ -272,10 +272,10 @@ def _first(expected: Path, found: Path) -> str:
 
 # what is sent ---------------------------------------------------------------------------------------------------------
 def left_out(row: Mapping[str, Any]) -> bool:
-    """Whether a record is left out of benchmarks/, as its numbers stand in the summary too."""
+    """Whether a record is left out of benchmarks/: its number stands in the summary, and another is of the same images."""
     group, metric = row["provenance"]["group"], row["metric"]
-    attacked = group.startswith("attack: ") and metric.startswith(("esr@", "valid_rate"))
-    return group.startswith("key: ") or metric.startswith("became@") or attacked
+    attacked = group.startswith("attack: ") and metric.startswith("esr@")
+    return group.startswith("key: ") or metric.startswith(("became@", "esr@5", "psr@5", "valid_rate")) or attacked
 
 
 def write(contribution: Contribution, out: Path, overwrite: bool = False) -> list[Path]:
