@@ -3,7 +3,7 @@
 # The pooled vector should be read where the text ends, so that it is of the whole prompt. Where the text encoder's configuration says
 # `eos_token_id: 2`, as OpenAI's does and many models' that were made with it, transformers takes the position of the largest token id
 # instead. That is the end, until a word is added: its id is larger. Seen: with a learned word in the prompt the pooled vector is the
-# word's own, so nothing behind the word changes it, and no prompt ends. With the tokenizer's true id in the configuration it does.
+# word's own, so nothing behind the word changes it. With the tokenizer's true id in the configuration it does.
 # Only the pooled vector differs, and no error or warning is given.
 . "$(dirname "$0")/run.sh"
 run torch==2.14.1 diffusers==0.42.1 transformers==5.23.0 <<'PY'

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A pipeline with a LoRA (what DUO, SPM and many others publish), saved as a folder: to keep it, or after fusing it to pass on plain weights.
+# A pipeline with a LoRA (what DUO, LECO and many others publish), saved as a folder: to keep it, or after fusing it to pass on plain weights.
 # Expected: a folder that draws what the pipeline drew. Seen, whether the LoRA is loaded or fused (but not unloaded): the UNet's file
 # has the weights as `to_q.base_layer.weight` with the LoRA's beside them, and nothing that `from_pretrained` looks for. It opens the
 # folder all the same, with whatever was in memory in the place of those weights; only the log speaks of them. Of a text encoder

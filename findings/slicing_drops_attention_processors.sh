@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# An erasure that lives in the attention processors (as SPM's, Forget-Me-Not's and many attention editors' code does), and the option
+# An erasure that lives in the attention processors (as that of Forget-Me-Not and of many attention editors does), and the option
 # that saves memory. Expected: `enable_attention_slicing()` computes the same in slices. Seen: it puts diffusers' own processor in the
 # place of whatever was set, so the pipeline draws as if nothing had been erased; `disable_attention_slicing()` gives the default back,
 # and not what was there. `fuse_qkv_projections()` does the first, too, and gives back what it took. Nothing is said.

@@ -13,7 +13,7 @@ class Import:
     """Make an edit of what others publish: LoRAs, membranes of SPM's authors, bare weights (ESD, UCE), text encoders."""
 
     file: Positional[Path]
-    """A .safetensors file, a file of tensors that torch wrote, or a folder with a config.json."""
+    """A .safetensors file, a file of tensors that torch wrote, or a folder with a config.json or of peft's LoRA."""
     out: Path
     """Folder for edit.safetensors."""
     target: Words = ()
