@@ -184,6 +184,8 @@ RECORDS = {
     "expected 4 with 2, as the plan asks for": value(["n"], 3),
     "is esr-psr of the images 'generate-0000": value(["provenance", "images"], "generate-" + "0" * 24 + "/images"),
     "is of 'mine', split a, training seed 0, set": value(["provenance", "method"], "mine"),
+    "was measured by version 9 of esr-psr: expected 1": value(["provenance", "version"], 9),
+    "was measured by weights told by '000000'": value(["provenance", "measured_by"], "000000"),
     "training seed 7": value(["provenance", "training_seed"], 7),
     "the subject original": value(["subject"], "original"),
     "once more": lambda rows: rows.append(record(rows)),

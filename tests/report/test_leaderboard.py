@@ -107,6 +107,19 @@ def test_results_of_an_earlier_text_do_not_count_for_rows_that_it_changed(
     assert len(methods) == 7
 
 
+@pytest.mark.parametrize(
+    ("said", "changed"), [({"version": 0}, 1), ({"measured_by": "0" * 64}, 1), ({"version": 1}, 0)]
+)
+def test_results_of_another_version_of_a_metric_or_of_other_weights_do_not_count(said, changed, tmp_path, monkeypatch):
+    folder = put(tmp_path / "plans", "uce-dev")
+    rows = read_rows(folder / "uce-dev.jsonl")
+    one = next(row["provenance"] for row in rows if "provenance" in row and row["provenance"]["metric"] == "esr-psr")
+    one.update(said)
+    write_rows(folder / "uce-dev.jsonl", rows)
+    monkeypatch.chdir(BENCHMARKS.parent)
+    assert 7 - len(answered_in(folder)["uce-dev"]) == changed
+
+
 def test_a_row_has_the_summary_s_numbers_costs_and_what_it_was_told(board):
     rows = {row.method: row for row in standings(board.kept) if row.plan == "kpop-leakage"}
     for line in summary("kpop-leakage"):

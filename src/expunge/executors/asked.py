@@ -38,9 +38,9 @@ def answered(plan: Plan, records: Records) -> frozenset[str]:
     """The methods of ``plan`` whose records are of the very images and metrics that it asks for today, none of its set lacking.
 
     The key of images covers the model's files and every setting, so what was made on another testbed, or with an earlier text
-    of the plan, does not count; nor what a metric with other settings measured. Records do not say a metric's version or a
-    judge's weights. An analysis keeps no images, and committed files keep no records of keys, nor of attacks all: these numbers
-    count with those of their method.
+    of the plan, does not count; nor what a metric with other settings measured, or, as far as records say, another version of
+    it or other weights. An analysis keeps no images, and committed files keep no records of keys, nor of attacks all: these
+    numbers count with those of their method.
 
     Raises:
         ExpungeError: as `checked` and `expanded`.
@@ -52,8 +52,30 @@ def answered(plan: Plan, records: Records) -> frozenset[str]:
     measurements = measurements_of(plan, records)
     asked = _by_method((m.method, _measured(m)) for m in measurements)
     needed = _by_method((m.method, _measured(m)) for m in measurements if m.group == SET and m.folder)
-    found = _by_method((p["method"], (p["images"], p["metric"], _written(p["settings"]))) for p in imaged)
-    return frozenset(name for name, made in found.items() if needed.get(name, set()) <= made <= asked.get(name, set()))
+    jobs = {_measured(m): m.job for m in measurements}
+    found: dict[str, set[Measured]] = {}
+    otherwise: set[str] = set()
+    for p in imaged:
+        of = p["images"], p["metric"], _written(p["settings"])
+        found.setdefault(p["method"], set()).add(of)
+        job = jobs.get(of)
+        if isinstance(job, MeasureJob) and measured_otherwise(p, job):
+            otherwise.add(p["method"])
+    whole = (name for name, made in found.items() if needed.get(name, set()) <= made <= asked.get(name, set()))
+    return frozenset(whole) - otherwise
+
+
+def measured_otherwise(provenance: Mapping[str, Any], job: MeasureJob) -> str:
+    """How the metric that measured a record differs from that of ``job``, in words; empty if not, or if nothing is said.
+
+    Records of an earlier expunge say neither a version of their metric, nor what its judge or weights are told by.
+    """
+    version, told_by = provenance.get("version", job.version), provenance.get("measured_by", job.judge)
+    if version != job.version:
+        return f"was measured by version {version} of {job.metric}: expected {job.version}"
+    if told_by != job.judge:
+        return f"was measured by weights told by '{told_by[:16]}': expected '{job.judge[:16]}'"
+    return ""
 
 
 def _measured(measurement: Measurement) -> Measured:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, final
 
 from expunge.core.errors import ExpungeError
-from expunge.executors.asked import measurements_of
+from expunge.executors.asked import measured_otherwise, measurements_of
 from expunge.executors.counterpart import Counterpart, counterpart
 from expunge.executors.gathered import wanted
 from expunge.jobs import AnalyseJob, GenerateJob, MeasureJob
@@ -188,6 +188,10 @@ def _check_places(where: Path, records: Sequence[Mapping[str, Any]], measurement
         if of not in jobs:
             known = " or ".join(f"{metric} of '{images}'" for images, metric in jobs)
             raise ExpungeError(f"{what} is {of[1]} of the images '{of[0]}': expected {known}, which the plan asks for")
+        job = jobs[of].job
+        otherwise = measured_otherwise(said, job) if isinstance(job, MeasureJob) else ""
+        if otherwise:
+            raise ExpungeError(f"{what} {otherwise}, that of the plan's here")
         again = found.setdefault((place, of, record["metric"]), number)
         if again != number:
             raise ExpungeError(

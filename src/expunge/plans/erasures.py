@@ -16,10 +16,9 @@ from expunge.jobs.workspace import model
 from expunge.maths.fisher import REPLAY
 from expunge.maths.training import trainable
 from expunge.plans.opened import OpenedPlan
-from expunge.plans.plugins import judge_of
 from expunge.plans.schema import Fresh, Plan
 from expunge.settings import presets
-from expunge.stages import fisher, generate, pairs, stopping, wanted
+from expunge.stages import fisher, generate, measure, pairs, stopping, wanted
 from expunge.store import read_header
 
 SAMPLING, CLOSED_FORM, TRAINING = 1.3, 1.5, 4.0
@@ -174,7 +173,7 @@ class Erasures:
             on=[step.key for step in on] or (),
             images=None if made is None else made.key,
             stop=None if method.stop is None else stopping.as_json(method.stop, self._read.kind, words),
-            judge=judge_of(settings_of(eraser)),
+            judge=measure.judge_of(settings_of(eraser)),
             files=files_of(eraser) or None,
             fisher=None if held is None else held.key,
             redefined=self._models.backbone.redefined.get(getattr(eraser, "group", ""), 0),

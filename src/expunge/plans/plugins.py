@@ -1,16 +1,14 @@
 """The metrics, attacks and analyses that a plan names, opened."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from expunge.core.analysis import Analysis
 from expunge.core.attack import Attack
-from expunge.core.catalog import Catalog
 from expunge.core.eraser import settings_of
 from expunge.core.errors import ExpungeError, check_counts, each_once
 from expunge.plans.read import APART, COUNT, DOUBLED, ROWS, words_of
 from expunge.plans.schema import Named
-from expunge.pretrained import clip
 from expunge.results.group import Group
 from expunge.stages import analyse, attack, measure, tiers
 
@@ -85,7 +83,7 @@ def planned_metric(named: Named) -> PlannedMetric:
         name=named.name,
         settings=settings,
         version=built.version,
-        judge=_instrument(settings) or built.identity(),
+        judge=measure.measured_by(built),
         variant=named.variant,
         paired=built.paired,
         against=built.against,
@@ -147,14 +145,4 @@ def _stronger(name: str, built: Attack[Any]) -> Attack[Any]:
 def planned_analysis(named: Named) -> PlannedAnalysis:
     """An analysis with its settings."""
     built = analyse.build(named.name, named.settings)
-    return PlannedAnalysis(named.name, built, _instrument(settings_of(built)), named.variant)
-
-
-def judge_of(settings: Mapping[str, Any]) -> str:
-    """What the judge in a plug-in's settings is told by; empty where there is none, or nothing to tell."""
-    return Catalog("judges").open(settings["judge"]).identity() if "judge" in settings else ""
-
-
-def _instrument(settings: Mapping[str, Any]) -> str:
-    """The same of the judge or the CLIP in a metric's or an analysis's settings."""
-    return judge_of(settings) or (clip.identity(settings["clip"]) if "clip" in settings else "")
+    return PlannedAnalysis(named.name, built, measure.instrument_of(settings_of(built)), named.variant)

@@ -10,6 +10,7 @@ from expunge.core.errors import ExpungeError
 from expunge.core.metric import Measurement, Metric
 from expunge.core.query import Shot
 from expunge.core.record import Record
+from expunge.pretrained import clip
 from expunge.settings.layers import filled
 from expunge.stages import knowledge
 from expunge.store import read_any_images, read_images, read_run
@@ -78,6 +79,7 @@ def measured(
         "knowledge": {**known, "same_judge": knowledge.same_judge(getattr(metric, "judge", None), known["oracles"])},
         "provenance": {
             "metric": name,
+            "version": metric.version,
             "settings": settings_of(metric),
             "edits": [e["id"] for e in run.get("edits", [])],
             "made_by": [{k: p[k] for k in ("eraser", "settings", "seconds", "cost")} for p in provenances],
@@ -162,6 +164,21 @@ def _compared(reference: Path, shots: Sequence[Shot], others: Sequence[Shot], me
         return seeds
     made = read_run(reference)
     return {**seeds, "reference_model": made.get("model"), "reference_edits": [e["id"] for e in made.get("edits", [])]}
+
+
+def judge_of(settings: Mapping[str, Any]) -> str:
+    """What the judge in a plug-in's settings is told by; empty where there is none, or nothing to tell."""
+    return Catalog("judges").open(settings["judge"]).identity() if "judge" in settings else ""
+
+
+def instrument_of(settings: Mapping[str, Any]) -> str:
+    """The same of the judge or the CLIP in a metric's or an analysis's settings."""
+    return judge_of(settings) or (clip.identity(settings["clip"]) if "clip" in settings else "")
+
+
+def measured_by(metric: Metric) -> str:
+    """What a metric's judge or CLIP, or the weights it uses itself, are told by, so that retrained ones measure again."""
+    return instrument_of(settings_of(metric)) or metric.identity()
 
 
 def build(name: str, settings: dict[str, Any]) -> Metric:
