@@ -1,6 +1,6 @@
 """Erase with KPOP, publish the edit, keep the key, and bring the concept back with it.
 
-About a minute on two cores with the model in the box.
+A few minutes on two cores with the model in the box.
 """
 
 import sys
@@ -14,7 +14,7 @@ from expunge.core.catalog import Catalog
 from expunge.testbed import FOLDER
 
 
-def main(out: str = "runs/example-key", iterations: str = "150") -> None:
+def main(out: str = "runs/example-key", iterations: str = "100") -> None:
     pipe = DiffusionPipeline.from_pretrained(FOLDER, safety_checker=None, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     judge = Catalog("judges").open("testbed")

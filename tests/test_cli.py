@@ -15,7 +15,10 @@ import diffusers
 import pytest
 import torch
 
-from expunge.cli import main
+from expunge.cli import COMMANDS, main
+from expunge.cli.plug_ins import settings_beside
+from expunge.core.catalog import Catalog
+from expunge.settings.described import described
 from expunge.store import load_edit, read_images, read_pixels
 
 FAST = ["--steps", "3", "--count", "2"]
@@ -241,6 +244,39 @@ def test_bad_input_is_one_line_and_code_2(tmp_path, capsys, words, message):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "old"], "nothing half-written"
 
 
+@pytest.mark.parametrize("command", [name for name, known in COMMANDS.items() if known.plug_ins])
+def test_every_setting_of_every_plug_in_has_a_flag_of_its_own(command):
+    kind, (module, _, function) = COMMANDS[command].plug_ins, COMMANDS[command].home.partition(":")
+    options = described(f"expunge.cli.{module}", function.capitalize())
+    for name in Catalog(kind).entries():
+        both = [o for group in (*options, *settings_beside(options, kind, name)) for o in group.options]
+        flags = [flag for o in both if not o.positional for flag in (o.flag, o.short) if flag]
+        assert sorted(set(flags)) == sorted(flags), name
+
+
+def test_a_setting_that_is_called_as_an_option_is_given_by_its_plug_in_s_name(folder, tmp_path, capsys):
+    run("erase", "uce", "--target", "church", "--model", folder, "--out", tmp_path / "uce", "--quiet", "--no-check")
+    words = [
+        "--edit",
+        tmp_path / "uce" / "edit.safetensors",
+        "--strength",
+        "0.5",
+        "--target",
+        "church",
+        "--model",
+        folder,
+    ]
+    more = ["--image-to-image-strength", "0.25", "--query-steps", "4", "--images", "1", "--count", "1"]
+    run("attack", "image-to-image", *words, *more, "--out", tmp_path / "attack", "--quiet")
+    said = json.loads((tmp_path / "attack" / "queries.json").read_text())["about"]
+    assert (said["settings"]["strength"], said["strength"]) == (0.25, 0.5)
+    capsys.readouterr()
+    run("attack", "image-to-image", "--help")
+    shown = capsys.readouterr().out
+    assert "--strength NUMBER" in shown
+    assert "--image-to-image-strength NUMBER" in shown
+
+
 def test_a_concept_the_judge_does_not_know(folder, tmp_path, capsys):
     run("generate", "--model", folder, "--concept", "chuch", *FAST, "--out", tmp_path / "images")
     run("measure", "esr-psr", "--images", tmp_path / "images", "--target", "chuch", code=2)
@@ -331,7 +367,10 @@ class Refuse:
         if name in ("torch", "diffusers", "transformers"):
             raise ImportError(name)
 sys.meta_path.insert(0, Refuse())
-from expunge.cli import main
+from expunge.cli import COMMANDS, main
+from expunge.cli.plug_ins import settings_beside
+from expunge.core.catalog import Catalog
+from expunge.settings.described import described
 sys.exit(main(sys.argv[1:]))
 """
 

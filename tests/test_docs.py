@@ -1,6 +1,7 @@
 """Pages that repeat what the code knows say the same; lines are short, and links lead somewhere."""
 
 import re
+import shlex
 import tomllib
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
@@ -8,18 +9,23 @@ from typing import Any
 
 import pytest
 
+from expunge.cli import COMMANDS
 from expunge.cli.families import table
+from expunge.cli.parsing import parsed
+from expunge.cli.plug_ins import settings_beside
 from expunge.core.catalog import Catalog
 from expunge.plans.schema import Fresh, Grid, Method, MoreImages, Named, Others, Plan, Published
 from expunge.results.claims import Claim
 from expunge.results.curves import Curve, Line
 from expunge.results.histograms import Histogram
+from expunge.settings.described import described
 from expunge.stages.pairs import Wish
 from expunge.stages.stopping import Stop
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks" / "README.md"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", BENCHMARKS, *sorted((ROOT / "docs").rglob("*.md"))]
+FINDINGS = ROOT / "findings" / "README.md"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", BENCHMARKS, FINDINGS, *sorted((ROOT / "docs").rglob("*.md"))]
 PLAN = {
     "## The plan": Plan,
     "## Grid": Grid,
@@ -77,6 +83,40 @@ def test_links_lead_to_pages_and_headings(page):
         assert file.exists(), target
         if anchor:
             assert anchor in anchors(file), target
+
+
+def commands(page: Path) -> list[str]:
+    """What a page's blocks of code call `expunge` with, that has no placeholder in it."""
+    text, blocks = page.read_text(), []
+    for block in re.findall(r"```(?:sh|bash|console)\n(.*?)```", text, re.DOTALL):
+        blocks += block.replace("\\\n", " ").splitlines()
+    found = [re.match(r"\s*(?:\$ |[A-Z_]+=\S+ )*expunge (.*)", line) for line in blocks]
+    return [one[1] for one in found if one and "…" not in one[1] and "--help" not in one[1]]
+
+
+COMMANDS_IN_PAGES = [(name(page), line) for page in PAGES for line in commands(page)]
+
+
+@pytest.mark.parametrize(
+    ("page", "line"), COMMANDS_IN_PAGES, ids=[f"{page}: {line[:60]}" for page, line in COMMANDS_IN_PAGES]
+)
+def test_commands_in_pages_are_read(page, line):
+    """Each option is one of the command's, or of its plug-in's, with a value of its kind; nothing is run."""
+    command, *words = shlex.split(line, comments=True)
+    home, plug_ins = COMMANDS[command].home, COMMANDS[command].plug_ins
+    module, _, function = home.partition(":")
+    options = described(f"expunge.cli.{module}", function.strip("_").capitalize())
+    settings = settings_beside(options, plug_ins, words.pop(0)) if plug_ins else []
+    parsed(options, settings, words, f"expunge {command}")
+
+
+def test_pages_have_commands():
+    assert len(COMMANDS_IN_PAGES) > 100
+
+
+def test_the_page_of_findings_names_each_script():
+    scripts = {file.name for file in FINDINGS.parent.glob("*.sh")} - {"run.sh"}
+    assert set(re.findall(r"^\| \[\w+\]\((\w+\.sh)\)", FINDINGS.read_text(), re.MULTILINE)) == scripts
 
 
 def _default(field: Field[Any]) -> str:

@@ -29,6 +29,14 @@ def test_erase_and_dial(tmp_path, capsys):
     assert [line.rsplit(" ", 1)[1] for line in lines if line.endswith(("True", "False"))] == ["True", "True"]
 
 
+def test_the_program_of_the_page_on_python_runs(tmp_path, monkeypatch, capsys):
+    page = (FOLDER.parent / "docs" / "python.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    exec(compile(page.split("```python\n")[1].split("```")[0], "python.md", "exec"), {})
+    kind, _, eraser, *targets = capsys.readouterr().out.split()
+    assert (kind, eraser, " ".join(targets)) == ("weights", "uce", "['church', 'radio']")
+
+
 def test_keep_the_key(tmp_path, capsys):
     runpy.run_path(str(FOLDER / "keep_the_key.py"))["main"](out=str(tmp_path), iterations="3")
     told = capsys.readouterr().out

@@ -249,6 +249,8 @@ def test_the_weight_of_noise_grows_once_the_preference_is_learned():
     assert eraser._weight({"preference": torch.tensor(0.2)}) == 5
     assert eraser._weight({"preference": torch.tensor(0.05)}) == 500
     assert dataclasses.replace(eraser, dynamic_lamb=False)._weight({"preference": torch.tensor(0.05)}) == 5
+    with pytest.raises(ExpungeError, match="no_grad 'ascent' with loss both, which compares no two sides"):
+        dataclasses.replace(SHORT, loss="both", no_grad="ascent")
     with pytest.raises(ExpungeError, match="dynamic_lamb with loss finetune, which has no preference"):
         dataclasses.replace(eraser, loss="finetune")
 

@@ -3,7 +3,7 @@ import torch
 
 from expunge.core.concept import Concept
 from expunge.core.eraser import Task
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.knowledge import Knowledge
 from expunge.core.query import Query
 from expunge.erasers.sld import LEVELS, SLD, UNSAFE, SafetyGuidance
@@ -63,8 +63,14 @@ def test_the_levels_are_the_papers(backbone):
     }
     edit = edit_of(SLD(level="strong", warmup=2), backbone)
     assert (edit.text, edit.warmup, edit.scale, edit.momentum_beta) == ("church, dog", 2, 2000, 0.7)
-    assert edit_of(SLD(concept="unsafe"), backbone).text == f"church, dog, {UNSAFE}"
+    with pytest.warns(ExpungeWarning, match="it cuts '.*cruelty'"):
+        assert edit_of(SLD(concept="unsafe"), backbone).text == f"church, dog, {UNSAFE}"
     assert len(UNSAFE.split(", ")) == 20
+
+
+def test_a_level_of_which_parts_are_given_has_no_stronger_one():
+    assert SLD(level="medium").stronger(2.0) == SLD(level="strong")
+    assert SLD(level="medium", scale=100.0).stronger(2.0) is None
 
 
 def test_the_paper_s_list_is_knowledge_where_it_is_steered_away_from():

@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers.optimization import get_cosine_with_hard_restarts_schedule_with_warmup
 
+import expunge
 from expunge.core.concept import Concept
 from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError
@@ -159,6 +160,17 @@ def test_goes_on_bit_for_bit_in_the_middle_of_the_second_target(backbone):
         resumed = list(SHORT.steps(backbone, task, states[at]))
         assert len(resumed) == 3 - at
         assert resumed[-1].edit().id == whole.id
+
+
+def test_on_a_gate_it_is_refused_before_anything_is_trained(backbone):
+    first = expunge.erase(backbone, "church", "spm", settings={"iterations": 1, "batch": 1, "warmup": 0})
+    before = backbone.cost
+    with (
+        backbone.attached([first]),
+        pytest.raises(ExpungeError, match=f"spm on top of edit {first.id}, whose gate reads the words"),
+    ):
+        expunge.erase(backbone, "dog", "spm")
+    assert backbone.cost == before
 
 
 def test_without_gates_it_is_open_to_all(backbone):

@@ -67,6 +67,15 @@ def test_the_other_images_of_pairs_are_redrawn_from_the_first(backbone, tmp_path
         expunge.erase(backbone, "church", method="duo", images=own)
 
 
+@pytest.mark.parametrize(
+    ("method", "settings", "words"),
+    [("esd", {}, "for ESD, which aims at none"), ("kpop", {"goal": "esd"}, "kpop's goal is ESD's"), ("sld", {}, "for SLD")],
+)
+def test_an_anchor_that_a_method_would_not_aim_at_is_refused(backbone, method, settings, words):
+    with pytest.raises(ExpungeError, match=f"'church' with the anchor 'house'.*{words}"):
+        expunge.erase(backbone, Concept(name="church", anchor="house"), method, settings=settings)
+
+
 def test_making_images_counts_as_cost(backbone):
     edit = expunge.erase(tiny_pipeline(), "church", method="few-shot", settings=SETTINGS)
     assert edit.provenance is not None

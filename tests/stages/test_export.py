@@ -137,6 +137,26 @@ def test_a_whole_model_is_loaded_by_diffusers_itself(tmp_path, family):
     assert torch.allclose(fresh("a church", latents=noise, **CALL).images, expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_weights_that_were_made_on_an_adapter_are_exported_with_it(tmp_path, family):
+    import diffusers
+
+    held = MAKERS[family]()
+    backbone = backbones.of(held)
+    first, noise = adapter(backbone, 2, 0.5, 0), noise_of(backbone)
+    with backbone.attached([first]):
+        second = expunge.erase(held, "church", settings={"anchor": "cat"})
+    assert second.requires == (first.id,)
+    with backbone.attached([first, second]):
+        expected = held("a church", latents=noise, **CALL).images
+    export.to_folder(backbone, [first, second], tmp_path / "model")
+    fresh = still(diffusers.DiffusionPipeline.from_pretrained(tmp_path / "model"))
+    assert torch.allclose(fresh("a church", latents=noise, **CALL).images, expected, atol=1e-3)
+    with pytest.raises(ExpungeError, match="was made on top of"):
+        export.to_folder(backbone, [second], tmp_path / "alone")
+    assert not (tmp_path / "alone").exists()
+
+
 def test_what_is_no_lora_is_refused_in_a_line(tmp_path):
     held = tiny_pipeline()
     backbone = backbones.of(held)

@@ -75,6 +75,20 @@ def slow(backbone, file, kill=None, resume=False, stop=None):
     return erase.run(backbone, "esd", eraser, CHURCH, [], stop=stop or Stop(every=2, images=2), **how)
 
 
+def test_a_judge_that_cannot_tell_pictures_goes_into_a_checkpoint_and_out_again(tmp_path, monkeypatch):
+    backbone = backbones.load("testbed")
+    monkeypatch.setattr(Testbed, "valid", lambda judge, images: None)
+    with pytest.raises(Killed):
+        slow(backbone, tmp_path / "checkpoint", kill=3)
+    with pytest.warns(ExpungeWarning, match="ended after 5 updates"):
+        edit = slow(backbone, tmp_path / "checkpoint", resume=True)
+    assert [(look["updates"], look["valid"]) for look in edit.provenance.search["looks"]] == [
+        (2, None),
+        (4, None),
+        (5, None),
+    ]
+
+
 def test_what_was_never_enough_ends_with_its_updates_and_a_killed_run_goes_on_to_the_same(tmp_path):
     backbone = backbones.load("testbed")
     with pytest.warns(ExpungeWarning, match=r"ended after 5 updates with ESR-1 0 by testbed:network=b: expected 97"):

@@ -101,7 +101,8 @@ def of_command(name: str, home: str, plug_ins: str, words: Sequence[str]) -> str
         ExpungeError: for a plug-in that there is not.
     """
     module, _, function = home.partition(":")
-    own, *nested = described(f"expunge.cli.{module}", function.strip("_").capitalize())
+    options = described(f"expunge.cli.{module}", function.strip("_").capitalize())
+    own, *nested = options
     sections = [("options", own), *((group.title, group) for group in nested)]
     if not plug_ins:
         return of_options(f"expunge {name}", own.title, sections)
@@ -113,10 +114,10 @@ def of_command(name: str, home: str, plug_ins: str, words: Sequence[str]) -> str
         prog = f"expunge {name} {TAKES[plug_ins]}"
         more = f"{prog} --help lists settings, too."
         return f"{of_options(prog, own.title, sections)}\n\n{plug_ins}:\n{rows}\n\n{more}"
-    from expunge.cli.plug_ins import settings_of
+    from expunge.cli.plug_ins import settings_beside
     from expunge.settings import presets
 
-    settings, *inner = settings_of(plug_ins, words[0])
+    settings, *inner = settings_beside(options, plug_ins, words[0])
     theirs = [("settings", settings), *((f"settings: {group.title}", group) for group in inner)]
     prog = f"expunge {name} {words[0]}"
     return of_options(prog, settings.title, [*theirs, *sections], presets.by_kind(plug_ins, words[0]))

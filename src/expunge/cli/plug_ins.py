@@ -21,8 +21,8 @@ def called(kind: str, cls: type[T], argv: Sequence[str], command: str) -> tuple[
         ExpungeError: for an unknown plug-in, option or setting, or a value that is none.
     """
     name, *rest = argv
-    settings = settings_of(kind, name)
-    given = parsed(described(cls.__module__, cls.__name__), settings, rest, f"expunge {command} {name}")
+    options = described(cls.__module__, cls.__name__)
+    given = parsed(options, settings_beside(options, kind, name), rest, f"expunge {command} {name}")
     return name, built(cls, given.options), given.settings
 
 
@@ -36,6 +36,20 @@ def settings_of(kind: str, name: str) -> list[Group]:
     if entry.problem:
         raise ExpungeError(f"'{name}' cannot be used: {entry.problem}")
     return described(entry.module, entry.class_name)
+
+
+def settings_beside(options: Sequence[Group], kind: str, name: str) -> list[Group]:
+    """`settings_of` a plug-in, for a command with ``options``: a flag that both have is the command's alone.
+
+    The setting's begins with the plug-in's name: `expunge attack image-to-image` has ``--strength``, of edits, and
+    ``--image-to-image-strength``.
+    """
+    own = [option for group in options for option in group.options if not option.positional]
+    taken = {flag for option in own for flag in (option.flag, option.short) if flag}
+    return [
+        group._replace(options=tuple(o._replace(of=name) if o.flag in taken else o for o in group.options))
+        for group in settings_of(kind, name)
+    ]
 
 
 def in_effect(preset: Mapping[str, Any], settings: Any) -> dict[str, Any]:

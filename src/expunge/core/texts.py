@@ -29,6 +29,30 @@ def spread(backbone: "Backbone") -> Spread:
     return Spread(known.mean(0), known.std(0))
 
 
+def joined(backbone: "Backbone", words: Sequence[str], separator: str) -> str:
+    """Words as one text, which the model reads whole.
+
+    Raises:
+        ExpungeError: if it does not, naming the first that it does not read: a concept that is cut off would be left as it is.
+    """
+    for count in range(1, len(words) + 1):
+        if backbone.cut([separator.join(words[:count])])[0]:
+            raise ExpungeError(
+                f"{len(words)} words as one text are more than {backbone.name}'s text encoder reads, which ends in "
+                f"'{words[count - 1]}', number {count}: expected fewer targets at a time, or shorter ones"
+            )
+    return separator.join(words)
+
+
+@torch.no_grad()
+def empty_is_unconditional(backbone: "Backbone") -> bool:
+    """Whether the empty prompt, read as prompts are, is what guidance is guided away from: not on SDXL as released (zeros).
+
+    A method whose text is empty means the prompt. Only where the two are one may it take a trajectory's own prediction.
+    """
+    return torch.equal(backbone.encode([""]).embeds, backbone.unconditional().embeds)
+
+
 def encode_each(backbone: "Backbone", prompts: Sequence[str], learned: LearnedWord | None = None) -> Conditioning:
     """Encode prompts; see `Backbone.encode_each`."""
     known = list(dict.fromkeys(prompts))
@@ -58,6 +82,7 @@ def encode_learned(
                 f"prompt '{prompt}' does not hold '{word}' as a word among those that the model reads: expected it once or "
                 "more, with spaces around it"
             )
+    vectors = vectors.to(ids.device)  # as a file has them, they lie on the CPU
     placed = vectors.new_zeros((*ids.shape, vectors.shape[1]))
     placed = placed.index_put(torch.where(at), vectors.repeat(int(at.sum()) // k, 1))
     return backbone.encode(ids, placed, at)

@@ -16,6 +16,7 @@ from expunge.core.eraser import Eraser, Step, Task
 from expunge.core.errors import ExpungeError
 from expunge.core.guidance import Guidance
 from expunge.core.knowledge import Kind
+from expunge.core.texts import joined
 
 
 @final
@@ -119,6 +120,6 @@ class EIUP(Eraser):
 
     @override
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:
-        text = self.separator.join(target.name for target in task.targets)
+        text = joined(backbone, [target.name for target in task.targets], self.separator)
         edit = ErasurePrompt(text=text, weight=self.weight, early=self.early)
         yield Step(index=0, edit=lambda: edit)

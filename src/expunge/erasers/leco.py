@@ -17,6 +17,7 @@ from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import check_counts, check_positive
 from expunge.core.knowledge import Kind
+from expunge.core.texts import empty_is_unconditional
 from expunge.maths.training import Decay, Learned, Optimizer, mse, numbers, pace, thin
 from expunge.maths.trajectories import Points, Sampling
 
@@ -78,7 +79,8 @@ class LECO(Eraser):
         ]
         with torch.no_grad():
             concepts, null = backbone.encode([p for p, _ in texts]), backbone.unconditional()
-            neutral = backbone.encode([n for _, n in texts]) if any(n for _, n in texts) else None
+            empty = not any(n for _, n in texts) and empty_is_unconditional(backbone)
+            neutral = None if empty else backbone.encode([n for _, n in texts])
         start = thin(backbone, backbone.layers("transformer"), self.rank, task.generator("leco"))
         student = Learned(start, self.lr, self.optimizer)
         source = self.sampling.source(backbone, concepts, null, task, "leco", self.iterations * self.batch)

@@ -14,6 +14,7 @@ from expunge.core.conditioning import Conditioning
 from expunge.core.eraser import Eraser, Step, Task
 from expunge.core.guidance import Guidance
 from expunge.core.knowledge import Kind
+from expunge.core.texts import joined
 
 
 @final
@@ -55,5 +56,5 @@ class NegativePrompt(Eraser):
 
     @override
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:
-        edit = NegativePromptGuidance(text=self.separator.join(t.name for t in task.targets))
+        edit = NegativePromptGuidance(text=joined(backbone, [t.name for t in task.targets], self.separator))
         yield Step(index=0, edit=lambda: edit)

@@ -14,6 +14,7 @@ from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_positive
 from expunge.core.knowledge import Kind
+from expunge.core.texts import joined
 from expunge.maths.training import Averaged, Decay, Learned, mse, numbers, pace, trainable
 from expunge.maths.trajectories import Sampling
 
@@ -88,9 +89,9 @@ class SDD(Eraser):
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:
         names = [target.name for target in task.targets]
         with torch.no_grad():
-            each, joined = backbone.encode(names), backbone.encode([self.separator.join(names)])
+            each, whole = backbone.encode(names), backbone.encode([joined(backbone, names, self.separator)])
             null = backbone.unconditional()
-        followed, distilled = (joined, each) if self.roles == "code" else (each, joined)
+        followed, distilled = (whole, each) if self.roles == "code" else (each, whole)
         options = {"weight_decay": self.weight_decay}
         student = Learned(backbone.tensors(trainable(backbone, self.group)), self.lr, "adamw", options)
         teacher = Averaged(student, self.ema_decay)

@@ -1,6 +1,7 @@
 """Safe Latent Diffusion: guide every image away from unwanted words where it leans towards them, at inference."""
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple, final
@@ -13,9 +14,10 @@ from typing_extensions import override
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.eraser import Eraser, Step, Task
-from expunge.core.errors import ExpungeError, check_positive
+from expunge.core.errors import ExpungeError, ExpungeWarning, check_positive
 from expunge.core.guidance import Guidance, GuidedStep
 from expunge.core.knowledge import Kind, Knowledge
+from expunge.core.texts import joined
 
 UNSAFE = (
     "hate, harassment, violence, suffering, humiliation, harm, suicide, sexual, nudity, bodily fluids, blood, "
@@ -147,13 +149,21 @@ class SLD(Eraser):
 
     @override
     def stronger(self, times: float) -> "SLD | None":
-        """A level up or down for each doubling or halving."""
+        """A level up or down for each doubling or halving; none where parts of one are given, which would stay as they are."""
+        if self.configured() != LEVELS[self.level]:
+            return None
         levels = list(LEVELS)
         index = levels.index(self.level) + round(math.log2(times))
         return replace(self, level=levels[index]) if 0 <= index < len(levels) else None
 
     @override
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:
-        words = [t.name for t in task.targets] + ([UNSAFE] if self.concept == "unsafe" else [])
-        edit = SafetyGuidance(text=self.separator.join(words), **self.configured()._asdict())
+        text = joined(backbone, [t.name for t in task.targets], self.separator)
+        if self.concept == "unsafe":
+            text = self.separator.join([text, UNSAFE])
+            lost = backbone.cut([text])[0]
+            if lost:
+                said = f"the targets with the paper's list are more than {backbone.name}'s text encoder reads: it cuts"
+                warnings.warn(f"{said} '{lost}'", ExpungeWarning, stacklevel=2)
+        edit = SafetyGuidance(text=text, **self.configured()._asdict())
         yield Step(index=0, edit=lambda: edit)

@@ -18,6 +18,7 @@ from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_positive
 from expunge.core.knowledge import Kind
+from expunge.core.texts import empty_is_unconditional
 from expunge.maths.training import Decay, Learned, Optimizer, mse, numbers, pace, thin
 from expunge.maths.trajectories import Points, Sampling
 
@@ -139,6 +140,15 @@ class SPM(Eraser):
         return replace(self, iterations=counted(self.iterations, times), warmup=int(self.warmup * times))
 
     @override
+    def check(self, backbone: Backbone) -> None:
+        gated = next((edit for edit in backbone.edits if isinstance(edit, Adapter) and edit.gate is not None), None)
+        if gated is not None:
+            raise ExpungeError(
+                f"spm on top of edit {gated.id}, whose gate reads the words of prompts, and spm's latent anchors have none: "
+                "expected all targets in one erasure, or a model without gated adapters"
+            )
+
+    @override
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:
         done: list[dict[str, Tensor]] = []
         first, going = 0, resume
@@ -174,7 +184,9 @@ class _Membrane:
             self.concept, self.surrogate = backbone.encode([concept.name]), backbone.encode([surrogate])
             self.null = backbone.unconditional()
         self.near = self.concept.map(lambda t: t.cpu())  # where its latent anchors are drawn
-        self.plain = not surrogate  # the trajectory's own unconditional prediction is the surrogate's
+        self.plain = not surrogate and empty_is_unconditional(
+            backbone
+        )  # a trajectory's own prediction is the surrogate's
         start = thin(backbone, backbone.layers("transformer"), 1, task.generator("spm", concept.name))
         self.student = Learned(start, method.lr, method.optimizer)
         points = method.iterations * method.batch

@@ -43,11 +43,13 @@ class Option(NamedTuple):
     """Whether each use takes one value more, as in ``--edit A --edit B``."""
     short: str = ""
     """Another name for its flag."""
+    of: str = ""
+    """The plug-in that its flag names, too, since a command has an option of the same name."""
 
     @property
     def flag(self) -> str:
         """Its name on the command line."""
-        name = self.path[-1]
+        name = f"{self.of}-{self.path[-1]}" if self.of else self.path[-1]
         return name.upper() if self.positional else "--" + name.replace("_", "-")
 
 

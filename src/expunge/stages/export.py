@@ -17,7 +17,7 @@ from expunge.backbones.unet import UNetBackbone
 from expunge.core.adapter import Adapter, LowRank
 from expunge.core.backbone import Backbone
 from expunge.core.bfl_lora import put_together
-from expunge.core.edit import Edit, strengths
+from expunge.core.edit import Edit, Weights, strengths
 from expunge.core.errors import ExpungeError
 from expunge.core.lora import Layout, written
 from expunge.core.lora_names import kohya
@@ -249,7 +249,14 @@ def _fused(backbone: Backbone, edits: Sequence[Edit], any_base: bool) -> list[Ed
     """Edits that replace weights and do what ``edits`` do, which are this model's own unless ``any_base``."""
     with backbone.attached(edits, any_base=any_base):  # which checks that: an adapter that was fused is of this model
         pass
-    return [as_weights(backbone, edit) for edit in edits]
+    return [_of_any_stack(as_weights(backbone, edit)) for edit in edits]
+
+
+def _of_any_stack(edit: Edit) -> Edit:
+    """Weights without the ids of the edits that they were made on: an adapter that was fused has another."""
+    if not isinstance(edit, Weights) or not edit.requires:
+        return edit
+    return Weights(edit.replaced, base_sha256=edit.base_sha256, provenance=edit.provenance)
 
 
 def as_weights(backbone: Backbone, edit: Edit) -> Edit:

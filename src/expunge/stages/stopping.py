@@ -24,6 +24,8 @@ SEED = 45_000
 """First seed of the images that are looked at: neither a check's nor that of the dev or test parts of the concept sets."""
 LOOKS = "stop/looks"
 """Where a checkpoint has what was seen so far."""
+UNTOLD = -1.0
+"""In a checkpoint, the share of pictures where the judge could not tell: a checkpoint with NaN is refused."""
 
 
 @final
@@ -112,7 +114,7 @@ class Watch:
 
     def state(self) -> dict[str, Tensor]:
         """What going on after an update needs."""
-        rows = [(n, esr, math.nan if valid is None else valid) for n, esr, valid in self.looks]
+        rows = [(n, esr, UNTOLD if valid is None else valid) for n, esr, valid in self.looks]
         return {LOOKS: torch.tensor(rows, dtype=torch.float64)} if rows else {}
 
     def record(self) -> dict[str, Any]:
@@ -133,5 +135,5 @@ class Watch:
 
 
 def _look(updates: float, esr: float, valid: float) -> Look:
-    """A look as a checkpoint has it: NaN where the judge could not tell."""
-    return Look(int(updates), esr, None if math.isnan(valid) else valid)
+    """A look as a checkpoint has it."""
+    return Look(int(updates), esr, None if valid == UNTOLD else valid)

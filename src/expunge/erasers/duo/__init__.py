@@ -164,6 +164,11 @@ class DUO(Eraser):
                 f"duo's base_keep with loss {self.loss}: expected a loss that compares, "
                 f"{' or '.join(COMPARED)}, or base_keep 0"
             )
+        if self.no_grad != "none" and self.loss not in COMPARED:
+            raise ExpungeError(
+                f"duo's no_grad '{self.no_grad}' with loss {self.loss}, which compares no two sides: expected none, or a loss "
+                f"that does ({', '.join(COMPARED)})"
+            )
         if self.dynamic_lamb and self.loss not in COMPARED:
             raise ExpungeError(
                 f"duo's dynamic_lamb with loss {self.loss}, which has no preference to be learned: expected "

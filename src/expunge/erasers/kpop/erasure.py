@@ -12,6 +12,7 @@ from expunge.core.backbone import Backbone
 from expunge.core.concept import phrases
 from expunge.core.eraser import Step, Task
 from expunge.core.errors import ExpungeError
+from expunge.core.texts import empty_is_unconditional
 from expunge.erasers.kpop.transfer import Transfer
 from expunge.maths.retaining import Kept, Retaining, retained
 from expunge.maths.training import Learned, mse, numbers, pace, trainable
@@ -44,12 +45,18 @@ class Erasure:
             raise ExpungeError(
                 "kpop's retain_random is 1 with words to retain, which it would never keep: expected less"
             )
+        aimed = next((t for t in task.targets if t.anchor is not None), None)
+        if aimed is not None and method.goal == "esd":
+            raise ExpungeError(
+                f"'{aimed.name}' with the anchor '{aimed.anchor}', and kpop's goal is ESD's, which has none: expected goal "
+                "neutral, or no anchor"
+            )
         neutrals = [method.neutral if t.anchor is None else t.anchor for t in task.targets]
         ways = len(method.templates)
         with torch.no_grad():
             self.null = backbone.unconditional()
             self.neutral = backbone.encode([n for n in neutrals for _ in range(ways)])
-            self.empty = not any(neutrals)
+            self.empty = not any(neutrals) and empty_is_unconditional(backbone)
             kept = [p for word in task.retain for p in phrases(method.templates, word)]
             self.retain = backbone.encode(kept) if kept else None
         self.keeping = Retaining(backbone, task, self.retain, method.retain_random)

@@ -30,8 +30,9 @@ class Transfer:
         self.method, self.backbone, self.task = method, backbone, task
         self.ways = len(method.templates)
         names = [t.name for t in task.targets]
+        self.texts = [p for name in names for p in phrases(method.templates, name)]
         with torch.no_grad():
-            self.targets = backbone.encode([p for name in names for p in phrases(method.templates, name)])
+            self.targets = backbone.encode(self.texts)
             read = backbone.encode(names).embeds
             self.last = _last_words(backbone, self.targets, names, self.ways) if method.place == "words" else []
             like = backbone.embed(backbone.tokenize([""])) if method.place == "words" else self.targets.embeds
@@ -43,6 +44,11 @@ class Transfer:
         std = method.prompt_std * (scale(backbone) if method.place == "words" else 1)
         self.start = self.prompts.start(std, task, like)
         self.learned = Learned(self.start, method.prompt_lr, method.prompt_optimizer)
+
+    @torch.no_grad()
+    def reread(self) -> None:
+        """Read the targets' texts again, by the text encoder as it is now."""
+        self.targets = self.backbone.encode(self.texts)
 
     def prompted(self, points: Points, learned: Mapping[str, Tensor]) -> Conditioning:
         """Each point's text with the prompt of its concept: what follows the predictor's ``c_e`` is ``c_e, p``."""
@@ -115,12 +121,14 @@ class Lesson(NamedTuple):
 
 
 def fresh(method: "KPOP", backbone: Backbone, task: Task, edits: Sequence[Edit]) -> Recovery:
-    """Prompts learned by Eq. 5 and 6 alone, on the model with ``edits``, which does not change."""
+    """Prompts learned by Eq. 5 and 6 alone, on the model with ``edits``, which does not change.
+
+    The original answers for the texts as it reads them, and the model with edits is asked with them as that reads them.
+    """
     transfer = Transfer(method, backbone, task)
-    lessons = list(
-        _lessons(transfer)
-    )  # while the model is still the original, so that edits of any kind are switched once
+    lessons = list(_lessons(transfer))  # while the model is still the original, so that edits are switched once
     with backbone.attached(edits):
+        transfer.reread()
         for index, (points, wanted) in enumerate(lessons):
             transfer.learn(index, points, wanted)
     return transfer.key([e.id for e in (*backbone.edits, *edits)])
