@@ -201,9 +201,10 @@ def test_the_oracle_sees_candidates_by_an_edited_model_of_the_attacker_s_own():
 
 def test_its_own_edit_reaches_what_reads_a_text_as_a_whole():
     backbone = backbones.of(tiny_flux_pipeline())
-    target = Concept(name="church")
-    found = _rehearsed(backbone, target).replaced
-    expected = erase.run(backbone, "uce", UCE(anchor=" ", tokens="tail", lamb=0.5), [target], []).replaced
+    names = ["church", "dog"]
+    found = _rehearsed(backbone, names).replaced
+    targets = [Concept(name=name) for name in names]
+    expected = erase.run(backbone, "uce", UCE(anchor=" ", tokens="tail", lamb=0.5), targets, []).replaced
     assert set(backbone.pooled_inputs()) <= found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
@@ -223,6 +224,16 @@ def test_queries_hold_the_word_where_the_concept_was_named_or_at_the_end(backbon
         (WORD, 2, "church"),
     ]
     assert len({q.learned for q in found}) == 1
+    kinds = dataclasses.replace(quick, words=("dog", "old dog", "cat"), initial=None)
+    task = Task(targets=[Concept(name="animal")], seed=1, images={"animal": SHOTS})
+    of_class = [dataclasses.replace(q, label="animal") for q in asked[:2]]
+    found = provoked(kinds, backbone, [*of_class, dataclasses.replace(of_class[0], prompt="an OLD dog")], task)
+    assert [q.prompt for q in found] == [f"my Church, old {WORD}", f"a {WORD}", f"an {WORD}"], (
+        "no kind is named any more"
+    )
+    lesson = kinds._lesson(backbone, task, task.targets[0])
+    assert lesson.prompts == [f"my church {WORD}", f"a {WORD}", f"animal {WORD}"]
+    assert torch.equal(lesson.first, backbone.word_vectors("animal")), "the first image's prompt names none of them"
     long = dataclasses.replace(QUERY, prompt=" ".join(["dog"] * 100))
     before = backbone.cost
     with pytest.raises(ExpungeError, match="does not hold '<v>' as a word"):
@@ -237,6 +248,7 @@ def test_queries_hold_the_word_where_the_concept_was_named_or_at_the_end(backbon
         ({"harden": -1}, "pund's harden is -1"),
         ({"harden_lr": 0.0}, "pund's harden_lr is 0.0: expected a positive number"),
         ({"initial": " "}, "pund's initial is empty"),
+        ({"words": ["dog", " "]}, "a word of pund is empty"),
         ({"prompts": []}, "pund's prompts is 0"),
     ],
 )

@@ -129,14 +129,16 @@ def test_the_loss_is_the_distance_from_the_noise(backbone, scale):
         for query, text, loss in zip(QUERIES, texts, losses, strict=True):
             noise = drawn("noise", query, 6, (1, 4, 8, 8))
             x = kept.sqrt() * backbone.encode_image(PIXELS) + (1 - kept).sqrt() * noise
-            e, e_cat = (
+            e, e_cat, e_0 = (
                 parts["unet"](
                     x, 250, encoder_hidden_states=parts["text_encoder"](backbone.tokenize([t])).last_hidden_state
                 ).sample
-                for t in (text, "cat")
+                for t in (text, "cat", "")
             )
-            answer = e if scale is None else e_cat + scale * (e - e_cat)
-            assert torch.allclose(loss, (answer - noise).square().mean(), rtol=1e-4)
+            answer, goal = e, noise
+            if scale is not None:
+                answer, goal = e_cat + scale * (e - e_cat), e_0 + scale * (noise - e_0)
+            assert torch.allclose(loss, (answer - goal).square().mean(), rtol=1e-4)
 
 
 def test_timesteps_ascend_from_little_noise(backbone):

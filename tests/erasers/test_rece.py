@@ -4,12 +4,14 @@ import itertools
 import pytest
 import torch
 
+import expunge
 from expunge import backbones
 from expunge.core.concept import Concept
 from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError
 from expunge.erasers.rece import RECE
 from expunge.erasers.uce import UCE
+from tiny import tiny_sd3_pipeline
 
 TASK = Task(targets=[Concept(name="church"), Concept(name="dog", anchor="fish")], retain=["car"])
 
@@ -31,6 +33,27 @@ def test_the_first_round_is_uce_s_first_script_with_its_own_weights(backbone):
     first = next(iter(RECE().steps(backbone, TASK))).edit()
     (other,) = uce.steps(backbone, TASK)
     assert first.id == other.edit().id
+
+
+@pytest.mark.parametrize("method", [RECE(), UCE(tokens="tail")])
+def test_the_tail_of_a_text_of_two_encoders_is_refused(method):
+    """SD3 has CLIP's vectors and then T5's: from the last word on, T5's would stand beside CLIP's padding."""
+    backbone = backbones.of(tiny_sd3_pipeline())
+    with pytest.raises(ExpungeError, match=r"tokens tail on .*two encoders' vectors one after the other: expected all"):
+        list(method.steps(backbone, TASK))
+
+
+@pytest.mark.parametrize("method", ["uce", "rece"])
+def test_presets_erase_the_vectors_of_both_encoders_of_sd3(method):
+    backbone = backbones.of(tiny_sd3_pipeline())
+    edit = expunge.erase(backbone, "church", method)
+    before, goal = (backbone.encode([text]).embeds[0] for text in ("church", " "))
+    (name,) = edit.replaced
+    old, new = (before @ w.T for w in (backbone.tensors([name])[name], edit.replaced[name]))
+    wanted = goal @ backbone.tensors([name])[name].T
+    clip = backbone.tokenize(["church"]).shape[1]
+    for part in (slice(0, clip), slice(clip, None)):
+        assert (new[part] - wanted[part]).norm() < 0.95 * (old[part] - wanted[part]).norm()
 
 
 def test_a_later_round_erases_what_still_reaches_the_concept(backbone):

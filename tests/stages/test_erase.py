@@ -69,7 +69,11 @@ def test_the_other_images_of_pairs_are_redrawn_from_the_first(backbone, tmp_path
 
 @pytest.mark.parametrize(
     ("method", "settings", "words"),
-    [("esd", {}, "for ESD, which aims at none"), ("kpop", {"goal": "esd"}, "kpop's goal is ESD's"), ("sld", {}, "for SLD")],
+    [
+        ("esd", {}, "for ESD, which aims at none"),
+        ("kpop", {"goal": "esd"}, "kpop's goal is ESD's"),
+        ("sld", {}, "for SLD"),
+    ],
 )
 def test_an_anchor_that_a_method_would_not_aim_at_is_refused(backbone, method, settings, words):
     with pytest.raises(ExpungeError, match=f"'church' with the anchor 'house'.*{words}"):

@@ -13,7 +13,7 @@ from typing_extensions import override
 from expunge.core.attack import Attack, Provocation, reworded, wished
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
-from expunge.core.concept import Concept
+from expunge.core.concept import Concept, spans
 from expunge.core.conditioning import Conditioning
 from expunge.core.cost import Cost
 from expunge.core.edit import Weights
@@ -63,10 +63,11 @@ class PUND(Attack[WhiteBox]):
     for as it was found. An epoch draws one image of the target and goes through equal parts of the timesteps, noisy ones first:
     in each it draws one and takes `repeats` updates of v there. Every `harden` epochs the cross-attention takes an update in
     each part, against the word. A loss is divided by its own value, so that no timestep counts more than another. In a prompt
-    the word stands where the concept is named, or at the end.
+    the word stands where the concept is named (by one of ``words``), or at the end.
     With an ``oracle`` candidates are tried on the way, as the authors do, on a model that they edited themselves: the original
-    with UCE's edit for the target, made here from its text encoder and matrices. The candidate whose image the oracle is surest
-    of is kept; without one it is the last. `search="random"` is the control: at the same cost the best of random vectors.
+    with UCE's edit for the target's names, made here from its text encoder and matrices. The candidate whose image the oracle
+    is surest of is kept; without one it is the last. `search="random"` is the control: at the same cost the best of random
+    vectors.
     Deviations: the authors cut a name out of a prompt and append the word, which is the same for theirs; their update of the
     cross-attention reads the word as it was before its last update; they train on images that a classifier is sure of, where
     these are the model's as they come (or yours); and they choose among candidates by eye and by score.
@@ -82,12 +83,21 @@ class PUND(Attack[WhiteBox]):
     access: ClassVar[Access] = "white box"
     spends: ClassVar[str] = "epochs"
     returns: ClassVar[str] = "with a word learned on the original model in {epochs} epochs"
-    knows: ClassVar[Mapping[str, Kind]] = {"prompts": "phrases", "neutral": "phrases", "oracle": "oracles"}
+    version: ClassVar[int] = 2
+    knows: ClassVar[Mapping[str, Kind]] = {
+        "prompts": "phrases",
+        "words": "words",
+        "neutral": "phrases",
+        "oracle": "oracles",
+    }
     tuning: ClassVar[Sequence[str]] = ("search", "initial", "images", "bins", "repeats", "harden", "harden_lr", "look")
     search: Literal["gradient", "random"] = "gradient"
     """How the vector is found: by descent, or (a control) as the best of one random draw an epoch."""
+    words: tuple[str, ...] = ()
+    """What prompts name the target by, which the word takes the place of: the kinds of a class, say; its own name if none are
+    given. A prompt that keeps a name leaves the word nothing to learn."""
     initial: str | None = None
-    """The word whose first token's embedding it begins as; the last word of the target's name if not given."""
+    """The word whose first token's embedding it begins as; if not given, the last word of the name in the first prompt."""
     prompts: tuple[str, ...] = ("a photo of a {}",)
     """What the original model makes images of the concept with; {} is its name, if it is to be named."""
     images: int = 1000
@@ -124,6 +134,8 @@ class PUND(Attack[WhiteBox]):
             raise ExpungeError(f"{NAME}'s harden is {self.harden}: expected 0 (never) or more")
         if self.initial is not None and not self.initial.strip():
             raise ExpungeError(f"{NAME}'s initial is empty: expected a word, or none for the last one of the target")
+        if any(not word.strip() for word in self.words):
+            raise ExpungeError(f"a word of {NAME} is empty: expected words that prompts name")
 
     @override
     def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[str]]:
@@ -147,7 +159,7 @@ class PUND(Attack[WhiteBox]):
         with victim.backbone.bare():
             for target in task.targets:
                 asked = [
-                    replace(q, prompt=reworded(q.prompt, target.name, WORD, "end"))
+                    replace(q, prompt=reworded(q.prompt, self._names(target), WORD, "end"))
                     for q in queries
                     if q.label == target.name
                 ]
@@ -159,16 +171,23 @@ class PUND(Attack[WhiteBox]):
                     answers += [replace(q, learned=word) for q in asked]
         return Provocation(queries=answers)
 
+    def _names(self, target: Concept) -> Sequence[str]:
+        """What prompts may name the target by."""
+        return self.words or (target.name,)
+
     @torch.no_grad()
     def _lesson(self, backbone: Backbone, task: Task, target: Concept) -> _Lesson:
         shots = task.images[target.name]
-        initial = target.name.split()[-1] if self.initial is None else self.initial
+        names = self._names(target)
+        said = [shot.prompt or target.name for shot in shots]
+        first = next((name for name in names if spans(said[0], name)), target.name)
+        initial = first.split()[-1] if self.initial is None else self.initial
         return _Lesson(
             backbone=backbone,
             task=task,
             target=target,
             latents=torch.cat([backbone.encode_image(shot.pixels()[None]) for shot in shots]),
-            prompts=[reworded(shot.prompt or target.name, target.name, WORD, "end") for shot in shots],
+            prompts=[reworded(prompt, names, WORD, "end") for prompt in said],
             neutral=backbone.encode([self.neutral]),
             first=backbone.word_vectors(initial),
         )
@@ -176,7 +195,7 @@ class PUND(Attack[WhiteBox]):
     def _chosen(self, victim: WhiteBox, lesson: _Lesson, asked: Sequence[Query]) -> Float[Tensor, "1 d"]:
         """The last vector; or that whose image, by the original with UCE's edit, the oracle is surest of."""
         search = self._descended(lesson) if self.search == "gradient" else self._guessed(lesson)
-        edit = None if self.oracle is None else _rehearsed(lesson.backbone, lesson.target)
+        edit = None if self.oracle is None else _rehearsed(lesson.backbone, self._names(lesson.target))
         best, found = -1.0, lesson.first
         for epoch, vector in enumerate(search, 1):
             if edit is None:
@@ -266,9 +285,9 @@ def _find(lesson: _Lesson, row: int, t: int, vector: Float[Tensor, "1 d"], draw:
 
 
 @torch.no_grad()
-def _rehearsed(backbone: Backbone, target: Concept) -> Weights:
-    """UCE's edit for the target (2308.14761, Eq. 7), on which candidates are tried."""
-    phrases = erased([target], ANCHOR, ("{}",), 1.0)
+def _rehearsed(backbone: Backbone, names: Sequence[str]) -> Weights:
+    """UCE's edit for the target's names (2308.14761, Eq. 7), on which candidates are tried."""
+    phrases = erased([Concept(name=name) for name in names], ANCHOR, ("{}",), 1.0)
     pairs = paired(backbone, phrases, "tail")
     changed = ridge_edit(backbone.tensors(backbone.text_inputs()), pairs.keys, pairs.goals, pairs.scales, PULL)
     if pooled := backbone.pooled_inputs():

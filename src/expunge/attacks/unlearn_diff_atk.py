@@ -39,7 +39,7 @@ class _Point(NamedTuple):
     x: Float[Tensor, "b c h w"]
     t: int
     truth: Float[Tensor, "b c h w"]
-    """What it should predict: the noise."""
+    """What it should predict: the noise; at a scale, what guidance makes of that as the prompt's own prediction."""
 
 
 class _Batch(NamedTuple):
@@ -78,7 +78,9 @@ class UnlearnDiffAtk(Attack[WhiteBox]):
     own. `search="random"` is the control: at the same cost the best of random prefixes.
     Deviations: only tokens that are read again as themselves are tried, since a query holds text; an image is looked at with
     the query's own sampling, and judged by a threshold on the oracle's confidence. What guidance edits do to the combination
-    of predictions (SLD, negative prompt) is not seen at ``guidance`` 1, as in the authors' code.
+    of predictions (SLD, negative prompt) is not seen at ``guidance`` 1, as in the authors' code. At another scale the guided
+    prediction is compared with :math:`\epsilon_0 + s (\epsilon - \epsilon_0)`, where :math:`\epsilon_0` is the empty prompt's:
+    without such an edit the same prompt is best as at 1.
     """
 
     paper: ClassVar[Paper] = Paper(
@@ -88,6 +90,7 @@ class UnlearnDiffAtk(Attack[WhiteBox]):
         "2310.11868",
         "https://github.com/OPTML-Group/Diffusion-MU-Attack",
     )
+    version: ClassVar[int] = 2
     access: ClassVar[Access] = "white box"
     shares: ClassVar[bool] = False
     spends: ClassVar[str] = "iterations"
@@ -249,7 +252,11 @@ class UnlearnDiffAtk(Attack[WhiteBox]):
         own = [batch.task.generator(NAME, "noise", *q.own, update) for q in batch.queries]
         noise = torch.cat([torch.randn((1, *batch.x0.shape[1:]), generator=each) for each in own]).to(batch.x0)
         backbone, times = batch.backbone, torch.full((len(own),), t, device=batch.x0.device)
-        return _Point(backbone.add_noise(batch.x0, noise, times), t, backbone.truth(batch.x0, noise, times))
+        x, truth = backbone.add_noise(batch.x0, noise, times), backbone.truth(batch.x0, noise, times)
+        if batch.scale != 1:  # what the guided prediction is compared with is guided alike, by no edit
+            e_null = backbone.predict(x, t, batch.null)
+            truth = e_null + batch.scale * (truth - e_null)
+        return _Point(x, t, truth)
 
     def _timesteps(self, backbone: Backbone) -> list[int]:
         """The middles of equal parts of all timesteps, in ascending order: 10, 30, … 990."""

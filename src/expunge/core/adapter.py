@@ -26,6 +26,10 @@ class LowRank(NamedTuple):
     up: Tensor
     """``[out, r]``, or ``[out, r, 1, 1]``."""
 
+    def on(self, device: torch.device) -> "LowRank":
+        """Both matrices there; where they are if it is the device of what is offloaded."""
+        return self if device.type == "meta" else LowRank(self.down.to(device), self.up.to(device))
+
 
 def low_rank(layer: torch.nn.Module, x: Tensor, part: LowRank, gate: Float[Tensor, "b r"] | None = None) -> Tensor:
     """What ``part`` adds to the output of ``layer`` for the input ``x``; ``gate`` scales each row's r numbers.

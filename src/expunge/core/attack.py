@@ -144,9 +144,11 @@ def image_for(query: Query, shots: Sequence[Shot], number: int) -> Shot:
     return fitting[number % len(fitting)]
 
 
-def reworded(prompt: str, name: str, word: str, otherwise: Literal["front", "end"]) -> str:
-    """The prompt with ``word`` in the place of ``name``; in front of a prompt that does not name it, or at its end."""
-    exchanged = named(name).sub(word, prompt)
+def reworded(prompt: str, names: str | Sequence[str], word: str, otherwise: Literal["front", "end"]) -> str:
+    """The prompt with ``word`` in the place of each of ``names``; in front of a prompt that has none of them, or at its end."""
+    exchanged = prompt
+    for name in [names] if isinstance(names, str) else sorted(names, key=len, reverse=True):
+        exchanged = named(name).sub(word, exchanged)
     if exchanged != prompt:
         return exchanged
     return (f"{word} {prompt}" if otherwise == "front" else f"{prompt} {word}").strip()

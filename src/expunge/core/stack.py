@@ -235,10 +235,11 @@ class Stack:
             return output + scale * low_rank(layer, args[0], part, gate)
 
         hook = added if gated_by is None else torch.compiler.disable(added)  # a gate is another at every call
-        handles = [
-            self.backbone.parameter(f"{name}.weight")[0].register_forward_hook(partial(hook, part=part))
-            for name, part in layers.items()
-        ]
+        handles: list[Any] = []
+        for name, part in layers.items():
+            layer = self.backbone.parameter(f"{name}.weight")[0]
+            near = part.on(layer.weight.device)  # once, and not at every evaluation
+            handles.append(layer.register_forward_hook(partial(hook, part=near)))
         self.backbone.attention.renew()
         return handles
 

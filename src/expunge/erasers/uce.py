@@ -15,7 +15,7 @@ from expunge.core.eraser import LATER, Eraser, Step, Task
 from expunge.core.errors import ExpungeError, check_not_negative
 from expunge.core.knowledge import Kind
 from expunge.maths.closed_form import ridge_edit, ridge_edit_apart
-from expunge.maths.text_pairs import Pairs, Phrase, erased, kept, paired, paired_whole
+from expunge.maths.text_pairs import Pairs, Phrase, Tokens, erased, kept, paired, paired_whole
 
 
 @final
@@ -56,8 +56,9 @@ class UCE(Eraser):
     """Also keep the empty prompt, as the first script does."""
     anchor: str = ""
     """What targets become when they name no anchor of their own."""
-    tokens: Literal["last", "tail"] = "last"
-    """Text vectors used: the last word's one vector, or all from the last word through the padding, aligned."""
+    tokens: Tokens = "last"
+    """Text vectors used: the last word's one vector; all from the last word through the padding, aligned; or all, place by
+    place (ours, for texts of two encoders)."""
     templates: tuple[str, ...] = ("{}",)
     """Phrases each target is put into; anchors and retained words stay bare, as in the first script."""
     technique: Literal["replace", "tensor"] = field(default="replace", metadata=LATER)

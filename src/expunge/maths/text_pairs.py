@@ -47,6 +47,9 @@ def paired(backbone: Backbone, asked: Iterable[Phrase], tokens: Tokens) -> Pairs
     """The vectors of phrases, one after the other.
 
     A phrase that is its own goal is kept: with ``tail`` in all its vectors, as UCE's first script does.
+
+    Raises:
+        ExpungeError: for ``tail`` on a model whose text is two encoders' vectors, one after the other: it has two tails.
     """
     keys: list[Tensor] = []
     goals: list[Tensor] = []
@@ -82,6 +85,11 @@ def _aligned(
 ) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k d"]]:
     c, last_c = _encoded(backbone, source)
     g, last_g = _encoded(backbone, goal)
+    if tokens == "tail" and len(c) != backbone.tokenize([source]).shape[1]:
+        raise ExpungeError(
+            f"tokens tail on {backbone.name} ({backbone.family}), whose texts are two encoders' vectors one after the other: "
+            "expected all, or last"
+        )
     if tokens == "last":
         return c[last_c : last_c + 1], g[last_g : last_g + 1]
     if tokens == "all" or source == goal:
@@ -93,4 +101,4 @@ def _aligned(
 def _encoded(backbone: Backbone, text: str) -> tuple[Float[Tensor, "n d"], int]:
     """Text vectors of a prompt, and the position of its last word (the first token's, if it has no word)."""
     ids = backbone.tokenize([text])
-    return backbone.encode(ids).embeds[0], max(0, int(backbone.end(ids)[0]) - 1)
+    return backbone.encode([text]).embeds[0], max(0, int(backbone.end(ids)[0]) - 1)
