@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 import torch
 from torch import Tensor
@@ -238,7 +238,7 @@ class Stack:
         handles: list[Any] = []
         for name, part in layers.items():
             layer = self.backbone.parameter(f"{name}.weight")[0]
-            near = part.on(layer.weight.device)  # once, and not at every evaluation
+            near = part.on(cast("Tensor", layer.weight).device)  # once, and not at every evaluation
             handles.append(layer.register_forward_hook(partial(hook, part=near)))
         self.backbone.attention.renew()
         return handles
