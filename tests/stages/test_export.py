@@ -79,7 +79,9 @@ def test_a_lora_is_loaded_by_diffusers_itself(tmp_path, family, layout):
     theirs = fresh("dog", latents=noise, **CALL).images
     assert torch.allclose(theirs, expected, atol=1e-3)
     assert not torch.allclose(theirs, plain, atol=1e-2)
-    assert "load_lora_weights" in (tmp_path / "lora" / "README.md").read_text()
+    page = (tmp_path / "lora" / "README.md").read_text()
+    assert "load_lora_weights" in page
+    assert "`pipe.set_adapters([...])` with both names" in page
     ours = load_edit(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
     ours.attach(held)
     assert torch.allclose(held("dog", latents=noise, **CALL).images, expected, atol=1e-4), "and read back by expunge"

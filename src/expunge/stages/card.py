@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, final
 
@@ -27,7 +28,7 @@ CARD = """---
 
 # {model} with edits for concept erasure
 
-Made by [expunge](https://pypi.org/project/expunge). Loads without it: {loading}.
+Made by expunge {expunge}. Loads without it: {loading}.
 
 {edits}
 ## How it was measured
@@ -121,6 +122,7 @@ def card(
         metadata=metadata.to_yaml(),
         model=shown,
         loading=loading,
+        expunge=version("expunge"),
         edits="".join(map(_described, edits, each)) or "No edit: the model as it was.\n\n",
         measured=measured.text,
         base=f"[{base}](https://huggingface.co/{base})" if base else f"{shown} (not known on the hub)",

@@ -186,7 +186,10 @@ def lora_to_folder(
     layers = _joined(edits, each)
     with backbone.attached(edits, any_base=any_base):  # which checks that they fit
         pass
-    loading = f'`pipe.load_lora_weights("this folder")` on a pipeline of `{names(backbone, told)[0]}`'
+    loading = (
+        f'`pipe.load_lora_weights("this folder")` on a pipeline of `{names(backbone, told)[0]}`. Another LoRA that is loaded '
+        "after it switches it off: `pipe.set_adapters([...])` with both names has both"
+    )
     page = card(backbone, edits, loading, told, each, beside=True)
     with exported(out, overwrite, backbone, edits, page) as folder:
         if layout == "kohya" and isinstance(backbone, Flux):
