@@ -90,8 +90,8 @@ def _timed(work: Callable[[], Any], times: int = 3) -> float:
     def once() -> float:
         start = time.perf_counter()
         work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if torch.accelerator.is_available():  # CUDA, MPS and others answer before they are done
+            torch.accelerator.synchronize()
         return time.perf_counter() - start
 
     once()
