@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Training on FLUX or SD3 with the pipeline's own scheduler, after a preview image.
+# Training on FLUX with the pipeline's own scheduler, after a preview image.
 # `scheduler.scale_noise(latents, timesteps, noise)` mixes noise in as much as each timestep says. Seen: once the pipeline has drawn an image, the
 # same call does not look at `timesteps`: it takes the place where that image ended, which has no noise, and returns the clean latents. An
 # erasure that shows a preview and goes on trains on clean latents and says nothing. A new `set_timesteps` brings the levels back.

@@ -367,10 +367,7 @@ class Refuse:
         if name in ("torch", "diffusers", "transformers"):
             raise ImportError(name)
 sys.meta_path.insert(0, Refuse())
-from expunge.cli import COMMANDS, main
-from expunge.cli.plug_ins import settings_beside
-from expunge.core.catalog import Catalog
-from expunge.settings.described import described
+from expunge.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 

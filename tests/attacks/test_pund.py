@@ -21,7 +21,7 @@ from expunge.erasers.negative_prompt import NegativePromptGuidance
 from expunge.erasers.uce import UCE
 from expunge.stages import attack as attacks
 from expunge.stages import erase
-from tiny import tiny_flux_pipeline
+from tiny import tiny_flux_pipeline, tiny_sd3_pipeline
 
 PIXELS = torch.randint(0, 256, (3, 16, 16, 3), generator=torch.Generator().manual_seed(0)).byte()
 OWN = ("my church", "a cat", "")
@@ -199,12 +199,13 @@ def test_the_oracle_sees_candidates_by_an_edited_model_of_the_attacker_s_own():
     assert without[0].learned == seen[-1][0].learned, "the last one"
 
 
-def test_its_own_edit_reaches_what_reads_a_text_as_a_whole():
-    backbone = backbones.of(tiny_flux_pipeline())
+@pytest.mark.parametrize(("make", "tokens"), [(tiny_flux_pipeline, "tail"), (tiny_sd3_pipeline, "all")])
+def test_its_own_edit_reaches_what_reads_a_text_as_a_whole(make, tokens):
+    backbone = backbones.of(make())
     names = ["church", "dog"]
     found = _rehearsed(backbone, names).replaced
     targets = [Concept(name=name) for name in names]
-    expected = erase.run(backbone, "uce", UCE(anchor=" ", tokens="tail", lamb=0.5), targets, []).replaced
+    expected = erase.run(backbone, "uce", UCE(anchor=" ", tokens=tokens, lamb=0.5), targets, []).replaced
     assert set(backbone.pooled_inputs()) <= found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
@@ -232,7 +233,9 @@ def test_queries_hold_the_word_where_the_concept_was_named_or_at_the_end(backbon
         "no kind is named any more"
     )
     lesson = kinds._lesson(backbone, task, task.targets[0])
-    assert lesson.prompts == [f"my church {WORD}", f"a {WORD}", f"animal {WORD}"]
+    assert lesson.prompts == [f"my church {WORD}", f"a {WORD}", WORD], (
+        "nor the class, by which an image without a prompt goes"
+    )
     assert torch.equal(lesson.first, backbone.word_vectors("animal")), "the first image's prompt names none of them"
     long = dataclasses.replace(QUERY, prompt=" ".join(["dog"] * 100))
     before = backbone.cost

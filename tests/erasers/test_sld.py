@@ -71,6 +71,7 @@ def test_the_levels_are_the_papers(backbone):
 def test_a_level_of_which_parts_are_given_has_no_stronger_one():
     assert SLD(level="medium").stronger(2.0) == SLD(level="strong")
     assert SLD(level="medium", scale=100.0).stronger(2.0) is None
+    assert SLD(level="medium", scale=1000.0).stronger(2.0) is None, "the level's own, but given"
 
 
 def test_the_paper_s_list_is_knowledge_where_it_is_steered_away_from():

@@ -13,6 +13,8 @@ import pytest
 from expunge.cli import main
 from expunge.core.errors import ExpungeError
 from expunge.executors import bench, rerun, submission
+from expunge.judges.testbed import Testbed
+from expunge.metrics.esr_psr import EsrPsr
 from expunge.plans.read import read_plan
 from expunge.results import summary
 from plans_of import bench_words, read_rows, tiny_plan, tiny_set
@@ -89,6 +91,12 @@ def test_whole_results_pass_and_are_written_in_the_layout_of_benchmarks(ran, tmp
     assert (tmp_path / "again" / "table.md").read_text() == (out / "plan.md").read_text()
     assert main(["submit", str(ran.out), "--against", str(ran.plans), "--out", str(out)]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_a_fresh_record_says_which_version_and_which_weights_measured_it(ran):
+    said = record(read_rows(ran.out / "records.jsonl"))["provenance"]
+    assert (said["version"], said["measured_by"]) == (EsrPsr.version, Testbed().identity())
+    assert len(said["measured_by"]) == 64
 
 
 def test_rows_may_be_added_and_their_plan_is_sent_along(ran, tmp_path):
@@ -186,6 +194,7 @@ RECORDS = {
     "is of 'mine', split a, training seed 0, set": value(["provenance", "method"], "mine"),
     "was measured by version 9 of esr-psr: expected 1": value(["provenance", "version"], 9),
     "was measured by weights told by '000000'": value(["provenance", "measured_by"], "000000"),
+    "'measured_by' is '5': expected str": value(["provenance", "measured_by"], 5),
     "training seed 7": value(["provenance", "training_seed"], 7),
     "the subject original": value(["subject"], "original"),
     "once more": lambda rows: rows.append(record(rows)),

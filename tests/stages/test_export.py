@@ -11,6 +11,7 @@ import expunge
 from expunge import backbones
 from expunge.backbones.flux import packed
 from expunge.core.adapter import Adapter, LowRank
+from expunge.core.edit import Weights, fingerprints
 from expunge.core.errors import ExpungeError
 from expunge.core.lora import written
 from expunge.erasers.spm import Transport
@@ -157,6 +158,22 @@ def test_weights_that_were_made_on_an_adapter_are_exported_with_it(tmp_path, fam
     with pytest.raises(ExpungeError, match="was made on top of"):
         export.to_folder(backbone, [second], tmp_path / "alone")
     assert not (tmp_path / "alone").exists()
+
+
+def test_weights_on_weights_with_a_text_encoder_s_old_names_are_exported(tmp_path):
+    """Transformers before 5.6 have a level ``text_model`` in its names, and fingerprints are of the names in the file."""
+    import diffusers
+
+    backbone = backbones.of(tiny_pipeline())
+    names = [n for n in backbone.group("text-mlp") if n.endswith("weight")][:2]
+    old = [name.replace("text_encoder.", "text_encoder.text_model.") for name in names]
+    first, second = (backbone.tensors([name])[name] for name in names)
+    under = Weights({old[0]: -first}, base_sha256=fingerprints({old[0]: first}))
+    over = Weights({old[1]: -second}, base_sha256=fingerprints({old[1]: second}), requires=(under.id,))
+    export.to_folder(backbone, [under, over], tmp_path / "model")
+    fresh = backbones.of(diffusers.DiffusionPipeline.from_pretrained(tmp_path / "model")).tensors(names)
+    assert torch.equal(fresh[names[0]], -first)
+    assert torch.equal(fresh[names[1]], -second)
 
 
 def test_what_is_no_lora_is_refused_in_a_line(tmp_path):

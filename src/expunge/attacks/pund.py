@@ -23,7 +23,7 @@ from expunge.core.knowledge import Kind
 from expunge.core.query import LearnedWord, Query
 from expunge.core.victim import Access, WhiteBox
 from expunge.maths.closed_form import ridge_edit
-from expunge.maths.text_pairs import erased, paired, paired_whole
+from expunge.maths.text_pairs import erased, paired, paired_whole, two_encoders
 from expunge.maths.training import Learned, mse, trainable
 
 NAME = "pund"
@@ -94,8 +94,8 @@ class PUND(Attack[WhiteBox]):
     search: Literal["gradient", "random"] = "gradient"
     """How the vector is found: by descent, or (a control) as the best of one random draw an epoch."""
     words: tuple[str, ...] = ()
-    """What prompts name the target by, which the word takes the place of: the kinds of a class, say; its own name if none are
-    given. A prompt that keeps a name leaves the word nothing to learn."""
+    """What prompts name the target by beside its own name, which the word takes the place of: the kinds of a class, say. A
+    prompt that keeps a name leaves the word nothing to learn."""
     initial: str | None = None
     """The word whose first token's embedding it begins as; if not given, the last word of the name in the first prompt."""
     prompts: tuple[str, ...] = ("a photo of a {}",)
@@ -173,7 +173,7 @@ class PUND(Attack[WhiteBox]):
 
     def _names(self, target: Concept) -> Sequence[str]:
         """What prompts may name the target by."""
-        return self.words or (target.name,)
+        return (*self.words, target.name)
 
     @torch.no_grad()
     def _lesson(self, backbone: Backbone, task: Task, target: Concept) -> _Lesson:
@@ -288,7 +288,7 @@ def _find(lesson: _Lesson, row: int, t: int, vector: Float[Tensor, "1 d"], draw:
 def _rehearsed(backbone: Backbone, names: Sequence[str]) -> Weights:
     """UCE's edit for the target's names (2308.14761, Eq. 7), on which candidates are tried."""
     phrases = erased([Concept(name=name) for name in names], ANCHOR, ("{}",), 1.0)
-    pairs = paired(backbone, phrases, "tail")
+    pairs = paired(backbone, phrases, "all" if two_encoders(backbone) else "tail")
     changed = ridge_edit(backbone.tensors(backbone.text_inputs()), pairs.keys, pairs.goals, pairs.scales, PULL)
     if pooled := backbone.pooled_inputs():
         whole = paired_whole(backbone, phrases)

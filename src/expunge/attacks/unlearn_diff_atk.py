@@ -145,7 +145,11 @@ class UnlearnDiffAtk(Attack[WhiteBox]):
 
     @override
     def cost(self, targets: int, queries: int) -> Cost:
-        """Of queries that the oracle ends none of."""
+        """Of queries that the oracle ends none of, by the prompt's own prediction.
+
+        A guided pair, on a model that is steered at inference, takes another row and the empty prompt's prediction beside: 7
+        forward-equivalents an update, not 3.
+        """
         evaluated = queries * self.steps * self.iterations
         return Cost(trained=evaluated) if self.search == "gradient" else Cost(forward=POINTS * evaluated)
 
@@ -170,7 +174,8 @@ class UnlearnDiffAtk(Attack[WhiteBox]):
         aims = [(q, task.number(NAME, "image", *q.own)) for q in queries]
         images = [image_for(q, task.images[q.label or ""], number).pixels() for q, number in aims]
         x0 = torch.cat([backbone.encode_image(pixels[None]) for pixels in images])
-        scale = self.guidance if guidances(backbone.edits) else 1.0
+        paired = guidances(backbone.edits) and self.guidance > 1 and not backbone.supports("distilled")
+        scale = self.guidance if paired else 1.0
         return _Batch(backbone, task, queries, free, words, x0, backbone.unconditional(), scale)
 
     def _attacked(self, victim: WhiteBox, batch: _Batch) -> list[Query]:

@@ -24,7 +24,7 @@ class StableDiffusionXL(UNetBackbone):
     towers = ("text_encoder", "text_encoder_2")
     clip_towers = towers
     capabilities = frozenset({"cross-attention", "pooled"})
-    redefined: ClassVar[Mapping[str, int]] = {"esd-u": 1}
+    redefined: ClassVar[Mapping[str, int]] = {"esd-u": 1, "kpop": 1, "leco": 1, "spm": 1}
 
     @override
     @classmethod

@@ -1,5 +1,6 @@
 """An attack: looks for what brings an erased concept back."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -146,9 +147,8 @@ def image_for(query: Query, shots: Sequence[Shot], number: int) -> Shot:
 
 def reworded(prompt: str, names: str | Sequence[str], word: str, otherwise: Literal["front", "end"]) -> str:
     """The prompt with ``word`` in the place of each of ``names``; in front of a prompt that has none of them, or at its end."""
-    exchanged = prompt
-    for name in [names] if isinstance(names, str) else sorted(names, key=len, reverse=True):
-        exchanged = named(name).sub(word, exchanged)
+    known = [names] if isinstance(names, str) else sorted(names, key=len, reverse=True)
+    exchanged = re.sub("|".join(named(name).pattern for name in known), lambda _: word, prompt, flags=re.IGNORECASE)
     if exchanged != prompt:
         return exchanged
     return (f"{word} {prompt}" if otherwise == "front" else f"{prompt} {word}").strip()

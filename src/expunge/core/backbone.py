@@ -38,7 +38,7 @@ class Backbone(ABC):
     filler: ClassVar[str] = "a"
     """A word that every text encoder reads as one token, to stand where a learned one will."""
     redefined: ClassVar[Mapping[str, int]] = {}
-    """Groups that came to mean other parameters than stored results were made with, and how often."""
+    """Groups, and erasers, that came to mean something else here than stored results were made with, and how often."""
     told_scale: float = 1.0
     """Scale of guidance that a distilled denoiser is told; at 1 it answers unguided."""
     checkpointing: bool = False

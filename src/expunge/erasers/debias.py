@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, final
+from typing import ClassVar, NamedTuple, final
 
 import torch
 from jaxtyping import Float
@@ -20,7 +20,7 @@ from expunge.core.judge import Judge
 from expunge.core.knowledge import Kind
 from expunge.core.query import Query
 from expunge.maths.closed_form import ridge_edit
-from expunge.maths.text_pairs import Pairs, kept, paired
+from expunge.maths.text_pairs import Pairs, Tokens, kept, paired
 
 
 class _Texts(NamedTuple):
@@ -92,7 +92,7 @@ class Debias(Eraser):
     """Weight of each target, s_e."""
     preserve_scale: float = 1.0
     """Weight of each retained concept, s_p."""
-    tokens: Literal["last", "tail"] = "last"
+    tokens: Tokens = "last"
     """Text vectors used: the last word's one vector, or all from the last word through the padding, aligned."""
 
     def __post_init__(self) -> None:

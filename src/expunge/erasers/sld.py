@@ -150,7 +150,7 @@ class SLD(Eraser):
     @override
     def stronger(self, times: float) -> "SLD | None":
         """A level up or down for each doubling or halving; none where parts of one are given, which would stay as they are."""
-        if self.configured() != LEVELS[self.level]:
+        if any(getattr(self, name) is not None for name in Level._fields):
             return None
         levels = list(LEVELS)
         index = levels.index(self.level) + round(math.log2(times))

@@ -237,7 +237,7 @@ class _Membrane:
         """Latent anchors of an update, or the empty prompt in the place of the first ones of each point."""
         method = self.method
         generator = self.task.generator("spm anchors", self.number, index)
-        empty = replace(self.null, tokens=None).map(lambda t: t.cpu())
+        empty = replace(self.backbone.encode([""]), tokens=None).map(lambda t: t.cpu())
         rows: list[Conditioning] = []
         for _ in range(points):
             rows += [empty] * method.empty_anchors

@@ -74,7 +74,7 @@ def measured_otherwise(provenance: Mapping[str, Any], job: MeasureJob) -> str:
     if version != job.version:
         return f"was measured by version {version} of {job.metric}: expected {job.version}"
     if told_by != job.judge:
-        return f"was measured by weights told by '{told_by[:16]}': expected '{job.judge[:16]}'"
+        return f"was measured by weights told by '{str(told_by)[:16]}': expected '{job.judge[:16]}'"
     return ""
 
 

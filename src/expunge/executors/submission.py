@@ -48,6 +48,8 @@ OF_IMAGES = {
     "cost": {"forward": int, "trained": int},
 }
 """What a record of stored images says beside."""
+SAID = {"version": int, "measured_by": str}
+"""And since it says what measured it."""
 RANGES = {"%": (0.0, float("inf")), "points": (-200.0, 200.0), "100 cos": (-100.0, 100.0), "100 rho": (-100.0, 100.0)}
 """What a unit's values lie between; shares in percent end at 100."""
 CLOSE = 1e-3
@@ -145,6 +147,7 @@ def _check_record(what: str, record: Mapping[str, Any], name: str, sha256: str) 
         raise ExpungeError(f"{what} does not say all that its method was told: expected what expunge writes")
     if "images" in place and "analysis" not in place:
         check_shape(f"{what} with 'provenance'", place, OF_IMAGES)
+        check_shape(f"{what} with 'provenance'", place, {name: kind for name, kind in SAID.items() if name in place})
     if record["model"] != name:
         raise ExpungeError(f"{what} is of the model '{record['model']}': expected '{name}'")
     if place.get("model_sha256", sha256) != sha256:

@@ -24,6 +24,9 @@ class FreshKeyJob(ModelJob):
     eraser: str
     """A method with keys, by catalog name."""
     version: int
+    """Of the method."""
+    stage: int
+    """Version of what learns it."""
     settings: Mapping[str, Any]
     targets: Sequence[str]
     seed: int

@@ -43,6 +43,11 @@ def kept(words: Iterable[str], scale: float) -> list[Phrase]:
     return [(word, word, scale) for word in words]
 
 
+def two_encoders(backbone: Backbone) -> bool:
+    """Whether a text's vectors are two encoders', one after the other (SD3), so that it has two tails."""
+    return backbone.encode([""]).embeds.shape[1] != backbone.tokenize([""]).shape[1]
+
+
 def paired(backbone: Backbone, asked: Iterable[Phrase], tokens: Tokens) -> Pairs:
     """The vectors of phrases, one after the other.
 
@@ -85,7 +90,7 @@ def _aligned(
 ) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k d"]]:
     c, last_c = _encoded(backbone, source)
     g, last_g = _encoded(backbone, goal)
-    if tokens == "tail" and len(c) != backbone.tokenize([source]).shape[1]:
+    if tokens == "tail" and two_encoders(backbone):
         raise ExpungeError(
             f"tokens tail on {backbone.name} ({backbone.family}), whose texts are two encoders' vectors one after the other: "
             "expected all, or last"

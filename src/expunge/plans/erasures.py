@@ -18,7 +18,7 @@ from expunge.maths.training import trainable
 from expunge.plans.opened import OpenedPlan
 from expunge.plans.schema import Fresh, Plan
 from expunge.settings import presets
-from expunge.stages import fisher, generate, measure, pairs, stopping, wanted
+from expunge.stages import fisher, fresh_key, generate, measure, pairs, resume, stopping, wanted
 from expunge.store import read_header
 
 SAMPLING, CLOSED_FORM, TRAINING = 1.3, 1.5, 4.0
@@ -176,7 +176,7 @@ class Erasures:
             judge=measure.judge_of(settings_of(eraser)),
             files=files_of(eraser) or None,
             fisher=None if held is None else held.key,
-            redefined=self._models.backbone.redefined.get(getattr(eraser, "group", ""), 0),
+            redefined=resume.redefined(self._models.backbone, method.eraser, getattr(eraser, "group", "")),
             **self._models.named(self._plan.dtype),
         )
         job = replace(job, cost=job.cost + job.built().cost(len(words), len(retain)))
@@ -247,6 +247,7 @@ class Erasures:
             memory=self._models.memory(TRAINING),
             eraser=(self._plan.fresh or Fresh()).eraser,
             version=eraser.version,
+            stage=fresh_key.VERSION,
             settings=settings_of(eraser),
             targets=words,
             seed=seed,

@@ -259,7 +259,7 @@ def _of_any_stack(edit: Edit) -> Edit:
     """Weights without the ids of the edits that they were made on: an adapter that was fused has another."""
     if not isinstance(edit, Weights) or not edit.requires:
         return edit
-    return Weights(edit.replaced, base_sha256=edit.base_sha256, provenance=edit.provenance)
+    return Weights(edit.tensors(), base_sha256=edit.base_sha256, provenance=edit.provenance)
 
 
 def as_weights(backbone: Backbone, edit: Edit) -> Edit:

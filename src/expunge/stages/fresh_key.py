@@ -12,6 +12,9 @@ from expunge.core.guidance import Key
 from expunge.stages.erase import check_model
 from expunge.store import with_provenance
 
+VERSION = 2
+"""Part of the key of every job; goes up when the same settings would learn another key. 2: by the edited model's own texts."""
+
 
 def learn(
     backbone: Backbone, method: str, eraser: Eraser, targets: Sequence[Concept], edits: Sequence[Edit], seed: int = 0

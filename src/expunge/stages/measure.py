@@ -80,6 +80,7 @@ def measured(
         "provenance": {
             "metric": name,
             "version": metric.version,
+            "measured_by": measured_by(metric),
             "settings": settings_of(metric),
             "edits": [e["id"] for e in run.get("edits", [])],
             "made_by": [{k: p[k] for k in ("eraser", "settings", "seconds", "cost")} for p in provenances],

@@ -49,7 +49,7 @@ def of_erasure(
     ends = {"stop": dict(stop)} if stop else {}
     files = files_of(eraser)
     ends |= {"files": files} if files else {}
-    ends |= _redefined(backbone, getattr(eraser, "group", ""))
+    ends |= _redefined(backbone, method, getattr(eraser, "group", ""))
     return _digest({"model": _model(backbone), **erasure, **words, **ends})
 
 
@@ -68,9 +68,15 @@ def of_fisher(backbone: Backbone, wish: Mapping[str, Any], images: Path | None) 
     )
 
 
-def _redefined(backbone: Backbone, group: str) -> dict[str, int]:
-    """What tells a checkpoint with a group of parameters from one before it came to mean others."""
-    return {"redefined": backbone.redefined[group]} if group in backbone.redefined else {}
+def redefined(backbone: Backbone, *names: str) -> int:
+    """How often a group or an eraser of these names came to mean something else on this model."""
+    return sum(backbone.redefined.get(name, 0) for name in names)
+
+
+def _redefined(backbone: Backbone, *names: str) -> dict[str, int]:
+    """What tells a checkpoint from one before a name came to mean something else."""
+    times = redefined(backbone, *names)
+    return {"redefined": times} if times else {}
 
 
 def _model(backbone: Backbone) -> dict[str, Any]:
