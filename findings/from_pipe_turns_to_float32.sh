@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A second pipeline over the same weights, as for image to image with a model that was just edited.
 # `from_pipe` is expected to share the parts of a bfloat16 pipeline as they are. Seen: without `torch_dtype` it turns them to float32, and since they
-# are shared, the first pipeline too: its images change, and its memory doubles. Nothing says so. `torch_dtype=pipe.dtype` leaves both alone.
+# are shared, the first pipeline too: its images change, and its memory doubles. No message says that. `torch_dtype=pipe.dtype` leaves both alone.
 . "$(dirname "$0")/run.sh"
 run torch==2.14.1 diffusers==0.42.1 transformers==5.23.0 <<'PY'
 import diffusers

@@ -2,7 +2,8 @@
 # An erasure published as a LoRA, and a user who then loads a LoRA of a style.
 # Two calls of `load_lora_weights` with two files are expected to add both changes, as the same two files do in other programs. Seen: the second
 # call switches the first LoRA off. Its weights stay in memory, `get_active_adapters` names the second alone, and images are bit for bit
-# those of the second without the first. So a style's LoRA undoes the erasure, without a warning. `set_adapters` with both names adds them.
+# those of the second without the first. So a style's LoRA undoes the erasure. peft warns of "multiple adapters in the model", which sounds
+# like both. `set_adapters` with both names adds them.
 . "$(dirname "$0")/run.sh"
 run torch==2.14.1 diffusers==0.42.1 transformers==5.23.0 peft==0.21.2 <<'PY'
 import torch
