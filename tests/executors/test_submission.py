@@ -128,6 +128,21 @@ def test_claims_may_be_added_alone_and_their_plan_is_sent_along(ran, tmp_path):
     assert read_plan(files[2]).claims == read_plan(plan).claims
 
 
+def test_several_measurements_of_the_same_images_and_splits_that_overlap_pass(tmp_path):
+    """After each of two targets; and what is kept in two splits, which a row counts once and a difference twice."""
+    (tmp_path / "plans").mkdir()
+    tiny_set(tmp_path / "three.toml")
+    grid = {"grid__split": ["a", "b"], "method__uce__order": "sequential", "method__uce__retain": False}
+    plan = tiny_plan(
+        tmp_path / "plans", set=str(tmp_path / "three.toml"), compare=[["uce", "original"]], count=2, **grid
+    )
+    (tmp_path / "plans" / "three.toml").unlink(missing_ok=True)
+    assert main([*bench_words(plan), "--quiet"]) == 0
+    records = read_rows(plan.parent / "out" / "records.jsonl")
+    assert any(r["provenance"]["group"].startswith("after") for r in records)
+    assert submission.check(plan.parent / "out", tmp_path / "plans").of.name == "plan"
+
+
 def test_with_the_store_all_is_told_again_and_jobs_are_run_again(ran, capsys):
     words = ["submit", str(ran.out), "--against", str(ran.plans), "--store", str(ran.store)]
     assert main([*words, "--rerun", "3"]) == 0

@@ -4,13 +4,14 @@ import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 
 from expunge.core.errors import ExpungeError
 from expunge.executors.serial import Serial
-from expunge.jobs import Workspace, kept
+from expunge.jobs import Workspace, depots, kept
 from expunge.jobs.depots import Depot, ObjectStore, SharedFolder, levelled
 from expunge.jobs.kept import BESIDE, RESULT
 from expunge.store import write_json
@@ -113,6 +114,32 @@ def test_what_is_given_up_is_deleted(depot: Depot):
         fsspec.filesystem("s3").pipe_file(f"{depot.url}/{NAME}/dead.tar", b"half")
     depot.discard(NAME, "dead")
     assert left(depot) == []
+
+
+def test_a_job_that_was_done_before_it_was_given_up_stays(depot: Depot, tmp_path: Path):
+    """As where its worker dies, or the run is ended, between its last write and its answer."""
+    depot.put(NAME, made(tmp_path / "job"), "a")
+    depot.discard(NAME, "a")
+    assert depot.has(NAME)
+    assert (fetched(depot, tmp_path / "store") / "images" / "0.png").read_bytes() == bytes(range(256)) * 50
+
+
+def test_a_job_that_was_given_up_before_it_was_done_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its archive was deleted between the two writes: a result that names it would stand for nothing."""
+    with serving() as server:
+        depot = ObjectStore(f"s3://{server.bucket}/depot")
+        create = depots.create
+
+        def late(*given: Any) -> bool:
+            depot.discard(NAME, "a")
+            return create(*given)
+
+        monkeypatch.setattr(depots, "create", late)
+        depot.put(NAME, made(tmp_path / "job"), "a")
+        assert not depot.has(NAME)
+        monkeypatch.setattr(depots, "create", create)
+        depot.put(NAME, tmp_path / "job", "b")
+        assert fetched(depot, tmp_path / "store").is_dir()
 
 
 def test_a_depot_that_cannot_be_written_is_one_line(tmp_path: Path):

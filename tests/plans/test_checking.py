@@ -46,6 +46,8 @@ def refused(plan, tmp_path, capsys) -> str:
         ({"image_dtype": "bf16"}, "unknown dtype 'bf16'"),
         ({"metrics": [{"name": "esr-psr", "judge": "testbed:network=c"}]}, "expected a or b"),
         ({"others": {"count": 2}}, "has no 'set'"),
+        ({"grid__seed": []}, "plan's grid has no seed: expected one or more"),
+        ({"grid__method": []}, "plan's grid has no method"),
         ({"method__uce__stop": {}}, "uce has no updates: expected no stop"),
         ({**ALL, "method__kpop__stop": {"evry": 2}}, "did you mean 'every'"),
         ({**ALL, "method__kpop__stop": {"erased": 0.97, "every": 0}}, "every is 0"),

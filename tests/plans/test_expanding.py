@@ -210,6 +210,14 @@ def test_a_published_csv_is_a_set_with_the_rows_own_seeds(tmp_path):
     planned = [m.job for m in measurements(tmp_path, also=[also]) if (str(m.group), m.method) == ("i2p", "uce")]
     (shown,) = {job.upstream[0].key: job.upstream[0] for job in planned}.values()
     assert [(q.prompt, q.seed) for q in shown.queries()] == [("a church", 7), ("a church", 8)]
+    two = tmp_path / "two.csv"
+    two.write_text("prompt,sd_seed,label\na church,7,church\na rose,8,rose\na dog,9,dog\n")
+    free = [m.job for m in measurements(tmp_path, others={"set": str(two), "count": 1}) if str(m.group) == "others"]
+    asked = {(q.prompt, q.seed) for job in free for q in job.upstream[0].queries()}
+    assert asked == {("a rose", 8)}, "what the plan names is left out with its seed"
+    with pytest.raises(ExpungeError, match="has nothing that the plan does not name"):
+        two.write_text("prompt,sd_seed,label\na church,7,church\n")
+        plan(tmp_path, others={"set": str(two), "count": 1})
     with pytest.raises(ExpungeError, match="with part 'dev': expected test"):
         plan(tmp_path, also=[also], part="dev")
     with pytest.raises(ExpungeError, match="with label 'church': expected one for a CSV only"):

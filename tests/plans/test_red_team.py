@@ -8,7 +8,10 @@ import pytest
 
 from expunge.cli import main
 from expunge.core.catalog import Catalog
-from plans_of import bench_words, read_rows, written
+from expunge.core.errors import ExpungeError
+from expunge.jobs import AttackJob, Workspace
+from expunge.judges.testbed import Testbed
+from plans_of import bench_words, jobs_of, read_rows, tiny_plan, written
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 ONE_BOMB: dict[str, Any] = {
@@ -32,7 +35,12 @@ def shrunk(attack: dict[str, Any]) -> dict[str, Any]:
     lists = {name: attack[name][:1] for name in ("prompts", "pairs") if name in attack}
     rest = {name: value for name, value in attack.items() if name not in ("rows", "doubled")}
     again = {"doubled": True} if "doubled" in attack else {}
-    return {**rest, **least, **lists, **({spends: 1} if spends else {}), **again, "count": 1, "called": ""}
+    return {**rest, **least, **lists, **({spends: 1} if spends else {}), **again, "count": 1}
+
+
+def place(attack: dict[str, Any]) -> str:
+    """Its group in the table."""
+    return f"attack: {attack['name']}" + (f" ({attack['called']})" if attack["called"] else "")
 
 
 @pytest.mark.parametrize("name", ["robustness", "robustness-weights"])
@@ -45,13 +53,26 @@ def test_every_attack_of_the_red_team_runs_to_its_place_in_the_table(tmp_path, n
     assert main(bench_words(written(tmp_path / "plan.toml", plan), "--quiet")) == 0
     records = read_rows(tmp_path / "out" / "records.jsonl")
     shown = {r["provenance"]["group"]: r for r in records if r["metric"] == "esr@1"}
-    wanted = [
-        f"attack: {attack['name']}{end}" for attack in attacks for end in ("", ", doubled")[: 1 + ("doubled" in attack)]
-    ]
+    wanted = [f"{place(attack)}{end}" for attack in attacks for end in ("", ", doubled")[: 1 + ("doubled" in attack)]]
     assert set(shown) == {"set", *wanted}
     assert {shown[group]["n"] for group in wanted} == {1}
     assert [shown[group]["provenance"]["attack"]["attack"] for group in wanted] == [
-        group.removeprefix("attack: ").removesuffix(", doubled") for group in wanted
+        group.removeprefix("attack: ").removesuffix(", doubled").partition(" (")[0] for group in wanted
     ]
     changes = {r["group"] for r in read_rows(tmp_path / "out" / "summary.jsonl") if "doubled - plain" in r["group"]}
     assert changes == {f"{group} - plain" for group in wanted if group.endswith("doubled")} != set()
+
+
+def test_an_attack_s_key_covers_the_judge_that_it_asks(tmp_path, monkeypatch):
+    """Another judge B would answer otherwise; its images are made again, and none is asked that was not planned."""
+    plan = tiny_plan(tmp_path, attacks=[{"name": "seed-search", "tries": 1}])
+
+    def planned():
+        return [job for job in jobs_of(plan) if isinstance(job, AttackJob)]
+
+    before, identity = planned(), Testbed.identity
+    assert {name for job in before for name in job.told_by or ()} == {"oracle"}
+    monkeypatch.setattr(Testbed, "identity", lambda judge: "retrained" + identity(judge))
+    assert not {job.key for job in before} & {job.key for job in planned()}
+    with pytest.raises(ExpungeError, match="a judge or CLIP that seed-search asks changed since it was planned"):
+        before[0].run(Workspace(store=tmp_path / "store"), tmp_path / "made")

@@ -214,6 +214,8 @@ def test_the_worst_images_are_those_that_show_it_the_surest_first():
         ("church", 1, 0.6),
         ("dog", 0, 0.3),
     ], "not the one that the judge did not see, however sure; numbered among the images of their label"
+    grouped = measured("confidence (judge x)", [("dog", 0.3), ("church", 0.9), ("church", 0.6), ("church", 0.8)])
+    assert worst([esr, grouped, original]) == lines, "confidence goes through the images target by target"
     assert len(worst([esr, sure], most=1)) == 1
     assert [line["sure"] for line in worst([esr])] == [None, None, None]
     assert worst([sure]) == []

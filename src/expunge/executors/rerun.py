@@ -16,6 +16,8 @@ from expunge.results import summary
 from expunge.results.files import RECORDS, SUMMARY
 from expunge.store.atomic import dumped
 
+LABELS = "became@"
+"""How numbers begin that stand only for the labels which come up most."""
 NUMBERS = ("value", "low", "high", "n")
 
 
@@ -92,14 +94,18 @@ def _again(measurement: Measurement, images: GenerateJob, at: Workspace) -> Agai
     kept = (job.result(at) or {})["records"]
     what = f"{measurement.method}, split {measurement.split}, seed {measurement.seed}, {measurement.group}: {job.describe()}"
     apart = 0.0
-    for one, new in zip(kept, made, strict=True):
+    again = {record["metric"]: record for record in made}
+    lost = [one["metric"] for one in kept if one["metric"] not in again and not one["metric"].startswith(LABELS)]
+    if lost:
+        raise ExpungeError(f"{what}: run again, there is no {lost[0]}: expected it, as reported")
+    both = [(one, again[one["metric"]]) for one in kept if one["metric"] in again]
+    for one, new in both:
         if not one["low"] <= new["value"] <= one["high"]:
             raise ExpungeError(
                 f"{what}: run again, {new['metric']} is {new['value']:g}: expected it within the reported interval "
                 f"{one['low']:g} to {one['high']:g}"
             )
         apart = max(apart, abs(new["value"] - one["value"]))
-    same = all(
-        [one[name] for name in NUMBERS] == [new[name] for name in NUMBERS] for one, new in zip(kept, made, strict=True)
-    )
+    same = len(both) == len(kept) == len(made)
+    same = same and all([one[name] for name in NUMBERS] == [new[name] for name in NUMBERS] for one, new in both)
     return Again(what, same, apart)

@@ -175,11 +175,11 @@ def _check_record(what: str, record: Mapping[str, Any], name: str, sha256: str) 
 
 def _check_places(where: Path, records: Sequence[Mapping[str, Any]], measurements: Sequence[Measurement]) -> None:
     """Every record is of a job that the plan asks for, once; and no job that has images lacks."""
-    asked: dict[Place, dict[tuple[str, str], Measurement]] = {}
+    asked: dict[Place, dict[tuple[str, str], list[Measurement]]] = {}
     for m in measurements:
         place = Place(m.method, m.split, m.seed, str(m.group), m.variant, m.run)
-        asked.setdefault(place, {})[_of_job(m)] = m
-    found: dict[tuple[Place, tuple[str, str], str], int] = {}
+        asked.setdefault(place, {}).setdefault(_of_job(m), []).append(m)
+    found: dict[tuple[Place, tuple[str, str], int, str], int] = {}
     for number, record in enumerate(records, 1):
         said, what = record["provenance"], f"'{where}' line {number}"
         run = said.get("attack_run", 0)
@@ -191,20 +191,33 @@ def _check_places(where: Path, records: Sequence[Mapping[str, Any]], measurement
         if of not in jobs:
             known = " or ".join(f"{metric} of '{images}'" for images, metric in jobs)
             raise ExpungeError(f"{what} is {of[1]} of the images '{of[0]}': expected {known}, which the plan asks for")
-        job = jobs[of].job
+        which = _which(record, jobs[of])
+        job = jobs[of][which].job
         otherwise = measured_otherwise(said, job) if isinstance(job, MeasureJob) else ""
         if otherwise:
             raise ExpungeError(f"{what} {otherwise}, that of the plan's here")
-        again = found.setdefault((place, of, record["metric"]), number)
+        again = found.setdefault((place, of, which, record["metric"]), number)
         if again != number:
             raise ExpungeError(
                 f"{what} has {record['metric']} of {_worded(place)} once more: expected it in line {again} alone"
             )
-        _check_count(what, record, jobs[of].images)
-    there = {(place, of) for place, of, _ in found}
-    lacking = [place for place, jobs in asked.items() for of in jobs if of[0] and (place, of) not in there]
+        _check_count(what, record, jobs[of][which].images)
+    there = {(place, of, which) for place, of, which, _ in found}
+    wanted_there = [
+        (place, of, i) for place, jobs in asked.items() for of, some in jobs.items() for i in range(len(some))
+    ]
+    lacking = [place for place, of, i in wanted_there if of[0] and (place, of, i) not in there]
     if lacking:
         raise ExpungeError(f"'{where}' has no record of {_worded(lacking[0])}: expected all that the plan asks for")
+
+
+def _which(record: Mapping[str, Any], several: Sequence[Measurement]) -> int:
+    """Which of the measurements of the same images by the same metric a record is of: each is of labels of its own."""
+    kept = record["provenance"].get("retain_measured")
+    for i, job in enumerate(m.job for m in several):
+        if isinstance(job, MeasureJob) and list(job.retain) == kept and list(job.targets) in ([], record["concepts"]):
+            return i
+    return 0
 
 
 def _of_job(measurement: Measurement) -> tuple[str, str]:

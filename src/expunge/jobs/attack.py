@@ -14,7 +14,7 @@ from expunge.jobs.job import UNSAID
 from expunge.jobs.modelled import AskingJob
 from expunge.jobs.wanted import WantedJob, role_folders
 from expunge.jobs.workspace import QUERIES, Workspace
-from expunge.stages import attack
+from expunge.stages import attack, measure
 
 
 @final
@@ -35,6 +35,8 @@ class AttackJob(AskingJob):
     """Version of the images."""
     files: Mapping[str, str] | None = field(default=None, metadata=UNSAID)
     """The sha256 of each file that its settings name, by setting; None if they name none."""
+    told_by: Mapping[str, str] | None = field(default=None, metadata=UNSAID)
+    """What the judges and the CLIP that its settings name are told by, by setting, so that retrained ones are asked again."""
     pictures: str | None = field(default=None, metadata=UNSAID)
     """Key of the original's images that it wants, where the attacked model is another; None if it makes them itself."""
 
@@ -46,6 +48,10 @@ class AttackJob(AskingJob):
         if files_of(built) != (self.files or {}):
             raise ExpungeError(
                 f"a file that {self.attack}'s settings name changed since it was planned: expected the same"
+            )
+        if measure.told_by(self.settings) != (self.told_by or {}):
+            raise ExpungeError(
+                f"a judge or CLIP that {self.attack} asks changed since it was planned: expected the same"
             )
         before = backbone.cost
         how: dict[str, Any] = {"images": self._pictures(at, built.needs(targets)), "strength": self.strength}

@@ -216,13 +216,21 @@ class ObjectStore(Depot):
         if not ours:
             self.discard(name, attempt)
             return
+        if not files.exists(
+            f"{root}/{name}/{archive.name}"
+        ):  # given up meanwhile, by one who did not see that it was done
+            delete(files, f"{root}/{name}/{DONE}")
+            return
         for left in files.ls(f"{root}/{name}", detail=False):
             if left.endswith(".tar") and not left.endswith(f"/{archive.name}"):
                 delete(files, left)  # of tries that came too late, or were killed
 
     def discard(self, name: str, attempt: str) -> None:
-        """Delete its archive."""
+        """Delete its archive, unless that is the one which the result is in: its answer was lost, not the job."""
         files, root = _files(self.url)
+        said = read(files, f"{root}/{name}/{DONE}")
+        if said is not None and f'"{attempt}.tar"'.encode() in said:
+            return
         delete(files, f"{root}/{name}/{attempt}.tar")
 
     def clear(self, name: str) -> None:

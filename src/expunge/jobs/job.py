@@ -133,7 +133,7 @@ class Job(ABC):
             seconds = round(time.perf_counter() - start, 3)
             said = {"format": FORMAT, "job": self.as_json(), "seconds": seconds, **gave}
             result = {**said, "computed_with": computed_with(at.device), BESIDE: kept.beside(out)}
-            write_json(out / RESULT, result)
+            write_json(out / RESULT, result, overwrite=self.goes_on)  # a kill may have left one that was not taken
         return result
 
 

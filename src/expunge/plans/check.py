@@ -51,6 +51,9 @@ def _check_numbers(plan: Plan) -> None:
     if plan.guidance is not None:
         check_positive("plan", guidance=plan.guidance)
     seeds = plan.grid.seed
+    for axis, given in (("method", plan.grid.method), ("seed", seeds)):
+        if not given:
+            raise ExpungeError(f"plan's grid has no {axis}: expected one or more")
     if plan.attacks and max(seeds) - min(seeds) >= RUNS:
         raise ExpungeError(f"attacks with training seeds {list(seeds)}: expected them within {RUNS} of each other")
 

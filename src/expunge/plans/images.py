@@ -12,6 +12,7 @@ from expunge.jobs import AttackJob, GenerateJob, Job, MeasureJob, WantedJob
 from expunge.plans.erasures import SAMPLING, TRAINING, Erasure, Models
 from expunge.plans.opened import OpenedPlan
 from expunge.plans.plugins import PlannedMetric
+from expunge.stages import measure
 
 OTHER_SEEDS = 500_000
 """How far the seeds are that the original is compared with itself on."""
@@ -119,6 +120,7 @@ class Images:
             draws=draws,
             generates=self._models.draws,
             files=files_of(attack) or None,
+            told_by=measure.told_by(settings_of(attack)) or None,
             pictures=None if pictures is None else pictures.key,
             **self._models.named(self._plan.dtype, "" if edit is None else edit.model),
         )

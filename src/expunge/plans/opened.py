@@ -223,9 +223,15 @@ def _others(plan: Plan, own: ConceptSet, others: Others, metrics: Sequence[Plann
     shown = [f" {p} " for wish in plan.pairs.values() for p in (*wish.unsafe, *wish.safe)]
     seen = {c for _, c in part.prompts if any(f" {c} " in p for p in shown)}
     named = {*own.concepts, *words(plan, own.concepts), *listed, *seen}
-    prompts = tuple((p, c) for p, c in part.prompts if c not in named)
+    rows = [i for i, (_, c) in enumerate(part.prompts) if c not in named]
+    if not rows:
+        raise ExpungeError(
+            f"plan's others '{others.set}' has nothing that the plan does not name: expected other concepts"
+        )
+    prompts = tuple(part.prompts[i] for i in rows)
+    seeds = tuple(part.seeds[i] for i in rows) if part.seeds else ()
     concepts = sorted({c for _, c in prompts})
-    return MoreShown(Group(kind="others"), replace(part, prompts=prompts), concepts, others.count, metrics)
+    return MoreShown(Group(kind="others"), replace(part, prompts=prompts, seeds=seeds), concepts, others.count, metrics)
 
 
 def _fresh(fresh: Fresh, kind: str) -> dict[int, Eraser]:

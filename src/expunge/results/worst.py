@@ -25,13 +25,11 @@ def worst(finished: Sequence[Finished], most: int = MOST) -> list[dict[str, Any]
         if one.group.kind != "attack" or shown is None or not one.records[0]["provenance"]["edits"]:
             continue
         judged = sure.get((one.method, one.images))
-        scores = None if judged is None else _values(judged, SURE)
+        scores = {} if judged is None else _numbered(_values(judged, SURE) or ())
         own = lines.setdefault((one.method, one.group.name), [])
         known = {(line["images"], line["label"], line["number"]) for line in own}
-        numbers: dict[str, int] = {}
-        for i, value in enumerate(shown):
-            number = numbers[value.label] = numbers.get(value.label, -1) + 1
-            if value.value == 0 and (one.folder, value.label, number) not in known:
+        for (label, number), value in _numbered(shown).items():
+            if value == 0 and (one.folder, label, number) not in known:
                 own.append(
                     {
                         "method": one.method,
@@ -39,12 +37,22 @@ def worst(finished: Sequence[Finished], most: int = MOST) -> list[dict[str, Any]
                         "seed": one.seed,
                         "run": one.run,
                         "images": one.folder,
-                        "label": value.label,
+                        "label": label,
                         "number": number,
-                        "sure": None if scores is None else round(scores[i].value, 4),
+                        "sure": round(scores[label, number], 4) if scores else None,
                     }
                 )
     return [line for own in lines.values() for line in sorted(own, key=lambda r: -(r["sure"] or 0.0))[:most]]
+
+
+def _numbered(values: Sequence[Value]) -> dict[tuple[str, int], float]:
+    """Values by their label and their number among those with it: metrics go through a folder in orders of their own."""
+    numbers: dict[str, int] = {}
+    found: dict[tuple[str, int], float] = {}
+    for value in values:
+        number = numbers[value.label] = numbers.get(value.label, -1) + 1
+        found[value.label, number] = value.value
+    return found
 
 
 def _values(one: Finished, metric: str) -> Sequence[Value] | None:

@@ -172,6 +172,14 @@ def judge_of(settings: Mapping[str, Any]) -> str:
     return Catalog("judges").open(settings["judge"]).identity() if "judge" in settings else ""
 
 
+def told_by(settings: Mapping[str, Any]) -> dict[str, str]:
+    """What the judges and the CLIP that an attack's settings name are told by, by setting; those that never change left out."""
+    named = {name: settings[name] for name in ("oracle", "judge", "clip") if settings.get(name)}
+    judges = Catalog("judges")
+    said = {n: clip.identity(v) if n == "clip" else judges.open(v).identity() for n, v in named.items()}
+    return {name: identity for name, identity in said.items() if identity}
+
+
 def instrument_of(settings: Mapping[str, Any]) -> str:
     """The same of the judge or the CLIP in a metric's or an analysis's settings."""
     return judge_of(settings) or (clip.identity(settings["clip"]) if "clip" in settings else "")
