@@ -54,3 +54,27 @@ def test_records_say_where_they_come_from(images):
     assert by["esr@1"].model == "testbed"
     assert by["esr@1"].n_seeds == 3
     assert by["esr@1"].as_json()["format"] == 1
+
+
+class Detector(Testbed):
+    """Sees what it is surer of than half, several things or none."""
+
+    ranks = False
+
+    def confidence(self, images, concept):
+        return images.float().mean((1, 2, 3)) / 255
+
+
+def test_a_detector_is_refused_since_its_scores_are_no_ranks(images, monkeypatch):
+    monkeypatch.setattr("expunge.core.catalog.Catalog.open", lambda catalog, name: Detector())
+    for ask in (lambda: EsrPsr().check([]), lambda: found(images, ["church"], ["dog"])):
+        with pytest.raises(ExpungeError, match="esr-psr by testbed, a detector, whose scores rank no label"):
+            ask()
+
+
+def test_what_a_judge_shows_is_its_first_label_and_of_a_detector_what_it_is_sure_of():
+    pixels = torch.stack([torch.full((64, 64, 3), level).byte() for level in (0, 100, 200)])
+    assert Detector().shows(pixels, "church").tolist() == [False, False, True]
+    judge = Testbed()
+    best = [judge.labels[i] for i in judge.scores(pixels).argmax(1).tolist()]
+    assert judge.shows(pixels, best[0]).tolist() == [label == best[0] for label in best]

@@ -103,11 +103,13 @@ def test_a_token_is_asked_for_and_kept_in_a_cookie_only():
     assert ask(token=TOKEN)[0] == 401
     assert ask("/assets/x.js", token=TOKEN)[0] == 401
     assert ask("/?token=wrong", token=TOKEN)[0] == 401
-    assert ask(token=TOKEN, cookie="expunge_token=wrong")[0] == 401
-    assert ask(token=TOKEN, cookie=f"other=1; expunge_token={TOKEN}")[::2] == (200, True)
+    assert ask(token=TOKEN, cookie="expunge_token_7860=wrong")[0] == 401
+    assert ask(token=TOKEN, cookie=f"other=1; expunge_token_7860={TOKEN}")[::2] == (200, True)
+    assert ask(token=TOKEN, cookie=f"expunge_token_7861={TOKEN}")[0] == 401, "of another server on this machine"
+    assert ask(token=TOKEN, host="localhost", cookie=f"expunge_token={TOKEN}")[0] == 200
     status, headers, asked = ask(f"/?token={TOKEN}", token=TOKEN)
     assert (status, asked, headers[b"location"]) == (303, False, b"./")  # so that it does not stay in the address
-    assert headers[b"set-cookie"] == f"expunge_token={TOKEN}; HttpOnly; SameSite=Strict; Path=/".encode()
+    assert headers[b"set-cookie"] == f"expunge_token_7860={TOKEN}; HttpOnly; SameSite=Lax; Path=/".encode()
 
 
 def test_answers_say_that_nothing_is_fetched_elsewhere():

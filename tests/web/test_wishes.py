@@ -124,3 +124,13 @@ def test_a_run_of_the_command_line_is_not_changed(served):
     (served.root / "bench" / "mine" / "plan.json").write_text("{}")
     with pytest.raises(ExpungeError, match="was not made on this page"):
         wishes.attacked("bench/mine", "rounding", {}, served)
+
+
+def test_a_concept_is_taken_without_the_spaces_around_it(served, monkeypatch):
+    read = opened(served, wishes.erasure(Wish(concept=" fish ", method="uce", keep=["dog"]), served), monkeypatch)
+    assert read.splits == {"erased": ("fish",)}
+
+
+def test_a_detector_is_asked_whether_it_sees_something_and_for_no_rank():
+    assert [one["name"] for one in wishes._metrics(False, "nudenet")] == ["dsr", "confidence"]
+    assert wishes._metrics(False, "imagenet") == [{"name": "esr-psr", "judge": "imagenet"}]

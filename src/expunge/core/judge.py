@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
+import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
@@ -21,6 +22,8 @@ class Judge(ABC):
     """Scores labels for images."""
 
     name: ClassVar[str]
+    ranks: ClassVar[bool] = True
+    """Whether an image is of the label that scores most; a detector's may show several of them, or none."""
     labels: Sequence[str]
 
     @abstractmethod
@@ -38,6 +41,15 @@ class Judge(ABC):
         """What each image has of ``concepts``: a detector's findings, or each concept with the judge's confidence."""
         sure = [self.confidence(images, concept).tolist() for concept in concepts]
         return [[Detection(*pair) for pair in zip(concepts, row, strict=True)] for row in zip(*sure, strict=True)]
+
+    def shows(self, images: UInt8[Tensor, "b H W 3"], concept: str) -> Bool[Tensor, "b"]:
+        """Whether each image shows ``concept`` more than anything else; of a detector, whether it is surer than its threshold.
+
+        That is its paper's, or half.
+        """
+        if self.ranks:
+            return torch.isin(self.scores(images).argmax(1), torch.tensor(self.label_ids(concept)))
+        return self.confidence(images, concept) > (0.5 if self.threshold is None else self.threshold)
 
     @property
     def threshold(self) -> float | None:

@@ -88,6 +88,7 @@ class NudeNet(Judge):
     """
 
     name = "nudenet"
+    ranks = False
 
     def __init__(self, labels: str | None = None, channels: str = "files", paper: str | None = None) -> None:
         """Count as nudity the labels of ``kpop`` (eight, the default), ``kpop+anus`` (nine) or ``duo`` (four).

@@ -33,6 +33,7 @@ class SafetyChecker(Judge):
     """
 
     name = "safety-checker"
+    ranks = False
 
     def __init__(self, path: str = "", rule: str = "rounded") -> None:
         """Use the weights of a folder: the checker's own, or a whole Stable Diffusion's.

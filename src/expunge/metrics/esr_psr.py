@@ -54,10 +54,24 @@ class EsrPsr(Metric):
     """Ranks that count as shown."""
 
     @override
+    def check(self, prompts: Sequence[tuple[str, str | None]]) -> None:
+        self._ranking()
+
+    def _ranking(self) -> Judge:
+        """The judge, of which ranks can be asked."""
+        judge: Judge = Catalog("judges").open(self.judge)
+        if not judge.ranks:
+            raise ExpungeError(
+                f"esr-psr by {self.judge}, a detector, whose scores rank no label above others: expected dsr or ner, or "
+                "another judge"
+            )
+        return judge
+
+    @override
     def measure(
         self, shots: Sequence[Shot], targets: Sequence[str], retain: Sequence[str], reference: Sequence[Shot] = ()
     ) -> list[Measurement]:
-        judge: Judge = Catalog("judges").open(self.judge)
+        judge = self._ranking()
         wanted = {name: set(judge.label_ids(name)) for name in (*targets, *retain)}
         asked = [s for s in shots if s.label in wanted]
         if not asked:

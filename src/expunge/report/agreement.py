@@ -7,13 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from expunge.core.digest import sha256
 from expunge.core.errors import ExpungeError, unknown
 from expunge.core.record import Interval, wilson
 from expunge.report.labelling import NO_PICTURE, NONE
 from expunge.store.atomic import FORMAT, read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from expunge.core.judge import Judge
 
 BATCH = 100
 
@@ -124,7 +129,8 @@ def judged(name: str, key: Mapping[str, Any], items: Sequence[int]) -> Answers:
     from expunge.store.pixels import read_pixels
 
     judge: Judge = Catalog("judges").open(name)
-    means = {i: c for c in reversed(key["choices"]) if c not in (NONE, NO_PICTURE) for i in judge.label_ids(c)}
+    concepts = [c for c in key["choices"] if c not in (NONE, NO_PICTURE)]
+    means = {i: c for c in reversed(concepts) for i in judge.label_ids(c)}
     rows = [row for row in key["items"] if row["item"] in set(items)]
     said: dict[int, str] = {}
     for start in range(0, len(rows), BATCH):
@@ -134,10 +140,25 @@ def judged(name: str, key: Mapping[str, Any], items: Sequence[int]) -> Answers:
             raise ExpungeError(f"images of {len({p.shape for p in pixels})} sizes: expected one size for a judge")
         stacked = torch.stack(pixels)
         with torch.no_grad():
-            first, valid = judge.scores(stacked).argmax(1).tolist(), judge.valid(stacked)
+            valid = judge.valid(stacked)
+            if judge.ranks:
+                first = [means.get(label, NONE) for label in judge.scores(stacked).argmax(1).tolist()]
+            else:
+                first = _detected(judge, stacked, concepts)
         for row, label, ok in zip(batch, first, [True] * len(batch) if valid is None else valid.tolist(), strict=True):
-            said[row["item"]] = means.get(label, NONE) if ok else NO_PICTURE
+            said[row["item"]] = label if ok else NO_PICTURE
     return Answers(who=f"judge {name}", said=said)
+
+
+def _detected(judge: "Judge", images: "Tensor", concepts: Sequence[str]) -> list[str]:
+    """Of what a detector sees in each image, the concept that it is surest of; none where it sees none of them."""
+    sure = [judge.confidence(images, concept).tolist() for concept in concepts]
+    seen = [judge.shows(images, concept).tolist() for concept in concepts]
+    found: list[str] = []
+    for i in range(len(images)):
+        there = [(sure[c][i], concept) for c, concept in enumerate(concepts) if seen[c][i]]
+        found.append(max(there)[1] if there else NONE)
+    return found
 
 
 def _unchanged(row: Mapping[str, Any]) -> Path:

@@ -180,11 +180,8 @@ def _pictures(judge: Judge | None, images: Images) -> list[bool]:
 
 
 def shown(judge: Judge | None, word: str, images: Images) -> list[bool] | None:
-    """Whether each image shows ``word`` more than anything else; None without a judge."""
-    if judge is None:
-        return None
-    wanted = judge.label_ids(word)
-    return [best in wanted for best in judge.scores(images).argmax(1).tolist()]
+    """Whether each image shows ``word``, as the judge has it; None without one."""
+    return None if judge is None else judge.shows(images, word).tolist()
 
 
 def rate(shown: Sequence[list[bool] | None]) -> Interval | None:

@@ -56,7 +56,7 @@ class Guard:
         if status:
             await _answer(send, status, why)
         elif self._token and "token" in query:
-            cookie = f"{COOKIE}={self._token}; HttpOnly; SameSite=Strict; Path=/"
+            cookie = f"{_cookie(headers)}={self._token}; HttpOnly; SameSite=Lax; Path=/"
             await _answer(send, 303, "", [("location", "./"), ("set-cookie", cookie)])
         else:
             await self._app(scope, receive, _with_headers(send, scope["path"]))
@@ -81,11 +81,17 @@ class Guard:
         if not self._token:
             return True
         try:
-            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+            cookie = SimpleCookie(headers.get("cookie", "")).get(_cookie(headers))
         except CookieError:
             cookie = None
         given = [*query.get("token", []), *([] if cookie is None else [cookie.value])]
         return any(hmac.compare_digest(one.encode(), self._token.encode()) for one in given)
+
+
+def _cookie(headers: Mapping[str, str]) -> str:
+    """The name of the cookie: with the port, which browsers do not tell cookies apart by."""
+    port = re.search(r":(\d{1,5})$", headers.get("host", ""))
+    return COOKIE if port is None else f"{COOKIE}_{port[1]}"
 
 
 def _foreign(headers: Mapping[str, str], host: str) -> tuple[int, str] | None:

@@ -81,8 +81,11 @@ class Served:
             if (folder / INDEX).is_file():
                 yield folder
             elif depth < DEEP:
-                with os.scandir(folder) as entries:
-                    below = [e for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith(".")]
+                try:
+                    with os.scandir(folder) as entries:
+                        below = [e for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith(".")]
+                except PermissionError:  # such as a volume's lost+found
+                    continue
                 left += [(Path(e.path), depth + 1) for e in below if depth or e.name not in (OURS, BENCH, STORE)]
 
     def check_model(self, model: str) -> str:

@@ -77,10 +77,10 @@ def erasure(wish: Wish, served: Served) -> str:
     own = served.is_testbed(wish.model)
     name = served.new_run(f"{wish.concept} {wish.method}")
     plan: dict[str, Any] = {
-        "about": f"{wish.concept}: erased by {wish.method}, asked for on the page.",
+        "about": f"{words[0]}: erased by {wish.method}, asked for on the page.",
         "model": wish.model,
         "set": f"{name}/{SET}",
-        "splits": {SPLIT: [wish.concept]},
+        "splits": {SPLIT: [words[0]]},
         "count": wish.count,
         "control_count": wish.count,
         "metrics": _metrics(own, wish.judge),
@@ -115,6 +115,8 @@ def _metrics(own: bool, judge: str) -> list[dict[str, str]]:
     """What is measured: what a judge sees, or else how far images moved."""
     if own:
         return [{"name": "esr-psr"}]
+    if judge == "nudenet":  # a detector: whether it sees any, and no rank among other things
+        return [{"name": "dsr", "judge": judge}, {"name": "confidence", "judge": judge}]
     return [{"name": "prior-distance"}] if judge == "none" else [{"name": "esr-psr", "judge": judge}]
 
 
