@@ -359,3 +359,19 @@ def test_attacks_that_search_tokens_search_t5_s(saved):
     assert torch.allclose(read.pooled, plain.pooled, atol=1e-5), "CLIP reads them written out"
     with pytest.raises(ExpungeError, match=f"no more than the {FLUX_READS - 1} tokens that"):
         free_tokens(ours, "p4d", [[None] * FLUX_READS])
+
+
+def test_a_cache_in_the_blocks_is_refused_by_what_asks_questions_of_its_own():
+    """An answer to the edit's question would be kept for the pipeline's, and the other way round."""
+    from diffusers import FirstBlockCacheConfig
+
+    pipe = tiny_flux_pipeline()
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    edit = expunge.erase(pipe, "church", method="sld")
+    with pytest.raises(ExpungeError, match="keeps what it computed"):
+        edit.attach(pipe)
+    with pytest.raises(ExpungeError, match="switched off first"):
+        expunge.erase(pipe, "church", method="esd", settings={"iterations": 1, "sampling": {"sampling_steps": 2}})
+    pipe.transformer.disable_cache()
+    edit.attach(pipe)
+    edit.detach(pipe)

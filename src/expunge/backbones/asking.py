@@ -92,7 +92,7 @@ class Asker:
         if held.replaced_forward(model):
             raise ExpungeError(
                 f"the {self.backbone.denoiser} of {self.backbone.name} runs somebody else's code that keeps what it computed "
-                "(DeepCache?): expected that to be switched off first"
+                "(DeepCache, `enable_cache`?): expected that to be switched off first"
             )
 
     # within a user's call ---------------------------------------------------------------------------------------------

@@ -196,8 +196,13 @@ def forget_compiled(module: Any) -> None:
 
 
 def replaced_forward(module: Any) -> bool:
-    """Whether somebody runs code of their own in the place of the module's (DeepCache does; offloading is told apart)."""
+    """Whether somebody runs code of their own in the place of the module's, or of its blocks': DeepCache, diffusers' caches.
+
+    Offloading is told apart.
+    """
     inside = unwrapped(module)
+    if getattr(inside, "is_cache_enabled", False):
+        return True
     forward = vars(inside).get("forward")
     if isinstance(forward, partial) and forward.func.__module__.startswith("accelerate."):
         forward = None if ismethod(vars(inside).get("_old_forward")) else vars(inside).get("_old_forward")

@@ -118,8 +118,8 @@ def check_steers(pipe: Any, part: str, edit: Edit) -> None:
         )
     if replaced_forward(getattr(pipe, part)):
         raise ExpungeError(
-            f"the {part} runs somebody else's code that keeps what it computed (DeepCache?), and a {method_of(edit)} edit asks "
-            "it questions of its own: expected that to be switched off, or another edit"
+            f"the {part} runs somebody else's code that keeps what it computed (DeepCache, `enable_cache`?), and a "
+            f"{method_of(edit)} edit asks it questions of its own: expected that to be switched off, or another edit"
         )
 
 
