@@ -101,7 +101,8 @@ def _overlap(records: Sequence[Row]) -> bool:
     """Whether splits share images that they count differently: a row counts each image once, a difference once a split."""
     counted: dict[Any, list[set[str]]] = {}
     for i, record in enumerate(records):
-        labels, known = set(_of(record) or ()), counted.setdefault(record["provenance"].get("images", i), [])
+        labels: set[str] = set(_of(record) or [])
+        known = counted.setdefault(record["provenance"].get("images", i), [])
         if labels not in known:
             known.append(labels)
     return any(one & other for known in counted.values() for one, other in combinations(known, 2))
