@@ -32,10 +32,13 @@ def shrunk(attack: dict[str, Any]) -> dict[str, Any]:
     least = {name: value for name, value in LEAST.items() if name in attack}
     if attack["name"] == "concept-inversion":  # whose preset has more
         least |= {"images": 1, "batch": 1}
+    if "strength" in attack:  # of two steps less than half leaves none
+        least |= {"strength": max(0.5, attack["strength"])}
     lists = {name: attack[name][:1] for name in ("prompts", "pairs") if name in attack}
     rest = {name: value for name, value in attack.items() if name not in ("rows", "doubled")}
     again = {"doubled": True} if "doubled" in attack else {}
-    return {**rest, **least, **lists, **({spends: 1} if spends else {}), **again, "count": 1}
+    called = attack.get("called", "")
+    return {**rest, **least, **lists, **({spends: 1} if spends else {}), **again, "count": 1, "called": called}
 
 
 def place(attack: dict[str, Any]) -> str:
