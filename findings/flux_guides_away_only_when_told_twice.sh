@@ -7,19 +7,10 @@
 run torch==2.14.1 diffusers==0.42.1 transformers==5.23.0 <<'PY'
 import diffusers
 import torch
+from tiny_flux import pipeline
 
 diffusers.logging.set_verbosity_info()
-torch.manual_seed(0)
-pipe = diffusers.FluxPipeline(
-    transformer=diffusers.FluxTransformer2DModel(
-        patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=[4, 4, 8], guidance_embeds=True,
-    ),
-    vae=diffusers.AutoencoderKL(latent_channels=1, block_out_channels=(32,), norm_num_groups=8),
-    scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
-    text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None,
-)
-pipe.set_progress_bar_config(disable=True)
+pipe = pipeline()
 texts = torch.randn(2, 1, 5, 32), torch.randn(2, 1, 32)
 prompt = {"prompt_embeds": texts[0][0], "pooled_prompt_embeds": texts[1][0]}
 negative = {"negative_prompt_embeds": texts[0][1], "negative_pooled_prompt_embeds": texts[1][1]}

@@ -133,7 +133,7 @@ class PUND(Attack[WhiteBox]):
         if self.harden < 0:
             raise ExpungeError(f"{NAME}'s harden is {self.harden}: expected 0 (never) or more")
         if self.initial is not None and not self.initial.strip():
-            raise ExpungeError(f"{NAME}'s initial is empty: expected a word, or none for the last one of the target")
+            raise ExpungeError(f"{NAME}'s initial is empty: expected a word, or none for the name's last one")
         if any(not word.strip() for word in self.words):
             raise ExpungeError(f"a word of {NAME} is empty: expected words that prompts name")
 

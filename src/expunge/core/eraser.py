@@ -148,6 +148,11 @@ class Eraser(ABC):
         """What its settings told it: that of `knows`, unless other settings make it deaf to some of that."""
         return of_settings(self)
 
+    @property
+    def unaimed(self) -> str:
+        """Why it would not heed anchors that targets name, to end a sentence on it; empty if it does."""
+        return "" if "anchor" in self.knows.values() else "which aims at none"
+
     def derived(self) -> Mapping[str, float]:
         """Numbers that follow from the settings, and that an auditor should not have to work out; the provenance has them."""
         return {}

@@ -93,7 +93,7 @@ class Debias(Eraser):
     preserve_scale: float = 1.0
     """Weight of each retained concept, s_p."""
     tokens: Tokens = "last"
-    """Text vectors used: the last word's one vector, or all from the last word through the padding, aligned."""
+    """Text vectors used: the last word's one vector; all from the last word through the padding, aligned; or all."""
 
     def __post_init__(self) -> None:
         check_counts("debias", images=self.images, batch=self.batch, iterations=self.iterations)

@@ -182,11 +182,11 @@ class _Membrane:
         surrogate = method.surrogate if concept.anchor is None else concept.anchor
         with torch.no_grad():
             self.concept, self.surrogate = backbone.encode([concept.name]), backbone.encode([surrogate])
-            self.null = backbone.unconditional()
+            self.null, empty = backbone.unconditional(), backbone.encode([""])
         self.near = self.concept.map(lambda t: t.cpu())  # where its latent anchors are drawn
-        self.plain = not surrogate and empty_is_unconditional(
-            backbone
-        )  # a trajectory's own prediction is the surrogate's
+        self.empty = replace(empty, tokens=None).map(lambda t: t.cpu())
+        # whether a trajectory's own prediction is the surrogate's
+        self.plain = not surrogate and empty_is_unconditional(backbone)
         start = thin(backbone, backbone.layers("transformer"), 1, task.generator("spm", concept.name))
         self.student = Learned(start, method.lr, method.optimizer)
         points = method.iterations * method.batch
@@ -237,10 +237,9 @@ class _Membrane:
         """Latent anchors of an update, or the empty prompt in the place of the first ones of each point."""
         method = self.method
         generator = self.task.generator("spm anchors", self.number, index)
-        empty = replace(self.backbone.encode([""]), tokens=None).map(lambda t: t.cpu())
         rows: list[Conditioning] = []
         for _ in range(points):
-            rows += [empty] * method.empty_anchors
+            rows += [self.empty] * method.empty_anchors
             rows += [self._anchor(generator) for _ in range(method.anchors - method.empty_anchors)]
         return reduce(Conditioning.join, rows).map(lambda t: t.to(self.backbone.device))
 

@@ -14,10 +14,9 @@ from expunge.plans.check import checked
 from expunge.plans.expand import Measurement
 from expunge.results import summary
 from expunge.results.files import RECORDS, SUMMARY
+from expunge.results.meanings import stem
 from expunge.store.atomic import dumped
 
-LABELS = "became@"
-"""How numbers begin that stand only for the labels which come up most."""
 NUMBERS = ("value", "low", "high", "n")
 
 
@@ -95,7 +94,10 @@ def _again(measurement: Measurement, images: GenerateJob, at: Workspace) -> Agai
     what = f"{measurement.method}, split {measurement.split}, seed {measurement.seed}, {measurement.group}: {job.describe()}"
     apart = 0.0
     again = {record["metric"]: record for record in made}
-    lost = [one["metric"] for one in kept if one["metric"] not in again and not one["metric"].startswith(LABELS)]
+    asked = [
+        one["metric"] for one in kept if stem(one["metric"]) != "became"
+    ]  # which is of the labels that come up most
+    lost = [metric for metric in asked if metric not in again]
     if lost:
         raise ExpungeError(f"{what}: run again, there is no {lost[0]}: expected it, as reported")
     both = [(one, again[one["metric"]]) for one in kept if one["metric"] in again]

@@ -216,9 +216,8 @@ class ObjectStore(Depot):
         if not ours:
             self.discard(name, attempt)
             return
-        if not files.exists(
-            f"{root}/{name}/{archive.name}"
-        ):  # given up meanwhile, by one who did not see that it was done
+        if not files.exists(f"{root}/{name}/{archive.name}"):
+            # given up meanwhile, by one who did not see that it was done
             delete(files, f"{root}/{name}/{DONE}")
             return
         for left in files.ls(f"{root}/{name}", detail=False):

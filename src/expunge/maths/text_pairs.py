@@ -56,6 +56,11 @@ def paired(backbone: Backbone, asked: Iterable[Phrase], tokens: Tokens) -> Pairs
     Raises:
         ExpungeError: for ``tail`` on a model whose text is two encoders' vectors, one after the other: it has two tails.
     """
+    if tokens == "tail" and two_encoders(backbone):
+        raise ExpungeError(
+            f"tokens tail on {backbone.name} ({backbone.family}), whose texts are two encoders' vectors one after the other: "
+            "expected all, or last"
+        )
     keys: list[Tensor] = []
     goals: list[Tensor] = []
     scales: list[float] = []
@@ -90,11 +95,6 @@ def _aligned(
 ) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k d"]]:
     c, last_c = _encoded(backbone, source)
     g, last_g = _encoded(backbone, goal)
-    if tokens == "tail" and two_encoders(backbone):
-        raise ExpungeError(
-            f"tokens tail on {backbone.name} ({backbone.family}), whose texts are two encoders' vectors one after the other: "
-            "expected all, or last"
-        )
     if tokens == "last":
         return c[last_c : last_c + 1], g[last_g : last_g + 1]
     if tokens == "all" or source == goal:

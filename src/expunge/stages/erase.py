@@ -149,9 +149,9 @@ def prepared(
     check_model(backbone, eraser)
     texts.check_words(backbone, [*(word for t in targets for word in (t.name, t.anchor or "")), *retain])
     aimed = next((t for t in targets if t.anchor is not None), None)
-    if aimed is not None and "anchor" not in eraser.knows.values():
+    if aimed is not None and eraser.unaimed:
         raise ExpungeError(
-            f"'{aimed.name}' with the anchor '{aimed.anchor}' for {type(eraser).__name__}, which aims at none: expected none"
+            f"'{aimed.name}' with the anchor '{aimed.anchor}' for {type(eraser).__name__}, {eraser.unaimed}: expected none"
         )
     bare = Task(targets=targets, retain=retain, seed=seed, salt=salt)
     needs, given = eraser.wants(targets, retain), images or {}

@@ -167,22 +167,23 @@ def _compared(reference: Path, shots: Sequence[Shot], others: Sequence[Shot], me
     return {**seeds, "reference_model": made.get("model"), "reference_edits": [e["id"] for e in made.get("edits", [])]}
 
 
-def judge_of(settings: Mapping[str, Any]) -> str:
-    """What the judge in a plug-in's settings is told by; empty where there is none, or nothing to tell."""
-    return Catalog("judges").open(settings["judge"]).identity() if "judge" in settings else ""
-
-
 def told_by(settings: Mapping[str, Any]) -> dict[str, str]:
-    """What the judges and the CLIP that an attack's settings name are told by, by setting; those that never change left out."""
+    """What the judges and the CLIP that a plug-in's settings name are told by, by setting; those that never change left out."""
     named = {name: settings[name] for name in ("oracle", "judge", "clip") if settings.get(name)}
     judges = Catalog("judges")
     said = {n: clip.identity(v) if n == "clip" else judges.open(v).identity() for n, v in named.items()}
     return {name: identity for name, identity in said.items() if identity}
 
 
+def judge_of(settings: Mapping[str, Any]) -> str:
+    """The same of its judge; empty where there is none, or nothing to tell."""
+    return told_by(settings).get("judge", "")
+
+
 def instrument_of(settings: Mapping[str, Any]) -> str:
-    """The same of the judge or the CLIP in a metric's or an analysis's settings."""
-    return judge_of(settings) or (clip.identity(settings["clip"]) if "clip" in settings else "")
+    """The same of the judge, or else the CLIP, of a metric or an analysis."""
+    said = told_by(settings)
+    return said.get("judge") or said.get("clip", "")
 
 
 def measured_by(metric: Metric) -> str:

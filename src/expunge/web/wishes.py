@@ -115,9 +115,11 @@ def _metrics(own: bool, judge: str) -> list[dict[str, str]]:
     """What is measured: what a judge sees, or else how far images moved."""
     if own:
         return [{"name": "esr-psr"}]
-    if judge == "nudenet":  # a detector: whether it sees any, and no rank among other things
-        return [{"name": "dsr", "judge": judge}, {"name": "confidence", "judge": judge}]
-    return [{"name": "prior-distance"}] if judge == "none" else [{"name": "esr-psr", "judge": judge}]
+    if judge == "none":
+        return [{"name": "prior-distance"}]
+    if Catalog("judges").entry(judge).literals.get("ranks", True):
+        return [{"name": "esr-psr", "judge": judge}]
+    return [{"name": "dsr", "judge": judge}, {"name": "confidence", "judge": judge}]
 
 
 def _set(words: Sequence[str], template: str) -> dict[str, Any]:

@@ -152,6 +152,11 @@ class KPOP(Eraser):
         known = super().knowledge()
         return replace(known, anchor=None) if self.goal == "esd" else known
 
+    @property
+    @override
+    def unaimed(self) -> str:
+        return "since kpop's goal is ESD's, and neutral is the one that has anchors" if self.goal == "esd" else ""
+
     @override
     def check(self, backbone: Backbone) -> None:
         trainable(backbone, self.group)

@@ -45,12 +45,6 @@ class Erasure:
             raise ExpungeError(
                 "kpop's retain_random is 1 with words to retain, which it would never keep: expected less"
             )
-        aimed = next((t for t in task.targets if t.anchor is not None), None)
-        if aimed is not None and method.goal == "esd":
-            raise ExpungeError(
-                f"'{aimed.name}' with the anchor '{aimed.anchor}', and kpop's goal is ESD's, which has none: expected goal "
-                "neutral, or no anchor"
-            )
         neutrals = [method.neutral if t.anchor is None else t.anchor for t in task.targets]
         ways = len(method.templates)
         with torch.no_grad():
