@@ -71,7 +71,7 @@ def test_the_other_images_of_pairs_are_redrawn_from_the_first(backbone, tmp_path
     ("method", "settings", "words"),
     [
         ("esd", {}, "for ESD, which aims at none"),
-        ("kpop", {"goal": "esd"}, "kpop's goal is ESD's"),
+        ("kpop", {"goal": "esd", "iterations": 1}, "kpop's goal is ESD's"),
         ("sld", {}, "for SLD"),
     ],
 )
