@@ -11,7 +11,7 @@ from expunge.core.analysis import Analysis, Study
 from expunge.core.attack import Attack, Provocation
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept
-from expunge.core.eraser import Eraser, Step
+from expunge.core.eraser import Eraser, Step, settings_of
 from expunge.core.errors import ExpungeError
 from expunge.core.judge import Judge
 from expunge.core.metric import Metric, share
@@ -33,6 +33,13 @@ OF_METRICS = {"fid": {"minimum": 3}, "kid": {"minimum": 3}, "lpips": {"weights":
 @pytest.mark.parametrize("name", Catalog("erasers").entries())
 def test_eraser(name, backbone):
     check_eraser(erase.build(name, SETTINGS.get(name, {}), None), backbone)
+
+
+@pytest.mark.parametrize("name", Catalog("erasers").entries())
+def test_the_judge_in_an_eraser_s_settings_is_told_and_nothing_else(name):
+    """The testbed's CLIP never changes, and a gradient's bound named ``clip`` is none."""
+    settings = settings_of(erase.build(name, SETTINGS.get(name, {}), None))
+    assert set(measure.told_by(settings)) == settings.keys() & {"judge"}
 
 
 ANALYSES = {

@@ -168,8 +168,12 @@ def _compared(reference: Path, shots: Sequence[Shot], others: Sequence[Shot], me
 
 
 def told_by(settings: Mapping[str, Any]) -> dict[str, str]:
-    """What the judges and the CLIP that a plug-in's settings name are told by, by setting; those that never change left out."""
-    named = {name: settings[name] for name in ("oracle", "judge", "clip") if settings.get(name)}
+    """What the judges and the CLIP that a plug-in's settings name are told by, by setting; those that never change left out.
+
+    A ``clip`` that is a number is no CLIP: it is the bound of a gradient's norm.
+    """
+    set_ = {name: settings.get(name) for name in ("oracle", "judge", "clip")}
+    named = {name: value for name, value in set_.items() if value and isinstance(value, str)}
     judges = Catalog("judges")
     said = {n: clip.identity(v) if n == "clip" else judges.open(v).identity() for n, v in named.items()}
     return {name: identity for name, identity in said.items() if identity}
