@@ -10,6 +10,8 @@ from expunge.core.errors import ExpungeError
 from expunge.jobs import AttackJob, EraseJob, GenerateJob, Job, MeasureJob
 from expunge.jobs.job import key_of
 from expunge.judges.testbed import Testbed
+from expunge.plans.check import RUNS
+from expunge.plans.images import OTHER_SEEDS
 from expunge.store import read_set
 from plans_of import bench_words, jobs_of, measurements_of, opened, read_rows, tiny_plan, written
 
@@ -222,6 +224,36 @@ def test_a_published_csv_is_a_set_with_the_rows_own_seeds(tmp_path):
         plan(tmp_path, also=[also], part="dev")
     with pytest.raises(ExpungeError, match="with label 'church': expected one for a CSV only"):
         plan(tmp_path, also=[{**also, "set": "everyday"}])
+
+
+def test_a_published_csv_as_the_plan_s_own_set_keeps_its_seeds_whatever_asks(tmp_path):
+    """Its own images, those with a key and without one, those compared with, after each step, and of each run of an attack."""
+    file = tmp_path / "set.csv"
+    file.write_text("prompt,sd_seed,label\na church,7,church\nan old church,70,church\na dog,9,dog\n")
+    steps = {"eraser": "kpop", "order": "sequential", "controls": ["own", "none", "neutral"]}
+    planned = measurements(
+        tmp_path,
+        set=str(file),
+        splits={"a": ["church", "dog"]},
+        grid__method=["original", "steps"],
+        method__steps=steps,
+        attacks=[{"name": "seed-search", "tries": 1}],
+        attack_runs=2,
+        metrics=["esr-psr", "prior-distance"],
+    )
+    asked = {str(m.group): [] for m in planned}
+    for m in planned:
+        for job in (*m.job.upstream, *(j for images in m.job.upstream for j in images.upstream)):
+            if isinstance(job, GenerateJob | AttackJob):
+                asked[str(m.group)] += [(type(job).__name__, q.prompt, q.seed) for q in job.queries()]
+    own = {"a church": 7, "an old church": 70, "a dog": 9}
+    further = {seed - own[prompt] for _, prompt, seed in (one for each in asked.values() for one in each) if prompt in own}
+    assert further == {0, OTHER_SEEDS, RUNS}
+    assert {seed - own[p] for kind, p, seed in asked["attack: seed-search (tries 1)"] if kind == "AttackJob"} == {0, RUNS}
+    keyed = {group for group in asked if group.startswith(("key: ", "after "))}
+    assert {"key: own", "key: none", "key: neutral", "after 1"} <= keyed
+    for group in keyed - {"key: neutral"}:
+        assert {seed - own[p] for _, p, seed in asked[group]} <= {0, OTHER_SEEDS}, group
 
 
 STOP = {"erased": 90.0, "every": 2, "images": 3}

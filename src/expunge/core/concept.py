@@ -1,8 +1,8 @@
 """What is removed, what is kept, and the files that name both."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import final
 
 from expunge.core.errors import ExpungeError
@@ -80,6 +80,16 @@ class Part:
     """Pairs of a prompt and the concept it asks for."""
     seeds: tuple[int, ...] = ()
     """First seed of each prompt's images, where a published file has them."""
+
+    def where(self, asks: Callable[[str], bool]) -> "Part":
+        """The prompts for concepts of which ``asks`` says yes, each with its own seed."""
+        rows = [i for i, (_, concept) in enumerate(self.prompts) if asks(concept)]
+        seeds = tuple(self.seeds[i] for i in rows) if self.seeds else ()
+        return replace(self, prompts=tuple(self.prompts[i] for i in rows), seeds=seeds)
+
+    def later(self, by: int) -> "Part":
+        """The same prompts with all seeds ``by`` further on."""
+        return replace(self, seed=self.seed + by, seeds=tuple(seed + by for seed in self.seeds))
 
 
 @final

@@ -127,13 +127,11 @@ class _Expansion:
         if isinstance(step, EraseJob) and self._plan.memory and first:
             yield cell.of(self._erasures.memory(step), MEMORY)
         dtype = precision_of(cell.method)
-        part = self._read.part
-        images = self._images.of(part.prompts, self._plan.count, part.seed, cell.edit, dtype=dtype, seeds=part.seeds)
+        images = self._images.of(self._read.part, self._plan.count, cell.edit, dtype=dtype)
         yield from self._measured(cell, SET, images, cell.targets, cell.kept, against=self._against(images, cell))
         gone = {*cell.targets, *self._read.words(cell.targets)}
         for more in self._read.more:
-            part = more.part
-            images = self._images.of(part.prompts, more.images, part.seed, cell.edit, dtype=dtype, seeds=part.seeds)
+            images = self._images.of(more.part, more.images, cell.edit, dtype=dtype)
             targets = [c for c in more.concepts if c in gone]
             kept = [c for c in more.concepts if c not in gone]
             against = self._against(images, cell)
@@ -176,9 +174,9 @@ class _Expansion:
                 for run, built in enumerate(runs):
                     if not once and not built.draws:
                         continue
-                    first, draws = self._read.part.seed + RUNS * run, cell.seed + RUNS * run
+                    later, draws = RUNS * run, cell.seed + RUNS * run
                     images = self._images.attacked(
-                        attack.name, built, cell.edit, cell.targets, each, first=first, draws=draws
+                        attack.name, built, cell.edit, cell.targets, each, later=later, draws=draws
                     )
                     yield from self._measured(cell, group, images, cell.targets, [], run=run)
 
@@ -201,7 +199,7 @@ class _Expansion:
     def _keyed(self, cell: _Cell, edit: Erasure, control: str, target: str) -> GenerateJob:
         """Images of a target with a private key, or what a control makes of it or of the model around it."""
         inside: Erasure | None = edit
-        injected, key, prompts = "own", edit.step_of(target), None
+        injected, key, prompt = "own", edit.step_of(target), None
         if control == "original":
             inside = None
         elif control == "other seed":
@@ -212,10 +210,10 @@ class _Expansion:
         elif control in self._plan.method:
             inside = self._erasures.of(control, cell.targets, cell.kept, cell.seed)
         elif control == "neutral":
-            prompts = [(self._plan.neutral, target)]
+            prompt = self._plan.neutral
         else:
             injected = control
-        return self._images.recovered(target, inside, injected, key, prompts)
+        return self._images.recovered(target, inside, injected, key, prompt)
 
     def _measured(
         self,

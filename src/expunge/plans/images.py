@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, final
 
 from expunge.core.attack import Attack
-from expunge.core.concept import Concept
+from expunge.core.concept import Concept, Part
 from expunge.core.cost import Cost
 from expunge.core.eraser import files_of, settings_of
 from expunge.jobs import AttackJob, GenerateJob, Job, MeasureJob, WantedJob
@@ -28,25 +28,23 @@ class Images:
 
     def of(
         self,
-        prompts: Sequence[tuple[str, str]],
+        part: Part,
         count: int,
-        seed: int,
         edit: Erasure | None,
         *,
         dtype: str | None = None,
-        seeds: Sequence[int] = (),
     ) -> GenerateJob:
-        """Images of prompts, by the model with an erasure, or as it is."""
+        """Images of a part's prompts on their seeds, by the model with an erasure, or as it is."""
         guidance, steps = self._models.sampling
         edits = () if edit is None else edit.steps
         return GenerateJob(
             upstream=edits,
-            cost=Cost(forward=2 * steps * count * len(prompts)),
+            cost=Cost(forward=2 * steps * count * len(part.prompts)),
             memory=self._models.memory(SAMPLING),
             version=self._models.draws,
-            prompts=[list(pair) for pair in prompts],
+            prompts=[list(pair) for pair in part.prompts],
             count=count,
-            seed=seed,
+            seed=part.seed,
             guidance=guidance,
             steps=steps,
             part=self._plan.part,
@@ -55,13 +53,13 @@ class Images:
             key_job=None,
             only=None,
             strength=1.0 if edit is None else edit.strength,
-            seeds=list(seeds) or (),
+            seeds=list(part.seeds) or (),
             **self._models.named(dtype or self._read.image_dtype, "" if edit is None else edit.model),
         )
 
     def own(self, edit: Erasure | None) -> GenerateJob:
         """Images of the plan's own prompts, in the number that the table has."""
-        return self.of(self._read.prompts(), self._plan.count, self._read.part.seed, edit)
+        return self.of(self._read.part, self._plan.count, edit)
 
     def recovered(
         self,
@@ -69,11 +67,12 @@ class Images:
         inside: Erasure | None,
         control: str,
         key: Job,
-        prompts: Sequence[tuple[str, str]] | None = None,
+        prompt: str | None = None,
     ) -> GenerateJob:
-        """Images of ``target`` (by its own prompts, if not given) with the key of a job."""
-        asked = [(p, c) for p, c in self._read.prompts() if c == target] if prompts is None else prompts
-        images = self.of(asked, self._plan.control_count, self._read.part.seed, inside)
+        """Images of ``target`` (by its own prompts, if no other is given) with the key of a job."""
+        own = self._read.part.where(lambda concept: concept == target)
+        asked = own if prompt is None else Part(seed=own.seed, prompts=((prompt, target),))
+        images = self.of(asked, self._plan.control_count, inside)
         return replace(
             images,
             upstream=tuple({job.key: job for job in (*images.upstream, key)}.values()),
@@ -85,8 +84,9 @@ class Images:
 
     def others(self, images: GenerateJob, model: Erasure | None = None, *, elsewhere: bool = False) -> GenerateJob:
         """The original's images of the same prompts, or another ``model``'s; ``elsewhere`` on other seeds."""
-        prompts, apart = [(prompt, label) for prompt, label in images.prompts], OTHER_SEEDS * elsewhere
-        return self.of(prompts, images.count, images.seed + apart, model, seeds=[seed + apart for seed in images.seeds])
+        pairs = tuple((prompt, label) for prompt, label in images.prompts)
+        part = Part(seed=images.seed, prompts=pairs, seeds=tuple(images.seeds)).later(OTHER_SEEDS * elsewhere)
+        return self.of(part, images.count, model)
 
     def attacked(
         self,
@@ -95,20 +95,21 @@ class Images:
         edit: Erasure | None,
         targets: list[str],
         count: int,
-        first: int,
+        later: int,
         draws: int,
     ) -> GenerateJob:
-        """Images of what an attack asks, from ``count`` queries a prompt for the targets whose first seed is ``first``."""
-        asked = [(p, c) for p, c in self._read.prompts() if c in targets]
-        plain = self.of(asked, count, first, edit)
+        """Images of what an attack asks, from ``count`` queries a prompt for the targets, on seeds ``later`` than the plan's."""
+        asked = self._read.part.where(lambda concept: concept in targets).later(later)
+        plain = self.of(asked, count, edit)
         pictures = self._pictures(attack, targets, draws) if edit is not None and edit.model else None
         job = AttackJob(
             upstream=plain.upstream if pictures is None else (*plain.upstream, pictures),
-            cost=attack.foreseen(len(targets), len(asked) * count, plain.steps),
+            cost=attack.foreseen(len(targets), len(asked.prompts) * count, plain.steps),
             memory=self._models.memory(TRAINING),
             prompts=plain.prompts,
             count=plain.count,
             seed=plain.seed,
+            seeds=plain.seeds,
             guidance=plain.guidance,
             steps=plain.steps,
             edits=plain.edits,
@@ -124,7 +125,7 @@ class Images:
             pictures=None if pictures is None else pictures.key,
             **self._models.named(self._plan.dtype, "" if edit is None else edit.model),
         )
-        images = attack.asks([Concept(name=name) for name in targets], len(asked) * count)
+        images = attack.asks([Concept(name=name) for name in targets], len(asked.prompts) * count)
         cost = Cost(forward=2 * plain.steps * images)
         return replace(plain, queries_job=job.key, upstream=(*plain.upstream, job), cost=cost)
 

@@ -1,7 +1,7 @@
 """A plan with all that it names opened: sets read, plug-ins built, rows of papers looked up."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -223,15 +223,13 @@ def _others(plan: Plan, own: ConceptSet, others: Others, metrics: Sequence[Plann
     shown = [f" {p} " for wish in plan.pairs.values() for p in (*wish.unsafe, *wish.safe)]
     seen = {c for _, c in part.prompts if any(f" {c} " in p for p in shown)}
     named = {*own.concepts, *words(plan, own.concepts), *listed, *seen}
-    rows = [i for i, (_, c) in enumerate(part.prompts) if c not in named]
-    if not rows:
+    rest = part.where(lambda concept: concept not in named)
+    if not rest.prompts:
         raise ExpungeError(
             f"plan's others '{others.set}' has nothing that the plan does not name: expected other concepts"
         )
-    prompts = tuple(part.prompts[i] for i in rows)
-    seeds = tuple(part.seeds[i] for i in rows) if part.seeds else ()
-    concepts = sorted({c for _, c in prompts})
-    return MoreShown(Group(kind="others"), replace(part, prompts=prompts, seeds=seeds), concepts, others.count, metrics)
+    concepts = sorted({concept for _, concept in rest.prompts})
+    return MoreShown(Group(kind="others"), rest, concepts, others.count, metrics)
 
 
 def _fresh(fresh: Fresh, kind: str) -> dict[int, Eraser]:
