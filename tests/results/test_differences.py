@@ -43,6 +43,24 @@ def test_a_row_without_training_seeds_stands_for_every_one():
     assert (row["value"], row["training_seeds"]) == (-50.0, 2)
 
 
+def test_images_that_two_splits_share_in_both_rows_are_paired_once():
+    """Two rows that no split changes, and one that each split erases otherwise: four images, or four of each."""
+    shown = [("dog", 1.0), ("dog", 0.0), ("cat", 1.0), ("cat", 1.0)]
+
+    def measured(method, by_split):
+        return [
+            finished(method, shown, {"metric": "psr@1"}, split=split, images=images, group="others")
+            for split, images in by_split.items()
+        ]
+
+    alike = [*measured("original", {"v1": "o", "v2": "o"}), *measured("float8", {"v1": "f", "v2": "f"})]
+    erased = measured("uce", {"v1": "u1", "v2": "u2"})
+    once, each = differences([("float8", "original"), ("uce", "original")], [*alike, *erased])
+    assert (once["n"], each["n"]) == (4, 8)
+    (one_split,) = differences([("float8", "original")], [one for one in alike if one.split == "v1"])
+    assert (once["value"], once["low"], once["high"]) == (one_split["value"], one_split["low"], one_split["high"])
+
+
 def test_what_only_images_together_have_is_not_paired():
     record = {"metric": "fid_testbed", "value": 1.0, "low": 0.0, "high": 2.0, "n": 50}
     assert differences([("a", "b")], [finished("a", [], record), finished("b", [], record)]) == []

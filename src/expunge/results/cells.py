@@ -37,7 +37,7 @@ def cells(finished: Sequence[Finished], once: bool) -> Cells:
             cell = CellKey(one.method, one.group, record["metric"] + one.variant)
             kept = values_at.setdefault(cell, {}).setdefault(one.seed, {}).setdefault(one.split, [])
             run = f", run {one.run}" if one.group.searched else ""
-            named = [v._replace(label=f"{v.label}{run}") for v in values]
+            named = [v._replace(label=f"{v.label}{run}", images=one.images) for v in values]
             kept.extend(v for v in named if not (once and (cell, one.images, v.label) in counted))
             counted.update((cell, one.images, v.label) for v in named)
     return values_at

@@ -55,20 +55,26 @@ def _row(cell: CellKey, both: Paired) -> dict[str, Any]:
 
 
 def _paired(mine: Values, theirs: Values, names: tuple[str, str]) -> Paired:
-    """Values of two rows beside each other; a row without training seeds stands for every one."""
+    """Values of two rows beside each other, each pair of images once, whatever splits it serves.
+
+    A row without training seeds stands for every one.
+    """
     both = Paired({}, [], [])
     for seed in sorted({*mine, *theirs}):
         first, second = (runs.get(seed, runs[min(runs)]) for runs in (mine, theirs))
+        counted: set[tuple[str, str, str]] = set()
         for split, values in first.items():
             against = second.get(split, [])
             if [v.label for v in against] != [v.label for v in values]:
                 raise ExpungeError(
                     f"'{names[0]}' and '{names[1]}' have other images on split {split}: expected the same"
                 )
-            difference = [a._replace(value=a.value - b.value) for a, b in zip(values, against, strict=True)]
-            both.differences.setdefault(seed, {})[split] = difference
-            both.ones.extend(a.value for a in values)
-            both.others.extend(b.value for b in against)
+            pairs = list(zip(values, against, strict=True))
+            new = [(a, b) for a, b in pairs if (a.images, b.images, a.label) not in counted]
+            counted.update((a.images, b.images, a.label) for a, b in pairs)
+            both.differences.setdefault(seed, {})[split] = [a._replace(value=a.value - b.value) for a, b in new]
+            both.ones.extend(a.value for a, _ in new)
+            both.others.extend(b.value for _, b in new)
     return both
 
 

@@ -20,6 +20,8 @@ class Value(NamedTuple):
     value: float
     prompt: str = ""
     """Told where all values of a measurement are of one concept."""
+    images: str = ""
+    """Those that it is one of, as `Finished.images`; told in cells."""
 
 
 class End(NamedTuple):
