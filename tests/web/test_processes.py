@@ -58,6 +58,24 @@ def test_bad_input_that_only_the_run_finds_is_its_last_word(served):
     assert "\n" not in at.line
 
 
+def test_an_attack_that_was_refused_does_not_stand_in_the_way_of_the_next(desk):
+    """A set of prompts without its file: the run says so, and the plan has it no more when another attack is chosen."""
+    served = desk.served
+    name = desk.erase(Wish(concept="fish", method="uce", keep=["dog"], count=1))
+    until(lambda: desk.runner.running() is None)
+    desk.attack(name, "seed-search", {"tries": "1"})
+    until(lambda: desk.runner.running() is None)
+    assert not desk.runner.unbegun(name)
+    desk.attack(name, "prompt-set", {})
+    until(lambda: desk.runner.running() is None)
+    assert desk.runner.unbegun(name)
+    assert "attack_set" in showing.standing(name, desk.runner).why
+    desk.attack(name, "rounding", {})
+    until(lambda: desk.runner.running() is None)
+    assert showing.standing(name, desk.runner).state == "finished"
+    assert [one["name"] for one in wishes.read_plan(name, served)["attacks"]] == ["seed-search", "rounding"]
+
+
 def test_a_run_that_breaks_says_how(served, monkeypatch):
     """What is no error of the input ends with Python's own last line."""
     name = wishes.erasure(Wish(concept="fish", method="uce"), served)

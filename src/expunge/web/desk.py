@@ -119,7 +119,7 @@ class Desk:
     def attack(self, name: str, attack: str, words: Mapping[str, str]) -> str:
         """Attack what a run erased."""
         self._check_free()
-        wishes.attacked(name, attack, words, self.served)
+        wishes.attacked(name, attack, words, self.served, instead=self.runner.unbegun(name))
         return self._begun(name)
 
     def compare(self, names: Sequence[str], count: int) -> str:

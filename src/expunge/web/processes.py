@@ -61,6 +61,11 @@ class Runner:
         told = self._told()
         return None if told is None else str(told.get("run", ""))
 
+    def unbegun(self, name: str) -> bool:
+        """Whether a run was started, and ended before its first job: its plan was refused, or it was cancelled at once."""
+        folder = self.served.run(name)
+        return begun(folder) and self.running() != name and not (folder / PROGRESS).is_file()
+
     def start(self, name: str) -> None:
         """Begin a run, or go on with it.
 

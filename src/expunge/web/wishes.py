@@ -130,15 +130,23 @@ def _set(words: Sequence[str], template: str) -> dict[str, Any]:
 
 
 # attacking ------------------------------------------------------------------------------------------------------------
-def attacked(name: str, attack: str, words: Mapping[str, str], served: Served) -> None:
+def attacked(name: str, attack: str, words: Mapping[str, str], served: Served, *, instead: bool = False) -> None:
     """Have the plan of a run attack what it erased; what is finished of it is kept.
+
+    Args:
+        name: the run.
+        attack: catalog name.
+        words: settings as they were typed.
+        served: where the run is.
+        instead: of the attack that was added last, since the run was refused with it.
 
     Raises:
         ExpungeError: if the run is not one of the page's, or for a setting that cannot be.
     """
     settings = forms.settings("attacks", attack, words, served)
     plan = read_plan(name, served)
-    others = [one for one in plan.get("attacks", []) if one != attack and one.get("name") != attack]
+    before = plan.get("attacks", [])
+    others = [one for one in (before[:-1] if instead else before) if one.get("name") != attack]
     write_plan(served.run(name), {**plan, "attacks": [*others, {"name": attack, **settings}]})
 
 
