@@ -45,6 +45,11 @@ def test_an_attack_is_run_on_the_rows_that_it_names_and_doubled_on_some(tmp_path
         ({"rows": []}, {}, "with rows []: expected a list of rows of the plan"),
         ({"rows": ["ueç"]}, {}, "unknown row of attack 'random-tokens' 'ueç'"),
         (
+            {"rows": ["original in float16"]},
+            {"grid__method": ["original", "original in float16", "uce"]},
+            "on row 'original in float16': expected original or a method",
+        ),
+        (
             {"rows": ["uce"], "doubled": ["original"]},
             {},
             "unknown row of attack 'random-tokens' with doubled 'original'",
@@ -55,6 +60,14 @@ def test_an_attack_is_run_on_the_rows_that_it_names_and_doubled_on_some(tmp_path
             {"doubled": ["original"]},
             {"claims": [RESISTS]},
             "resists attack: random-tokens: expected that attack doubled",
+        ),
+        (
+            {},
+            {
+                "grid__method": ["original", "original in float16", "uce"],
+                "claims": [{**RESISTS, "rows": ["original in float16"], "resists": False}],
+            },
+            "names row 'original in float16', which it is not run on",
         ),
         ({"rows": ["original"]}, {"claims": [RESISTS]}, "names row 'uce', which it is not run on"),
     ],

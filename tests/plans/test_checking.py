@@ -126,6 +126,16 @@ def test_a_concept_set_whose_splits_name_a_stranger_is_refused(tmp_path, capsys)
     assert "did you mean 'radio'" in refused(tiny_plan(tmp_path), tmp_path, capsys)
 
 
+def test_what_a_plan_asks_for_has_prompts_in_its_part(tmp_path, capsys):
+    """A target always; what is kept, where a metric looks at it."""
+    tiny_set(tmp_path / "three.toml", test__prompts={"church": ["image of a church"], "dog": ["image of a dog"]})
+    said = refused(tiny_plan(tmp_path, metrics=["esr-psr"]), tmp_path, capsys)
+    assert said.endswith("three.toml' has no prompt for 'radio' in its part test: expected one or more")
+    opened(tiny_plan(tmp_path, metrics=["dsr"]))
+    with pytest.raises(ExpungeError, match="has no prompt for 'radio'"):
+        opened(tiny_plan(tmp_path, metrics=["dsr"], grid__split=["b"]))
+
+
 def test_no_plan_is_refused(tmp_path, capsys):
     assert "no plan" in refused(tmp_path / "none.toml", tmp_path, capsys)
 

@@ -247,9 +247,14 @@ def test_a_published_csv_as_the_plan_s_own_set_keeps_its_seeds_whatever_asks(tmp
             if isinstance(job, GenerateJob | AttackJob):
                 asked[str(m.group)] += [(type(job).__name__, q.prompt, q.seed) for q in job.queries()]
     own = {"a church": 7, "an old church": 70, "a dog": 9}
-    further = {seed - own[prompt] for _, prompt, seed in (one for each in asked.values() for one in each) if prompt in own}
+    further = {
+        seed - own[prompt] for _, prompt, seed in (one for each in asked.values() for one in each) if prompt in own
+    }
     assert further == {0, OTHER_SEEDS, RUNS}
-    assert {seed - own[p] for kind, p, seed in asked["attack: seed-search (tries 1)"] if kind == "AttackJob"} == {0, RUNS}
+    assert {seed - own[p] for kind, p, seed in asked["attack: seed-search (tries 1)"] if kind == "AttackJob"} == {
+        0,
+        RUNS,
+    }
     keyed = {group for group in asked if group.startswith(("key: ", "after "))}
     assert {"key: own", "key: none", "key: neutral", "after 1"} <= keyed
     for group in keyed - {"key: neutral"}:

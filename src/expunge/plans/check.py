@@ -8,7 +8,7 @@ from expunge.core.errors import ExpungeError, check_counts, check_positive, each
 from expunge.maths.fisher import REPLAY, shows, unshown
 from expunge.plans.opened import OpenedPlan, opened
 from expunge.plans.plugins import PlannedAttack
-from expunge.plans.schema import ASKED, CONTROLS, KEYLESS, Method, Plan
+from expunge.plans.schema import ASKED, CONTROLS, KEYLESS, ORIGINAL, Method, Plan, precision_of
 from expunge.results.files import figure_file
 from expunge.results.group import Group
 from expunge.stages import erase, knowledge, pairs, stopping
@@ -33,6 +33,7 @@ def checked(plan: Plan) -> OpenedPlan:
     for wish in plan.pairs.values():
         pairs.judge_of(wish, read.kind)
     _check_more(read)
+    _check_prompts(read)
     _check_labels(read)
     _check_histograms(read)
     _check_pairs(read)
@@ -127,6 +128,10 @@ def _check_attacked_rows(read: OpenedPlan) -> None:
         for row in attack.rows or ():
             if row not in read.plan.grid.method:
                 raise unknown(f"row of attack '{attack.name}'", row, read.plan.grid.method)
+            if precision_of(row) is not None:
+                raise ExpungeError(
+                    f"attack '{attack.name}' on row '{row}': expected {ORIGINAL} or a method, as a precision is not attacked"
+                )
         for row in attack.doubled or ():
             if row not in (attack.rows or read.plan.grid.method):
                 raise unknown(f"row of attack '{attack.name}' with doubled", row, attack.rows or read.plan.grid.method)
@@ -169,6 +174,18 @@ def _check_more(read: OpenedPlan) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ExpungeError(f"two further sets of the plan are called '{name}': expected each once")
+
+
+def _check_prompts(read: OpenedPlan) -> None:
+    """Refuse a target, or a kept concept that a metric asks for, for which the plan's part of its set has no prompt."""
+    targets = [target for split in read.chosen for target in read.splits[split]]
+    kept = read.set.concepts if any(metric.asks_kept for metric in read.metrics) else ()
+    shown = {concept for _, concept in read.prompts()}
+    for concept in (*targets, *kept):
+        if concept not in shown:
+            raise ExpungeError(
+                f"set '{read.plan.set}' has no prompt for '{concept}' in its part {read.plan.part}: expected one or more"
+            )
 
 
 def _check_labels(read: OpenedPlan) -> None:

@@ -8,7 +8,7 @@ from expunge.core.attack import Attack
 from expunge.core.eraser import settings_of
 from expunge.core.errors import ExpungeError, check_counts, each_once
 from expunge.plans.read import APART, COUNT, DOUBLED, ROWS, words_of
-from expunge.plans.schema import Named
+from expunge.plans.schema import Named, precision_of
 from expunge.results.group import Group
 from expunge.stages import analyse, attack, measure, tiers
 
@@ -58,8 +58,11 @@ class PlannedAttack(NamedTuple):
         return Group(kind="attack", name=f"{self.name}{self.variant}")
 
     def on(self, row: str) -> list[tuple[Group, Sequence[Attack[Any]]]]:
-        """Its runs on a row of the plan, with their place in the table: as it is, and with twice the budget."""
-        if self.rows is not None and row not in self.rows:
+        """Its runs on a row of the plan, with their place in the table: as it is, and with twice the budget.
+
+        The model in another precision is not attacked.
+        """
+        if precision_of(row) is not None or (self.rows is not None and row not in self.rows):
             return []
         again = self.stronger and (self.doubled is None or row in self.doubled)
         return [(self.group, self.runs), *([(self.group.doubled, self.stronger)] if again else [])]
