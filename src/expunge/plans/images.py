@@ -1,6 +1,6 @@
 """The jobs that show what a plan's methods did: images, attacks that ask for them, and measurements of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, final
 
@@ -98,7 +98,7 @@ class Images:
         later: int,
         draws: int,
     ) -> GenerateJob:
-        """Images of what an attack asks, from ``count`` queries a prompt for the targets, on seeds ``later`` than the plan's."""
+        """Images of what an attack asks, from ``count`` queries a prompt for the targets; seeds are ``later`` than the plan's."""
         asked = self._read.part.where(lambda concept: concept in targets).later(later)
         plain = self.of(asked, count, edit)
         pictures = self._pictures(attack, targets, draws) if edit is not None and edit.model else None
