@@ -98,7 +98,7 @@ class Images:
         later: int,
         draws: int,
     ) -> GenerateJob:
-        """Images of what an attack asks, from ``count`` queries a prompt for the targets; seeds are ``later`` than the plan's."""
+        """Images of what an attack asks, from ``count`` queries a prompt for the targets, on seeds so much ``later``."""
         asked = self._read.part.where(lambda concept: concept in targets).later(later)
         plain = self.of(asked, count, edit)
         pictures = self._pictures(attack, targets, draws) if edit is not None and edit.model else None
