@@ -18,7 +18,7 @@ from expunge.core.concept import Concept
 from expunge.core.edit import Edit, fingerprint, weights_of
 from expunge.core.eraser import Eraser, Marked, Step, Task, Wish, settings_of
 from expunge.core.errors import ExpungeError
-from expunge.core.guidance import Guidance, Key
+from expunge.core.guidance import Guidance, Key, pairing
 from expunge.core.knowledge import Kind, undeclared
 from expunge.core.metric import Metric
 from expunge.core.query import Box, Query, Shot
@@ -96,6 +96,9 @@ def check_eraser(eraser: Eraser, backbone: Backbone, task: Task | None = None) -
         )
     _promise((last.key is not None) == type(eraser).has_key, "it makes a key if it says so")
     _promise(type(eraser).scales != isinstance(edit, Guidance), "it says whether its edit has weights")
+    _promise(
+        type(eraser).pairs == bool(pairing([edit])), "it says whether its edit acts through a pair of predictions alone"
+    )
     if last.key is not None:
         _check_key(last.key(edit), edit, backbone, before)
     with tempfile.TemporaryDirectory() as folder:

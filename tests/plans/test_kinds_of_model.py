@@ -9,12 +9,12 @@ import pytest
 from expunge.cli import main
 from expunge.core.errors import ExpungeError
 from expunge.executors import bench
-from expunge.jobs import EraseJob, FisherJob, in_order
+from expunge.jobs import EraseJob, FisherJob, GenerateJob, in_order
 from expunge.plans.check import checked
 from expunge.plans.expand import expanded
 from expunge.plans.read import read_plan, typed
-from plans_of import SET, read_rows, tiny_plan, written
-from tiny import tiny_sd3_pipeline, tiny_xl_pipeline
+from plans_of import SET, bench_words, read_rows, tiny_plan, written
+from tiny import tiny_flux_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
 
 ESD_U = {"group": "esd-u", "iterations": 1, "sampling": {"sampling_steps": 2}}
 KPOP = [f"kpop-{what}" for what in (*(f"table{n}" for n in range(2, 8)), *(f"fig{n}" for n in (1, 2, 4, 5)))]
@@ -156,3 +156,53 @@ def test_duo_s_table_4_runs_on_a_tiny_stable_diffusion_3(root, tmp_path):
     assert fid.keys() == {"original", *betas}
     (curve,) = (tmp_path / "out" / "figures").glob("*.json")
     assert [line["name"] for line in json.loads(curve.read_text())["series"]] == ["DUO"]
+
+
+@pytest.fixture(scope="module")
+def flux(tmp_path_factory):
+    """A folder of a tiny FLUX."""
+    folder = tmp_path_factory.mktemp("flux") / "model"
+    tiny_flux_pipeline().save_pretrained(folder)
+    return str(folder)
+
+
+def on_flux(folder, flux, methods, **changes):
+    """A plan on FLUX whose judge never saw an image."""
+    photos = str(written(folder / "photos.toml", json.loads(json.dumps(SET).replace("dog", "tench"))))
+    metrics = [{"name": "esr-psr", "judge": "imagenet:weights=random"}]
+    rows = {name: {"eraser": name, "preset": False} for name in methods}
+    grid = {"method": ["original", *methods], "split": ["a"], "seed": [0]}
+    made = {"model": flux, "set": photos, "metrics": metrics, "method": rows, "grid": grid, "image_dtype": "float32"}
+    return tiny_plan(folder, **{**made, **changes})
+
+
+def test_flux_makes_pairs_for_all_rows_where_a_method_acts_through_them(flux, tmp_path):
+    """At twice the cost; where none does, it makes none, and keys are those from before there was the setting."""
+    for methods, asked, scale in ((["uce"], {}, 1.0), (["uce", "sld"], {}, 4.0), (["sld"], {"true_cfg": 2.5}, 2.5)):
+        jobs = in_order(m.job for m in expanded(checked(read_plan(on_flux(tmp_path, flux, methods, **asked)))))
+        drawn = [job for job in jobs if isinstance(job, GenerateJob)]
+        assert {query.true_cfg for job in drawn for query in job.queries()} == {scale}
+        assert {job.cost.forward for job in drawn} == {2 * (1 + (scale > 1)) * 3}, "three prompts of two steps"
+        assert {"true_cfg" in job.as_json() for job in drawn} == {scale != 1}
+
+
+def test_a_method_that_would_do_nothing_is_refused(flux, tmp_path):
+    with pytest.raises(ExpungeError, match="'sld' acts through a pair of predictions, and none is made at true_cfg 1: exp"):
+        expanded(checked(read_plan(on_flux(tmp_path, flux, ["sld"], true_cfg=1.0))))
+    weak = {"grid__method": ["original", "sld"], "method__sld": {"eraser": "sld"}}
+    with pytest.raises(ExpungeError, match="none is made at guidance 1: expected more than 1"):
+        expanded(checked(read_plan(tiny_plan(tmp_path, guidance=1.0, **weak))))
+    with pytest.raises(ExpungeError, match="true_cfg 3 for a testbed model, which makes pairs anyway: expected guidance"):
+        expanded(checked(read_plan(tiny_plan(tmp_path, true_cfg=3.0, **weak))))
+    with pytest.raises(ExpungeError, match="true_cfg is 0.0"):
+        checked(read_plan(tiny_plan(tmp_path, true_cfg=0.0, **weak)))
+
+
+def test_a_method_that_acts_through_a_pair_changes_what_flux_draws(flux, tmp_path):
+    """The same seeds give other pixels."""
+    plan = on_flux(tmp_path, flux, ["negative-prompt"], metrics=["prior-distance"], count=1)
+    assert main(bench_words(plan, "--quiet")) == 0
+    rows = read_rows(tmp_path / "out" / "records.jsonl")
+    erased = {r["metric"]: r for r in rows if r["provenance"]["method"] == "negative-prompt"}
+    assert {r["provenance"]["sampling"]["true_cfg"] for r in erased.values()} == {4.0}
+    assert all(r["value"] > 0 for r in erased.values()), erased

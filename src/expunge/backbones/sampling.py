@@ -12,7 +12,7 @@ from torch import Tensor
 
 from expunge.backbones import latent_space
 from expunge.core.errors import ExpungeError, ExpungeWarning
-from expunge.core.guidance import guidances
+from expunge.core.guidance import pairing
 from expunge.core.query import Images, Query, Start
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _check(backbone: "PipelineBackbone", queries: Sequence[Query]) -> None:
         raise ExpungeError(
             f"true_cfg {first.true_cfg:g} for {backbone.name}, whose guidance is a pair of predictions: expected it as guidance"
         )
-    idle = [f"a {e.eraser} edit" for e in guidances(backbone.edits) if not e.private]
+    idle = [f"a {e.eraser} edit" for e in pairing(backbone.edits)]
     if name == "true_cfg" and first.negative:
         idle.append(f"the negative prompt '{first.negative}'")
     if scale <= 1 and idle:

@@ -185,7 +185,7 @@ class Steering:
 
     def _warn(self, call: Running) -> None:
         """Say, once a generation, which edits have no effect in it."""
-        idle = [e for e in guidance.guidances(self.backbone.edits) if not e.private and not guidance.attends(e)]
+        idle = guidance.pairing(self.backbone.edits)
         self.warned = True
         if idle:
             warnings.warn(

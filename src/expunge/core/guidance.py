@@ -147,6 +147,11 @@ def guidances(edits: Iterable[Edit]) -> list[Guidance]:
     return [edit for edit in edits if isinstance(edit, Guidance)]
 
 
+def pairing(edits: Iterable[Edit]) -> list[Guidance]:
+    """Edits that do nothing where no pair of predictions is made: no key, and none that looks at the attention."""
+    return [edit for edit in guidances(edits) if not (edit.private or attends(edit))]
+
+
 def of_words(state: dict[str, Any]) -> dict[str, Any]:
     """What a generation knows of the prompt's words: emptied when a call exchanges the prompt on the way."""
     return state.setdefault("words", {})

@@ -1,7 +1,7 @@
 """What jobs that open a model have in common."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from expunge.core.backbone import Backbone
 from expunge.core.query import Query, queries
@@ -42,8 +42,11 @@ class AskingJob(ModelJob):
     """What edits with weights are attached with."""
     seeds: Sequence[int] = field(default=(), metadata=UNSAID)
     """Of a published set of prompts: the seed of each."""
+    true_cfg: float = field(default=1.0, metadata=UNSAID)
+    """Scale of a distilled model's pair of predictions; 1 is none."""
 
     def queries(self) -> list[Query]:
         """What is asked for."""
         pairs = [(prompt, label) for prompt, label in self.prompts]
-        return queries(pairs, self.count, self.seed, self.guidance, self.steps, self.seeds)
+        asked = queries(pairs, self.count, self.seed, self.guidance, self.steps, self.seeds)
+        return [replace(query, true_cfg=self.true_cfg) for query in asked]

@@ -51,6 +51,8 @@ def _check_numbers(plan: Plan) -> None:
         check_counts("plan", steps=plan.steps)
     if plan.guidance is not None:
         check_positive("plan", guidance=plan.guidance)
+    if plan.true_cfg is not None:
+        check_positive("plan", true_cfg=plan.true_cfg)
     seeds = plan.grid.seed
     for axis, given in (("method", plan.grid.method), ("seed", seeds)):
         if not given:

@@ -16,7 +16,7 @@ from expunge.jobs.workspace import model
 from expunge.maths.fisher import REPLAY
 from expunge.maths.training import trainable
 from expunge.plans.opened import OpenedPlan
-from expunge.plans.schema import Fresh, Plan
+from expunge.plans.schema import Fresh
 from expunge.settings import presets
 from expunge.stages import fisher, fresh_key, generate, measure, pairs, resume, stopping, wanted
 from expunge.store import read_header
@@ -56,9 +56,9 @@ class Erasure:
 class Models:
     """The plan's model in the precisions that it is used in."""
 
-    def __init__(self, plan: Plan, device: str = "cpu") -> None:
-        """Open the model of ``plan`` when it is first asked for."""
-        self._plan, self._device = plan, device
+    def __init__(self, read: OpenedPlan, device: str = "cpu") -> None:
+        """Open the model of the plan when it is first asked for."""
+        self._read, self._plan, self._device = read, read.plan, device
 
     @property
     def backbone(self) -> Backbone:
@@ -73,6 +73,19 @@ class Models:
             guidance if self._plan.guidance is None else self._plan.guidance,
             steps if self._plan.steps is None else self._plan.steps,
         )
+
+    @cached_property
+    def true_cfg(self) -> float:
+        """Scale of a distilled model's pairs of predictions in the plan's images; 1 where none is made."""
+        if self._plan.true_cfg is not None:
+            return self._plan.true_cfg
+        return presets.true_cfg(self.backbone) if self._read.pairing else 1.0
+
+    def evaluations(self, true_cfg: float = 1.0) -> int:
+        """Evaluations of an image: two a step where a pair of predictions is made."""
+        guidance, steps = self.sampling
+        scale = true_cfg if self.backbone.supports("distilled") else guidance
+        return (1 + (scale > 1)) * steps
 
     @property
     def draws(self) -> int:
@@ -104,7 +117,7 @@ class Models:
         """The job of images that the plan's model, as it is, makes by role: of a prompt for each."""
         guidance, steps = presets.generation(self.backbone)
         return WantedJob(
-            cost=Cost(forward=2 * steps * sum(map(len, wishes.values()))),
+            cost=Cost(forward=self.evaluations() * sum(map(len, wishes.values()))),
             memory=self.memory(SAMPLING),
             version=wanted.VERSION,
             wishes=wishes,

@@ -9,6 +9,7 @@ from typing import Any, final
 from expunge.core.concept import Concept
 from expunge.core.cost import Cost
 from expunge.core.eraser import settings_of
+from expunge.core.errors import ExpungeError
 from expunge.jobs import AnalyseJob, EraseJob, GenerateJob, GivenJob, Job, MeasureJob, Workspace
 from expunge.jobs.workspace import IMAGES
 from expunge.plans.check import RUNS
@@ -75,17 +76,33 @@ def expanded(read: OpenedPlan, device: str = "cpu") -> list[Measurement]:
     Raises:
         ExpungeError: for a precision or a parameter group that the model does not have.
     """
-    models = Models(read.plan, device)
+    models = Models(read, device)
     for dtype in (read.image_dtype, *filter(None, map(precision_of, read.plan.grid.method))):
         models.identity(dtype)
     for other in read.plan.other_models:
         models.check_other(other, read.image_dtype)
     for eraser in (*read.erasers.values(), *read.fresh.values()):
         eraser.check(models.backbone)
+    _check_paired(read, models)
     for attack, split in product(read.attacks, read.chosen):
         for built in attack.runs:
             built.check([Concept(name=target) for target in read.splits[split]])
     return list(_Expansion(read, models).measurements())
+
+
+def _check_paired(read: OpenedPlan, models: Models) -> None:
+    """Refuse methods that would do nothing, since no pair of predictions is made."""
+    distilled, given = models.backbone.supports("distilled"), read.plan.true_cfg
+    if given is not None and not distilled:
+        raise ExpungeError(
+            f"plan's true_cfg {given:g} for a {read.kind} model, which makes pairs anyway: expected guidance"
+        )
+    name, scale = ("true_cfg", models.true_cfg) if distilled else ("guidance", models.sampling[0])
+    for row in read.pairing:
+        if scale <= 1:
+            raise ExpungeError(
+                f"method '{row}' acts through a pair of predictions, and none is made at {name} {scale:g}: expected more than 1"
+            )
 
 
 @final
@@ -258,7 +275,7 @@ class _Expansion:
         training = None if again is None else {k: v for k, v in again.as_json().items() if k != "model"}
         return AnalyseJob(
             upstream=tuple(looked) if again is None else again.upstream,
-            cost=Cost(forward=2 * steps * images) + (again.cost if again else Cost()),
+            cost=Cost(forward=self._models.evaluations() * images) + (again.cost if again else Cost()),
             memory=self._models.memory(TRAINING if again else SAMPLING),
             analysis=planned.name,
             version=planned.analysis.version,

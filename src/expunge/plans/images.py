@@ -39,7 +39,7 @@ class Images:
         edits = () if edit is None else edit.steps
         return GenerateJob(
             upstream=edits,
-            cost=Cost(forward=2 * steps * count * len(part.prompts)),
+            cost=Cost(forward=self._models.evaluations(self._models.true_cfg) * count * len(part.prompts)),
             memory=self._models.memory(SAMPLING),
             version=self._models.draws,
             prompts=[list(pair) for pair in part.prompts],
@@ -54,6 +54,7 @@ class Images:
             only=None,
             strength=1.0 if edit is None else edit.strength,
             seeds=list(part.seeds) or (),
+            true_cfg=self._models.true_cfg,
             **self._models.named(dtype or self._read.image_dtype, "" if edit is None else edit.model),
         )
 
@@ -110,6 +111,7 @@ class Images:
             count=plain.count,
             seed=plain.seed,
             seeds=plain.seeds,
+            true_cfg=plain.true_cfg,
             guidance=plain.guidance,
             steps=plain.steps,
             edits=plain.edits,
@@ -126,7 +128,7 @@ class Images:
             **self._models.named(self._plan.dtype, "" if edit is None else edit.model),
         )
         images = attack.asks([Concept(name=name) for name in targets], len(asked.prompts) * count)
-        cost = Cost(forward=2 * plain.steps * images)
+        cost = Cost(forward=self._models.evaluations(self._models.true_cfg) * images)
         return replace(plain, queries_job=job.key, upstream=(*plain.upstream, job), cost=cost)
 
     def _pictures(self, attack: Attack[Any], targets: list[str], draws: int) -> WantedJob | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, final
 
 from expunge import backbones
+from expunge.core.catalog import Catalog
 from expunge.core.concept import ConceptSet, Part
 from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, settings_of
@@ -32,7 +33,7 @@ from expunge.plans.schema import (
 )
 from expunge.results.group import Group
 from expunge.stages import erase
-from expunge.store import read_lines, read_set
+from expunge.store import read_header, read_lines, read_set
 from expunge.testbed import CONCEPTS
 
 
@@ -86,6 +87,15 @@ class OpenedPlan:
     def part(self) -> Part:
         """The plan's part of its own set."""
         return self.set.part(self.plan.part)
+
+    @property
+    def pairing(self) -> list[str]:
+        """Methods whose edits do nothing where no pair of predictions is made."""
+        known = Catalog("erasers").literals("pairs")
+        given = {name: [read_header(file)["fields"] for file in m.edits] for name, m in self.plan.method.items()}
+        makers = {name: [str(one.get("eraser")) for one in fields] for name, fields in given.items()}
+        makers |= {name: [self.plan.method[name].eraser or ""] for name in self.erasers}
+        return [name for name in self.plan.grid.method if any(known.get(maker) for maker in makers.get(name, ()))]
 
     def prompts(self) -> list[tuple[str, str]]:
         """The set's prompts in the plan's part, each with its concept."""

@@ -183,6 +183,9 @@ class Plan:
     guidance: float | None = None
     """Scale of classifier-free guidance of the plan's images, its pairs' too; the model's own if not given. It is not that of
     what methods and attacks draw for themselves."""
+    true_cfg: float | None = None
+    """FLUX: scale of a pair of predictions, at twice the time, for every row; if not given, the model's own where a method acts
+    through one alone, and else none."""
     steps: int | None = None
     """Denoising steps; likewise."""
     count: int = 50

@@ -29,6 +29,11 @@ def generation(backbone: "Backbone") -> tuple[float, int]:
     return float(row["guidance"]), int(row["steps"])
 
 
+def true_cfg(backbone: "Backbone") -> float:
+    """Scale of a distilled model's pair of predictions, where an edit needs one; 1, none, for other models."""
+    return float(_presets()["generate"][backbone.kind].get("true_cfg", 1.0))
+
+
 def prompt(backbone: "Backbone") -> str:
     """The template that asks the model for a concept."""
     return template(backbone.kind)

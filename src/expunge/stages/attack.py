@@ -17,7 +17,7 @@ from expunge.core.concept import Concept, check_targets
 from expunge.core.edit import Edit, not_finite, strengths
 from expunge.core.eraser import Task, files_of, settings_of
 from expunge.core.errors import ExpungeError
-from expunge.core.guidance import guidances
+from expunge.core.guidance import pairing
 from expunge.core.knowledge import Knowledge
 from expunge.core.query import Query
 from expunge.core.victim import Victim, victim
@@ -145,7 +145,7 @@ def check_pair(backbone: Backbone, edits: Sequence[Edit], queries: Sequence[Quer
     Raises:
         ExpungeError: for such an edit on a distilled model (FLUX), of which queries ask without a ``true_cfg``.
     """
-    idle = next((edit for edit in guidances(edits) if not edit.private), None)
+    idle = next(iter(pairing(edits)), None)
     if idle is not None and backbone.supports("distilled") and all(query.true_cfg <= 1 for query in queries):
         raise ExpungeError(
             f"edit {idle.id} acts through a pair of predictions, and {backbone.name} is asked without one: expected edits of "

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -14,6 +15,7 @@ from expunge.core.catalog import Catalog
 from expunge.core.concept import fill
 from expunge.core.edit import Edit
 from expunge.core.errors import ExpungeError, ExpungeWarning
+from expunge.core.guidance import pairing
 from expunge.core.judge import Judge
 from expunge.core.query import queries
 from expunge.core.record import Interval, wilson
@@ -54,8 +56,9 @@ def check(
     name = judge or ("testbed" if backbone.kind == "testbed" else None)
     asked: Judge | None = None if name is None else Catalog("judges").open(name)
     knows = {word: asked if asked is not None and known(asked, word) else None for word in words}
-    before = look(backbone, [], words, count)
-    after = look(backbone, [edit], words, count)
+    pair = presets.true_cfg(backbone) if pairing([edit]) else 1.0
+    before = look(backbone, [], words, count, true_cfg=pair)
+    after = look(backbone, [edit], words, count, true_cfg=pair)
     seen = [
         Seen(
             word=word,
@@ -108,12 +111,21 @@ def warn(check: Check) -> None:
 
 
 def look(
-    backbone: Backbone, edits: Sequence[Edit], words: Sequence[str], count: int, seed: int = SEED
+    backbone: Backbone,
+    edits: Sequence[Edit],
+    words: Sequence[str],
+    count: int,
+    seed: int = SEED,
+    true_cfg: float = 1.0,
 ) -> Mapping[str, Images]:
-    """``count`` images of each word, with ``edits`` attached; the same seeds for every word."""
+    """``count`` images of each word, with ``edits`` attached; the same seeds for every word.
+
+    ``true_cfg`` is the scale of a distilled model's pair of predictions, 1 for none.
+    """
     guidance, steps = presets.generation(backbone)
     template = presets.check_prompt(backbone)
     asked = queries([(fill(template, w), w) for w in words], count, seed, guidance, steps)
+    asked = [replace(query, true_cfg=true_cfg) for query in asked]
     with backbone.attached(edits):
         pixels = torch.cat(list(generate.render(backbone, asked)))
     return dict(zip(words, pixels.split(count), strict=True))
