@@ -509,6 +509,9 @@ def test_bad_settings_of_trained_erasers(folder, tmp_path, capsys):
         ("kpop's k is 0", ["kpop", "--k", 0]),
         ("did you mean 'xattn'", ["esd", "--group", "xatn"]),
         ("expected goal port", ["esd", "--erase-from", "dog"]),
+        ("erased from 'Church ', which is itself", ["esd", "--goal", "port", "--erase-from", "Church "]),
+        ("become 'church', which is itself: expected another anchor", ["uce", "--anchor", "church"]),
+        ("become 'church', which is itself: expected another anchor", ["spm", "--surrogate", "church"]),
         ("duo's beta is 0.0: expected a positive number", ["duo", "--beta", 0]),
         ("duo's beta is -1.0: expected a positive number", ["duo", "--beta", -1]),
     ):

@@ -62,7 +62,7 @@ def test_changes_are_judged_image_by_image_and_ranked_against_distance(testbed):
 
 
 def test_an_edit_that_changes_nothing_has_no_correlation(testbed):
-    edit = erase.run(testbed, "uce", UCE(anchor="church"), erase.concepts("church"), [])
+    edit = testbed.edit_of(testbed.tensors(testbed.group("xattn")))
     how = {"guidance": 4.0, "steps": 4, "batch": 16, "seed": 3, "prompt": lambda w: f"image of a {w}"}
     what = Study(targets=["church"], retain=[], edits=[edit], **how)
     found = Closeness(objects=("dog", "radio", "guitar", "bus"), count=1).findings(testbed, what)

@@ -116,6 +116,11 @@ class ConceptSet:
         return self.dev if name == "dev" else self.test
 
 
+def same_words(one: str, other: str) -> bool:
+    """Whether two texts are the same but for spaces and capitals."""
+    return one.lower().split() == other.lower().split()
+
+
 def check_targets(targets: list[Concept], retain: list[str]) -> None:
     """Refuse an empty request, a target named twice, and a target that should also be kept.
 

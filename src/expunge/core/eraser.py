@@ -13,7 +13,7 @@ from torch import Tensor
 
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
-from expunge.core.concept import Concept
+from expunge.core.concept import Concept, same_words
 from expunge.core.cost import Cost
 from expunge.core.digest import sha256
 from expunge.core.edit import Edit
@@ -158,6 +158,17 @@ class Eraser(ABC):
     def derived(self) -> Mapping[str, float]:
         """Numbers that follow from the settings, and that an auditor should not have to work out; the provenance has them."""
         return {}
+
+    def check_targets(self, targets: Sequence[Concept]) -> None:
+        """Refuse targets that the settings contradict, before anything is made: one that should become itself.
+
+        Raises:
+            ExpungeError: naming the target.
+        """
+        for target in targets:
+            anchor = target.anchor or self.knowledge().anchor
+            if anchor and same_words(anchor, target.name):
+                raise ExpungeError(f"'{target.name}' should become '{anchor}', which is itself: expected another anchor")
 
     def check(self, backbone: Backbone) -> None:
         """Refuse a model that lacks what the settings name, before anything is made.

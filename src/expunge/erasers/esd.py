@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
-from expunge.core.concept import phrases
+from expunge.core.concept import Concept, phrases, same_words
 from expunge.core.conditioning import Conditioning
 from expunge.core.cost import Cost
 from expunge.core.eraser import LATER, Eraser, Step, Task, counted
@@ -81,6 +81,12 @@ class ESD(Eraser):
         phrases(self.templates, "")
         if self.erase_from is not None and self.goal == "original":
             raise ExpungeError(f"esd's erase_from '{self.erase_from}' with goal original: expected goal port")
+
+    @override
+    def check_targets(self, targets: Sequence[Concept]) -> None:
+        same = next((t.name for t in targets if self.erase_from and same_words(self.erase_from, t.name)), None)
+        if same is not None:
+            raise ExpungeError(f"'{same}' should be erased from '{self.erase_from}', which is itself: expected another concept")
 
     @override
     def check(self, backbone: Backbone) -> None:

@@ -170,6 +170,7 @@ class Erasures:
         words = self._read.words(targets)
         retain = self._read.retained(name, kept)
         check_targets([Concept(name=word) for word in words], retain)
+        eraser.check_targets([Concept(name=word) for word in words])
         made = None if given is None else self._pairs(self._plan.pairs[given])
         held = None if method.fisher is None else self._fisher(name, method.fisher)
         job = EraseJob(

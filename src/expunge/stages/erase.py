@@ -147,6 +147,7 @@ def prepared(
     """
     check_targets(targets, list(retain))
     check_model(backbone, eraser)
+    eraser.check_targets(targets)
     texts.check_words(backbone, [*(word for t in targets for word in (t.name, t.anchor or "")), *retain])
     aimed = next((t for t in targets if t.anchor is not None), None)
     if aimed is not None and eraser.unaimed:
