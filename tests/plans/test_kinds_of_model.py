@@ -187,12 +187,16 @@ def test_flux_makes_pairs_for_all_rows_where_a_method_acts_through_them(flux, tm
 
 
 def test_a_method_that_would_do_nothing_is_refused(flux, tmp_path):
-    with pytest.raises(ExpungeError, match="'sld' acts through a pair of predictions, and none is made at true_cfg 1: exp"):
+    with pytest.raises(
+        ExpungeError, match="'sld' acts through a pair of predictions, and none is made at true_cfg 1: exp"
+    ):
         expanded(checked(read_plan(on_flux(tmp_path, flux, ["sld"], true_cfg=1.0))))
     weak = {"grid__method": ["original", "sld"], "method__sld": {"eraser": "sld"}}
     with pytest.raises(ExpungeError, match="none is made at guidance 1: expected more than 1"):
         expanded(checked(read_plan(tiny_plan(tmp_path, guidance=1.0, **weak))))
-    with pytest.raises(ExpungeError, match="true_cfg 3 for a testbed model, which makes pairs anyway: expected guidance"):
+    with pytest.raises(
+        ExpungeError, match="true_cfg 3 for a testbed model, which makes pairs anyway: expected guidance"
+    ):
         expanded(checked(read_plan(tiny_plan(tmp_path, true_cfg=3.0, **weak))))
     with pytest.raises(ExpungeError, match="true_cfg is 0.0"):
         checked(read_plan(tiny_plan(tmp_path, true_cfg=0.0, **weak)))

@@ -93,8 +93,21 @@ def site(tmp_path_factory):
 
 @pytest.fixture
 def page(browser, site):
-    """The page on a desktop; whatever it says in its console is an error, and so is a request to any other place."""
-    resized(browser, 1280)
+    """The page on a desktop."""
+    yield from looked_at(browser, site, 1280)
+
+
+@pytest.fixture
+def phone(browser, finished):
+    """The page on a phone, of runs that are finished."""
+    made = Site(finished.served.root.parent)
+    yield from looked_at(browser, made, 390)
+    made.kill()
+
+
+def looked_at(browser, site, width):
+    """A site's page; whatever it says in its console is an error, and so is a request to any other place."""
+    resized(browser, width)
     for kind in ("browser", "performance"):
         browser.get_log(kind)
     browser.get(site.url)
@@ -238,9 +251,36 @@ def test_a_run_is_cancelled_and_bad_input_is_a_line(page, site):
     assert site.runner.running() is None
     assert page.execute_script("return document.querySelector('#again').checkVisibility()")
     tab(page, "Runs")
-    assert until(page, "document.querySelectorAll('.xp-card').length") == 2
+    until(page, "[...document.querySelectorAll('.xp-card')].some(card => card.innerText.includes('fish-kpop'))")
     page.get(site.url + "?run=../store")
     assert "expected web/NAME or bench/NAME" in until(page, "document.querySelector('.xp-bad')?.innerText")
+
+
+def test_finished_runs_are_looked_at_and_compared_on_a_phone(phone, finished):
+    """Every tab fits; a key's images stand beside those before and after; two edits change with the slider."""
+    until(phone, "document.querySelector('#start')")
+    assert fits(phone)
+    tab(phone, "Runs")
+    assert until(phone, "document.querySelectorAll('.xp-card').length") == 3
+    assert fits(phone)
+
+    tab(phone, "Compare")
+    choose(phone, "One run", finished.uce)
+    choose(phone, "Another of the same concept", finished.kpop)
+    click(phone, "#compare-start")  # its images were made already
+    shown = "[...document.querySelectorAll('#pairs img')].map(image => image.src).join()"
+    whole = until(phone, shown)
+    assert fits(phone)
+    slider = phone.find_element(By.CSS_SELECTOR, "#strength input[type=range]")
+    slider.send_keys(Keys.ARROW_LEFT, Keys.ARROW_LEFT)
+    until(phone, f"{shown} != {json.dumps(whole)} && {shown}")
+    assert phone.find_element(By.CSS_SELECTOR, "#strength input[type=number]").get_property("value") == "0.5"
+    assert fits(phone)
+
+    phone.get(f"{phone.current_url.partition('?')[0]}?run={finished.kpop}")
+    assert state(phone, "finished") == finished.kpop
+    until(phone, "document.querySelector('#images').innerText.toLowerCase().includes('recovered')")
+    assert fits(phone)
 
 
 def test_no_file_is_had_from_the_server(site):

@@ -168,7 +168,9 @@ class Eraser(ABC):
         for target in targets:
             anchor = target.anchor or self.knowledge().anchor
             if anchor and same_words(anchor, target.name):
-                raise ExpungeError(f"'{target.name}' should become '{anchor}', which is itself: expected another anchor")
+                raise ExpungeError(
+                    f"'{target.name}' should become '{anchor}', which is itself: expected another anchor"
+                )
 
     def check(self, backbone: Backbone) -> None:
         """Refuse a model that lacks what the settings name, before anything is made.

@@ -86,7 +86,9 @@ class ESD(Eraser):
     def check_targets(self, targets: Sequence[Concept]) -> None:
         same = next((t.name for t in targets if self.erase_from and same_words(self.erase_from, t.name)), None)
         if same is not None:
-            raise ExpungeError(f"'{same}' should be erased from '{self.erase_from}', which is itself: expected another concept")
+            raise ExpungeError(
+                f"'{same}' should be erased from '{self.erase_from}', which is itself: expected another concept"
+            )
 
     @override
     def check(self, backbone: Backbone) -> None:
