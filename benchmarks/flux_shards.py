@@ -1,4 +1,4 @@
-"""UCE on a sharded checkpoint of FLUX's widths, larger than memory should hold: bytes read and written, seconds, peak memory.
+"""UCE on a sharded checkpoint of FLUX's widths: bytes read and written, seconds, peak memory.
 
 Random weights in bfloat16, with fewer blocks than FLUX so that it fits this disk: what is read does not depend on their number.
 `python benchmarks/flux_shards.py [FOLDER FOR THE CHECKPOINT]`; about 8 GB of disk, given back at the end.
