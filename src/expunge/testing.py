@@ -97,7 +97,8 @@ def check_eraser(eraser: Eraser, backbone: Backbone, task: Task | None = None) -
     _promise((last.key is not None) == type(eraser).has_key, "it makes a key if it says so")
     _promise(type(eraser).scales != isinstance(edit, Guidance), "it says whether its edit has weights")
     _promise(
-        type(eraser).pairs == bool(pairing([edit])), "it says whether its edit acts through a pair of predictions alone"
+        type(eraser).needs_pair == bool(pairing([edit])),
+        "it says whether its edit acts through a pair of predictions alone",
     )
     if last.key is not None:
         _check_key(last.key(edit), edit, backbone, before)

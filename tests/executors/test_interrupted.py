@@ -1,5 +1,6 @@
-"""Plans that are killed, share a store with another process, or find the disk full."""
+"""Plans that are killed, share a store with another process, go on elsewhere, or find the disk full."""
 
+import importlib.util
 import os
 import random
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from expunge.cli import main
+from expunge.core.errors import ExpungeError
 from expunge.store import load_edit
 from forked import ended, started
 from plans_of import bench_words, read_rows, tiny_plan, without_times
@@ -171,3 +173,34 @@ def test_an_erasure_on_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, smal
     assert main([*words, str(tmp_path / "edit")]) == 0
     ids = [load_edit(place / "edit" / "edit.safetensors").id for place in (small_disk, tmp_path)]
     assert ids[0] == ids[1]
+
+
+def test_a_plan_goes_on_from_what_was_carried_to_another_machine(tmp_path):
+    """One training seed here, the other where the store is not: the numbers of one run, and nothing measured is made again."""
+    script = Path(__file__).parents[2] / "benchmarks" / "carry.py"
+    spec = importlib.util.spec_from_file_location("carry", script)
+    carry = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(carry)
+    both = {"grid__method": ["original", "kpop"], "grid__seed": [0, 1], "compare": [["kpop", "original"]]}
+    plan, file = tiny_plan(tmp_path, **both), tmp_path / "carried" / "plan.json.gz"
+    assert main([*bench_words(plan), "--quiet"]) == 0
+    whole = without_times(read_rows(tmp_path / "out" / "records.jsonl"))
+    differences = [r for r in read_rows(tmp_path / "out" / "summary.jsonl") if r["method"] == "kpop - original"]
+    rooms = [path.name.partition("-")[0] for path in (tmp_path / "store").iterdir()]
+
+    first = tiny_plan(tmp_path, **{**both, "grid__seed": [0]})
+    count = carry.pack(first, tmp_path / "store", file)
+    assert 0 < count < rooms.count("measure")
+    shutil.rmtree(tmp_path / "store")
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(ExpungeError, match="has no measurement of"):
+        carry.pack(first, tmp_path / "store", file)
+    plan = tiny_plan(tmp_path, **both)
+    assert carry.unpack(plan, tmp_path / "store", file) == count
+    assert carry.unpack(plan, tmp_path / "store", file) == 0
+    assert main([*bench_words(plan), "--quiet"]) == 0
+    assert without_times(read_rows(tmp_path / "out" / "records.jsonl")) == whole
+    assert [r for r in read_rows(tmp_path / "out" / "summary.jsonl") if r["method"] == "kpop - original"] == differences
+    assert len([path for path in (tmp_path / "store").iterdir() if path.name.startswith("erase")]) == 1
+    with pytest.raises(ExpungeError, match="expected one that `pack` wrote"):
+        carry.unpack(plan, tmp_path / "store", tmp_path / "none")

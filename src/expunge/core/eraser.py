@@ -109,7 +109,7 @@ class Eraser(ABC):
     """Whether the method makes a private key beside the edit."""
     scales: ClassVar[bool] = True
     """Whether its edit has weights, which can be attached more or less strongly."""
-    pairs: ClassVar[bool] = False
+    needs_pair: ClassVar[bool] = False
     """Whether its edit does nothing where no pair of predictions is made: without guidance, and on a distilled model."""
     requires: ClassVar[Sequence[str]] = ()
     """Capabilities that a model must have; see `Backbone.supports`."""

@@ -121,7 +121,7 @@ class GeomErasing(Eraser):
         "2310.05873",
     )
     scales: ClassVar[bool] = False
-    pairs: ClassVar[bool] = True
+    needs_pair: ClassVar[bool] = True
     knows: ClassVar[Mapping[str, Kind]] = {}
     tuning: ClassVar[Sequence[str]] = (
         *("form", "told", "marks", "rows", "columns", "weight", "separator", "token_lr"),

@@ -49,7 +49,7 @@ class NegativePrompt(Eraser):
 
     paper: ClassVar[Paper] = Paper("Negative prompt", "Stable Diffusion users", 2022, "")
     scales: ClassVar[bool] = False
-    pairs: ClassVar[bool] = True
+    needs_pair: ClassVar[bool] = True
     knows: ClassVar[Mapping[str, Kind]] = {}
     tuning: ClassVar[Sequence[str]] = ("separator",)
     separator: str = ", "

@@ -109,7 +109,7 @@ class SLD(Eraser):
         "https://github.com/ml-research/safe-latent-diffusion",
     )
     scales: ClassVar[bool] = False
-    pairs: ClassVar[bool] = True
+    needs_pair: ClassVar[bool] = True
     knows: ClassVar[Mapping[str, Kind]] = {"concept": "words"}
     tuning: ClassVar[Sequence[str]] = ("level", "separator", "scale", "threshold", "momentum_scale", "momentum_beta")
     level: Literal["weak", "medium", "strong", "max"] = "medium"

@@ -91,7 +91,7 @@ class OpenedPlan:
     @property
     def pairing(self) -> list[str]:
         """Methods whose edits do nothing where no pair of predictions is made."""
-        known = Catalog("erasers").literals("pairs")
+        known = Catalog("erasers").literals("needs_pair")
         given = {name: [read_header(file)["fields"] for file in m.edits] for name, m in self.plan.method.items()}
         makers = {name: [str(one.get("eraser")) for one in fields] for name, fields in given.items()}
         makers |= {name: [self.plan.method[name].eraser or ""] for name in self.erasers}
