@@ -33,7 +33,9 @@ def audited(edit, tmp_path_factory):
     place = tmp_path_factory.mktemp("audit")
     words = ["audit", "--edit", str(edit), "--target", "bomb", "--retain", "house", "--budget", "24s", "--images", "2"]
     words += [
-        word for name in ("rounding", "image-to-image", "relearning", "unlearn-diff-atk") for word in ("--attack", name)
+        word
+        for name in ("rounding", "image-to-image", "relearning", "concept-inversion")
+        for word in ("--attack", name)
     ]
     words += ["--store", str(place / "store"), "--out", str(place / "out"), "--workers", "1", "--json"]
     with pytest.MonkeyPatch.context() as patch:
@@ -49,7 +51,7 @@ def test_an_audit_says_what_it_found_what_it_gave_up_and_what_it_left_out(audite
     assert "[" in verdict["lines"][0]
     assert "of 8 images (original:" in verdict["lines"][0]
     assert set(kept["tiers"]) == {"relearning", "rounding", "image-to-image"}, "one of them by what the others left"
-    assert "too little for one step of unlearn-diff-atk on 1 query" in kept["left_out"]["unlearn-diff-atk"]
+    assert "too little for one step of concept-inversion on 8 queries" in kept["left_out"]["concept-inversion"]
     own, now = kept["tiers"]["relearning"]["given_up"]["iterations"]
     assert own == 500
     assert 1 <= now < own
