@@ -2,14 +2,15 @@
 
 `python benchmarks/carry.py pack NAME` writes `carried/NAME.json.gz`: the results of the measurements of `NAME.toml` that the
 store has, values by image among them, and none of the edits, keys, attacks and images that they stand on. `unpack NAME` puts
-them into a store; `expunge bench benchmarks/NAME.toml` then runs what is missing. Costs of erasing are told of the runs that
-the last store has.
+them into a store; `expunge bench benchmarks/NAME.toml` then runs what is missing: analyses and counts of memory, too, with the
+erasures behind them. Costs are told of the erasures, pairs and fresh keys that the last store has.
 """
 
 import argparse
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 from expunge.core.errors import ExpungeError
 from expunge.jobs import Job, MeasureJob, Workspace, in_order
@@ -28,38 +29,48 @@ def measurements(plan: Path) -> list[Job]:
 
 
 def pack(plan: Path, store: Path, file: Path) -> int:
-    """Write the results that ``store`` has of a plan's measurements; how many.
+    """Write the results that ``store`` has of a plan's measurements, beside those that ``file`` has already; how many are new.
 
     Raises:
         ExpungeError: if it has none.
     """
     at = Workspace(store=store)
     found = {job.folder(at).name: job.result(at) for job in measurements(plan)}
-    results = {name: result for name, result in sorted(found.items()) if result is not None}
+    results = {name: result for name, result in found.items() if result is not None}
     if not results:
         raise ExpungeError(f"'{store}' has no measurement of '{plan}': expected a store in which it was run")
+    before = _read(file) if file.is_file() else {}
     file.parent.mkdir(parents=True, exist_ok=True)
-    content = json.dumps(results, sort_keys=True, separators=(",", ":")).encode()
+    content = json.dumps({**before, **results}, sort_keys=True, separators=(",", ":")).encode()
     file.write_bytes(gzip.compress(content, mtime=0))
-    return len(results)
+    return len(results.keys() - before.keys())
 
 
 def unpack(plan: Path, store: Path, file: Path) -> int:
     """Put the results of ``file`` that the plan still asks for into ``store``, where it lacks them; how many.
 
     Raises:
-        ExpungeError: if there is no such file.
+        ExpungeError: if there is no such file, or the plan asks for nothing of it: on a processor where images are made in
+            another precision, of another model, or with another text.
     """
     if not file.is_file():
         raise ExpungeError(f"no file '{file}': expected one that `pack` wrote")
-    results = json.loads(gzip.decompress(file.read_bytes()))
-    at = Workspace(store=store)
-    lacking = [job for job in measurements(plan) if job.folder(at).name in results and job.result(at) is None]
+    results, at = _read(file), Workspace(store=store)
+    asked = [job for job in measurements(plan) if job.folder(at).name in results]
+    if not asked:
+        raise ExpungeError(
+            f"'{plan}' asks here for none of the {len(results)} measurements in '{file}': expected some on this machine"
+        )
+    lacking = [job for job in asked if job.result(at) is None]
     for job in lacking:
         folder = job.folder(at)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / RESULT, results[folder.name], overwrite=True)
     return len(lacking)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return dict(json.loads(gzip.decompress(file.read_bytes())))
 
 
 def main() -> None:

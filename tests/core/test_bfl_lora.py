@@ -3,14 +3,16 @@
 import diffusers
 import pytest
 import torch
+from diffusers.loaders.lora_conversion_utils import _convert_bfl_flux_control_lora_to_diffusers as bfl_reader
 from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers as theirs_of
 from safetensors.torch import load_file, save_file
 
 from expunge import backbones
 from expunge.core import bfl_names
-from expunge.core.adapter import Adapter
+from expunge.core.adapter import Adapter, LowRank
+from expunge.core.bfl_lora import put_together
 from expunge.core.errors import ExpungeError
-from expunge.core.lora import factors
+from expunge.core.lora import factors, written
 from expunge.core.query import Query
 from expunge.maths.training import thin
 from expunge.stages import export
@@ -85,6 +87,13 @@ def test_names_of_black_forest_labs_are_read_with_and_without_a_prefix(front):
         factors({f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up[:41]})
 
 
+def net_norms():
+    """Scales of the norms, which their files of the kind have beside the LoRA."""
+    double = [f"double_blocks.{i}.{side}_attn.norm" for i in range(19) for side in ("img", "txt")]
+    single = [f"single_blocks.{i}.norm" for i in range(38)]
+    return [f"{norm}.{one}_norm.scale" for norm in (*double, *single) for one in ("query", "key")]
+
+
 def adapter(backbone, layers, seed):
     generator = torch.Generator().manual_seed(seed)
     drawn = thin(backbone, layers, 2, generator)
@@ -112,6 +121,43 @@ def test_what_is_written_for_kohya_is_read_back_and_by_diffusers(tmp_path, layer
         theirs = fresh("dog", generator=generator, output_type="latent", **CALL).images
         theirs = diffusers.FluxPipeline._unpack_latents(theirs, 16, 16, fresh.vae_scale_factor)
         assert torch.allclose(theirs, expected, atol=1e-3)
+
+
+def test_what_is_written_for_black_forest_labs_is_read_back(tmp_path):
+    backbone = backbones.of(tiny_flux_pipeline())
+    edit = adapter(backbone, backbone.layers("transformer"), 3)
+    with backbone.attached([edit]):
+        expected = backbone.generate(ASKED).latents
+    export.lora_to_folder(backbone, [edit], tmp_path / "lora", "bfl")
+    file = tmp_path / "lora" / "pytorch_lora_weights.safetensors"
+    names = {n.rpartition(".lora_")[0] for n in load_file(file)}
+    assert "double_blocks.0.img_attn.qkv" in names
+    assert all(bfl_names.layers_of(name) for name in names)
+    with backbone.attached([load_edit(file)]):
+        assert torch.allclose(backbone.generate(ASKED).latents, expected, atol=1e-4)
+
+
+def test_at_the_released_size_it_is_what_diffusers_reads_of_their_own():
+    """Every module of FLUX, each layer's change of rank 1: diffusers has a reader for the LoRAs that they publish."""
+    with torch.device("meta"):
+        net = diffusers.FluxTransformer2DModel(guidance_embeds=True)
+    generator = torch.Generator().manual_seed(0)
+    shapes = {n.removesuffix(".weight"): p.shape for n, p in net.named_parameters() if p.ndim == 2}
+    layers = {
+        f"transformer.{name}": LowRank(
+            torch.randn(1, wide, generator=generator), torch.randn(rows, 1, generator=generator)
+        )
+        for name, (rows, wide) in shapes.items()
+    }
+    file = written(together := put_together(layers, lambda name: shapes[name][0]), "bfl", {n: n for n in together})
+    norms = {n: torch.ones(128) for n in net_norms()}
+    theirs = bfl_reader({**file, **norms})
+    for name, part in layers.items():
+        layer = name.removeprefix("transformer.")
+        up, down = (theirs[f"transformer.{layer}.lora_{half}.weight"] for half in "BA")
+        if layer == "norm_out.linear":  # whose ranks their reader exchanges in one of the two: findings/last_layer_*.sh
+            down = torch.cat([*down.chunk(2)][::-1])
+        assert torch.allclose((up @ down)[:64, :64], (part.up @ part.down)[:64, :64], atol=1e-5), layer
 
 
 def test_names_of_diffusers_with_underscores_are_read(tmp_path):

@@ -202,5 +202,10 @@ def test_a_plan_goes_on_from_what_was_carried_to_another_machine(tmp_path):
     assert without_times(read_rows(tmp_path / "out" / "records.jsonl")) == whole
     assert [r for r in read_rows(tmp_path / "out" / "summary.jsonl") if r["method"] == "kpop - original"] == differences
     assert len([path for path in (tmp_path / "store").iterdir() if path.name.startswith("erase")]) == 1
+    assert carry.pack(plan, tmp_path / "store", file) > 0, "what the second seed added"
+    assert carry.unpack(plan, tmp_path / "elsewhere", file) > count
+    other = tiny_plan(tmp_path, **both, count=2, control_count=2)
+    with pytest.raises(ExpungeError, match="asks here for none of the"):
+        carry.unpack(other, tmp_path / "store", file)
     with pytest.raises(ExpungeError, match="expected one that `pack` wrote"):
         carry.unpack(plan, tmp_path / "store", tmp_path / "none")

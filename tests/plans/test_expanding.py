@@ -257,7 +257,10 @@ def test_a_published_csv_as_the_plan_s_own_set_keeps_its_seeds_whatever_asks(tmp
     }
     keyed = {group for group in asked if group.startswith(("key: ", "after "))}
     assert {"key: own", "key: none", "key: neutral", "after 1"} <= keyed
+    first = read_set(str(file), tmp_path).part("test").seed
+    assert {seed for kind, p, seed in asked["key: neutral"] if p == "a picture"} == {first}
     for group in keyed - {"key: neutral"}:
+        assert asked[group], group
         assert {seed - own[p] for _, p, seed in asked[group]} <= {0, OTHER_SEEDS}, group
 
 

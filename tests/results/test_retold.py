@@ -12,7 +12,7 @@ from plans_of import read_rows
 from results.finished import finished
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-OLDER = {"bank", "duo-fig3", "kpop-fig4"}
+OLDER = {"bank", "duo-fig3"}
 """Summaries in words that this version no longer has, of records that are older still."""
 TABLES = sorted(path.stem for path in BENCHMARKS.glob("*.toml") if path.with_suffix(".jsonl").exists())
 

@@ -2,21 +2,28 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from expunge.cli.options import Attachment, Model, Paths
 from expunge.cli.parsing import parse
 from expunge.cli.reporting import Reporting
 from expunge.core.errors import ExpungeError
 
+if TYPE_CHECKING:
+    from expunge.core.lora import Layout
+
+
+LORAS: "dict[str, Layout]" = {"lora": "diffusers", "lora-kohya": "kohya", "lora-bfl": "bfl"}
+"""How a LoRA's layers are named, by layout."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
     """Write a model with its edits fused, or adapters as a LoRA: with a model card, and no expunge needed to load it."""
 
-    layout: Literal["diffusers", "shards", "ldm", "lora", "lora-kohya"] = "diffusers"
+    layout: Literal["diffusers", "shards", "ldm", "lora", "lora-kohya", "lora-bfl"] = "diffusers"
     """A whole diffusers folder (shards: only the files that an edit touches are written, all others linked), or one file (ldm:
-    A1111, ComfyUI); or the edits alone as a LoRA, in two namings."""
+    A1111, ComfyUI); or the edits alone as a LoRA, in diffusers' names, kohya's, or those of Black Forest Labs (FLUX)."""
     records: Paths = ()
     """A .jsonl file of `expunge measure` whose figures go into the model card, the newest of each; or the folder of an audit or
     of a plan, of which those of these edits do, with an audit's verdict. Repeat for several."""
@@ -67,7 +74,7 @@ def export(argv: list[str]) -> None:
         stage.to_file(backbone, edits, options.out, **how)
         text = f"{options.out / stage.WHOLE}: a checkpoint for A1111 and ComfyUI"
     else:
-        names = "kohya" if options.layout == "lora-kohya" else "diffusers"
+        names = LORAS[options.layout]
         stage.lora_to_folder(backbone, edits, options.out, names, **how)
         text = f"{options.out}: load it with pipe.load_lora_weights"
     lines = [text]

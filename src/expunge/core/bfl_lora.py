@@ -67,7 +67,7 @@ def _rows(name: str, up: Tensor, parts: int) -> list[Tensor]:
 
 
 def put_together(layers: Mapping[str, LowRank], rows_of: Callable[[str], int]) -> dict[str, LowRank]:
-    """Changes beside layers of the transformer as those beside the file's modules, by kohya's names; others are left out.
+    """Changes beside layers of the transformer as those beside the file's modules, by their names; others are left out.
 
     Layers in one module have their own numbers there: its rank is the sum of theirs. ``rows_of`` says how many rows a layer's
     weight has, by diffusers' name without the component.
@@ -98,5 +98,5 @@ def put_together(layers: Mapping[str, LowRank], rows_of: Callable[[str], int]) -
                 block[:, start : start + len(own.down)] = own.up
                 start += len(own.down)
             blocks.append(block)
-        together[f"{KOHYA}{module.replace('.', '_')}"] = LowRank(down, torch.cat(blocks))
+        together[module] = LowRank(down, torch.cat(blocks))
     return together

@@ -166,7 +166,7 @@ class Eraser(ABC):
             ExpungeError: naming the target.
         """
         for target in targets:
-            anchor = target.anchor or self.knowledge().anchor
+            anchor = self.knowledge().anchor if target.anchor is None else target.anchor
             if anchor and same_words(anchor, target.name):
                 raise ExpungeError(
                     f"'{target.name}' should become '{anchor}', which is itself: expected another anchor"

@@ -15,7 +15,7 @@ from expunge.core.bfl_lora import taken_apart
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.lora_names import levelled, place, unknown
 
-Layout = Literal["diffusers", "kohya"]
+Layout = Literal["diffusers", "kohya", "bfl"]
 SETTINGS = "lora_adapter_metadata"
 """Where diffusers puts peft's settings into a file's metadata, each with its component in front."""
 _HEEDED = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
@@ -227,8 +227,8 @@ def written(layers: Mapping[str, LowRank], layout: Layout, flat: Mapping[str, st
 
     Args:
         layers: the changes, by layer.
-        layout: diffusers' names, or kohya's.
-        flat: kohya's names of the layers.
+        layout: diffusers' names, kohya's, or those of Black Forest Labs.
+        flat: the layers' names in a layout that is not diffusers'.
     """
     tensors: dict[str, Tensor] = {}
     rank = max((len(part.down) for part in layers.values()), default=0)
@@ -236,9 +236,10 @@ def written(layers: Mapping[str, LowRank], layout: Layout, flat: Mapping[str, st
         more = rank - len(part.down)
         down = torch.cat([part.down, part.down.new_zeros((more, *part.down.shape[1:]))])
         up = torch.cat([part.up, part.up.new_zeros((part.up.shape[0], more, *part.up.shape[2:]))], 1)
-        if layout == "diffusers":
+        if layout != "kohya":
             front, _, rest = name.partition(".")
-            whole = f"{front}.{levelled(rest) if front.startswith('text_') else rest}"
+            own = f"{front}.{levelled(rest) if front.startswith('text_') else rest}"
+            whole = own if layout == "diffusers" else flat[name]
             tensors[f"{whole}.lora_A.weight"], tensors[f"{whole}.lora_B.weight"] = down, up
             continue
         tensors[f"{flat[name]}.lora_down.weight"], tensors[f"{flat[name]}.lora_up.weight"] = down, up

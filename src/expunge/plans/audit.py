@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, final, get_args
 
@@ -132,8 +132,8 @@ def planned(asked: Asked, backbone: Backbone, edits: Sequence[Edit], set_file: P
     left = seconds - count * image * SETS * words
     template = presets.prompt(backbone)
     wanted = [(fill(template, word), word) for word in asked.targets]
-    asks = queries(wanted, min(QUERIES, count), SEED, guidance, steps)
-    stage.check_pair(backbone, edits, asks)
+    pair = check.pair_for(backbone, edits)  # which the plan makes, too
+    asks = [replace(q, true_cfg=pair) for q in queries(wanted, min(QUERIES, count), SEED, guidance, steps)]
     audit = Audit(plan=_tables(asked, count, set_file), set=_set(asked, kept, backbone))
     waiting = [*names, *names]  # what does not fit its share may fit what the others leave
     for place, name in enumerate(waiting):

@@ -137,6 +137,11 @@ def _check_attacked_rows(read: OpenedPlan) -> None:
         for row in attack.doubled or ():
             if row not in (attack.rows or read.plan.grid.method):
                 raise unknown(f"row of attack '{attack.name}' with doubled", row, attack.rows or read.plan.grid.method)
+            if precision_of(row) is not None:
+                raise ExpungeError(
+                    f"attack '{attack.name}' doubled on row '{row}': expected {ORIGINAL} or a method, as a precision is not "
+                    "attacked"
+                )
     at = [(attack, place, str(place)) for attack in read.attacks for place in _places(attack)]
     for claim in read.plan.claims:
         for attack, place, name in at:

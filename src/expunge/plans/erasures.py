@@ -81,9 +81,8 @@ class Models:
             return self._plan.true_cfg
         return presets.true_cfg(self.backbone) if self._read.pairing else 1.0
 
-    def evaluations(self, true_cfg: float = 1.0) -> int:
+    def evaluations(self, guidance: float, steps: int, true_cfg: float = 1.0) -> int:
         """Evaluations of an image: two a step where a pair of predictions is made."""
-        guidance, steps = self.sampling
         scale = true_cfg if self.backbone.supports("distilled") else guidance
         return (1 + (scale > 1)) * steps
 
@@ -117,7 +116,7 @@ class Models:
         """The job of images that the plan's model, as it is, makes by role: of a prompt for each."""
         guidance, steps = presets.generation(self.backbone)
         return WantedJob(
-            cost=Cost(forward=self.evaluations() * sum(map(len, wishes.values()))),
+            cost=Cost(forward=self.evaluations(guidance, steps) * sum(map(len, wishes.values()))),
             memory=self.memory(SAMPLING),
             version=wanted.VERSION,
             wishes=wishes,

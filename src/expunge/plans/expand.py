@@ -275,7 +275,7 @@ class _Expansion:
         training = None if again is None else {k: v for k, v in again.as_json().items() if k != "model"}
         return AnalyseJob(
             upstream=tuple(looked) if again is None else again.upstream,
-            cost=Cost(forward=self._models.evaluations() * images) + (again.cost if again else Cost()),
+            cost=Cost(forward=self._models.evaluations(guidance, steps) * images) + (again.cost if again else Cost()),
             memory=self._models.memory(TRAINING if again else SAMPLING),
             analysis=planned.name,
             version=planned.analysis.version,

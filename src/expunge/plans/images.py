@@ -39,7 +39,9 @@ class Images:
         edits = () if edit is None else edit.steps
         return GenerateJob(
             upstream=edits,
-            cost=Cost(forward=self._models.evaluations(self._models.true_cfg) * count * len(part.prompts)),
+            cost=Cost(
+                forward=self._models.evaluations(guidance, steps, self._models.true_cfg) * count * len(part.prompts)
+            ),
             memory=self._models.memory(SAMPLING),
             version=self._models.draws,
             prompts=[list(pair) for pair in part.prompts],
@@ -128,7 +130,7 @@ class Images:
             **self._models.named(self._plan.dtype, "" if edit is None else edit.model),
         )
         images = attack.asks([Concept(name=name) for name in targets], len(asked.prompts) * count)
-        cost = Cost(forward=self._models.evaluations(self._models.true_cfg) * images)
+        cost = Cost(forward=self._models.evaluations(plain.guidance, plain.steps, plain.true_cfg) * images)
         return replace(plain, queries_job=job.key, upstream=(*plain.upstream, job), cost=cost)
 
     def _pictures(self, attack: Attack[Any], targets: list[str], draws: int) -> WantedJob | None:

@@ -90,12 +90,15 @@ class OpenedPlan:
 
     @property
     def pairing(self) -> list[str]:
-        """Methods whose edits do nothing where no pair of predictions is made."""
+        """Methods of the grid, and of their controls, whose edits do nothing where no pair of predictions is made."""
         known = Catalog("erasers").literals("needs_pair")
         given = {name: [read_header(file)["fields"] for file in m.edits] for name, m in self.plan.method.items()}
         makers = {name: [str(one.get("eraser")) for one in fields] for name, fields in given.items()}
         makers |= {name: [self.plan.method[name].eraser or ""] for name in self.erasers}
-        return [name for name in self.plan.grid.method if any(known.get(maker) for maker in makers.get(name, ()))]
+        controls = [
+            c for name in self.plan.grid.method if name in makers for c in self.plan.method[name].controls or ()
+        ]
+        return [n for n in (*self.plan.grid.method, *controls) if any(known.get(maker) for maker in makers.get(n, ()))]
 
     def prompts(self) -> list[tuple[str, str]]:
         """The set's prompts in the plan's part, each with its concept."""

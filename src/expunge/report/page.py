@@ -1,12 +1,12 @@
 """The report: one HTML file that needs nothing else."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import compress
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from expunge.core.catalog import Catalog
 from expunge.core.errors import ExpungeError
@@ -77,12 +77,18 @@ def _facts(run: Run) -> dict[str, str]:
         "SHA-256 of its files": ", ".join(run.values("model_sha256")),
         "Judged by": ", ".join(sorted({str(r["provenance"]["settings"].get("judge", "")) for r in run.records} - {""})),
         "Images made in": ", ".join(run.values("dtype")),
-        "Sampling": f"{sampling[0]['steps']} steps, guidance {sampling[0]['guidance']:g}" if sampling else "",
+        "Sampling": _sampled(sampling[0]) if sampling else "",
         "Part": run.plan.get("part", ", ".join(s for s in run.values("split") if s in ("dev", "test"))),
         "Noise seeds a prompt": f"up to {max(seeds)}" if seeds else "",
         "Numbers": f"{len(run.records):,} records" if run.records else "",
     }
     return {name: str(value) for name, value in known.items() if value}
+
+
+def _sampled(how: Mapping[str, Any]) -> str:
+    """How images were sampled, in a few words."""
+    pair = f", true_cfg {how['true_cfg']:g}" if "true_cfg" in how else ""
+    return f"{how['steps']} steps, guidance {how['guidance']:g}{pair}"
 
 
 def _described(erasure: Erasure) -> dict[str, str]:

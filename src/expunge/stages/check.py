@@ -56,7 +56,7 @@ def check(
     name = judge or ("testbed" if backbone.kind == "testbed" else None)
     asked: Judge | None = None if name is None else Catalog("judges").open(name)
     knows = {word: asked if asked is not None and known(asked, word) else None for word in words}
-    pair = presets.true_cfg(backbone) if pairing([edit]) else 1.0
+    pair = pair_for(backbone, [*backbone.edits, edit])
     before = look(backbone, [], words, count, true_cfg=pair)
     after = look(backbone, [edit], words, count, true_cfg=pair)
     seen = [
@@ -108,6 +108,11 @@ def warn(check: Check) -> None:
     """Say what is wrong."""
     for line in check.problems:
         warnings.warn(line, ExpungeWarning, stacklevel=3)
+
+
+def pair_for(backbone: Backbone, edits: Sequence[Edit]) -> float:
+    """Scale of a distilled model's pair of predictions where one of some edits acts through it alone; 1, none, otherwise."""
+    return presets.true_cfg(backbone) if pairing(edits) else 1.0
 
 
 def look(

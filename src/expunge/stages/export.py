@@ -16,7 +16,7 @@ from expunge.backbones.pipeline import PipelineBackbone
 from expunge.backbones.unet import UNetBackbone
 from expunge.core.adapter import Adapter, LowRank
 from expunge.core.backbone import Backbone
-from expunge.core.bfl_lora import put_together
+from expunge.core.bfl_lora import KOHYA, put_together
 from expunge.core.edit import Edit, Weights, strengths
 from expunge.core.errors import ExpungeError
 from expunge.core.lora import Layout, written
@@ -172,18 +172,25 @@ def lora_to_folder(
 ) -> Path:
     """Write adapters without gates as one LoRA, with a model card; `load_lora_weights` of diffusers takes the folder.
 
-    The kohya layout is what A1111 and ComfyUI read.
+    The kohya layout is what A1111 and ComfyUI read; that of Black Forest Labs what they publish beside FLUX.
 
     Raises:
-        ExpungeError: if an edit is no adapter, has gates, or does not fit the model; for kohya's names of a family but sd and
-            sdxl.
+        ExpungeError: if an edit is no adapter, has gates, or does not fit the model; for names that its family does not have,
+            or a text encoder, which Black Forest Labs have no names for.
     """
     if layout == "kohya" and not isinstance(backbone, (UNetBackbone, Flux)):
         raise ExpungeError(
             f"the kohya layout of a {backbone.family} model: expected Stable Diffusion 1.x, 2.x or XL, or FLUX"
         )
+    if layout == "bfl" and not isinstance(backbone, Flux):
+        raise ExpungeError(f"the layout of Black Forest Labs of a {backbone.family} model: expected FLUX")
     each = strengths(strength, edits)
     layers = _joined(edits, each)
+    other = next((name for name in layers if layout == "bfl" and not name.startswith("transformer.")), None)
+    if other is not None:
+        raise ExpungeError(
+            f"'{other}' in the layout of Black Forest Labs, who name the transformer alone: expected another"
+        )
     with backbone.attached(edits, any_base=any_base):  # which checks that they fit
         pass
     loading = (
@@ -192,19 +199,22 @@ def lora_to_folder(
     )
     page = card(backbone, edits, loading, told, each, beside=True)
     with exported(out, overwrite, backbone, edits, page) as folder:
-        if layout == "kohya" and isinstance(backbone, Flux):
-            layers = _in_modules(backbone, layers)
-        flat = _kohya_names(backbone, layers) if layout == "kohya" else {}
+        if isinstance(backbone, Flux) and layout != "diffusers":
+            layers = _in_modules(backbone, layers, layout)
+        flat = _kohya_names(backbone, layers) if layout == "kohya" else {name: name for name in layers}
         save_file(written(layers, layout, flat), folder / LORA, metadata={"format": "pt"})
     return out
 
 
-def _in_modules(backbone: Flux, layers: Mapping[str, LowRank]) -> dict[str, LowRank]:
-    """FLUX's changes beside the modules of its files, as kohya trains them, and beside CLIP's layers; by kohya's names."""
+def _in_modules(backbone: Flux, layers: Mapping[str, LowRank], layout: Layout) -> dict[str, LowRank]:
+    """FLUX's changes beside the modules of its files, and beside CLIP's layers; by the layout's names."""
     modules = backbone.component("transformer")
     together = put_together(layers, lambda layer: modules.get_submodule(layer).weight.shape[0])
+    if layout == "bfl":
+        return together
     texts = {n: part for n, part in layers.items() if not n.startswith("transformer.")}
-    return {**together, **{kohya(n, several_towers=True): part for n, part in texts.items()}}
+    flat = {f"{KOHYA}{module.replace('.', '_')}": part for module, part in together.items()}
+    return {**flat, **{kohya(n, several_towers=True): part for n, part in texts.items()}}
 
 
 def _kohya_names(backbone: Backbone, layers: Iterable[str]) -> dict[str, str]:

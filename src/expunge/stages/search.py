@@ -137,6 +137,7 @@ def search(
     """
     if eraser.stronger(2.0) is None and eraser.stronger(0.5) is None:
         raise ExpungeError(f"{method} has no strength to search: expected a method that has")
+    eraser.check_targets(targets)
     begun, start = backbone.cost, time.perf_counter()
     looked = _Looked(backbone, [t.name for t in targets], retain, goal)
     tried: list[Tried] = []

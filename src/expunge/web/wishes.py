@@ -8,8 +8,9 @@ from typing import Any, final
 
 from expunge import testbed
 from expunge.core.catalog import Catalog
-from expunge.core.concept import Concept, check_targets, fill
+from expunge.core.concept import Concept, check_targets, fill, same_words
 from expunge.core.errors import ExpungeError, unknown
+from expunge.results.files import SUMMARY
 from expunge.settings import presets
 from expunge.store.atomic import new_file
 from expunge.store.toml import toml
@@ -71,6 +72,11 @@ def erasure(wish: Wish, served: Served) -> str:
     words = _words(wish, served)
     settings = forms.settings("erasers", wish.method, wish.words, served)
     known = Catalog("erasers").entry(wish.method).literals
+    for name in ("erase_from", *(n for n, kind in known.get("knows", {}).items() if kind == "anchor")):
+        if same_words(str(settings.get(name, "")), words[0]):
+            raise ExpungeError(
+                f"{wish.method}'s {name} is '{settings[name]}', which is itself erased: expected another"
+            )
     row: dict[str, Any] = {"eraser": wish.method, "retain": wish.told, "settings": settings}
     if known.get("has_key", False):
         row["controls"] = ["own"]
@@ -138,7 +144,7 @@ def attacked(name: str, attack: str, words: Mapping[str, str], served: Served, *
         attack: catalog name.
         words: settings as they were typed.
         served: where the run is.
-        instead: of the attack that was added last, since the run was refused with it.
+        instead: of the attack that was added last, unless it was measured: the run was refused with it.
 
     Raises:
         ExpungeError: if the run is not one of the page's, or for a setting that cannot be.
@@ -146,8 +152,16 @@ def attacked(name: str, attack: str, words: Mapping[str, str], served: Served, *
     settings = forms.settings("attacks", attack, words, served)
     plan = read_plan(name, served)
     before = plan.get("attacks", [])
-    others = [one for one in (before[:-1] if instead else before) if one.get("name") != attack]
+    if instead and before and not _measured(served.run(name), before[-1]["name"]):
+        before = before[:-1]
+    others = [one for one in before if one.get("name") != attack]
     write_plan(served.run(name), {**plan, "attacks": [*others, {"name": attack, **settings}]})
+
+
+def _measured(folder: Path, attack: str) -> bool:
+    """Whether a run has numbers under an attack."""
+    file = folder / SUMMARY
+    return file.is_file() and f'"attack: {attack}' in file.read_text(encoding="utf-8")
 
 
 # comparing ------------------------------------------------------------------------------------------------------------
