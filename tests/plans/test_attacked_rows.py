@@ -50,6 +50,11 @@ def test_an_attack_is_run_on_the_rows_that_it_names_and_doubled_on_some(tmp_path
             "on row 'original in float16': expected original or a method",
         ),
         (
+            {"doubled": ["original in float16"]},
+            {"grid__method": ["original", "original in float16", "uce"]},
+            "with doubled on row 'original in float16': expected original or a method",
+        ),
+        (
             {"rows": ["uce"], "doubled": ["original"]},
             {},
             "unknown row of attack 'random-tokens' with doubled 'original'",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,9 +101,11 @@ def page(browser, site):
 @pytest.fixture
 def phone(browser, finished):
     """The page on a phone, of runs that are finished."""
-    made = Site(finished.served.root.parent)
+    made, before = Site(finished.served.root.parent), set(finished.served.runs())
     yield from looked_at(browser, made, 390)
     made.kill()
+    for name in set(finished.served.runs()) - before:  # other tests look at the same runs
+        shutil.rmtree(finished.served.run(name))
 
 
 def looked_at(browser, site, width):

@@ -127,21 +127,15 @@ def _places(attack: PlannedAttack) -> list[Group]:
 def _check_attacked_rows(read: OpenedPlan) -> None:
     """Attacks name rows of the plan; claims, rows that are attacked, and one that resists with twice the budget, too."""
     for attack in read.attacks:
-        for row in attack.rows or ():
-            if row not in read.plan.grid.method:
-                raise unknown(f"row of attack '{attack.name}'", row, read.plan.grid.method)
-            if precision_of(row) is not None:
-                raise ExpungeError(
-                    f"attack '{attack.name}' on row '{row}': expected {ORIGINAL} or a method, as a precision is not attacked"
-                )
-        for row in attack.doubled or ():
-            if row not in (attack.rows or read.plan.grid.method):
-                raise unknown(f"row of attack '{attack.name}' with doubled", row, attack.rows or read.plan.grid.method)
-            if precision_of(row) is not None:
-                raise ExpungeError(
-                    f"attack '{attack.name}' doubled on row '{row}': expected {ORIGINAL} or a method, as a precision is not "
-                    "attacked"
-                )
+        rows, doubled = attack.rows or read.plan.grid.method, attack.doubled or ()
+        for what, named, known in (("", attack.rows or (), read.plan.grid.method), (" with doubled", doubled, rows)):
+            for row in named:
+                if row not in known:
+                    raise unknown(f"row of attack '{attack.name}'{what}", row, known)
+                if precision_of(row) is not None:
+                    raise ExpungeError(
+                        f"attack '{attack.name}'{what} on row '{row}': expected {ORIGINAL} or a method, and no precision"
+                    )
     at = [(attack, place, str(place)) for attack in read.attacks for place in _places(attack)]
     for claim in read.plan.claims:
         for attack, place, name in at:
