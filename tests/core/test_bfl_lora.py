@@ -8,6 +8,7 @@ from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_
 from safetensors.torch import load_file, save_file
 
 from expunge import backbones
+from expunge.cli import main
 from expunge.core import bfl_names
 from expunge.core.adapter import Adapter, LowRank
 from expunge.core.bfl_lora import put_together
@@ -16,8 +17,8 @@ from expunge.core.lora import factors, written
 from expunge.core.query import Query
 from expunge.maths.training import thin
 from expunge.stages import export
-from expunge.store import load_edit
-from tiny import tiny_flux_pipeline
+from expunge.store import load_edit, save_edit
+from tiny import tiny_flux_pipeline, tiny_pipeline
 
 WIDTH = 3072  # diffusers' reader knows the released one only
 ASKED = [Query(prompt="dog", seed=5, guidance=3.5, steps=2)]
@@ -137,6 +138,25 @@ def test_what_is_written_for_black_forest_labs_is_read_back(tmp_path):
         assert torch.allclose(backbone.generate(ASKED).latents, expected, atol=1e-4)
 
 
+def test_black_forest_labs_name_flux_s_transformer_alone(tmp_path, capsys):
+    tiny_flux_pipeline().save_pretrained(tmp_path / "flux")
+    tiny_pipeline().save_pretrained(tmp_path / "sd")
+    flux, sd = (backbones.load(str(tmp_path / name)) for name in ("flux", "sd"))
+    words = ["export", "--layout", "lora-bfl", "--quiet", "--edit", str(tmp_path / "edit.safetensors")]
+    save_edit(adapter(flux, flux.layers("double"), 3), tmp_path / "edit.safetensors")
+    assert main([*words, "--model", str(tmp_path / "flux"), "--out", str(tmp_path / "lora")]) == 0
+    assert all("_blocks." in name for name in load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors"))
+    text = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    clip = Adapter({f"{text}.down": torch.ones(2, 4), f"{text}.up": torch.ones(4, 2)}, scale=1.0)
+    for backbone, edit, said in (
+        (flux, clip, "who name the transformer alone"),
+        (sd, adapter(sd, sd.layers("attn"), 3), "expected FLUX"),
+    ):
+        with pytest.raises(ExpungeError, match=said):
+            export.lora_to_folder(backbone, [edit], tmp_path / "none", "bfl")
+    assert not (tmp_path / "none").exists()
+
+
 def test_at_the_released_size_it_is_what_diffusers_reads_of_their_own():
     """Every module of FLUX, each layer's change of rank 1: diffusers has a reader for the LoRAs that they publish."""
     with torch.device("meta"):
@@ -157,7 +177,7 @@ def test_at_the_released_size_it_is_what_diffusers_reads_of_their_own():
         up, down = (theirs[f"transformer.{layer}.lora_{half}.weight"] for half in "BA")
         if layer == "norm_out.linear":  # whose ranks their reader exchanges in one of the two: findings/last_layer_*.sh
             down = torch.cat([*down.chunk(2)][::-1])
-        assert torch.allclose((up @ down)[:64, :64], (part.up @ part.down)[:64, :64], atol=1e-5), layer
+        assert torch.allclose(up[:64] @ down[:, :64], part.up[:64] @ part.down[:, :64], atol=1e-5), layer
 
 
 def test_names_of_diffusers_with_underscores_are_read(tmp_path):

@@ -6,14 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from expunge import backbones
 from expunge.cli import main
+from expunge.core.concept import Concept
 from expunge.core.errors import ExpungeError
+from expunge.erasers.sld import SLD
 from expunge.executors import bench
 from expunge.jobs import EraseJob, FisherJob, GenerateJob, in_order
 from expunge.plans.check import checked
 from expunge.plans.expand import expanded
 from expunge.plans.read import read_plan, typed
-from plans_of import SET, bench_words, read_rows, tiny_plan, written
+from expunge.stages import erase
+from expunge.store import save_edit
+from plans_of import SET, bench_words, opened, read_rows, tiny_plan, written
 from tiny import tiny_flux_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
 
 ESD_U = {"group": "esd-u", "iterations": 1, "sampling": {"sampling_steps": 2}}
@@ -210,3 +215,18 @@ def test_a_method_that_acts_through_a_pair_changes_what_flux_draws(flux, tmp_pat
     erased = {r["metric"]: r for r in rows if r["provenance"]["method"] == "negative-prompt"}
     assert {r["provenance"]["sampling"]["true_cfg"] for r in erased.values()} == {4.0}
     assert all(r["value"] > 0 for r in erased.values()), erased
+    assert main(["report", str(tmp_path / "out"), "--store", str(tmp_path / "store"), "--quiet"]) == 0
+    assert "true_cfg 4" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_finished_edits_and_controls_that_act_through_a_pair_have_one(flux, tmp_path):
+    edit = erase.run(backbones.load(flux), "sld", SLD(), [Concept(name="church")], [])
+    save_edit(edit, tmp_path / "sld.safetensors")
+    given = {"sld": {"edits": [str(tmp_path / "sld.safetensors")]}}
+    plan = checked(read_plan(on_flux(tmp_path, flux, ["uce"], method=given, grid__method=["original", "sld"])))
+    assert plan.need_pairs == ["sld"]
+    assert {q.true_cfg for m in expanded(plan) for q in m.job.upstream[0].queries()} == {4.0}
+    inside = {"grid__method": ["kpop"], "method__sld": {"eraser": "sld"}, "method__kpop__controls": ["own", "sld"]}
+    assert opened(tiny_plan(tmp_path, **inside)).need_pairs == ["sld"]
+    with pytest.raises(ExpungeError, match="'sld' acts through a pair of predictions"):
+        expanded(opened(tiny_plan(tmp_path, **inside, guidance=1.0)))

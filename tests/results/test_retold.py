@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from expunge.cli import main
 from expunge.executors.submission import left_out
 from expunge.results import summary
 from expunge.results.finished import Wanted
 from expunge.results.retold import retold
-from plans_of import read_rows
+from plans_of import bench_words, read_rows, tiny_plan
 from results.finished import finished
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -122,3 +123,22 @@ def test_what_is_said_of_a_difference_is_told_again(message):
     (method, group), changes = FORGED[message]
     forged = [{**row, **changes} if (row["method"], row["group"]) == (method, group) else row for row in whole]
     assert retold(records, forged).problem.startswith(message)
+
+
+def test_a_difference_of_rows_that_splits_share_is_told_again(tmp_path):
+    """The others' images are the same on both splits for both rows: a difference has them once, and no other count holds."""
+    two = tmp_path / "two.csv"
+    two.write_text("prompt,sd_seed,label\na rose,7,rose\na bus,8,bus\n")
+    grid = {"method": ["original", "original in float16"], "split": ["a", "b"], "seed": [0]}
+    changes = {"grid": grid, "image_dtype": "float32", "others": {"set": str(two), "count": 1}}
+    plan = tiny_plan(tmp_path, **changes, compare=[["original in float16", "original"]])
+    assert main([*bench_words(plan), "--quiet"]) == 0
+    records, rows = (read_rows(tmp_path / "out" / f"{name}.jsonl") for name in ("records", "summary"))
+    (shared,) = [
+        r for r in rows if r["method"].endswith(" - original") and (r["group"], r["metric"]) == ("others", "psr@1")
+    ]
+    (own,) = [r for r in rows if (r["method"], r["group"], r["metric"]) == ("original", "others", "psr@1")]
+    assert shared["n"] < 2 * own["n"]
+    assert retold(records, rows).problem == ""
+    shared["n"] = 3 * own["n"]
+    assert "has n" in retold(records, rows).problem

@@ -16,6 +16,7 @@ from expunge.core.record import Interval
 from expunge.stages import check
 from expunge.stages.verdict import Check, Seen
 from expunge.testbed import WELL_DRAWN, vocabulary
+from tiny import tiny_flux_pipeline
 
 SCORES = Path(__file__).parents[2] / "benchmarks" / "testbed.json"
 
@@ -48,6 +49,14 @@ def test_a_good_edit_is_told_in_one_line_with_judge_and_number(testbed):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check.warn(found)
+
+
+def test_on_flux_an_edit_that_acts_through_a_pair_is_looked_at_with_one():
+    backbone = backbones.of(tiny_flux_pipeline())
+    edit = expunge.erase(backbone, "church", "negative-prompt")
+    assert check.check(backbone, edit, ["church"], ["castle"], images=2).targets[0].moved > 0
+    assert check.pair_for(backbone, [edit]) == 4.0
+    assert check.pair_for(backbone, []) == 1.0
 
 
 def test_an_edit_that_does_nothing_is_told(testbed):

@@ -118,7 +118,11 @@ class ConceptSet:
 
 def same_words(one: str, other: str) -> bool:
     """Whether two texts are the same but for spaces and capitals."""
-    return one.lower().split() == other.lower().split()
+    return _plain(one) == _plain(other)
+
+
+def _plain(words: str) -> str:
+    return " ".join(words.lower().split())
 
 
 def check_targets(targets: list[Concept], retain: list[str]) -> None:
@@ -129,8 +133,8 @@ def check_targets(targets: list[Concept], retain: list[str]) -> None:
     """
     if not targets:
         raise ExpungeError("no target given: expected at least one concept to remove")
-    names = [" ".join(t.name.lower().split()) for t in targets]
-    kept = {" ".join(r.lower().split()) for r in retain}
+    names = [_plain(t.name) for t in targets]
+    kept = {_plain(r) for r in retain}
     for name in names:
         if name in kept:
             raise ExpungeError(f"'{name}' is both a target and a retained word: expected it in one of the two lists")

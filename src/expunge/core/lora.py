@@ -228,7 +228,7 @@ def written(layers: Mapping[str, LowRank], layout: Layout, flat: Mapping[str, st
     Args:
         layers: the changes, by layer.
         layout: diffusers' names, kohya's, or those of Black Forest Labs.
-        flat: the layers' names in a layout that is not diffusers'.
+        flat: names of layers that are others there.
     """
     tensors: dict[str, Tensor] = {}
     rank = max((len(part.down) for part in layers.values()), default=0)
@@ -236,12 +236,13 @@ def written(layers: Mapping[str, LowRank], layout: Layout, flat: Mapping[str, st
         more = rank - len(part.down)
         down = torch.cat([part.down, part.down.new_zeros((more, *part.down.shape[1:]))])
         up = torch.cat([part.up, part.up.new_zeros((part.up.shape[0], more, *part.up.shape[2:]))], 1)
-        if layout != "kohya":
-            front, _, rest = name.partition(".")
-            own = f"{front}.{levelled(rest) if front.startswith('text_') else rest}"
-            whole = own if layout == "diffusers" else flat[name]
-            tensors[f"{whole}.lora_A.weight"], tensors[f"{whole}.lora_B.weight"] = down, up
+        whole = flat.get(name, name)
+        if layout == "kohya":
+            tensors[f"{whole}.lora_down.weight"], tensors[f"{whole}.lora_up.weight"] = down, up
+            tensors[f"{whole}.alpha"] = torch.tensor(float(rank))  # so that alpha / r is 1
             continue
-        tensors[f"{flat[name]}.lora_down.weight"], tensors[f"{flat[name]}.lora_up.weight"] = down, up
-        tensors[f"{flat[name]}.alpha"] = torch.tensor(float(rank))  # so that alpha / r is 1
+        front, _, rest = whole.partition(".")
+        if front.startswith("text_"):
+            whole = f"{front}.{levelled(rest)}"
+        tensors[f"{whole}.lora_A.weight"], tensors[f"{whole}.lora_B.weight"] = down, up
     return tensors

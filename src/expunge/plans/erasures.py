@@ -79,7 +79,7 @@ class Models:
         """Scale of a distilled model's pairs of predictions in the plan's images; 1 where none is made."""
         if self._plan.true_cfg is not None:
             return self._plan.true_cfg
-        return presets.true_cfg(self.backbone) if self._read.pairing else 1.0
+        return presets.true_cfg(self.backbone) if self._read.need_pairs else 1.0
 
     def evaluations(self, guidance: float, steps: int, true_cfg: float = 1.0) -> int:
         """Evaluations of an image: two a step where a pair of predictions is made."""

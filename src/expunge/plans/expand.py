@@ -98,7 +98,7 @@ def _check_paired(read: OpenedPlan, models: Models) -> None:
             f"plan's true_cfg {given:g} for a {read.kind} model, which makes pairs anyway: expected guidance"
         )
     name, scale = ("true_cfg", models.true_cfg) if distilled else ("guidance", models.sampling[0])
-    for row in read.pairing:
+    for row in read.need_pairs:
         if scale <= 1:
             raise ExpungeError(
                 f"method '{row}' acts through a pair of predictions, and none is made at {name} {scale:g}: expected more than 1"

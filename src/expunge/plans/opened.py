@@ -89,16 +89,18 @@ class OpenedPlan:
         return self.set.part(self.plan.part)
 
     @property
-    def pairing(self) -> list[str]:
+    def need_pairs(self) -> list[str]:
         """Methods of the grid, and of their controls, whose edits do nothing where no pair of predictions is made."""
-        known = Catalog("erasers").literals("needs_pair")
-        given = {name: [read_header(file)["fields"] for file in m.edits] for name, m in self.plan.method.items()}
-        makers = {name: [str(one.get("eraser")) for one in fields] for name, fields in given.items()}
-        makers |= {name: [self.plan.method[name].eraser or ""] for name in self.erasers}
-        controls = [
-            c for name in self.plan.grid.method if name in makers for c in self.plan.method[name].controls or ()
-        ]
-        return [n for n in (*self.plan.grid.method, *controls) if any(known.get(maker) for maker in makers.get(n, ()))]
+        methods, known = self.plan.method, Catalog("erasers").literals("needs_pair")
+        rows = [name for name in self.plan.grid.method if name in methods]
+        rows += [control for name in rows for control in methods[name].controls or () if control in methods]
+
+        def needs(name: str) -> bool:
+            if name in self.erasers:
+                return self.erasers[name].needs_pair
+            return any(known.get(str(read_header(file)["fields"].get("eraser"))) for file in methods[name].edits)
+
+        return [name for name in rows if needs(name)]
 
     def prompts(self) -> list[tuple[str, str]]:
         """The set's prompts in the plan's part, each with its concept."""

@@ -201,7 +201,7 @@ def lora_to_folder(
     with exported(out, overwrite, backbone, edits, page) as folder:
         if isinstance(backbone, Flux) and layout != "diffusers":
             layers = _in_modules(backbone, layers, layout)
-        flat = _kohya_names(backbone, layers) if layout == "kohya" else {name: name for name in layers}
+        flat = _kohya_names(backbone, layers) if layout == "kohya" else {}
         save_file(written(layers, layout, flat), folder / LORA, metadata={"format": "pt"})
     return out
 
@@ -220,7 +220,7 @@ def _in_modules(backbone: Flux, layers: Mapping[str, LowRank], layout: Layout) -
 def _kohya_names(backbone: Backbone, layers: Iterable[str]) -> dict[str, str]:
     """Kohya's names of layers: diffusers' with underscores, but the LDM layout's for the UNet of SDXL, as kohya trains it."""
     if backbone.family == "flux":
-        return {layer: layer for layer in layers}  # which have them
+        return {}  # its layers have them
     if backbone.family != "sdxl":
         return {layer: kohya(layer, several_towers=False) for layer in layers}
     ours = [name.removeprefix("unet.") for name in backbone.group("full")]

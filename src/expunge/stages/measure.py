@@ -172,8 +172,8 @@ def told_by(settings: Mapping[str, Any]) -> dict[str, str]:
 
     A ``clip`` that is a number is no CLIP: it is the bound of a gradient's norm.
     """
-    set_ = {name: settings.get(name) for name in ("oracle", "judge", "clip")}
-    named = {name: value for name, value in set_.items() if value and isinstance(value, str)}
+    named = {name: settings[name] for name in ("oracle", "judge", "clip") if settings.get(name)}
+    named = {name: value for name, value in named.items() if isinstance(value, str)}
     judges = Catalog("judges")
     said = {n: clip.identity(v) if n == "clip" else judges.open(v).identity() for n, v in named.items()}
     return {name: identity for name, identity in said.items() if identity}
