@@ -2,7 +2,7 @@
 
     python benchmarks/bench_memory.py benchmarks/kpop-table5.toml [more plans] [--workers 2] [-- more words for the bench]
 
-It runs each plan as `expunge bench PLAN --workers N` and reads Linux's counts once a second: what the processes have of the
+It runs each plan as `expunge bench PLAN --workers N` and reads Linux's counts every two seconds: what the processes have of the
 memory for themselves, and their parts of what they share (the proportional set size). Peaks between two looks are not seen. The
 most of each plan goes to `bench_memory.json`, beside how many looks there were; a run that took less than one before it, as
 one does that finds its results in the store, changes nothing there.
@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 
 RESULT = Path(__file__).with_suffix(".json")
+EVERY = 2.0
+"""Seconds from one look to the next."""
 KIB = 1024
 GOAL = 3e9
 """Bytes, with two workers."""
@@ -58,7 +60,7 @@ def measured(plan: Path, workers: int, words: list[str]) -> dict[str, int]:
     while bench.poll() is None:
         shares = [share(process) for process in tree(bench.pid)]
         most, largest, looks = max(most, sum(shares)), max(largest, *shares), looks + 1
-        time.sleep(1)
+        time.sleep(EVERY)
     if bench.returncode:
         raise SystemExit(bench.returncode)
     return {"workers": workers, "peak_bytes": most, "largest_process_bytes": largest, "looks": looks}
@@ -79,7 +81,9 @@ def main() -> None:
         if result["peak_bytes"] > known.get(plan.stem, {"peak_bytes": 0})["peak_bytes"]:
             known[plan.stem] = result
             RESULT.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")
-        print(f"{plan.stem}: {result['peak_bytes'] / 1e9:.2f} GB with {asked.workers} workers; the goal is {GOAL / 1e9:g}")
+        print(
+            f"{plan.stem}: {result['peak_bytes'] / 1e9:.2f} GB with {asked.workers} workers; the goal is {GOAL / 1e9:g}"
+        )
 
 
 if __name__ == "__main__":

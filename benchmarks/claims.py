@@ -1,10 +1,15 @@
-"""The papers' claims that plans judge, and what was measured: `python benchmarks/claims.py` writes them into docs/results."""
+"""The papers' claims that plans judge, and what was measured: `python benchmarks/claims.py` writes them into docs/results.
+
+`claims.md` there has each claim; `README.md` counts them by table and figure, and spells out those that fail.
+"""
 
 import json
+import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from expunge.report.standings import PAPERS as PLACES
@@ -12,8 +17,10 @@ from expunge.report.standings import VERDICTS
 from expunge.testbed import version_of
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "results" / "README.md"
+RESULTS = HERE.parent / "docs" / "results"
 FIRST, LAST = "<!-- claims: written by benchmarks/claims.py -->", "<!-- end of claims -->"
+WIDTH = 120
+"""Characters of a line of text."""
 PAPERS = {"KPOP": "kpop-", "DUO": "duo-"}
 
 
@@ -77,13 +84,49 @@ def table(paper: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def written(page: str) -> str:
-    """The page with its claims as they are committed now."""
+def place(source: str) -> str:
+    """The table, figure or section of a source: `Fig. 4b` is of `Fig. 4`."""
+    return re.sub(r"(?<=\d)[a-z]$", "", source.split(",")[0])
+
+
+def overview(paper: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A paper's claims, counted by table and figure, and the ones that fail."""
+    by_place: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_place.setdefault(place(row["source"]), []).append(row)
+    lines = [f"| {paper} | {' | '.join(VERDICTS)} | plan | testbed | seeds |", "|---|" + "---|" * (len(VERDICTS) + 3)]
+    for name, there in sorted(by_place.items()):
+        count = Counter(row["claim_verdict"] for row in there)
+        plans = ", ".join(f"`{plan}`" for plan in sorted({row["plan"] for row in there}))
+        testbeds, seeds = ({str(row.get(key) or "–") for row in there} for key in ("testbed", "training_seeds"))
+        told = [str(count[verdict] or "") for verdict in VERDICTS]
+        told += [plans, *(", ".join(sorted(found - {"–"}) or ["–"]) for found in (testbeds, seeds))]
+        lines.append(f"| {name} | {' | '.join(told)} |")
+    fails = {
+        name: [failure(row) for row in there if row["claim_verdict"] == "fails"] for name, there in by_place.items()
+    }
+    told = [f"{name} fails: {'; '.join(all_of)}." for name, all_of in sorted(fails.items()) if all_of]
+    return [*lines, "", *(text for paragraph in told for text in [*wrap(paragraph, WIDTH), ""])]
+
+
+def failure(row: Mapping[str, Any]) -> str:
+    """A claim that fails, with what was measured."""
+    seeds = f"testbed-{row['testbed']}, n {row['n']}, {row['training_seeds']} training seeds"
+    return f"{row['claim']} ({row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}], {seeds})"
+
+
+def put(page: str, tell: Callable[[str, Sequence[Mapping[str, Any]]], list[str]]) -> str:
+    """A page with its claims, told by ``tell``, as they are committed now."""
     before, rest = page.split(FIRST)
     _, after = rest.split(LAST)
-    told = [text for paper, prefix in PAPERS.items() for text in table(paper, list(claims(prefix)))]
+    told = [text for paper, prefix in PAPERS.items() for text in tell(paper, list(claims(prefix)))]
     return "\n".join([before + FIRST, "", *told]) + LAST + after
 
 
+PAGES = {RESULTS / "README.md": overview, RESULTS / "claims.md": table}
+"""The pages that have claims, and how each tells them."""
+
+
 if __name__ == "__main__":
-    PAGE.write_text(written(PAGE.read_text()))
+    for page, tell in PAGES.items():
+        page.write_text(put(page.read_text(), tell))

@@ -24,7 +24,7 @@ from expunge.executors.cluster import Cluster
 from expunge.executors.connection import SILENT, connected
 from expunge.executors.machines import MAKING
 from expunge.executors.serial import Serial
-from expunge.jobs import Job, Workspace, in_order
+from expunge.jobs import Job, MeasureJob, Workspace, in_order
 from expunge.jobs.depots import CLAIMS, Depot, ObjectStore, SharedFolder
 from plans_of import bench_words, read_rows, tiny_plan, without_times
 from s3 import Server, serving
@@ -136,10 +136,9 @@ def in_the_middle(machines: Machines, do: Callable[[int], bool]) -> threading.Th
     def look() -> None:
         end = time.monotonic() + 200
         while time.monotonic() < end:
-            for pid in machines.busy():
-                with contextlib.suppress(Exception):  # it may have ended
-                    if do(pid):
-                        return
+            with contextlib.suppress(Exception):  # it may have ended
+                if any(do(pid) for pid in machines.busy()):
+                    return
             time.sleep(0.005)
 
     thread = threading.Thread(target=look, daemon=True)
@@ -227,6 +226,59 @@ def test_a_machine_that_is_killed_in_the_middle_loses_no_job(
     killing.join(30)
     assert machines.second is None, "it was killed while it worked"
     assert_alike(jobs, serially(jobs, tmp_path), at)
+
+
+@contextlib.contextmanager
+def a_third(machines: Machines, **has: int) -> Iterator[int]:
+    """A machine that comes, and goes afterwards; the process number of its raylet."""
+    here = machines.raylets.head_node.node_ip_address
+    node = patiently(lambda: machines.raylets.add_node(**ONE_CORE, node_ip_address=here, **has))
+    try:
+        machines.raylets.wait_for_nodes()
+        yield node.all_processes["raylet"][0].process.pid
+    finally:
+        machines.raylets.remove_node(node)
+
+
+def test_a_machine_that_comes_while_a_plan_runs_is_used(machines: Machines, folder: Path, tmp_path: Path):
+    import psutil
+
+    at = Workspace(store=tmp_path / "store")
+    first = in_order([images(folder, seed, count=10) for seed in range(2)])
+    jobs = in_order([images(folder, seed, count=10) for seed in range(60)])
+    cluster, log, came = machines.cluster(SharedFolder(at.store)), Log(), []
+    cluster.run(first, at, log)
+    assert log.most == cluster.at_once == 2
+
+    def works_there(pid: int) -> bool:
+        return bool(came) and came[0] in [parent.pid for parent in psutil.Process(pid).parents()]
+
+    running = threading.Thread(target=cluster.run, args=(jobs, at, log))
+    running.start()
+    with a_third(machines) as raylet:
+        came.append(raylet)
+        seen = in_the_middle(machines, works_there)
+        running.join(300)
+        seen.join(5)
+        assert not seen.is_alive(), "it has worked"
+    assert log.most == 3
+    assert_alike(first, serially(first, tmp_path), at)
+
+
+def test_only_jobs_that_open_a_model_wait_for_a_gpu(machines: Machines, folder: Path, tmp_path: Path):
+    """A machine may call a GPU its own that it has not: what opens no model never looks for one."""
+    made = images(folder, 1)
+    at = serially([made], tmp_path)
+    shape = {"metric": "esr-psr", "version": 1, "settings": {"judge": "testbed"}, "images": made.key, "retain": []}
+    jobs = [MeasureJob(**shape, targets=["church"], judge=str(number)) for number in range(6)]
+    with a_third(machines, num_gpus=1):
+        cluster, log = machines.cluster(SharedFolder(at.store), device="cuda"), Log()
+        assert cluster.at_once == 1
+        cluster.run(jobs, at, log)
+        assert log.most == 3, "as many as there are cores"
+        assert {job.result(at)["computed_with"]["device"] for job in jobs} == {"cpu"}
+        with pytest.raises((ExpungeError, RuntimeError), match=r"(?i)cuda"):
+            cluster.run([images(folder, 2)], at, Log())
 
 
 def test_two_runs_share_the_work_and_nothing_is_done_twice(

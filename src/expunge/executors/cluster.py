@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from expunge.core.errors import ExpungeError, ExpungeWarning, reason
 from expunge.executors import machines
@@ -31,6 +31,18 @@ LOOK = 5.0
 """Seconds until the cluster is asked again what it has."""
 GOODBYE = 20.0
 """Seconds that jobs have to end in when the run is given up."""
+
+
+class _Has(NamedTuple):
+    """What the machines have that are there."""
+
+    asked: float = -LOOK
+    """When, by a clock that only goes forward."""
+    jobs: int = 0
+    """For how many processes there are cores."""
+    gpus: int = 0
+    largest: float = 0.0
+    """Bytes of the machine with the most memory."""
 
 
 @final
@@ -60,7 +72,7 @@ class Cluster:
     """The package, connected."""
     depot: Depot
     count: int | None = None
-    """Jobs at a time, at most; None for as many as the cluster has cores, or GPUs."""
+    """Jobs at a time, at most; None for as many as the cluster has cores for."""
     device: str = "cpu"
     threads: int = 1
     """Of each process."""
@@ -68,8 +80,7 @@ class Cluster:
     """How often a job is given out again after what did it was lost."""
     lease: float = SECONDS
     """Seconds after which other runs may take over what this one claimed, when it is not heard of."""
-    _has: tuple[float, int, float] = field(default=(-LOOK, 0, 0.0), repr=False)
-    """When it was asked, jobs at a time, and bytes of the largest machine."""
+    _has: _Has = field(default_factory=_Has, repr=False)
 
     @property
     def at_once(self) -> int:
@@ -77,8 +88,9 @@ class Cluster:
         return max(1, self.jobs_at_once())
 
     def jobs_at_once(self) -> int:
-        """As many as the machines that are there now can do."""
-        return self._looked()[1]
+        """As many that open a model as the machines that are there now can do."""
+        has = self._looked()
+        return has.jobs if self.device == "cpu" else min(has.jobs, has.gpus)
 
     def run(self, jobs: Sequence[Job], at: Workspace, watcher: Watcher) -> None:
         """Do ``jobs``; see `Executor`.
@@ -98,8 +110,10 @@ class Cluster:
         """When to look again at jobs that other runs have claimed."""
         while queue.left:
             for job in queue.ready():
-                if len(running) >= self.at_once:
+                if len(running) >= max(1, self._looked().jobs):
                     break
+                if self._on_gpu(job) and sum(self._on_gpu(given.job) for given in running.values()) >= self.at_once:
+                    continue
                 if elsewhere.get(job.key, 0.0) > time.monotonic():
                     continue
                 guard = self._claimed(job, at, leases)
@@ -137,11 +151,17 @@ class Cluster:
                 return guard.pop_all()
         return None
 
+    def _on_gpu(self, job: Job) -> bool:
+        """Whether a job needs a GPU: one that opens no model does not, where the others have one."""
+        return self.device != "cpu" and job.opens_model
+
     def _submit(self, given: _Try) -> Any:
         """Give a job to the cluster; returns what stands for its answer."""
         job = given.job
-        memory = min(PROCESS_BYTES + job.memory, 0.95 * self._looked()[2])  # what is larger has a machine for itself
-        gpus = {} if self.device == "cpu" else {"num_gpus": 1}
+        memory = min(
+            PROCESS_BYTES + job.memory, 0.95 * self._looked().largest
+        )  # what is larger has a machine for itself
+        gpus = {"num_gpus": 1} if self._on_gpu(job) else {}
         task = self.ray.remote(machines.done).options(
             name=f"{job.room} {job.key[:8]}", num_cpus=self.threads, memory=int(memory), max_retries=0, **gpus
         )
@@ -219,12 +239,12 @@ class Cluster:
             self.depot.discard(given.name, given.attempt)
             given.guard.close()
 
-    def _looked(self) -> tuple[float, int, float]:
+    def _looked(self) -> _Has:
         """What the cluster has; machines may come and go."""
-        if time.monotonic() - self._has[0] >= LOOK:
+        if time.monotonic() - self._has.asked >= LOOK:
             there = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-            many = sum(has.get("CPU" if self.device == "cpu" else "GPU", 0) for has in there)
-            jobs = int(many) // self.threads if self.device == "cpu" else int(many)
+            cores, gpus = (int(sum(has.get(what, 0) for has in there)) for what in ("CPU", "GPU"))
+            jobs = cores // self.threads
             limit = jobs if self.count is None else min(jobs, self.count)
-            self._has = (time.monotonic(), limit, max((has.get("memory", 0.0) for has in there), default=0.0))
+            self._has = _Has(time.monotonic(), limit, gpus, max((has.get("memory", 0.0) for has in there), default=0.0))
         return self._has

@@ -41,6 +41,8 @@ class Job(ABC):
     """What its folder in the store begins with."""
     goes_on: ClassVar[bool] = False
     """Whether it goes on with what a killed run of it has left in its unfinished folder."""
+    opens_model: ClassVar[bool] = False
+    """Whether it opens a model, on the device of its workspace."""
 
     upstream: tuple["Job", ...] = field(default=(), repr=False, compare=False, metadata=APART)
     """Jobs whose files it reads."""
@@ -132,7 +134,11 @@ class Job(ABC):
             gave = self.run(at, out)
             seconds = round(time.perf_counter() - start, 3)
             said = {"format": FORMAT, "job": self.as_json(), "seconds": seconds, **gave}
-            result = {**said, "computed_with": computed_with(at.device), BESIDE: kept.beside(out)}
+            result = {
+                **said,
+                "computed_with": computed_with(at.device if self.opens_model else "cpu"),
+                BESIDE: kept.beside(out),
+            }
             write_json(out / RESULT, result, overwrite=self.goes_on)  # a kill may have left one that was not taken
         return result
 

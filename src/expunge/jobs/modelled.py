@@ -13,6 +13,8 @@ from expunge.jobs.workspace import Workspace
 class ModelJob(Job):
     """A job that opens a model."""
 
+    opens_model = True
+
     model: str
     """As `load` takes it."""
     model_sha256: str

@@ -1,12 +1,13 @@
 """An audit as a plan: a finished edit beside the original, what is measured of both, and the attacks that fit a time."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, final, get_args
+from typing import Any, NamedTuple, TypeAlias, final, get_args
 
 from expunge import backbones
+from expunge.core.attack import Attack
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept, check_targets, fill
@@ -135,41 +136,87 @@ def planned(asked: Asked, backbone: Backbone, edits: Sequence[Edit], set_file: P
     pair = check.pair_for(backbone, edits)  # which the plan makes, too
     asks = [replace(q, true_cfg=pair) for q in queries(wanted, min(QUERIES, count), SEED, guidance, steps)]
     audit = Audit(plan=_tables(asked, count, set_file), set=_set(asked, kept, backbone))
-    waiting = [*names, *names]  # what does not fit its share may fit what the others leave
-    for place, name in enumerate(waiting):
-        if name in audit.tiers:
-            continue
+    waiting: list[_Ready] = []
+    for name in names:
         try:
-            tier, entry = _fitted(name, asked, model, asks, left / max(1, len(names) - place))
+            waiting.append(_ready(name, asked, model))
         except ExpungeError as error:
             audit.left_out[name] = str(error)
-            continue
-        audit.left_out.pop(name, None)
-        audit.tiers[name] = tier.as_json()
-        audit.plan["attacks"].append(entry)
-        left -= ROWS * (tier.seconds + image * len(tier.queries))
+    _share_out(audit, waiting, left, lambda ready, share: _fitted(ready, asked, model, asks, share))
     if not audit.plan["attacks"]:
         del audit.plan["attacks"]
     return audit
 
 
-def _fitted(name: str, asked: Asked, model: _Model, asks: Sequence[Query], share: float) -> tuple[Tier, dict[str, Any]]:
-    """What of an attack fits a share of the time, and its table in the plan."""
+class _Ready(NamedTuple):
+    """An attack that could be made, if there is time for it."""
+
+    name: str
+    settings: dict[str, Any]
+    """Those that it must be told here."""
+    attack: Attack
+
+
+_Fit: TypeAlias = tuple[Tier, dict[str, Any], float]
+"""What of an attack fits, its table in the plan, and the seconds that it takes of the audit."""
+
+
+def _share_out(audit: Audit, waiting: Sequence[_Ready], left: float, fitted: Callable[[_Ready, float], _Fit]) -> None:
+    """Put the attacks that fit into the plan; ``left`` are the seconds for all of them.
+
+    At first the share of one that does not fit stays its own. In the end it may have what the others have left.
+    """
+    for last in (False, True):
+        there = len(waiting)
+        unfit: list[_Ready] = []
+        for place, ready in enumerate(waiting):
+            sharing = there - place + (0 if last else len(unfit))
+            try:
+                tier, entry, seconds = fitted(ready, left / sharing)
+            except ExpungeError as error:
+                audit.left_out[ready.name] = str(error)
+                unfit.append(ready)
+                continue
+            audit.left_out.pop(ready.name, None)
+            audit.tiers[ready.name] = tier.as_json()
+            audit.plan["attacks"].append(entry)
+            left -= seconds
+        waiting = unfit
+
+
+def _ready(name: str, asked: Asked, model: _Model) -> _Ready:
+    """An attack with what it must be told.
+
+    Raises:
+        ExpungeError: if its attacker holds too much, it lacks a judge to ask, or it does not fit the model.
+    """
     settings = _own_settings(name, asked, model.backbone.kind)
     built = stage.build(name, settings, model.backbone.kind)
     kinds = get_args(Access)  # the most first
     if kinds.index(built.access) < kinds.index(asked.access):
         raise ExpungeError(f"its attacker holds more than was asked: {built.access}")
     built.fits(model.edits)
+    return _Ready(name, settings, built)
+
+
+def _fitted(ready: _Ready, asked: Asked, model: _Model, asks: Sequence[Query], share: float) -> _Fit:
+    """What of an attack fits a share of the time.
+
+    Raises:
+        ExpungeError: if that is too little for any of it.
+    """
+    built = ready.attack
     rate = model.rate(getattr(built, "batch", presets.batch(model.backbone)))
     targets = [Concept(name=target) for target in asked.targets]
-    seconds = share / ROWS - model.image_seconds(asks[0].steps) * len(asks)
+    image = model.image_seconds(asks[0].steps)
+    seconds = share / ROWS - image * len(asks)
     if seconds <= 0:
         raise ExpungeError(f"its share of the time, {share:.0f} s, does not make {len(asks)} images of two models")
-    tier = tiers.fitted(name, built, targets, asks, seconds, rate)
+    tier = tiers.fitted(ready.name, built, targets, asks, seconds, rate)
     chosen = {built.spends: getattr(tier.attack, built.spends)} if built.spends in tier.given_up else {}
     count = max(1, len(tier.queries) // len(targets))
-    return tier, {"name": name, "count": count, **settings, **chosen}
+    entry = {"name": ready.name, "count": count, **ready.settings, **chosen}
+    return tier, entry, ROWS * (tier.seconds + image * len(tier.queries))
 
 
 def _own_settings(name: str, asked: Asked, kind: str) -> dict[str, Any]:
