@@ -12,7 +12,7 @@ from expunge.core.concept import Concept
 from expunge.core.errors import ExpungeError
 from expunge.erasers.sld import SLD
 from expunge.executors import bench
-from expunge.jobs import EraseJob, FisherJob, GenerateJob, in_order
+from expunge.jobs import AttackJob, EraseJob, FisherJob, GenerateJob, MeasureJob, WantedJob, Workspace, in_order
 from expunge.plans.check import checked
 from expunge.plans.expand import expanded
 from expunge.plans.read import read_plan, typed
@@ -175,9 +175,17 @@ def on_flux(folder, flux, methods, **changes):
     """A plan on FLUX whose judge never saw an image."""
     photos = str(written(folder / "photos.toml", json.loads(json.dumps(SET).replace("dog", "tench"))))
     metrics = [{"name": "esr-psr", "judge": "imagenet:weights=random"}]
-    rows = {name: {"eraser": name, "preset": False} for name in methods}
+    rows = {f"method__{name}": {"eraser": name, "preset": False} for name in methods}
     grid = {"method": ["original", *methods], "split": ["a"], "seed": [0]}
-    made = {"model": flux, "set": photos, "metrics": metrics, "method": rows, "grid": grid, "image_dtype": "float32"}
+    made = {
+        "model": flux,
+        "set": photos,
+        "metrics": metrics,
+        "method": {},
+        **rows,
+        "grid": grid,
+        "image_dtype": "float32",
+    }
     return tiny_plan(folder, **{**made, **changes})
 
 
@@ -189,6 +197,26 @@ def test_flux_makes_pairs_for_all_rows_where_a_method_acts_through_them(flux, tm
         assert {query.true_cfg for job in drawn for query in job.queries()} == {scale}
         assert {job.cost.forward for job in drawn} == {2 * (1 + (scale > 1)) * 3}, "three prompts of two steps"
         assert {"true_cfg" in job.as_json() for job in drawn} == {scale != 1}
+
+
+@pytest.mark.parametrize("true_cfg", [None, 3.0])
+def test_what_flux_takes_is_foreseen_with_a_pair_and_without(flux, tmp_path, true_cfg):
+    """For an attack's images, and for those that a method learns from, which are made as the model ships."""
+    few = {"eraser": "ca", "preset": False, "settings": {"anchor": "a thing", "anchor_images": 2, "iterations": 1}}
+    given = {"attacks": [{"name": "continuation", "share": 0.5, "count": 1}], "method__ca": few}
+    given |= {} if true_cfg is None else {"true_cfg": true_cfg}
+    jobs = in_order(m.job for m in expanded(checked(read_plan(on_flux(tmp_path, flux, ["uce", "ca"], **given)))))
+    at = Workspace(store=tmp_path / "store")
+    costly = [job for job in jobs if isinstance(job, AttackJob | GenerateJob | WantedJob)]
+    assert {type(job) for job in costly} == {AttackJob, GenerateJob, WantedJob}
+    costly = [
+        job for job in costly if getattr(job, "queries_job", None) is None
+    ]  # continued ones have steps behind them
+    for job in jobs:
+        if not isinstance(job, MeasureJob):
+            job.finish(at)
+    took = [(job.room, job.describe(), job.result(at)["cost"]["forward"]) for job in costly]
+    assert [(job.room, job.describe(), job.cost.forward) for job in costly] == took
 
 
 def test_a_method_that_would_do_nothing_is_refused(flux, tmp_path):

@@ -73,6 +73,7 @@ class Attack:
 def attack(argv: list[str]) -> None:
     """``expunge attack METHOD …``."""
     name, options, given = called("attacks", Attack, argv, "attack")
+    from expunge.core.query import predictions
     from expunge.settings import presets
     from expunge.stages import attack as stage
     from expunge.stages import tiers
@@ -102,7 +103,9 @@ def attack(argv: list[str]) -> None:
         options.reporting.announce(f"--budget {options.budget}: {tier.line()}{_again(tier)}")
     note = f" (preset for {kind}: {settings_line(use)})" if use else ""
     options.reporting.announce(f"attacking with {name}{note}: {settings.asks(targets, len(asked))} queries")
-    foreseen = settings.foreseen(len(targets), len(asked), asked[0].steps if asked else 0)
+    steps = asked[0].steps if asked else 0
+    pair = max((predictions(backbone.supports("distilled"), q.guidance, q.true_cfg) for q in asked), default=1)
+    foreseen = settings.foreseen(len(targets), len(asked), steps, pair)
     work = evaluations(backbone, foreseen, needs, folders)
     with reserved(options.out, options.overwrite):
         with options.reporting.progress(f"attacking with {name}", *work):

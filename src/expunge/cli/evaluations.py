@@ -27,7 +27,7 @@ def evaluations(
     """Evaluations from now on, of those ``foreseen`` and of the images that are not ``given`` and will be made."""
     from expunge.settings import presets
 
-    before, (_, steps) = backbone.cost.equivalents, presets.generation(backbone)
-    images = sum(2 * steps * len(wanted) for role, wanted in (needs or {}).items() if role not in (given or {}))
+    before, image = backbone.cost.equivalents, presets.image_evaluations(backbone)
+    images = sum(image * len(wanted) for role, wanted in (needs or {}).items() if role not in (given or {}))
     total = 0 if foreseen is None else foreseen.equivalents + images
     return Evaluations(total, "forward-equivalents", lambda: backbone.cost.equivalents - before)

@@ -124,9 +124,9 @@ class Attack(ABC, Generic[V]):
         """Texts that it encodes for so many different prompts, where that is what takes its time."""
         return 0
 
-    def foreseen(self, targets: int, queries: int, steps: int) -> Cost:
-        """`cost`, with that of the images in its budget, of so many denoising steps each."""
-        return self.cost(targets, queries) + Cost(forward=2 * steps * self.budget(targets, queries))
+    def foreseen(self, targets: int, queries: int, steps: int, predictions: int = 2) -> Cost:
+        """`cost`, with that of the images in its budget, of so many denoising steps each, and so many predictions a step."""
+        return self.cost(targets, queries) + Cost(forward=predictions * steps * self.budget(targets, queries))
 
 
 def wished(targets: Sequence[Concept], prompts: Sequence[str], count: int) -> dict[str, list[str]]:

@@ -179,6 +179,11 @@ def queries(
     ]
 
 
+def predictions(distilled: bool, guidance: float, true_cfg: float = 1.0) -> int:
+    """Predictions in a step of sampling: a pair where ``guidance`` is above 1, or a ``distilled`` model's ``true_cfg`` is."""
+    return 2 if (true_cfg if distilled else guidance) > 1 else 1
+
+
 def batches(shots: Sequence[Shot], size: int) -> Iterator[UInt8[Tensor, "b H W 3"]]:
     """The pixels of images in order, in batches of at most ``size`` that are equally large."""
     waiting: list[Tensor] = []

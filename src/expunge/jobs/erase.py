@@ -149,7 +149,7 @@ class EraseJob(ModelJob):
         redrawn = sum(len(needs[of]) for of in sources if of is not None)
         plain = sum(isinstance(wish, str) for wish in wishes)
         return WantedJob(
-            cost=Cost(forward=2 * steps * (plain + redrawn)),
+            cost=Cost(forward=presets.image_evaluations(backbone) * (plain + redrawn)),
             memory=self.memory,
             version=wanted.VERSION,
             wishes={role: [w if isinstance(w, str) else list(w) for w in each] for role, each in needs.items()},

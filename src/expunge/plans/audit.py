@@ -15,7 +15,7 @@ from expunge.core.cost import Cost
 from expunge.core.edit import Edit
 from expunge.core.errors import ExpungeError, unknown
 from expunge.core.judge import Judge
-from expunge.core.query import Query, queries
+from expunge.core.query import Query, predictions, queries
 from expunge.core.victim import Access
 from expunge.settings import presets
 from expunge.stages import attack as stage
@@ -102,7 +102,11 @@ class _Model(NamedTuple):
 
     def image_seconds(self, steps: int) -> float:
         """What an image takes."""
-        return self.rate(presets.batch(self.backbone)).seconds(Cost(forward=2 * steps))
+        rate = self.rate(presets.batch(self.backbone))
+        pair = predictions(
+            rate.distilled, presets.generation(self.backbone)[0], check.pair_for(self.backbone, self.edits)
+        )
+        return rate.seconds(Cost(forward=pair * steps))
 
 
 def planned(asked: Asked, backbone: Backbone, edits: Sequence[Edit], set_file: Path) -> Audit:

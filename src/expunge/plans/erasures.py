@@ -11,6 +11,7 @@ from expunge.core.concept import Concept, check_targets
 from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, files_of, settings_of
 from expunge.core.errors import ExpungeError
+from expunge.core.query import predictions
 from expunge.jobs import EraseJob, FisherJob, FreshKeyJob, GivenJob, MemoryJob, PairsJob, WantedJob
 from expunge.jobs.workspace import model
 from expunge.maths.fisher import REPLAY
@@ -82,9 +83,12 @@ class Models:
         return presets.true_cfg(self.backbone) if self._read.need_pairs else 1.0
 
     def evaluations(self, guidance: float, steps: int, true_cfg: float = 1.0) -> int:
-        """Evaluations of an image: two a step where a pair of predictions is made."""
-        scale = true_cfg if self.backbone.supports("distilled") else guidance
-        return (1 + (scale > 1)) * steps
+        """Evaluations of an image."""
+        return self.predictions(guidance, true_cfg) * steps
+
+    def predictions(self, guidance: float, true_cfg: float = 1.0) -> int:
+        """Predictions in a step of an image."""
+        return predictions(self.backbone.supports("distilled"), guidance, true_cfg)
 
     @property
     def draws(self) -> int:
@@ -202,7 +206,7 @@ class Erasures:
         if stop is None:
             return Cost()
         updates = getattr(self._read.erasers[name], "iterations", 1)
-        return stop.cost(updates, words, presets.generation(self._models.backbone)[1])
+        return stop.cost(updates, words, presets.image_evaluations(self._models.backbone))
 
     def memory(self, step: EraseJob) -> MemoryJob:
         """What the first updates of an erasure take of memory."""
@@ -213,9 +217,9 @@ class Erasures:
         """The pairs that a method learns from; planned as if the judge accepted each first draw."""
         guidance, steps = self._models.sampling
         judge = pairs.judge_of(wish, self._models.backbone.kind)
-        images = wish.count * len(wish.unsafe) * steps
+        images = wish.count * len(wish.unsafe) * self._models.evaluations(guidance, steps)
         return PairsJob(
-            cost=Cost(forward=2 * images + 2 * round(images * wish.strength)),
+            cost=Cost(forward=images + round(images * wish.strength)),
             memory=self._models.memory(SAMPLING),
             version=pairs.VERSION,
             pairs=asdict(wish),

@@ -34,6 +34,12 @@ def true_cfg(backbone: "Backbone") -> float:
     return float(_presets()["generate"][backbone.kind].get("true_cfg", 1.0))
 
 
+def image_evaluations(backbone: "Backbone") -> int:
+    """Evaluations of the denoiser for an image as the model ships."""
+    guidance, steps = generation(backbone)
+    return steps if backbone.supports("distilled") or guidance <= 1 else 2 * steps
+
+
 def prompt(backbone: "Backbone") -> str:
     """The template that asks the model for a concept."""
     return template(backbone.kind)

@@ -15,7 +15,7 @@ from expunge.core.concept import Concept
 from expunge.core.cost import Cost
 from expunge.core.errors import ExpungeError
 from expunge.core.guidance import guidances
-from expunge.core.query import Query
+from expunge.core.query import Query, predictions
 from expunge.settings import presets
 
 FEWEST = 8
@@ -52,6 +52,8 @@ class Rate(NamedTuple):
     """For a row forward and backward."""
     text: float
     """For encoding a text."""
+    distilled: bool = False
+    """Whether the model makes a pair of predictions only where a query asks for it."""
 
     def seconds(self, cost: Cost, texts: int = 0) -> float:
         """What some evaluations should take."""
@@ -81,7 +83,7 @@ def measured(backbone: Backbone, rows: int = 8) -> Rate:
         count = rows if one < QUICK else 1
         forward = one if count == 1 else _timed(predicted(count)) / count
     trained = 3 * forward if one >= QUICK or steered else _timed(lambda: back(count)) / count
-    return Rate(forward, trained, texts)
+    return Rate(forward, trained, texts, backbone.supports("distilled"))
 
 
 def _timed(work: Callable[[], Any], times: int = 3) -> float:
@@ -148,13 +150,14 @@ def fitted(
         ExpungeError: if one step on one query does not fit.
     """
     steps = max((query.steps for query in queries), default=0)
+    pair = max((predictions(rate.distilled, query.guidance, query.true_cfg) for query in queries), default=1)
     wanted = sum(len(wishes) for role, wishes in attack.needs(targets).items() if role not in given)
     own = getattr(attack, attack.spends) if attack.spends else 1
 
     def taken(setting: int, count: int) -> float:
         lowered = spending(attack, setting)
         some = first(queries, count)
-        cost = lowered.foreseen(len(targets), count, steps) + Cost(forward=2 * steps * wanted)
+        cost = lowered.foreseen(len(targets), count, steps, pair) + Cost(forward=pair * steps * wanted)
         prompts = len({(query.label, query.prompt) for query in some})
         return rate.seconds(cost, lowered.reads(len(targets), prompts))
 
