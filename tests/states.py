@@ -62,6 +62,15 @@ def adapted() -> State:
     return State(still(pipe), {"image": PICTURE, "height": 16, "width": 16})
 
 
+def adapted_xl() -> State:
+    """A pipeline that tells nobody how it rescales, but the loop itself."""
+    torch.manual_seed(0)
+    sizes = {"in_channels": 3, "channels": (32, 64), "num_res_blocks": 1, "downscale_factor": 4}
+    net = diffusers.T2IAdapter(**sizes, adapter_type="full_adapter_xl")
+    pipe = diffusers.StableDiffusionXLAdapterPipeline(**tiny_xl_pipeline().components, adapter=net)
+    return State(still(pipe), {**XL, "image": PICTURE, "guidance_rescale": 0.7})
+
+
 def image_prompted() -> State:
     pipe = still(tiny_pipeline())
     torch.manual_seed(0)
@@ -216,6 +225,7 @@ STATES: dict[str, Callable[[], State]] = {
     "guidance_rescale": lambda: State(still(tiny_pipeline()), {"guidance_rescale": 0.7}),
     "ControlNet": controlled,
     "T2I-Adapter": adapted,
+    "SDXL, T2I-Adapter and guidance_rescale": adapted_xl,
     "IP-Adapter": image_prompted,
     "perturbed attention (PAG)": lambda: State(with_class("StableDiffusionPAGPipeline", pag_applied_layers="up")),
     "self-attention guidance (SAG)": lambda: State(with_class("StableDiffusionSAGPipeline", image_encoder=None)),

@@ -45,6 +45,13 @@ class Running(NamedTuple):
         return float(self.frame.f_locals["true_cfg_scale"] if self.other is not None else self.pipe.guidance_scale)
 
 
+    @property
+    def rescale(self) -> float:
+        """How much of the pipeline's own rescaling it asks for (``guidance_rescale``), which some pipelines tell nobody."""
+        told = self.frame.f_locals.get("guidance_rescale", getattr(self.pipe, "guidance_rescale", 0.0))
+        return float(told or 0.0)
+
+
 def running(denoiser: torch.nn.Module, part: str, total: int, embeds: Tensor) -> Running:
     """Which pipeline is calling ``denoiser`` on ``total`` rows with the texts ``embeds``: by the call itself, as many share it.
 

@@ -266,5 +266,4 @@ class Steering:
         )
         with self.backbone.asker.repeating(args, kwargs, torch.arange(len(x))[rows]):
             out = guidance.combined(self.backbone, step)
-        share = float(getattr(call.pipe, "guidance_rescale", 0.0) or 0.0)
-        return rescaled(out, e_cond, share) if share > 0 else out
+        return rescaled(out, e_cond, call.rescale) if call.rescale > 0 else out
