@@ -298,6 +298,14 @@ def test_a_card_has_the_figures_of_the_edits_exported(tmp_path, layout):
     assert "states what was done" in (tmp_path / "without" / "README.md").read_text()
 
 
+def test_a_model_exported_again_is_the_same_file(tmp_path):
+    """Which its published hash names; safetensors alone writes several entries of metadata in any order."""
+    backbone = backbones.of(tiny_pipeline())
+    edit = adapter(backbone, 1, 1.0, 0)
+    files = [export.to_file(backbone, [edit], tmp_path / str(i)) / "model.safetensors" for i in range(6)]
+    assert len({file.read_bytes() for file in files}) == 1
+
+
 def test_a_model_without_the_layout_s_autoencoder_is_refused(tmp_path):
     with pytest.raises(ExpungeError, match="has an AutoencoderTiny: expected an AutoencoderKL"):
         export.to_file(backbones.load("testbed"), [], tmp_path / "out")

@@ -44,7 +44,6 @@ class Running(NamedTuple):
         """The scale by which the pipeline combines predictions."""
         return float(self.frame.f_locals["true_cfg_scale"] if self.other is not None else self.pipe.guidance_scale)
 
-
     @property
     def rescale(self) -> float:
         """How much of the pipeline's own rescaling it asks for (``guidance_rescale``), which some pipelines tell nobody."""

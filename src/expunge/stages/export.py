@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from expunge.backbones import bfl, ldm
 from expunge.backbones.flux import Flux
@@ -23,6 +22,7 @@ from expunge.core.lora import Layout, written
 from expunge.core.lora_names import kohya
 from expunge.stages.card import Told, card, names
 from expunge.store import FORMAT, MODEL, new_folder, write_json
+from expunge.store.tensors import save_tensors
 
 WHOLE = "model.safetensors"
 """A whole model in one file."""
@@ -115,7 +115,7 @@ def to_file(
             ZERO_SNR: sampler.get("rescale_betas_zero_snr"),
         }
         written.update({mark: torch.zeros(0) for mark, holds in marked.items() if holds})  # which other programs heed
-        save_file(written, folder / WHOLE, metadata=metadata)
+        save_tensors(written, folder / WHOLE, metadata)
     return out
 
 
@@ -142,7 +142,7 @@ def _transformer_to_file(
     with exported(out, overwrite, backbone, edits, page) as folder, backbone.attached(fused, strength, any_base):
         learned = dict(backbone.component("transformer").named_parameters())
         tensors = {key: t.detach().cpu() for key, t in bfl.written(learned).items()}
-        save_file(tensors, folder / WHOLE, metadata={"format": "pt"})
+        save_tensors(tensors, folder / WHOLE, {"format": "pt"})
     return out
 
 
@@ -202,7 +202,7 @@ def lora_to_folder(
         if isinstance(backbone, Flux) and layout != "diffusers":
             layers = _in_modules(backbone, layers, layout)
         flat = _kohya_names(backbone, layers) if layout == "kohya" else {}
-        save_file(written(layers, layout, flat), folder / LORA, metadata={"format": "pt"})
+        save_tensors(written(layers, layout, flat), folder / LORA, {"format": "pt"})
     return out
 
 

@@ -1,9 +1,12 @@
-"""Tensors of safetensors files, in memory of their own."""
+"""Tensors of safetensors files: read into memory of their own, and written to the same bytes every time."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 
@@ -26,3 +29,17 @@ def read_tensors(path: Path) -> Tensors:
     with safe_open(path, "pt") as opened:
         tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118  (not a dict)
         return Tensors(tensors, dict(opened.metadata() or {}))
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a file whose bytes depend on its content alone.
+
+    safetensors puts the entries of metadata in another order at every save (`findings/equal_saves_are_other_files.sh`).
+    """
+    save_file(dict(tensors), path, dict(metadata))
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        file.seek(8)
+        file.write(json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(size))
