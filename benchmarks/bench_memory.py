@@ -4,8 +4,8 @@
 
 It runs each plan as `expunge bench PLAN --workers N` and reads Linux's counts every two seconds: what the processes have of the
 memory for themselves, and their parts of what they share (the proportional set size). Peaks between two looks are not seen. The
-most of each plan goes to `bench_memory.json`, beside how many looks there were; a run that took less than one before it, as
-one does that finds its results in the store, changes nothing there.
+most of each plan goes to `bench_memory.json`, by workers, beside how many looks there were. A run of fewer than a hundred, as
+one is that finds its results in the store, tells nothing and changes nothing there.
 """
 
 import argparse
@@ -22,6 +22,8 @@ EVERY = 2.0
 KIB = 1024
 GOAL = 3e9
 """Bytes, with two workers."""
+ENOUGH = 100
+"""Looks of a run that tells something."""
 
 
 def tree(root: int) -> list[int]:
@@ -57,13 +59,16 @@ def measured(plan: Path, workers: int, words: list[str]) -> dict[str, int]:
     """
     bench = subprocess.Popen([sys.executable, "-m", "expunge", "bench", str(plan), "--workers", str(workers), *words])
     most = largest = looks = 0
-    while bench.poll() is None:
-        shares = [share(process) for process in tree(bench.pid)]
-        most, largest, looks = max(most, sum(shares)), max(largest, *shares), looks + 1
-        time.sleep(EVERY)
+    try:
+        while bench.poll() is None:
+            shares = [share(process) for process in tree(bench.pid)]
+            most, largest, looks = max(most, sum(shares)), max(largest, *shares), looks + 1
+            time.sleep(EVERY)
+    finally:
+        bench.terminate()
     if bench.returncode:
         raise SystemExit(bench.returncode)
-    return {"workers": workers, "peak_bytes": most, "largest_process_bytes": largest, "looks": looks}
+    return {"peak_bytes": most, "largest_process_bytes": largest, "looks": looks}
 
 
 def main() -> None:
@@ -77,13 +82,12 @@ def main() -> None:
     asked = parser.parse_args(own)
     for plan in asked.plans:
         result = measured(plan, asked.workers, more)
-        known = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-        if result["peak_bytes"] > known.get(plan.stem, {"peak_bytes": 0})["peak_bytes"]:
-            known[plan.stem] = result
+        said = f"{plan.stem}: {result['peak_bytes'] / 1e9:.2f} GB with {asked.workers} workers"
+        print(f"{said}; the goal is {GOAL / 1e9:g}" if asked.workers == 2 else said)
+        if result["looks"] >= ENOUGH:
+            known = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+            known.setdefault(plan.stem, {})[f"{asked.workers} workers"] = result
             RESULT.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")
-        print(
-            f"{plan.stem}: {result['peak_bytes'] / 1e9:.2f} GB with {asked.workers} workers; the goal is {GOAL / 1e9:g}"
-        )
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from expunge.testbed import version_of
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs" / "results"
 FIRST, LAST = "<!-- claims: written by benchmarks/claims.py -->", "<!-- end of claims -->"
+CONDITION = ", a condition"
+"""Ends the source of what must hold beside a paper's claim, and is none itself."""
 WIDTH = 120
 """Characters of a line of text."""
 PAPERS = {"KPOP": "kpop-", "DUO": "duo-"}
@@ -53,10 +55,11 @@ def claims(prefix: str) -> Iterator[Mapping[str, Any]]:
             head = head if goes_on else claim
             if claim["source"].startswith(PLACES):
                 alone = not goes_on or head["source"].startswith(PLACES)
+                told = {"head": head["says"]} if goes_on else {}
                 says = claim["says"] if alone else f"({head['says']}) {claim['says']}"
                 found = measured(rows, claim)
                 version = "–" if found["claim_verdict"] == "not measured" else testbed(rows)
-                yield {**found, "claim": says, "source": claim["source"], "plan": plan.stem, "testbed": version}
+                yield {**found, **told, "claim": says, "source": claim["source"], "plan": plan.stem, "testbed": version}
 
 
 def line(row: Mapping[str, Any]) -> str:
@@ -85,14 +88,16 @@ def table(paper: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def place(source: str) -> str:
-    """The table, figure or section of a source: `Fig. 4b` is of `Fig. 4`."""
-    return re.sub(r"(?<=\d)[a-z]$", "", source.split(",")[0])
+    """The table, figure or section of a source: `Fig. 4b` is of `Fig. 4`; claims of our own on it stand apart."""
+    return re.sub(r"(?<=\d)[a-z]\b", "", source)
 
 
 def overview(paper: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """A paper's claims, counted by table and figure, and the ones that fail."""
     by_place: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
+        if row["source"].endswith(CONDITION):
+            continue
         by_place.setdefault(place(row["source"]), []).append(row)
     lines = [f"| {paper} | {' | '.join(VERDICTS)} | plan | testbed | seeds |", "|---|" + "---|" * (len(VERDICTS) + 3)]
     for name, there in sorted(by_place.items()):
@@ -112,7 +117,8 @@ def overview(paper: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def failure(row: Mapping[str, Any]) -> str:
     """A claim that fails, with what was measured."""
     seeds = f"testbed-{row['testbed']}, n {row['n']}, {row['training_seeds']} training seeds"
-    return f"{row['claim']} ({row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}], {seeds})"
+    says = row["claim"] if "head" not in row or row["claim"].startswith("(") else f"({row['head']}) {row['claim']}"
+    return f"{says} ({row['value']:.1f} points [{row['low']:.1f}, {row['high']:.1f}], {seeds})"
 
 
 def put(page: str, tell: Callable[[str, Sequence[Mapping[str, Any]]], list[str]]) -> str:

@@ -3,8 +3,9 @@
 # how ESD or SPM get what the original predicts, without a second copy. An expert takes a LoRA that is off, or deleted, for no LoRA.
 # Seen: with the initialisations "pissa" and "olora" of `LoraConfig`, which are made to learn faster, the layers themselves are changed
 # when the adapter is added: what it holds is taken out of them. With it the model is the original; without it, it is not, and deleting
-# it leaves the model so. The reference is then some other model from the first update on, and a LoRA that is kept alone is no use on
-# the original. Nothing is said. The usual initialisation, "gaussian" and "orthogonal" leave the layers as they are.
+# it leaves the model so. The reference is then some other model from the first update on. peft's page on these initialisations says
+# that they change the layers; nothing says so where the adapter is switched off or deleted. The usual initialisation, "gaussian" and
+# "orthogonal" leave the layers as they are.
 . "$(dirname "$0")/run.sh"
 run torch==2.14.1 diffusers==0.42.1 transformers==5.23.0 peft==0.21.2 <<'PY'
 from peft import LoraConfig

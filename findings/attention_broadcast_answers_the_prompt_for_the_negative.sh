@@ -3,13 +3,13 @@
 # FLUX with a negative prompt. An expert expects that attention is repeated from one step to the next, as the method has it, and for
 # each of a pair's predictions its own: the pipeline marks both for caches (`cache_context`), and the first-block cache heeds that.
 # Seen: the broadcast counts calls. A pair is two calls, so every second call is the negative prompt's, and repeats what the layer
-# answered to the prompt, at all steps but the first. The prompt's own attention is computed every time, so nothing is repeated from
-# step to step. Another wording of the negative prompt moves the image less than a fifth as far as without the broadcast; with the
-# first-block cache it moves it as far as without. FasterCache counts calls in the same way. Nothing is said.
+# answered to the prompt (with every even number of repeats, at all steps inside the span of timesteps that was asked for). The
+# prompt's own attention is computed every time, so nothing is repeated from step to step. Another wording of the negative prompt moves
+# the image less than a fifth as far as without the broadcast; with the first-block cache it moves it as far as without. Nothing is said.
 . "$(dirname "$0")/run.sh"
 run torch==2.14.1 diffusers==0.42.1 transformers==5.23.0 <<'PY'
 import torch
-from diffusers import FasterCacheConfig, FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
+from diffusers import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
 from tiny_flux import pipeline
 
 pipe = pipeline()
@@ -42,20 +42,15 @@ def tried(config):
 def when():
     return pipe.current_timestep
 
-# all steps but the first, at which nothing is known yet
+# all steps but the first, whose timestep is 1000
 spans = {"spatial_attention_block_skip_range": 2, "spatial_attention_timestep_skip_range": (-1, 1000), "current_timestep_callback": when}
-faster = FasterCacheConfig(
-    **spans, attention_weight_callback=lambda _: 0.3, tensor_format="BCHW", is_guidance_distilled=True
-)
 seen = {
     "no cache": tried(None),
     "first-block cache": tried(FirstBlockCacheConfig(threshold=0.1)),
     "broadcast": tried(PyramidAttentionBroadcastConfig(**spans)),
-    "FasterCache": tried(faster),
 }
 for name, what in seen.items():
     print(f"{name}: another wording moves the image by {what[0]}; the negative prompt gets the prompt's attention at {what[1]} steps")
-assert seen["no cache"][1] == "0 of 12" and seen["first-block cache"][0] > 0.5 * seen["no cache"][0]
+assert seen["no cache"][1] == "0 of 12" and seen["first-block cache"][0] > 0.95 * seen["no cache"][0]
 assert seen["broadcast"][1] == "11 of 12" and seen["broadcast"][0] < 0.2 * seen["no cache"][0], "changed"
-assert seen["FasterCache"][0] < 0.2 * seen["no cache"][0], "changed"
 PY

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A LoRA with magnitudes (DoRA) at strength 0, which an expert takes for the model without it, as it is for any other LoRA.
-# Seen: `set_adapters([name], [0.0])` takes away the low-rank part alone. The magnitudes, which are learned too, act in full at any
-# strength, so the images stay changed: a slider of strength that ends at 0 never shows the original, and an eraser that is "off" is
+# Seen: `set_adapters([name], [0.0])` takes away the low-rank part alone. The magnitudes, which are learned too, heed no strength (here
+# they are a tenth longer than the model's own), so the images stay changed: a slider of strength that ends at 0 never shows the original, and an eraser that is "off" is
 # not. `disable_lora()` gives the original. Nothing is said.
 . "$(dirname "$0")/run.sh"
 run torch==2.14.1 diffusers==0.42.1 transformers==5.23.0 peft==0.21.2 <<'PY'

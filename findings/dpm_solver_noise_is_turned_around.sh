@@ -5,7 +5,7 @@
 # - Before `set_timesteps` the levels are turned around: timestep 0 gets the noise of 999, and 999 that of 0. Trained so, the model
 #   is told of pure noise that it is clean.
 # - After `set_timesteps(20)` a timestep that is not one of the 20 gets the noise of the last and cleanest of them, whatever it is.
-# Nothing is said; Euler's and Heun's schedulers raise an error in the second case, and are right in the first.
+# Nothing is said. Euler's scheduler raises an error in the second case, and is right in the first.
 . "$(dirname "$0")/run.sh"
 run torch==2.14.1 diffusers==0.42.1 transformers==5.23.0 <<'PY'
 import diffusers
@@ -37,4 +37,13 @@ for name in ("DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep", "DEI
     cleanest = float(scheduler.sigmas[len(scheduler.timesteps) - 1])
     assert all(abs(a / b - 1) < 0.02 for a, b in zip(fresh, right[::-1])), "changed"
     assert all(abs(level / cleanest - 1) < 0.02 for level in drawn), "changed"
+euler = diffusers.EulerDiscreteScheduler.from_config(own.config)
+assert all(abs(a / b - 1) < 0.02 for a, b in zip(levels(euler, FRESH), right))
+euler.set_timesteps(20)
+try:
+    levels(euler, DRAWN)
+except IndexError:
+    print("Euler: fresh as DDIM; after set_timesteps(20) an IndexError")
+else:
+    raise SystemExit("changed")
 PY

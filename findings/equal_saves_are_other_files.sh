@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Two files that `safetensors.torch.save_file` writes of the same tensors and the same metadata, by one process.
 # An expert expects the same bytes: tensors are put in a fixed order, and a format without timestamps is chosen for that. Seen: the
-# entries of the metadata stand in another order at every save, so the files' hashes differ. Who publishes a checkpoint's sha256, or
+# entries of the metadata are written in any order, so the files' hashes differ. Who publishes a checkpoint's sha256, or
 # tells models apart by the hash of the file, takes a copy that was saved again for another model. Without metadata, or with a single
 # entry, the bytes are the same. Nothing is said.
 . "$(dirname "$0")/run.sh"

@@ -21,7 +21,7 @@ from expunge.core.errors import ExpungeError
 from expunge.core.guidance import Guidance, Key, pairing
 from expunge.core.knowledge import Kind, undeclared
 from expunge.core.metric import Metric
-from expunge.core.query import Box, Query, Shot, predictions
+from expunge.core.query import Box, Query, Shot, predictions_of
 from expunge.core.victim import Access, victim
 from expunge.store import load_edit, save_edit
 
@@ -245,12 +245,10 @@ def check_attack(attack: Attack[Any], backbone: Backbone, queries: Sequence[Quer
     ordered = attack.own_prompts or answered == asked
     _promise(ordered, "its queries come in the order of those it was given")
     if spent.equivalents:
-        pair = predictions(backbone.supports("distilled"), queries[0].guidance, queries[0].true_cfg)
-        foreseen = attack.foreseen(1, len(asked), queries[0].steps, pair).equivalents
-        _promise(
-            abs(foreseen / spent.equivalents - 1) < 0.5,
-            f"its cost is foreseen ({foreseen}, it took {spent.equivalents})",
-        )
+        each_step = predictions_of(queries, backbone.supports("distilled"))
+        foreseen = attack.foreseen(1, len(asked), queries[0].steps, each_step).equivalents
+        near = abs(foreseen / spent.equivalents - 1) < 0.5
+        _promise(near, f"its cost is foreseen ({foreseen}, it took {spent.equivalents})")
     if answer.edit is not None:
         with backbone.attached([answer.edit]):
             pass

@@ -136,7 +136,7 @@ def test_on_the_testbed_a_continuation_begins_where_its_sampler_stands():
 def test_a_continuation_costs_its_steps_and_leaves_some(backbone):
     before = backbone.cost
     Continuation(share=0.3).provoke(white(backbone), TASK, ASKED[:3])
-    assert backbone.cost - before == Continuation(share=0.3).foreseen(1, 3, 4)
+    assert backbone.cost - before == Continuation(share=0.3).foreseen(1, 3, 4, 2)
     with pytest.raises(ExpungeError, match=r"share 0\.9 of 4 steps leaves none to the edited model"):
         Continuation(share=0.9).provoke(white(backbone), TASK, ASKED)
     with pytest.raises(ExpungeError, match=r"continuation's share is 1\.0: expected more than 0, and less than 1"):

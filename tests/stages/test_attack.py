@@ -297,7 +297,7 @@ def test_an_attack_that_asks_an_oracle_is_counted_and_seen_in_records(tmp_path):
     assert "edit" not in answer.about
     assert "dtype" not in answer.about
     assert answer.about["cost"] == {"forward": 3 * 2 * 4, "trained": 0} == dataclasses.asdict(model.cost - before)
-    assert Searching().foreseen(1, 1, 4).forward == 5 * 2 * 4
+    assert Searching().foreseen(1, 1, 4, 2).forward == 5 * 2 * 4
     judge = Catalog("judges").open("testbed")
     asked = [dataclasses.replace(query, prompt=f"image of a {word}church") for word in ("", "small ", "red ")]
     sure = judge.confidence(torch.cat([model.generate([q]).pixels for q in asked]), "church")

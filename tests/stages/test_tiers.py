@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 
@@ -16,13 +17,15 @@ from expunge.stages.tiers import FEWEST, PART, ROOM, Rate
 from expunge.store import read_queries, read_run
 
 CHURCH = [Concept(name="church")]
+SD: dict[str, Any] = {"predictions": 2, "picture": 8}
+"""A pair of predictions a step, and pictures of four steps."""
 SECOND = Rate(forward=1.0, trained=3.0, text=0.1)
 ASKED = queries([("a church", "church"), ("the church", "church")], 20, 5, 3.0, 4)
 
 
 def taken(built, asked: list[Query], rate: Rate = SECOND) -> float:
     """What an attack takes, counted apart from what is tested: images, evaluations, texts."""
-    cost = built.cost(1, len(asked)) if type(built).__name__ != "Continuation" else built.foreseen(1, len(asked), 4)
+    cost = built.cost(1, len(asked)) if type(built).__name__ != "Continuation" else built.foreseen(1, len(asked), 4, 2)
     images = sum(len(wishes) for wishes in built.needs(CHURCH).values()) + built.budget(1, len(asked))
     texts = built.reads(1, len({q.prompt for q in asked}))
     return rate.forward * (cost.forward + 8 * images) + rate.trained * cost.trained + rate.text * texts
@@ -34,11 +37,11 @@ def test_no_attack_takes_more_than_its_budget_nor_less_than_it_could(name, share
     own = attack.build(name, {})
     whole = taken(own, ASKED)
     if not whole:
-        assert tiers.fitted(name, own, CHURCH, ASKED, 1e-6, SECOND).given_up == {}
+        assert tiers.fitted(name, own, CHURCH, ASKED, 1e-6, SECOND, **SD).given_up == {}
         return
     seconds = share * whole / ROOM
     try:
-        tier = tiers.fitted(name, own, CHURCH, ASKED, seconds, SECOND)
+        tier = tiers.fitted(name, own, CHURCH, ASKED, seconds, SECOND, **SD)
     except ExpungeError:
         lowest = dataclasses.replace(own, **({own.spends: 1} if own.spends else {}))
         one = ASKED if taken(own, ASKED[:1]) == whole else ASKED[:1]
@@ -67,7 +70,7 @@ def test_queries_are_given_up_first_then_steps_and_never_all_of_either():
     images = 8 * 8
 
     def fits(seconds: float):
-        tier = tiers.fitted("p4d", p4d, CHURCH, ASKED, (seconds + images) / ROOM, SECOND)
+        tier = tiers.fitted("p4d", p4d, CHURCH, ASKED, (seconds + images) / ROOM, SECOND, **SD)
         return tier.attack.iterations, len(tier.queries)
 
     assert fits(12 * each) == (3000, 12)
@@ -79,12 +82,24 @@ def test_queries_are_given_up_first_then_steps_and_never_all_of_either():
 
 
 def test_what_costs_the_same_with_fewer_queries_keeps_them():
-    tier = tiers.fitted("relearning", attack.build("relearning", {}), CHURCH, ASKED, (64 + 300) / ROOM, SECOND)
+    tier = tiers.fitted("relearning", attack.build("relearning", {}), CHURCH, ASKED, (64 + 300) / ROOM, SECOND, **SD)
     assert tier.given_up == {"iterations": (500, 100)}
     assert tier.line() == "iterations 500 -> 100 (about 364 s)"
     bell = attack.build("ring-a-bell", {"templates": ["a {}"]})
-    tier = tiers.fitted("ring-a-bell", bell, CHURCH, ASKED[:20], (200 * 50 + 2) / 10 / ROOM, SECOND)
+    tier = tiers.fitted("ring-a-bell", bell, CHURCH, ASKED[:20], (200 * 50 + 2) / 10 / ROOM, SECOND, **SD)
     assert tier.given_up == {"generations": (3000, 50)}, "the same prompt with another seed is searched once"
+
+
+def test_pictures_are_counted_as_the_model_ships_and_queries_as_they_ask():
+    """On FLUX queries may ask for a pair, which no picture has; on others they may ask for none."""
+    relearning, continuation = attack.build("relearning", {}), attack.build("continuation", {"share": 0.5})
+    wanted = sum(len(wishes) for wishes in relearning.needs(CHURCH).values())
+    for predictions, picture in ((2, 4), (1, 8)):
+        costs = {"predictions": predictions, "picture": picture}
+        tier = tiers.fitted("relearning", relearning, CHURCH, ASKED, 1e6, SECOND, **costs)
+        assert tier.seconds == relearning.cost(1, 40).equivalents + picture * wanted
+        tier = tiers.fitted("continuation", continuation, CHURCH, ASKED, 1e6, SECOND, **costs)
+        assert tier.seconds == predictions * 2 * len(ASKED)
 
 
 def test_the_first_seeds_of_every_prompt_and_every_target_stay():

@@ -69,5 +69,5 @@ class Continuation(Attack[WhiteBox]):
         return done
 
     @override
-    def foreseen(self, targets: int, queries: int, steps: int, predictions: int = 2) -> Cost:
+    def foreseen(self, targets: int, queries: int, steps: int, predictions: int) -> Cost:
         return Cost(forward=predictions * queries * self._steps(steps))

@@ -266,4 +266,5 @@ class Steering:
         )
         with self.backbone.asker.repeating(args, kwargs, torch.arange(len(x))[rows]):
             out = guidance.combined(self.backbone, step)
-        return rescaled(out, e_cond, call.rescale) if call.rescale > 0 else out
+        share = call.rescale
+        return rescaled(out, e_cond, share) if share > 0 else out

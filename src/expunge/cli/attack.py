@@ -73,7 +73,7 @@ class Attack:
 def attack(argv: list[str]) -> None:
     """``expunge attack METHOD …``."""
     name, options, given = called("attacks", Attack, argv, "attack")
-    from expunge.core.query import predictions
+    from expunge.core.query import predictions_of
     from expunge.settings import presets
     from expunge.stages import attack as stage
     from expunge.stages import tiers
@@ -92,20 +92,20 @@ def attack(argv: list[str]) -> None:
     needs = settings.needs(targets)
     folders = image_folders(options.concept_images, needs)
     edits, backbone = options.edits.load(), options.model.open()
-    asked = _asked(options, backbone)
+    asked, distilled = _asked(options, backbone), backbone.supports("distilled")
     use = in_effect(use, settings)
     tier = None
     if seconds is not None:
         with backbone.attached(edits, options.edits.strengths):
             rate = tiers.measured(backbone, getattr(settings, "batch", presets.batch(backbone)))
-        tier = tiers.fitted(name, settings, targets, asked, seconds, rate, given=list(folders))
+        costs = {"predictions": predictions_of(asked, distilled), "picture": presets.image_evaluations(backbone)}
+        tier = tiers.fitted(name, settings, targets, asked, seconds, rate, given=list(folders), **costs)
         settings, asked = tier.attack, tier.queries
         options.reporting.announce(f"--budget {options.budget}: {tier.line()}{_again(tier)}")
     note = f" (preset for {kind}: {settings_line(use)})" if use else ""
     options.reporting.announce(f"attacking with {name}{note}: {settings.asks(targets, len(asked))} queries")
     steps = asked[0].steps if asked else 0
-    pair = max((predictions(backbone.supports("distilled"), q.guidance, q.true_cfg) for q in asked), default=1)
-    foreseen = settings.foreseen(len(targets), len(asked), steps, pair)
+    foreseen = settings.foreseen(len(targets), len(asked), steps, predictions_of(asked, distilled))
     work = evaluations(backbone, foreseen, needs, folders)
     with reserved(options.out, options.overwrite):
         with options.reporting.progress(f"attacking with {name}", *work):

@@ -124,7 +124,7 @@ class Attack(ABC, Generic[V]):
         """Texts that it encodes for so many different prompts, where that is what takes its time."""
         return 0
 
-    def foreseen(self, targets: int, queries: int, steps: int, predictions: int = 2) -> Cost:
+    def foreseen(self, targets: int, queries: int, steps: int, predictions: int) -> Cost:
         """`cost`, with that of the images in its budget, of so many denoising steps each, and so many predictions a step."""
         return self.cost(targets, queries) + Cost(forward=predictions * steps * self.budget(targets, queries))
 

@@ -184,6 +184,11 @@ def predictions(distilled: bool, guidance: float, true_cfg: float = 1.0) -> int:
     return 2 if (true_cfg if distilled else guidance) > 1 else 1
 
 
+def predictions_of(queries: Sequence[Query], distilled: bool) -> int:
+    """The most predictions that one of some queries asks for in a step; 1 if there is none."""
+    return max((predictions(distilled, query.guidance, query.true_cfg) for query in queries), default=1)
+
+
 def batches(shots: Sequence[Shot], size: int) -> Iterator[UInt8[Tensor, "b H W 3"]]:
     """The pixels of images in order, in batches of at most ``size`` that are equally large."""
     waiting: list[Tensor] = []

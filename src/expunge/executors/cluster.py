@@ -85,12 +85,12 @@ class Cluster:
     @property
     def at_once(self) -> int:
         """As many as the machines that are there now can do; one, which waits, while there is none."""
-        return max(1, self.jobs_at_once())
+        return max(1, self._looked().jobs)
 
-    def jobs_at_once(self) -> int:
-        """As many that open a model as the machines that are there now can do."""
+    def lacks(self) -> str:
+        """What jobs need that no machine has; nothing if there is all of it."""
         has = self._looked()
-        return has.jobs if self.device == "cpu" else min(has.jobs, has.gpus)
+        return "cores" if not has.jobs else "GPUs" if self.device != "cpu" and not has.gpus else ""
 
     def run(self, jobs: Sequence[Job], at: Workspace, watcher: Watcher) -> None:
         """Do ``jobs``; see `Executor`.
@@ -110,9 +110,10 @@ class Cluster:
         """When to look again at jobs that other runs have claimed."""
         while queue.left:
             for job in queue.ready():
-                if len(running) >= max(1, self._looked().jobs):
+                if len(running) >= self.at_once:
                     break
-                if self._on_gpu(job) and sum(self._on_gpu(given.job) for given in running.values()) >= self.at_once:
+                on_gpus = sum(self._on_gpu(given.job) for given in running.values())
+                if self._on_gpu(job) and on_gpus >= max(1, self._looked().gpus):
                     continue
                 if elsewhere.get(job.key, 0.0) > time.monotonic():
                     continue
@@ -158,9 +159,8 @@ class Cluster:
     def _submit(self, given: _Try) -> Any:
         """Give a job to the cluster; returns what stands for its answer."""
         job = given.job
-        memory = min(
-            PROCESS_BYTES + job.memory, 0.95 * self._looked().largest
-        )  # what is larger has a machine for itself
+        # what is larger has a machine for itself
+        memory = min(PROCESS_BYTES + job.memory, 0.95 * self._looked().largest)
         gpus = {"num_gpus": 1} if self._on_gpu(job) else {}
         task = self.ray.remote(machines.done).options(
             name=f"{job.room} {job.key[:8]}", num_cpus=self.threads, memory=int(memory), max_retries=0, **gpus

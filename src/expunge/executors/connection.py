@@ -43,7 +43,7 @@ def connected(address: str, depot: Depot, *, count: int | None = None, device: s
             head of one that this machine is in.
         depot: where jobs are put.
         count: jobs at a time, at most.
-        device: where models are put; ``cpu``, or ``cuda`` for one GPU a job.
+        device: where models are put; ``cpu``, or ``cuda`` for a GPU for each job that opens a model.
 
     Raises:
         ExpungeError: if Ray is not installed, nothing answers there, it is of another version, or has nothing to run jobs on.
@@ -66,9 +66,9 @@ def connected(address: str, depot: Depot, *, count: int | None = None, device: s
                 raise ExpungeError(f"--ray {address}: {_told(error, address)}") from error
     try:
         cluster = Cluster(ray=ray, depot=depot, count=count, device=device)
-        if not cluster.jobs_at_once():
-            what = "cores" if device == "cpu" else "GPUs"
-            raise ExpungeError(f"--ray {address}: the cluster has no {what}: expected a machine with some")
+        lacks = cluster.lacks()
+        if lacks:
+            raise ExpungeError(f"--ray {address}: the cluster has no {lacks}: expected a machine with some")
         yield cluster
     finally:
         ray.shutdown()

@@ -13,7 +13,7 @@ from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept, check_targets, fill
 from expunge.core.cost import Cost
 from expunge.core.edit import Edit
-from expunge.core.errors import ExpungeError, unknown
+from expunge.core.errors import ExpungeError, each_once, unknown
 from expunge.core.judge import Judge
 from expunge.core.query import Query, predictions, queries
 from expunge.core.victim import Access
@@ -102,11 +102,13 @@ class _Model(NamedTuple):
 
     def image_seconds(self, steps: int) -> float:
         """What an image takes."""
-        rate = self.rate(presets.batch(self.backbone))
-        pair = predictions(
-            rate.distilled, presets.generation(self.backbone)[0], check.pair_for(self.backbone, self.edits)
-        )
-        return rate.seconds(Cost(forward=pair * steps))
+        return self.rate(presets.batch(self.backbone)).seconds(Cost(forward=self.each_step * steps))
+
+    @property
+    def each_step(self) -> int:
+        """Predictions in a step of an image."""
+        distilled, guidance = self.backbone.supports("distilled"), presets.generation(self.backbone)[0]
+        return predictions(distilled, guidance, check.pair_for(self.backbone, self.edits))
 
 
 def planned(asked: Asked, backbone: Backbone, edits: Sequence[Edit], set_file: Path) -> Audit:
@@ -121,7 +123,7 @@ def planned(asked: Asked, backbone: Backbone, edits: Sequence[Edit], set_file: P
     judge = check.judge_of(asked.judge, [*asked.targets, *asked.retain])
     kept = [w for w in check.neighbours(asked.targets, asked.retain, backbone.kind) if check.known(judge, w)]
     model, seconds = _Model(backbone, edits, {}), tiers.seconds_of(asked.budget)
-    names = asked.attacks or [name for name in ORDER if name in Catalog("attacks").entries()]
+    names = each_once("--attack", asked.attacks) or [name for name in ORDER if name in Catalog("attacks").entries()]
     for name in names:
         if name not in ORDER:
             raise unknown("attack of an audit", name, ORDER)
@@ -168,13 +170,13 @@ _Fit: TypeAlias = tuple[Tier, dict[str, Any], float]
 def _share_out(audit: Audit, waiting: Sequence[_Ready], left: float, fitted: Callable[[_Ready, float], _Fit]) -> None:
     """Put the attacks that fit into the plan; ``left`` are the seconds for all of them.
 
-    At first the share of one that does not fit stays its own. In the end it may have what the others have left.
+    All have an equal share, as long as one more fits its own. In the end each may have all that is left, the first one first.
     """
-    for last in (False, True):
-        there = len(waiting)
+    alone = False
+    while waiting:
         unfit: list[_Ready] = []
         for place, ready in enumerate(waiting):
-            sharing = there - place + (0 if last else len(unfit))
+            sharing = 1 if alone else len(waiting) - place + len(unfit)
             try:
                 tier, entry, seconds = fitted(ready, left / sharing)
             except ExpungeError as error:
@@ -185,7 +187,9 @@ def _share_out(audit: Audit, waiting: Sequence[_Ready], left: float, fitted: Cal
             audit.tiers[ready.name] = tier.as_json()
             audit.plan["attacks"].append(entry)
             left -= seconds
-        waiting = unfit
+        if alone:
+            return
+        waiting, alone = unfit, len(unfit) == len(waiting)
 
 
 def _ready(name: str, asked: Asked, model: _Model) -> _Ready:
@@ -216,7 +220,8 @@ def _fitted(ready: _Ready, asked: Asked, model: _Model, asks: Sequence[Query], s
     seconds = share / ROWS - image * len(asks)
     if seconds <= 0:
         raise ExpungeError(f"its share of the time, {share:.0f} s, does not make {len(asks)} images of two models")
-    tier = tiers.fitted(ready.name, built, targets, asks, seconds, rate)
+    costs = {"predictions": model.each_step, "picture": presets.image_evaluations(model.backbone)}
+    tier = tiers.fitted(ready.name, built, targets, asks, seconds, rate, **costs)
     chosen = {built.spends: getattr(tier.attack, built.spends)} if built.spends in tier.given_up else {}
     count = max(1, len(tier.queries) // len(targets))
     entry = {"name": ready.name, "count": count, **ready.settings, **chosen}

@@ -120,7 +120,7 @@ class Models:
         """The job of images that the plan's model, as it is, makes by role: of a prompt for each."""
         guidance, steps = presets.generation(self.backbone)
         return WantedJob(
-            cost=Cost(forward=self.evaluations(guidance, steps) * sum(map(len, wishes.values()))),
+            cost=Cost(forward=presets.image_evaluations(self.backbone) * sum(map(len, wishes.values()))),
             memory=self.memory(SAMPLING),
             version=wanted.VERSION,
             wishes=wishes,

@@ -105,10 +105,10 @@ class Images:
         asked = self._read.part.where(lambda concept: concept in targets).later(later)
         plain = self.of(asked, count, edit)
         pictures = self._pictures(attack, targets, draws) if edit is not None and edit.model else None
-        pair = self._models.predictions(plain.guidance, plain.true_cfg)
+        each_step = self._models.predictions(plain.guidance, plain.true_cfg)
         job = AttackJob(
             upstream=plain.upstream if pictures is None else (*plain.upstream, pictures),
-            cost=attack.foreseen(len(targets), len(asked.prompts) * count, plain.steps, pair),
+            cost=attack.foreseen(len(targets), len(asked.prompts) * count, plain.steps, each_step),
             memory=self._models.memory(TRAINING),
             prompts=plain.prompts,
             count=plain.count,
@@ -131,7 +131,7 @@ class Images:
             **self._models.named(self._plan.dtype, "" if edit is None else edit.model),
         )
         images = attack.asks([Concept(name=name) for name in targets], len(asked.prompts) * count)
-        cost = Cost(forward=pair * plain.steps * images)
+        cost = Cost(forward=each_step * plain.steps * images)
         return replace(plain, queries_job=job.key, upstream=(*plain.upstream, job), cost=cost)
 
     def _pictures(self, attack: Attack[Any], targets: list[str], draws: int) -> WantedJob | None:

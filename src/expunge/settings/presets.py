@@ -36,8 +36,10 @@ def true_cfg(backbone: "Backbone") -> float:
 
 def image_evaluations(backbone: "Backbone") -> int:
     """Evaluations of the denoiser for an image as the model ships."""
+    from expunge.core.query import predictions  # needs torch
+
     guidance, steps = generation(backbone)
-    return steps if backbone.supports("distilled") or guidance <= 1 else 2 * steps
+    return predictions(backbone.supports("distilled"), guidance) * steps
 
 
 def prompt(backbone: "Backbone") -> str:

@@ -47,9 +47,9 @@ class Stop:
         if not 0 < self.erased <= 100:
             raise ExpungeError(f"a stop's erased is {self.erased:g}: expected a percentage, above 0 and to 100")
 
-    def cost(self, updates: int, words: int, image: int) -> Cost:
+    def cost(self, updates: int, words: int, picture: int) -> Cost:
         """What the looks at so many words cost in images of so many evaluations, if none of them is the last."""
-        return Cost(forward=image * words * self.images * math.ceil(updates / self.every))
+        return Cost(forward=picture * words * self.images * math.ceil(updates / self.every))
 
 
 class Look(NamedTuple):

@@ -15,7 +15,7 @@ from expunge.core.concept import Concept
 from expunge.core.cost import Cost
 from expunge.core.errors import ExpungeError
 from expunge.core.guidance import guidances
-from expunge.core.query import Query, predictions
+from expunge.core.query import Query
 from expunge.settings import presets
 
 FEWEST = 8
@@ -52,8 +52,6 @@ class Rate(NamedTuple):
     """For a row forward and backward."""
     text: float
     """For encoding a text."""
-    distilled: bool = False
-    """Whether the model makes a pair of predictions only where a query asks for it."""
 
     def seconds(self, cost: Cost, texts: int = 0) -> float:
         """What some evaluations should take."""
@@ -83,7 +81,7 @@ def measured(backbone: Backbone, rows: int = 8) -> Rate:
         count = rows if one < QUICK else 1
         forward = one if count == 1 else _timed(predicted(count)) / count
     trained = 3 * forward if one >= QUICK or steered else _timed(lambda: back(count)) / count
-    return Rate(forward, trained, texts, backbone.supports("distilled"))
+    return Rate(forward, trained, texts)
 
 
 def _timed(work: Callable[[], Any], times: int = 3) -> float:
@@ -130,6 +128,8 @@ def fitted(
     seconds: float,
     rate: Rate,
     *,
+    predictions: int,
+    picture: int,
     given: Sequence[str] = (),
 ) -> Tier:
     """The most of an attack that fits into ``seconds``.
@@ -139,26 +139,26 @@ def fitted(
 
     Args:
         name: of the attack, for errors.
-        attack: with its own settings, which are never raised.
+        attack: its settings are never raised.
         targets: what it is to bring back.
         queries: for these; the first of every prompt are kept longest.
         seconds: the budget.
         rate: what the machine does.
+        predictions: in a step of a query's image.
+        picture: evaluations of an image that the attack wants, as the model ships.
         given: roles of images that need not be made.
 
     Raises:
         ExpungeError: if one step on one query does not fit.
     """
     steps = max((query.steps for query in queries), default=0)
-    pair = max((predictions(rate.distilled, query.guidance, query.true_cfg) for query in queries), default=1)
     wanted = sum(len(wishes) for role, wishes in attack.needs(targets).items() if role not in given)
     own = getattr(attack, attack.spends) if attack.spends else 1
 
     def taken(setting: int, count: int) -> float:
         lowered = spending(attack, setting)
-        some = first(queries, count)
-        cost = lowered.foreseen(len(targets), count, steps, pair) + Cost(forward=pair * steps * wanted)
-        prompts = len({(query.label, query.prompt) for query in some})
+        cost = lowered.foreseen(len(targets), count, steps, predictions) + Cost(forward=picture * wanted)
+        prompts = len({(query.label, query.prompt) for query in first(queries, count)})
         return rate.seconds(cost, lowered.reads(len(targets), prompts))
 
     most, least, part = len(queries), len(targets), max(1, own // PART)

@@ -41,5 +41,8 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        again = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(again) > size:  # tensors begin where it ends
+            raise RuntimeError(f"the header of {path.name} takes {len(again)} bytes in order: expected {size}")
         file.seek(8)
-        file.write(json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(size))
+        file.write(again.ljust(size))
