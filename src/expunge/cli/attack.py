@@ -98,8 +98,12 @@ def attack(argv: list[str]) -> None:
     if seconds is not None:
         with backbone.attached(edits, options.edits.strengths):
             rate = tiers.measured(backbone, getattr(settings, "batch", presets.batch(backbone)))
-        costs = {"predictions": predictions_of(asked, distilled), "picture": presets.image_evaluations(backbone)}
-        tier = tiers.fitted(name, settings, targets, asked, seconds, rate, given=list(folders), **costs)
+        tier = tiers.fitted(
+            *(name, settings, targets, asked, seconds, rate),
+            predictions=predictions_of(asked, distilled),
+            picture=presets.image_evaluations(backbone),
+            given=list(folders),
+        )
         settings, asked = tier.attack, tier.queries
         options.reporting.announce(f"--budget {options.budget}: {tier.line()}{_again(tier)}")
     note = f" (preset for {kind}: {settings_line(use)})" if use else ""

@@ -24,3 +24,8 @@ class Cost:
 
     def __sub__(self, other: "Cost") -> "Cost":
         return Cost(forward=self.forward - other.forward, trained=self.trained - other.trained)
+
+
+def predictions(distilled: bool, guidance: float, true_cfg: float = 1.0) -> int:
+    """Predictions in a step of sampling: a pair where ``guidance`` is above 1, or a ``distilled`` model's ``true_cfg`` is."""
+    return 2 if (true_cfg if distilled else guidance) > 1 else 1

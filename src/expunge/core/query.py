@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from typing_extensions import override
 
+from expunge.core.cost import predictions
 from expunge.core.edit import fingerprint
 from expunge.core.errors import ExpungeError
 
@@ -177,11 +178,6 @@ def queries(
         for (prompt, label), first in zip(prompts, seeds or [seed] * len(prompts), strict=True)
         for i in range(count)
     ]
-
-
-def predictions(distilled: bool, guidance: float, true_cfg: float = 1.0) -> int:
-    """Predictions in a step of sampling: a pair where ``guidance`` is above 1, or a ``distilled`` model's ``true_cfg`` is."""
-    return 2 if (true_cfg if distilled else guidance) > 1 else 1
 
 
 def predictions_of(queries: Sequence[Query], distilled: bool) -> int:

@@ -11,11 +11,11 @@ from expunge.core.attack import Attack
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept, check_targets, fill
-from expunge.core.cost import Cost
+from expunge.core.cost import Cost, predictions
 from expunge.core.edit import Edit
 from expunge.core.errors import ExpungeError, each_once, unknown
 from expunge.core.judge import Judge
-from expunge.core.query import Query, predictions, queries
+from expunge.core.query import Query, queries
 from expunge.core.victim import Access
 from expunge.settings import presets
 from expunge.stages import attack as stage
@@ -220,8 +220,9 @@ def _fitted(ready: _Ready, asked: Asked, model: _Model, asks: Sequence[Query], s
     seconds = share / ROWS - image * len(asks)
     if seconds <= 0:
         raise ExpungeError(f"its share of the time, {share:.0f} s, does not make {len(asks)} images of two models")
-    costs = {"predictions": model.each_step, "picture": presets.image_evaluations(model.backbone)}
-    tier = tiers.fitted(ready.name, built, targets, asks, seconds, rate, **costs)
+    picture = presets.image_evaluations(model.backbone)
+    each_step = model.each_step
+    tier = tiers.fitted(ready.name, built, targets, asks, seconds, rate, predictions=each_step, picture=picture)
     chosen = {built.spends: getattr(tier.attack, built.spends)} if built.spends in tier.given_up else {}
     count = max(1, len(tier.queries) // len(targets))
     entry = {"name": ready.name, "count": count, **ready.settings, **chosen}

@@ -8,10 +8,9 @@ from typing import Any, final
 from expunge.backbones.pipeline import PipelineBackbone
 from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept, check_targets
-from expunge.core.cost import Cost
+from expunge.core.cost import Cost, predictions
 from expunge.core.eraser import Eraser, files_of, settings_of
 from expunge.core.errors import ExpungeError
-from expunge.core.query import predictions
 from expunge.jobs import EraseJob, FisherJob, FreshKeyJob, GivenJob, MemoryJob, PairsJob, WantedJob
 from expunge.jobs.workspace import model
 from expunge.maths.fisher import REPLAY

@@ -5,6 +5,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from expunge.core.cost import predictions
+
 if TYPE_CHECKING:  # whoever reads tables alone needs no torch
     from expunge.core.backbone import Backbone
 
@@ -36,8 +38,6 @@ def true_cfg(backbone: "Backbone") -> float:
 
 def image_evaluations(backbone: "Backbone") -> int:
     """Evaluations of the denoiser for an image as the model ships."""
-    from expunge.core.query import predictions  # needs torch
-
     guidance, steps = generation(backbone)
     return predictions(backbone.supports("distilled"), guidance) * steps
 
