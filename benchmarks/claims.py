@@ -107,18 +107,25 @@ def overview(paper: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         told = [str(count[verdict] or "") for verdict in VERDICTS]
         told += [plans, *(", ".join(sorted(found - {"–"}) or ["–"]) for found in (testbeds, seeds))]
         lines.append(f"| {name} | {' | '.join(told)} |")
-    fails = {
-        name: [failure(row) for row in there if row["claim_verdict"] == "fails"] for name, there in by_place.items()
-    }
-    told = [f"{name} fails: {'; '.join(all_of)}." for name, all_of in sorted(fails.items()) if all_of]
-    return [*lines, "", *(text for paragraph in told for text in [*wrap(paragraph, WIDTH), ""])]
+    lines.append("")
+    for name, there in sorted(by_place.items()):
+        failed = failures([row for row in there if row["claim_verdict"] == "fails"])
+        lines += [*wrap(f"{name} fails: {failed}.", WIDTH), ""] if failed else []
+    return lines
 
 
-def failure(row: Mapping[str, Any]) -> str:
-    """A claim that fails, with what was measured."""
-    seeds = f"testbed-{row['testbed']}, n {row['n']}, {row['training_seeds']} training seeds"
-    says = row["claim"] if "head" not in row or row["claim"].startswith("(") else f"({row['head']}) {row['claim']}"
-    return f"{says} ({row['value']:.1f} points [{row['low']:.1f}, {row['high']:.1f}], {seeds})"
+def failures(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Claims that fail, in order, with what was measured; one that goes on is told with what it goes on from."""
+    told: list[str] = []
+    last = ""
+    for row in rows:
+        head = row.get("head", row["claim"])
+        says = (
+            row["claim"] if head in (last, row["claim"]) or row["claim"].startswith("(") else f"({head}) {row['claim']}"
+        )
+        told.append(f"{says} ({row['value']:.1f} points [{row['low']:.1f}, {row['high']:.1f}])")
+        last = head
+    return "; ".join(told)
 
 
 def put(page: str, tell: Callable[[str, Sequence[Mapping[str, Any]]], list[str]]) -> str:
