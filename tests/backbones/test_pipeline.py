@@ -6,7 +6,7 @@ import torch
 
 from expunge import backbones
 from expunge.core.errors import ExpungeError
-from expunge.core.query import LearnedWord, Query, Start
+from expunge.core.query import LearnedWord, Query, Start, queries
 from tiny import tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
 
 MAKERS = {"sd": tiny_pipeline, "sdxl": tiny_xl_pipeline, "sd3": tiny_sd3_pipeline}
@@ -181,3 +181,28 @@ def test_layers_of_attention(family):
         assert sorted(ours.layers(group)) == sorted(f"{ours.denoiser}.{o}.{p}" for o in owners for p in projections)
     with pytest.raises(ExpungeError, match="layer group"):
         ours.layers("selfatn")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("DDPMScheduler", {}),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+        ("DPMSolverSDEScheduler", {}),
+        ("EulerAncestralDiscreteScheduler", {}),
+        ("KDPM2AncestralDiscreteScheduler", {}),
+        ("SASolverScheduler", {}),
+    ],
+)
+def test_noise_on_the_way_depends_on_the_image_s_seed_alone(name, settings):
+    """Not on how often the model has drawn, on what else is in the batch, or on what others draw from."""
+    pipe = tiny_pipeline()
+    pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **settings)
+    backbone = backbones.of(pipe)
+    asked = queries([("a dog", "dog")], 2, 3, 3.0, 4)
+    first = backbone.generate(asked).latents
+    torch.manual_seed(99)
+    again, alone = backbone.generate(asked).latents, backbone.generate(asked[1:]).latents
+    assert torch.equal(first, again)
+    assert (first[1] - alone[0]).norm() < 1e-3 * alone.norm()
+    assert (first[0] - first[1]).norm() > 0.1 * alone.norm(), "another seed is another image"
