@@ -43,8 +43,8 @@ def shared_out(left: float, needs: dict[str, tuple[float, float]]) -> tuple[dict
         ),
         (30.0, {"a": (12, 12), "b": (11, 99), "c": (1, 2)}, {"c": 2, "a": 12, "b": 16}, {}),
         # none fits its share: the first may have all of it, and leaves nothing to the second
-        (10.0, {"a": (6, 99), "b": (20, 99)}, {"a": 10}, {"b": "0 s are too little"}),
-        (10.0, {"a": (8, 99), "b": (6, 99)}, {"a": 10}, {"b": "0 s are too little"}),
+        (10.0, {"a": (6, 99), "b": (20, 99)}, {"a": 10}, {"b": "5 s are too little"}),
+        (10.0, {"a": (8, 99), "b": (6, 99)}, {"a": 10}, {"b": "5 s are too little"}),
         (10.0, {"a": (20, 99), "b": (6, 99)}, {"b": 10}, {"a": "10 s are too little"}),
     ],
 )

@@ -171,16 +171,19 @@ def _share_out(audit: Audit, waiting: Sequence[_Ready], left: float, fitted: Cal
     """Put the attacks that fit into the plan; ``left`` are the seconds for all of them.
 
     All have an equal share, as long as one more fits its own. In the end each may have all that is left, the first one first.
+    Why one does not fit is said of the largest share that it was offered.
     """
     alone = False
+    offered: dict[str, float] = {}
     while waiting:
         unfit: list[_Ready] = []
         for place, ready in enumerate(waiting):
-            sharing = 1 if alone else len(waiting) - place + len(unfit)
+            share = left / (1 if alone else len(waiting) - place + len(unfit))
             try:
-                tier, entry, seconds = fitted(ready, left / sharing)
+                tier, entry, seconds = fitted(ready, share)
             except ExpungeError as error:
-                audit.left_out[ready.name] = str(error)
+                if ready.name not in offered or share > offered[ready.name]:
+                    offered[ready.name], audit.left_out[ready.name] = share, str(error)
                 unfit.append(ready)
                 continue
             audit.left_out.pop(ready.name, None)

@@ -5,8 +5,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expunge.core.cost import predictions
-
 if TYPE_CHECKING:  # whoever reads tables alone needs no torch
     from expunge.core.backbone import Backbone
 
@@ -38,6 +36,8 @@ def true_cfg(backbone: "Backbone") -> float:
 
 def image_evaluations(backbone: "Backbone") -> int:
     """Evaluations of the denoiser for an image as the model ships."""
+    from expunge.core.cost import predictions
+
     guidance, steps = generation(backbone)
     return predictions(backbone.supports("distilled"), guidance) * steps
 
