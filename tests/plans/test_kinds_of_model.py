@@ -209,9 +209,8 @@ def test_what_flux_takes_is_foreseen_with_a_pair_and_without(flux, tmp_path, tru
     at = Workspace(store=tmp_path / "store")
     costly = [job for job in jobs if isinstance(job, AttackJob | GenerateJob | WantedJob)]
     assert {type(job) for job in costly} == {AttackJob, GenerateJob, WantedJob}
-    costly = [
-        job for job in costly if getattr(job, "queries_job", None) is None
-    ]  # continued ones have steps behind them
+    # images that are continued have steps behind them, which a plan does not know of
+    costly = [job for job in costly if getattr(job, "queries_job", None) is None]
     for job in jobs:
         if not isinstance(job, MeasureJob):
             job.finish(at)

@@ -63,9 +63,8 @@ def _sampled(
     generators = [torch.Generator().manual_seed(q.seed) for q in queries]
     noise = torch.cat([latent_space.drawn(backbone, generator) for generator in generators])
     x, timesteps = _beginning(backbone, scheduler, queries, noise)
-    if hasattr(
-        scheduler, "noise_sampler_seed"
-    ):  # it heeds no generator (`findings/sde_draws_apart_from_the_generator.sh`)
+    # one that has a seed of its own heeds no generator (`findings/sde_draws_apart_from_the_generator.sh`)
+    if hasattr(scheduler, "noise_sampler_seed"):
         scheduler.noise_sampler_seed = [q.seed % 2**63 for q in queries]
     options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     state: dict[str, Any] = {}

@@ -34,7 +34,7 @@ def read_tensors(path: Path) -> Tensors:
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
     """Write a file whose bytes depend on its content alone.
 
-    safetensors puts the entries of metadata in another order at every save (`findings/equal_saves_are_other_files.sh`).
+    safetensors writes the entries of metadata in any order (`findings/equal_saves_are_other_files.sh`).
     """
     save_file(dict(tensors), path, dict(metadata))
     with path.open("r+b") as file:
