@@ -42,6 +42,8 @@ EXPECTED = [
     ("adv-unlearn", {"kept": ["cat", "cup"]}, None, ["{}", "a photo of a {}"], False),
     ("sdd", {"roles": "paper"}, None, [], False),
     ("eiup", {"weight": -2.0}, None, [], False),
+    ("gie", {"weight": -3.0}, None, ["{}", "a photo of {}", "an image of {}"], True),
+    ("gie", {"templates": ["a {}"], "random": 0.0}, None, ["a {}"], False),
     ("forget-me-not", {}, None, ["a photo of {}"], False),
     ("selective-amnesia", {}, "", ["a photo of {}"], False),
     ("selective-amnesia", {"surrogate": "cat", "retain_prompt": "{}", "replay": ["a hill"]}, "cat", ["{}"], False),

@@ -47,8 +47,8 @@ def test_goals_are_read_or_refused_in_a_line():
 
 STRENGTHS = {"kpop": "iterations", "esd": "iterations", "ca": "iterations", "leco": "iterations", "spm": "iterations",
              "few-shot": "epochs", "uce": "erase_scale", "sld": "level", "negative-prompt": None, "duo": "beta",
-             "sdd": "iterations", "forget-me-not": "iterations", "eiup": "weight", "time": "lamb", "rece": "erase_scale",
-             "debias": None, "adv-unlearn": "iterations", "geom-erasing": "iterations",
+             "sdd": "iterations", "forget-me-not": "iterations", "eiup": "weight", "gie": "weight", "time": "lamb",
+             "rece": "erase_scale", "debias": None, "adv-unlearn": "iterations", "geom-erasing": "iterations",
              "selective-amnesia": "iterations"}  # fmt: skip
 
 DOWNWARDS = {"duo", "time"}

@@ -66,10 +66,24 @@ class Guidance(Edit):
         """Change what the two halves of a guided pair are conditioned on; ``state`` lives for one generation."""
         return cond, null
 
+    def look(
+        self,
+        backbone: "Backbone",
+        x: Float[Tensor, "b *chw"],
+        t: int | float,
+        cond: Conditioning,
+        state: dict[str, Any],
+    ) -> None:
+        """Ask, by `Backbone.predict`, what must be known before the next guided evaluation.
+
+        Called after `conditioning`; ``x``, ``t`` and ``cond`` are those of the half with the prompt.
+        """
+        return
+
     def attention(self, backbone: "Backbone", state: dict[str, Any]) -> AttentionHook | None:
         """What looks at the cross-attention of the next guided evaluation, or changes it; None for nothing.
 
-        Asked once a denoising step, after `conditioning`. Questions that `combine` asks do not heed it.
+        Asked once a denoising step, after `look`. Questions that `combine` asks do not heed it.
         """
         return None
 
@@ -166,6 +180,14 @@ def conditioned(
     return cond, null
 
 
+def looked(
+    backbone: "Backbone", x: Float[Tensor, "b *chw"], t: int | float, cond: Conditioning, state: dict[str, Any]
+) -> None:
+    """Have the attached edits look at what is to be denoised."""
+    for guidance in guidances(backbone.edits):
+        guidance.look(backbone, x, t, cond, state)
+
+
 def attending(backbone: "Backbone", state: dict[str, Any]) -> tuple[AttentionHook, ...]:
     """What the attached edits want to see, or change, of the cross-attention in the next guided evaluation."""
     hooks = (guidance.attention(backbone, state) for guidance in guidances(backbone.edits))
@@ -214,6 +236,7 @@ def _paired(
     """The prediction for a prompt, or, at a scale above 1, a pair of predictions that are combined."""
     rows = len(x)
     cond, null = conditioned(backbone, cond.expand(rows), null.expand(rows), state)
+    looked(backbone, x, t, cond, state)
     gates, hooks = open_gates(backbone, cond, of_words(state)), attending(backbone, state)
     each = torch.full((rows,), t, device=x.device)
     if scale <= 1:
@@ -245,3 +268,8 @@ def combines(edit: Edit) -> bool:
 def attends(edit: Edit) -> bool:
     """Whether an edit may look at the cross-attention, or change it."""
     return isinstance(edit, Guidance) and type(edit).attention is not Guidance.attention
+
+
+def asks(edit: Edit) -> bool:
+    """Whether an edit may put questions of its own to the denoiser."""
+    return combines(edit) or (isinstance(edit, Guidance) and type(edit).look is not Guidance.look)

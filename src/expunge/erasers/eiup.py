@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
 import torch
-from jaxtyping import Float, Real
+from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from expunge.core.attention import AttentionHook, AttentionStep, attention_map
+from expunge.core.attention import AttentionHook, AttentionStep
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.eraser import Eraser, Step, Task
@@ -17,35 +17,21 @@ from expunge.core.errors import ExpungeError
 from expunge.core.guidance import Guidance
 from expunge.core.knowledge import Kind
 from expunge.core.texts import joined
+from expunge.maths.attention import ReadBeside
 
 
 @final
-class Reweighted(AttentionHook):
+class Reweighted(ReadBeside):
     """Has layers read the words of an erasure prompt beside the user's, each as much as the image attends to it."""
 
     def __init__(self, text: Float[Tensor, "1 n d"], words: slice, weight: float, earliest: float) -> None:
         """Read the tokens ``words`` of ``text`` with ``weight``, at timesteps of ``earliest`` and above."""
-        self.text, self.words, self.weight, self.earliest = text, words, weight, earliest
-        self._asked: tuple[Tensor | None, bool] = (None, False)
+        super().__init__(text, words, earliest)
+        self.weight = weight
 
     @override
-    def beside(self, step: AttentionStep) -> Float[Tensor, "b h q d"] | None:
-        if step.t is None or not self._acts(step.t):
-            return None
-        text = self.text.to(step.text).expand(len(step.queries), -1, -1)
-        keys, values = step.project("k", text), step.project("v", text)
-        maps = attention_map(step.queries, keys)[..., self.words]  # M' of the same queries; M stands as it is
-        read = (self.weight * maps).to(values) @ values[:, :, self.words]
-        weighed = torch.zeros(len(read), dtype=torch.bool, device=read.device)
-        weighed[step.prompted] = True
-        weighed &= step.t >= self.earliest
-        return read * weighed[:, None, None, None]
-
-    def _acts(self, t: Real[Tensor, "b"]) -> bool:
-        """Whether a row is early enough: asked once for all layers of an evaluation, since the answer waits for the device."""
-        if self._asked[0] is not t:
-            self._asked = (t, bool((t >= self.earliest).any()))
-        return self._asked[1]
+    def weighed(self, maps: Float[Tensor, "b h q w"], step: AttentionStep) -> Float[Tensor, "b h q w"]:
+        return self.weight * maps
 
 
 @final
@@ -86,7 +72,7 @@ class EIUP(Eraser):
     self-attention, at twice the cost; here M comes from the edited image's own queries, which leaves self-attention as it is.
     The erasure prompt stands beside the whole text, where theirs takes the place of padding after the last word. The first
     80 % of steps are counted in timesteps; after those the prompt is read alone, where theirs is read with the concept's words
-    in it. Their follow-up's learned weight (GIE, ICLR 2025) is not built.
+    in it. The weight that their later version learns is `gie`.
     """
 
     paper: ClassVar[Paper] = Paper(

@@ -1,14 +1,16 @@
-"""Recordings of cross-attention maps while a model runs: which tokens each place of an image reads."""
+"""Cross-attention maps while a model runs: recordings of which tokens each place reads, and further texts for it to read."""
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import final
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Real
 from torch import Tensor
 from typing_extensions import override
 
-from expunge.core.attention import AttentionHook, AttentionStep
+from expunge.core.attention import AttentionHook, AttentionStep, attention_map
 from expunge.core.backbone import Backbone
 from expunge.core.errors import ExpungeError
 
@@ -84,3 +86,43 @@ def columns_of(backbone: Backbone, prompt: str, word: str) -> list[int]:
         if part and text[start : start + len(part)] == part:
             return list(range(start + 1, start + 1 + len(part)))
     raise ExpungeError(f"the prompt '{prompt}' does not name '{word}': expected the word in it")
+
+
+class ReadBeside(AttentionHook):
+    r"""Has layers read words of another text beside the prompt: :math:`\mathrm{out} = M V(c) + \sum_j w_j M'_j V(c')_j`.
+
+    .. math:: M' = \mathrm{softmax}(Q K(c')^T / \sqrt d)
+
+    Only rows with the prompt read them, at timesteps of ``earliest`` and above. A subclass says how much each word counts.
+    """
+
+    def __init__(self, text: Float[Tensor, "1 n d"], words: slice, earliest: float) -> None:
+        """Read the tokens ``words`` of ``text``, the vectors of c'."""
+        self.text, self.words, self.earliest = text, words, earliest
+        self._asked: tuple[Tensor | None, bool] = (None, False)
+
+    @abstractmethod
+    def weighed(self, maps: Float[Tensor, "b h q w"], step: AttentionStep) -> Float[Tensor, "b h q w"] | None:
+        """What a layer's maps M' of the words are multiplied to; None where they are not read."""
+
+    @override
+    def beside(self, step: AttentionStep) -> Float[Tensor, "b h q d"] | None:
+        if step.t is None or not self._acts(step.t):
+            return None
+        text = self.text.to(step.text).expand(len(step.queries), -1, -1)
+        # M' of the same queries; M stands as it is
+        weighed = self.weighed(attention_map(step.queries, step.project("k", text))[..., self.words], step)
+        if weighed is None:
+            return None
+        values = step.project("v", text)
+        read = weighed.to(values) @ values[:, :, self.words]
+        reads = torch.zeros(len(read), dtype=torch.bool, device=read.device)
+        reads[step.prompted] = True
+        reads &= step.t >= self.earliest
+        return read * reads[:, None, None, None]
+
+    def _acts(self, t: Real[Tensor, "b"]) -> bool:
+        """Whether a row is early enough: asked once for all layers of an evaluation, since the answer waits for the device."""
+        if self._asked[0] is not t:
+            self._asked = (t, bool((t >= self.earliest).any()))
+        return self._asked[1]
