@@ -206,3 +206,26 @@ def test_noise_on_the_way_depends_on_the_image_s_seed_alone(name, settings):
     assert torch.equal(first, again)
     assert (first[1] - alone[0]).norm() < 1e-3 * alone.norm()
     assert (first[0] - first[1]).norm() > 0.1 * alone.norm(), "another seed is another image"
+
+
+def test_a_scheduler_with_seeds_of_its_own_is_given_each_image_s():
+    """One that heeds no generator: the loop by hand, where the noise on the way has the seed of the image, or another's."""
+    pipe = tiny_pipeline()
+    pipe.scheduler = diffusers.DPMSolverSDEScheduler.from_config(pipe.scheduler.config)
+    backbone = backbones.of(pipe)
+    asked = [Query(prompt="a dog", seed=seed, guidance=1.0, steps=4) for seed in (3, 8)]
+    ours = backbone.generate(asked).latents
+
+    def by_hand(seed, on_the_way):
+        scheduler = diffusers.DPMSolverSDEScheduler.from_config(pipe.scheduler.config, noise_sampler_seed=on_the_way)
+        scheduler.set_timesteps(4)
+        x, cond = backbone.noise(seed) * scheduler.init_noise_sigma, backbone.encode(["a dog"]).embeds
+        for t in scheduler.timesteps:
+            noise = pipe.unet(scheduler.scale_model_input(x, t), t, encoder_hidden_states=cond).sample
+            x = scheduler.step(noise, t, x).prev_sample
+        return x
+
+    with torch.no_grad():
+        for row, seed in enumerate((3, 8)):
+            assert (ours[row] - by_hand(seed, seed)).norm() < 1e-3 * ours[row].norm()
+            assert (ours[row] - by_hand(seed, 11 - seed)).norm() > 0.1 * ours[row].norm(), "the other image's noise"

@@ -16,7 +16,7 @@ from tiny import still, tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
 
 TASK = Task(targets=[Concept(name="church"), Concept(name="dog")], retain=["cat"])
 ASKED = [Query(prompt=prompt, seed=seed, guidance=4.0, steps=5) for seed, prompt in enumerate(["a dog", "a cat"])]
-SMALL = GIE(weight=-4.0, images=15, batch=7, updates=30, lr=1e-2, templates=("a {}", "{}"))
+SMALL = GIE(weight=-4.0, inhibits="target", images=15, batch=7, updates=30, lr=1e-2, templates=("a {}", "{}"))
 SHAPES = [("layers", "shared"), ("heads", "each")]
 
 
@@ -139,6 +139,9 @@ def test_the_network_is_fitted_to_what_each_text_names(backbone, features, netwo
     assert named[0::4].tolist() == [[True] * first + [False] * (len(ids[0]) - first)] * 15, "church, in its turn"
     assert named[2::4].tolist() == [[False] * first + [True] * (len(ids[0]) - first)] * 15, "dog"
     assert not named[1::2].any(), "something else"
+    every = drained(dataclasses.replace(method, inhibits="all", updates=1), backbone).state()
+    assert torch.equal(every["named"], named.any(1, keepdim=True).expand_as(named))
+    assert torch.equal(every["found"], found)
     start = drained(dataclasses.replace(method, updates=1, lr=1e-9), backbone).edit()
     net, kept = network_of(start), torch.tensor([i // 4 % 5 != 4 for i in range(60)])
     told = found[kept] if networks == "each" else found[kept].flatten(0, 1)[:, None]

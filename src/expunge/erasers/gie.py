@@ -169,9 +169,9 @@ class GIE(Eraser):
     much the word counts in all steps. The network (f, 64, 32, 1) is the same for all words.
 
     How the authors train it could not be found (their code applies a trained one, and imports what a regression needs). Here it
-    learns by least squares to say ``weight`` to the words of a target that the prompt names, and 0 to all others, from one
-    evaluation of pure noise for each of many texts: half of them name targets, half are retained words and random texts.
-    Standardised features. What ``weight`` is good must be searched.
+    learns by least squares to say ``weight`` where a text names a target, and else 0, from one evaluation of pure noise for
+    each of many texts: half of them name targets, half are retained words and random texts. Standardised features. What
+    ``weight`` is good must be searched.
     Deviations: those of `eiup`; and the words are not read in the first look, where theirs are, with weight 1.
     ``features="heads"`` and ``networks="each"`` (more numbers, and a network for each word) are this project's.
     """
@@ -186,9 +186,13 @@ class GIE(Eraser):
     scales: ClassVar[bool] = False
     requires: ClassVar[Sequence[str]] = ("cross-attention",)
     knows: ClassVar[Mapping[str, Kind]] = {"templates": "phrases", "random": "random_texts"}
-    tuning: ClassVar[Sequence[str]] = ("weight", "early", "separator", "features", "networks", "images", "updates")
-    weight: float = -2.0
-    """What the words of a target count where a prompt names it. No published value: to be searched."""
+    tuning: ClassVar[Sequence[str]] = (
+        *("weight", "inhibits", "early", "separator", "features", "networks", "images", "updates"),
+    )
+    weight: float = -3.0
+    """What words count where a prompt names a target. No published value: to be searched."""
+    inhibits: Literal["all", "target"] = "all"
+    """Which words that is where there are several targets: all, as with `eiup`, or those of the one that is named."""
     early: float = 0.8
     """Share of the timesteps, the noisy ones, in which they are read."""
     separator: str = " "
@@ -255,6 +259,7 @@ class _Looking:
         self.total = 2 * method.images * len(names)
         self.found: list[Float[Tensor, "b w f"]] = []
         self.named: list[Bool[Tensor, "b w"]] = []
+        """Which words are to count in each image."""
         self.fitted: tuple[int, dict[str, Tensor]] = (0, {})
         """The network, and from how many batches."""
 
@@ -272,7 +277,9 @@ class _Looking:
         steps = backbone.training_timesteps
         t = torch.randint(int(FIRST * steps), steps, (len(images),), generator=generator).to(x.device)
         self.found.append(_seen(backbone, self.text, self.method.features, x, t, self._told(asked, generator)).cpu())
-        self.named.append(torch.stack([self.owner == (-1 if target is None else target) for target in asked]))
+        of_all = self.method.inhibits == "all"
+        own = [self.owner == (-1 if target is None else target) for target in asked]
+        self.named.append(torch.stack([(words.any() if of_all else words).expand(len(self.owner)) for words in own]))
 
     def _told(self, asked: Sequence[int | None], generator: torch.Generator) -> Conditioning:
         """The texts of some images: of the target with that number, or of something else."""
