@@ -11,26 +11,31 @@ import torch
 import expunge
 from expunge import backbones
 from expunge.core.errors import ExpungeError, ExpungeWarning
+from expunge.erasers.eiup import ErasurePrompt
+from expunge.erasers.gie import Inhibited
 from expunge.erasers.kpop.recovery import Recovery
 from expunge.erasers.sld import SafetyGuidance
 from expunge.erasers.spm import Transport
 from states import STATES
 from tiny import tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
 
-KINDS = ("weights", "adapter", "gated adapter", "negative prompt", "sld", "key")
+KINDS = ("weights", "adapter", "gated adapter", "negative prompt", "sld", "key", "gie")
 YES, NO, IDLE = "works", "refused", "no effect, and says so"
 TABLE = {state: dict.fromkeys(KINDS, YES) for state in STATES}
-TABLE["SD3"]["key"] = NO
+for kind in ("key", "gie"):
+    TABLE["SD3"][kind] = NO
 for kind in ("negative prompt", "sld"):
     TABLE["LCM (no guidance)"][kind] = IDLE
-TABLE["perturbed attention (PAG)"]["sld"] = NO
-TABLE["DeepCache"]["sld"] = NO
+for kind in ("sld", "gie"):  # which ask questions of their own
+    TABLE["perturbed attention (PAG)"][kind] = NO
+    TABLE["DeepCache"][kind] = NO
 for kind in KINDS[2:]:
     TABLE["self-attention guidance (SAG)"][kind] = NO
-for kind in ("adapter", "gated adapter", "key"):
+for kind in ("adapter", "gated adapter", "key", "gie"):
     TABLE["fused projections"][kind] = NO
-TABLE["compiled"]["key"] = NO
-TABLE["compiled, the whole UNet"]["key"] = NO
+for kind in ("key", "gie"):
+    TABLE["compiled"][kind] = NO
+    TABLE["compiled, the whole UNet"][kind] = NO
 for kind in ("gated adapter", "key"):  # no text that was seen gave such vectors
     TABLE["long embeddings"][kind] = NO
     TABLE["compel, with weights"][kind] = NO
@@ -149,6 +154,15 @@ def width_of(state):
     return state.pipe.unet.config.cross_attention_dim if hasattr(state.pipe, "unet") else 8
 
 
+def inhibited(backbone, says):
+    """An edit of gie whose network says the same to every image."""
+    numbers, width = max(1, len(backbone.attentions())), backbone.encode(["cat"]).embeds.shape[-1]
+    network = {"mean": torch.zeros(1, 1, numbers), "spread": torch.ones(1, 1, numbers)}
+    for i, (taken, given) in enumerate([(numbers, 64), (64, 32), (32, 1)]):
+        network |= {f"weight.{i}": torch.zeros(1, taken, given), f"bias.{i}": torch.full((1, 1, given), says)}
+    return Inhibited(text="cat", weight=-9.0, early=1.0, features="layers", width=width, network=network)
+
+
 def case(state, kind):
     """The edit of a kind, and the image that it should give, computed by other means."""
     plain, fresh = plain_like(state), state
@@ -168,6 +182,8 @@ def case(state, kind):
         return SafetyGuidance(
             text="a dog", warmup=0, scale=5.0, threshold=1.0, momentum_scale=0.5, momentum_beta=0.7
         ), (lambda: shot(fresh))
+    if kind == "gie":  # whose network says nothing
+        return inhibited(plain, 0.0), lambda: shot(fresh)
     tokens = torch.randn((3, width_of(state)), generator=torch.Generator().manual_seed(5)) * 3
     return Recovery(prompts={"dog": tokens}, place="down-mid-up", salt="s"), lambda: told(fresh, extended=tokens)
 
@@ -203,8 +219,8 @@ def test_an_edit_does_what_it_should_or_is_refused_in_a_line(name, kind, recwarn
     else:
         assert not said
         moved = float((right - base).norm())
-        near = NEAR * moved if kind != "sld" else NEAR * float(base.norm())
-        assert kind == "sld" or moved > 0.005 * float(base.norm()), "the comparison shows something"
+        near = NEAR * moved if kind not in ("sld", "gie") else NEAR * float(base.norm())
+        assert kind in ("sld", "gie") or moved > 0.005 * float(base.norm()), "the comparison shows something"
         assert float((got - right).norm()) <= near
     edit.detach(target(state))
     assert torch.equal(shot(state), base), "detached, the image is the state's own, bit for bit"
@@ -221,6 +237,23 @@ def test_sld_does_something_where_the_words_differ(name):
     assert float((shot(state) - base).norm() / base.norm()) > 1e-3
 
 
+@pytest.mark.parametrize("name", [n for n in STATES if TABLE[n]["gie"] == YES])
+def test_gie_does_something_where_its_network_says_so(name):
+    """As much as eiup does with that weight for every image."""
+    if "torchao" in name:
+        pytest.importorskip("torchao")
+    state = STATES[name]()
+    base = shot(state)
+    images = []
+    for edit in (inhibited(plain_like(state), -9.0), ErasurePrompt(text="cat", weight=-9.0, early=1.0)):
+        edit.attach(target(state))
+        images.append(shot(state))
+        edit.detach(target(state))
+    moved = float((images[1] - base).norm())
+    assert moved > 1e-3 * float(base.norm())
+    assert float((images[0] - images[1]).norm()) <= NEAR * moved
+
+
 @pytest.mark.parametrize("kind", [*KINDS, "attention"])
 def test_an_edit_stays_when_attention_is_sliced_afterwards(kind):
     """Slicing replaces the processors of all attention layers."""
@@ -228,6 +261,8 @@ def test_an_edit_stays_when_attention_is_sliced_afterwards(kind):
     edit = case(state, kind)[0] if kind != "attention" else expunge.erase(tiny_pipeline(), "dog", method="eiup")
     if kind == "sld":
         edit = SafetyGuidance(text="cat", warmup=0, scale=50.0, threshold=1.0, momentum_scale=0.5, momentum_beta=0.7)
+    if kind == "gie":
+        edit = inhibited(backbones.of(tiny_pipeline()), -9.0)
     base = shot(state)
     edit.attach(state.pipe)
     erased = shot(state)

@@ -9,7 +9,8 @@ from expunge.core.concept import Concept
 from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.query import Query
-from expunge.erasers.gie import GIE, Inhibited, word_weights
+from expunge.erasers.gie import GIE, word_weights
+from expunge.maths.attention import recorded
 from expunge.stages import erase
 from expunge.store import load_edit, save_edit
 from tiny import still, tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
@@ -100,7 +101,8 @@ def by_hand(backbone, queries, edit, features):
         null, erasure = (backbone.encode([w]).embeds for w in ("", edit.text))
         cond = torch.cat([backbone.encode([q.prompt]).embeds for q in queries])
         x = torch.cat([backbone.noise(q.seed) for q in queries])
-        weights = network_of(edit)(shown(backbone, x, scheduler.timesteps[0], cond, erasure, words, features))
+        said = network_of(edit)(shown(backbone, x, scheduler.timesteps[0], cond, erasure, words, features))
+        weights = said.clamp(-4.0, 0.0)
         beside, before = Beside(erasure[0], words, weights), unet.attn_processors
         unet.set_attn_processor({n: beside if ".attn2." in n else p for n, p in before.items()})
         both = torch.cat([null.expand(len(x), -1, -1), cond])
@@ -226,21 +228,46 @@ def test_a_model_that_it_does_not_fit_is_refused(backbone):
     with pytest.raises(ExpungeError, match=r"needs cross-attention, which .* has not"):
         erase.run(flat, "gie", SMALL, TASK.targets, [])
     edit = drained(SMALL, backbone).edit()
-    for change in ({"features": "heads"}, {"text": "dog", "network": drained(_each(), backbone).edit().network}):
-        wrong = Inhibited(**{"text": edit.text, "early": 0.8, "features": "layers", "network": edit.network, **change})
-        with pytest.raises(ExpungeError, match=r"has a network for \d+ features of \d+ words: expected \d+ of \d+"):
+    with pytest.raises(ExpungeError, match="has no cross-attention"):
+        flat.attach(edit)
+    each = drained(dataclasses.replace(SMALL, networks="each"), backbone).edit()
+    for change in ({"features": "heads"}, {"text": "dog", "network": each.network}, {"width": edit.width + 1}):
+        wrong = dataclasses.replace(edit, **change)
+        with pytest.raises(
+            ExpungeError, match=r"has \d networks that are told \d+ numbers, of text vectors of \d+: expected 1"
+        ):
             backbone.attach(wrong)
     assert not backbone.edits
 
 
-def _each():
-    return dataclasses.replace(SMALL, networks="each")
+@pytest.mark.parametrize(
+    ("weight", "says", "heeded"), [(-4.0, -9.0, -4.0), (-4.0, 2.0, 0.0), (3.0, 9.0, 3.0), (3.0, 1.0, 1.0)]
+)
+def test_no_more_is_heeded_than_the_weight_and_nothing_of_the_other_sign(backbone, weight, says, heeded):
+    edit = drained(SMALL, backbone).edit()
+    network = {**edit.network, "weight.2": torch.zeros(1, 32, 1), "bias.2": torch.full((1, 1, 1), says)}
+    edit, state = dataclasses.replace(edit, weight=weight, network=network), {}
+    edit.look(backbone, backbone.noise(1), 999, backbone.encode(["a dog"]), state)
+    assert (edit.attention(backbone, state).weights == heeded).all()
+
+
+def test_nobody_is_shown_the_look_and_none_is_had_where_nothing_would_be_read(backbone):
+    edit, state = drained(SMALL, backbone).edit(), {}
+    cond, before = backbone.encode(["a dog"]), backbone.cost
+    with recorded(backbone, 1) as recording, backbone.attached([edit]):
+        edit.look(backbone, backbone.noise(1), 150, cond, state)
+        assert edit.attention(backbone, state) is None
+        assert backbone.cost == before
+        edit.look(backbone, backbone.noise(1), 250, cond, state)
+    assert (backbone.cost - before).forward == 1
+    with pytest.raises(ExpungeError, match="no attention was recorded"):
+        recording.maps()
 
 
 def test_a_network_that_does_not_tell_the_target_says_so(backbone):
     """A tiny random model's attention tells words apart, if it is fitted long enough; not after one small update."""
     with pytest.warns(
-        ExpungeWarning, match=r"gie's network says .* to words that a prompt names, .* expected -4 and 0"
+        ExpungeWarning, match=r"gie's network says .* where a text names a target, .* expected -4 and 0; feat"
     ):
         erase.run(backbone, "gie", dataclasses.replace(SMALL, updates=1), TASK.targets, [])
     assert drained(dataclasses.replace(SMALL, images=4), backbone).warnings() == [], "none is held out"

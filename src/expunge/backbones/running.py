@@ -13,7 +13,7 @@ from expunge.core.adapter import Adapter
 from expunge.core.conditioning import Conditioning
 from expunge.core.edit import Edit
 from expunge.core.errors import ExpungeError
-from expunge.core.guidance import Guidance, asks, combines
+from expunge.core.guidance import Guidance, asks
 
 
 class Running(NamedTuple):
@@ -115,12 +115,14 @@ def check_steers(pipe: Any, part: str, edit: Edit) -> None:
         raise ExpungeError(
             f"a {type(pipe).__name__} does not say which rows are guided: expected a pipeline that does, or an edit of weights"
         )
-    if combines(edit) and hasattr(type(pipe), "do_perturbed_attention_guidance"):
+    if not asks(edit):
+        return
+    if hasattr(type(pipe), "do_perturbed_attention_guidance"):
         raise ExpungeError(
-            f"a {type(pipe).__name__} combines three predictions, and a {method_of(edit)} edit combines them itself: expected "
-            "a pipeline without perturbed attention, or another edit"
+            f"a {type(pipe).__name__} perturbs a part of the rows that its {part} is asked, and a {method_of(edit)} edit asks "
+            "it questions of its own: expected a pipeline without perturbed attention, or another edit"
         )
-    if asks(edit) and replaced_forward(getattr(pipe, part)):
+    if replaced_forward(getattr(pipe, part)):
         raise ExpungeError(
             f"the {part} runs somebody else's code that keeps what it computed (DeepCache, `enable_cache`?), and a "
             f"{method_of(edit)} edit asks it questions of its own: expected that to be switched off, or another edit"

@@ -76,7 +76,8 @@ class Guidance(Edit):
     ) -> None:
         """Ask, by `Backbone.predict`, what must be known before the next guided evaluation.
 
-        Called after `conditioning`; ``x``, ``t`` and ``cond`` are those of the half with the prompt.
+        Called before each of them, after `conditioning`, with the half that has the prompt. What is asked once for an image is
+        kept in ``state``; whoever evaluates with a fresh one has another look.
         """
         return
 

@@ -49,10 +49,10 @@ class Stack:
         self._check_place(edit, any_base)
         strengths([strength], [edit])  # which refuses one that scales nothing
         self._check_names(edit)
-        if isinstance(edit, Guidance):
-            edit.check(self.backbone)
         if attends(edit):
             check_reads_text(self.backbone)
+        if isinstance(edit, Guidance):
+            edit.check(self.backbone)
         self.backbone.check_carries(edit, coming=True)
         weights = weights_of(edit)
         if weights is not None:

@@ -6,7 +6,7 @@ from functools import reduce
 from typing import Any, ClassVar, Literal, final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 from typing_extensions import override
 
@@ -88,14 +88,19 @@ class Inhibited(Guidance):
 
     eraser = "gie"
     text: str
+    weight: float
+    """What a word counts at most; no more is heeded of what the network says, nor anything of the other sign."""
     early: float
     features: Features
+    width: int
+    """Of the text vectors that the layers read."""
     network: Mapping[str, Tensor]
     """See `word_weights`."""
 
     @override
     def fields(self) -> dict[str, Any]:
-        return {"eraser": self.eraser, "text": self.text, "early": self.early, "features": self.features}
+        told = {name: getattr(self, name) for name in ("text", "weight", "early", "features", "width")}
+        return {"eraser": self.eraser, **told}
 
     @override
     def tensors(self) -> dict[str, Tensor]:
@@ -108,12 +113,13 @@ class Inhibited(Guidance):
 
     @override
     def check(self, backbone: Backbone) -> None:
-        each, _, given = self.network["mean"].shape
+        networks, _, given = self.network["mean"].shape
         words, expected = _words(backbone, self.text).stop - 1, _count(backbone, self.features)
-        if given != expected or each not in (1, words):
+        width = _vectors(backbone, self.text).shape[-1]
+        if given != expected or networks not in (1, words) or self.width != width:
             raise ExpungeError(
-                f"edit {self.id} has a network for {given} features of {each} words: expected {expected} of {words} for "
-                f"{backbone.name}"
+                f"edit {self.id} has {networks} networks that are told {given} numbers, of text vectors of {self.width}: "
+                f"expected 1 or {words}, {expected} and {width} for {backbone.name}"
             )
 
     @override
@@ -121,14 +127,14 @@ class Inhibited(Guidance):
         self, backbone: Backbone, x: Float[Tensor, "b *chw"], t: int | float, cond: Conditioning, state: dict[str, Any]
     ) -> None:
         hooks = of_words(state)  # another prompt, another look
-        if self.id in hooks:
-            return
-        with torch.no_grad():
-            found = _seen(backbone, self.text, self.features, x, t, cond)
-            weights = word_weights({name: tensor.to(found) for name, tensor in self.network.items()}, found)
-            embeds = backbone.encode([self.text]).embeds
         earliest = (1 - self.early) * backbone.training_timesteps
-        hooks[self.id] = Inhibitor(embeds, _words(backbone, self.text), weights, earliest)
+        if self.id in hooks or t < earliest:
+            return
+        vectors, words = _vectors(backbone, self.text), _words(backbone, self.text)
+        found = _seen(backbone, vectors, words, self.features, x, t, cond)
+        said = word_weights({name: tensor.to(found) for name, tensor in self.network.items()}, found)
+        weights = said.clamp(min(0.0, self.weight), max(0.0, self.weight))
+        hooks[self.id] = Inhibitor(vectors, words, weights, earliest)
 
     @override
     def attention(self, backbone: Backbone, state: dict[str, Any]) -> AttentionHook | None:
@@ -140,6 +146,12 @@ def _words(backbone: Backbone, text: str) -> slice:
     return slice(1, int(backbone.end(backbone.tokenize([text]))[0]))
 
 
+@torch.no_grad()
+def _vectors(backbone: Backbone, text: str) -> Float[Tensor, "1 n d"]:
+    """What the layers read of a text."""
+    return backbone.encode([text]).embeds
+
+
 def _count(backbone: Backbone, features: Features) -> int:
     """How many numbers the layers of a model show of a word."""
     return sum(1 if features == "layers" else layer.heads for layer in backbone.attentions().values())
@@ -147,11 +159,17 @@ def _count(backbone: Backbone, features: Features) -> int:
 
 @torch.no_grad()
 def _seen(
-    backbone: Backbone, text: str, features: Features, x: Tensor, t: int | float | Tensor, cond: Conditioning
+    backbone: Backbone,
+    vectors: Float[Tensor, "1 n d"],
+    words: slice,
+    features: Features,
+    x: Float[Tensor, "b *chw"],
+    t: int | float | Real[Tensor, "b"],
+    cond: Conditioning,
 ) -> Float[Tensor, "b w f"]:
-    """What the layers, in their order, show of the words of a text in one evaluation; in float32."""
-    looking = Looking(backbone.encode([text]).embeds, _words(backbone, text), features)
-    with backbone.attending(looking):
+    """What the layers, in their order, show of words of a text in one evaluation, which nobody else looks at; in float32."""
+    looking = Looking(vectors, words, features)
+    with backbone.attention.heeding([looking]):
         backbone.predict(x, t, cond)
     return torch.cat([looking.seen[layer] for layer in backbone.attentions()], -1)
 
@@ -172,7 +190,9 @@ class GIE(Eraser):
     learns by least squares to say ``weight`` where a text names a target, and else 0, from one evaluation of pure noise for
     each of many texts: half of them name targets, half are retained words and random texts. Standardised features. What
     ``weight`` is good must be searched.
-    Deviations: those of `eiup`; and the words are not read in the first look, where theirs are, with weight 1.
+    Deviations: those of `eiup`. The look is one plain evaluation, where theirs is a guided step of two branches in which the
+    words are read with weight 1. The network learns at the noisiest eighth of the timesteps, from labels of two values, on
+    standardised features of all layers (their code can take layers 5 to 9 alone); what it says is cut at 0 and ``weight``.
     ``features="heads"`` and ``networks="each"`` (more numbers, and a network for each word) are this project's.
     """
 
@@ -203,7 +223,7 @@ class GIE(Eraser):
     """Share of random texts among what is no target, of which the rest are retained words; without these all are random (at 0:
     empty)."""
     images: int = 60
-    """Evaluations for each target, and as many for other things."""
+    """Evaluations for each target, and as many for other things; a fifth of 5 or more is held out, to see what was learned."""
     features: Features = "layers"
     """What is told of a word: the mean attention of each layer, or of each head."""
     networks: Literal["shared", "each"] = "shared"
@@ -231,13 +251,13 @@ class GIE(Eraser):
 
     @override
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:
-        looking = _Looking(self, backbone, task)
+        learning = _Learning(self, backbone, task)
         if resume is not None:
-            looking.found, looking.named = [resume["found"]], [resume["named"]]
-        begun = sum(map(len, looking.found))
-        for first in range(begun, looking.total, self.batch):
-            looking.look(range(first, min(first + self.batch, looking.total)))
-            yield Step(index=first // self.batch, edit=looking.edit, state=looking.state, warnings=looking.warnings)
+            learning.found, learning.named = [resume["found"]], [resume["named"]]
+        begun = sum(map(len, learning.found))
+        for first in range(begun, learning.total, self.batch):
+            learning.look(range(first, min(first + self.batch, learning.total)))
+            yield Step(index=first // self.batch, edit=learning.edit, state=learning.state, warnings=learning.warnings)
 
     @override
     def cost(self, targets: int, retain: int) -> Cost:
@@ -245,13 +265,14 @@ class GIE(Eraser):
 
 
 @final
-class _Looking:
+class _Learning:
     """First looks at targets and at other things, in turn, and what a network learns from them."""
 
     def __init__(self, method: GIE, backbone: Backbone, task: Task) -> None:
         self.method, self.backbone, self.task = method, backbone, task
         names = [target.name for target in task.targets]
         self.text = joined(backbone, names, method.separator)
+        self.vectors, self.words = _vectors(backbone, self.text), _words(backbone, self.text)
         ends = [_words(backbone, method.separator.join(names[: i + 1])).stop for i in range(len(names))]
         counts = [end - start for start, end in zip([1, *ends], ends, strict=False)]
         self.owner = torch.arange(len(names)).repeat_interleave(torch.tensor(counts))
@@ -276,7 +297,8 @@ class _Looking:
         x = torch.cat([backbone.noise(self.task.number("gie noise", i)) for i in images])
         steps = backbone.training_timesteps
         t = torch.randint(int(FIRST * steps), steps, (len(images),), generator=generator).to(x.device)
-        self.found.append(_seen(backbone, self.text, self.method.features, x, t, self._told(asked, generator)).cpu())
+        told = self._told(asked, generator)
+        self.found.append(_seen(backbone, self.vectors, self.words, self.method.features, x, t, told).cpu())
         of_all = self.method.inhibits == "all"
         own = [self.owner == (-1 if target is None else target) for target in asked]
         self.named.append(torch.stack([(words.any() if of_all else words).expand(len(self.owner)) for words in own]))
@@ -305,8 +327,9 @@ class _Looking:
     # the network ------------------------------------------------------------------------------------------------------
     def edit(self) -> Inhibited:
         """What is learned from the images so far."""
-        method = self.method
-        return Inhibited(text=self.text, early=method.early, features=method.features, network=self._network())
+        method, width = self.method, self.vectors.shape[-1]
+        told = {"text": self.text, "weight": method.weight, "early": method.early, "features": method.features}
+        return Inhibited(**told, width=width, network=self._network())
 
     def _network(self) -> dict[str, Tensor]:
         """A network that was fitted to all images but those that are held out."""
@@ -349,7 +372,9 @@ class _Looking:
         told, others = float(said[named].mean()), float(said[~named].mean())
         if (told - others) / self.method.weight >= 0.5:
             return []
+        better = (self.method.features, self.method.networks) == ("heads", "each")
+        advice = "more images may help" if better else "features heads and networks each tell it more"
         return [
-            f"gie's network says {told:.2g} on average to words that a prompt names, and {others:.2g} to others: expected "
-            f"{self.method.weight:g} and 0; features heads and networks each tell it more"
+            f"gie's network says {told:.2g} on average where a text names a target, and {others:.2g} elsewhere: expected "
+            f"{self.method.weight:g} and 0; {advice}"
         ]

@@ -93,7 +93,8 @@ class ReadBeside(AttentionHook):
 
     .. math:: M' = \mathrm{softmax}(Q K(c')^T / \sqrt d)
 
-    Only rows with the prompt read them, at timesteps of ``earliest`` and above. A subclass says how much each word counts.
+    2408.01014; methods.md A14. Only rows with the prompt read them, at timesteps of ``earliest`` and above. A subclass says
+    how much each word counts.
     """
 
     def __init__(self, text: Float[Tensor, "1 n d"], words: slice, earliest: float) -> None:
@@ -102,8 +103,8 @@ class ReadBeside(AttentionHook):
         self._asked: tuple[Tensor | None, bool] = (None, False)
 
     @abstractmethod
-    def weighed(self, maps: Float[Tensor, "b h q w"], step: AttentionStep) -> Float[Tensor, "b h q w"] | None:
-        """What a layer's maps M' of the words are multiplied to; None where they are not read."""
+    def weighed(self, maps: Float[Tensor, "b h q w"], step: AttentionStep) -> Float[Tensor, "b h q w"]:
+        """What a layer's maps M' of the words are multiplied to."""
 
     @override
     def beside(self, step: AttentionStep) -> Float[Tensor, "b h q d"] | None:
@@ -112,8 +113,6 @@ class ReadBeside(AttentionHook):
         text = self.text.to(step.text).expand(len(step.queries), -1, -1)
         # M' of the same queries; M stands as it is
         weighed = self.weighed(attention_map(step.queries, step.project("k", text))[..., self.words], step)
-        if weighed is None:
-            return None
         values = step.project("v", text)
         read = weighed.to(values) @ values[:, :, self.words]
         reads = torch.zeros(len(read), dtype=torch.bool, device=read.device)
