@@ -188,16 +188,21 @@ def case(state, kind):
     return Recovery(prompts={"dog": tokens}, place="down-mid-up", salt="s"), lambda: told(fresh, extended=tokens)
 
 
+def made(name):
+    """A pipeline in a state."""
+    if "torchao" in name:
+        pytest.importorskip("torchao")  # which is in no extra: it warns at every import of diffusers
+    return STATES[name]()
+
+
 @pytest.mark.parametrize("name", STATES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_edit_does_what_it_should_or_is_refused_in_a_line(name, kind, recwarn):
     if name == "layerwise casting" and not hasattr(torch, "float8_e4m3fn"):
         pytest.skip("no eight-bit floats here")
-    if "torchao" in name:
-        pytest.importorskip("torchao")  # which is in no extra: it warns at every import of diffusers
     if (name, kind) == ("compel, with weights", "sld"):
         pytest.skip("no text says what weighted words say; that SLD acts there, the next test shows")
-    state = STATES[name]()
+    state = made(name)
     base = shot(state)
     edit, expected = case(STATES[name](), kind)
     wanted = TABLE[name][kind]
@@ -228,9 +233,7 @@ def test_an_edit_does_what_it_should_or_is_refused_in_a_line(name, kind, recwarn
 
 @pytest.mark.parametrize("name", [n for n in STATES if TABLE[n]["sld"] == YES])
 def test_sld_does_something_where_the_words_differ(name):
-    if "torchao" in name:
-        pytest.importorskip("torchao")
-    state = STATES[name]()
+    state = made(name)
     base = shot(state)
     edit = SafetyGuidance(text="cat", warmup=0, scale=50.0, threshold=1.0, momentum_scale=0.5, momentum_beta=0.7)
     edit.attach(target(state))
@@ -240,9 +243,7 @@ def test_sld_does_something_where_the_words_differ(name):
 @pytest.mark.parametrize("name", [n for n in STATES if TABLE[n]["gie"] == YES])
 def test_gie_does_something_where_its_network_says_so(name):
     """As much as eiup does with that weight for every image."""
-    if "torchao" in name:
-        pytest.importorskip("torchao")
-    state = STATES[name]()
+    state = made(name)
     base = shot(state)
     images = []
     for edit in (inhibited(plain_like(state), -9.0), ErasurePrompt(text="cat", weight=-9.0, early=1.0)):

@@ -3,6 +3,7 @@ import warnings
 import pytest
 import torch
 
+from beside import by_hand
 from expunge import backbones
 from expunge.core.concept import Concept
 from expunge.core.eraser import Task
@@ -17,49 +18,9 @@ QUERY = Query(prompt="a cat", seed=5, guidance=4.0, steps=5)
 EDIT = ErasurePrompt(text="church dog", weight=-1.5, early=0.8)
 
 
-class Beside:
-    """A processor for diffusers' own attention, head by head: the prompt's map and values, and the erasure prompt's words."""
-
-    def __init__(self, erasure, words, weight, rows):
-        self.erasure, self.words, self.weight, self.rows = erasure, words, weight, rows
-        self.on = True
-
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
-        width = hidden_states.shape[-1] // attn.heads
-        out = []
-        for row, hidden in enumerate(hidden_states):
-            text = hidden if encoder_hidden_states is None else encoder_hidden_states[row]
-            q, k, v = attn.to_q(hidden), attn.to_k(text), attn.to_v(text)
-            k2, v2 = attn.to_k(self.erasure), attn.to_v(self.erasure)
-            heads = []
-            for head in range(attn.heads):
-                some = slice(head * width, (head + 1) * width)
-                read = (q[:, some] @ k[:, some].T / width**0.5).softmax(-1) @ v[:, some]
-                if row in self.rows and self.on:
-                    found = (q[:, some] @ k2[:, some].T / width**0.5).softmax(-1)
-                    for j in self.words:
-                        read = read + self.weight * found[:, j : j + 1] * v2[j : j + 1, some]
-                heads.append(read)
-            out.append(attn.to_out[0](torch.cat(heads, -1)))
-        return torch.stack(out)
-
-
-def by_hand(backbone, query, edit, words, acting):
-    """The sampler's loop with the real UNet, whose attention is the formula; it acts in the steps ``acting``."""
-    parts = backbone.components()
-    unet, scheduler = parts["unet"], type(parts["scheduler"]).from_config(parts["scheduler"].config)
-    scheduler.set_timesteps(query.steps)
-    with torch.no_grad():
-        null, cond, erasure = (backbone.encode([w]).embeds for w in ("", query.prompt, edit.text))
-        beside, before = Beside(erasure[0], words, edit.weight, rows=[1]), unet.attn_processors
-        unet.set_attn_processor({n: beside if ".attn2." in n else p for n, p in before.items()})
-        x = backbone.noise(query.seed)
-        for index, t in enumerate(scheduler.timesteps):
-            beside.on = index in acting
-            e_null, e_cond = unet(torch.cat([x, x]), t, encoder_hidden_states=torch.cat([null, cond])).sample.chunk(2)
-            x = scheduler.step(e_null + query.guidance * (e_cond - e_null), t, x).prev_sample
-        unet.set_attn_processor(before)
-    return x
+def formula(backbone, words, acting):
+    """The image of `QUERY` by `EDIT`'s formula."""
+    return by_hand(backbone, [QUERY], EDIT.text, words, lambda x, t, cond: [[EDIT.weight] * len(words)], acting)
 
 
 @pytest.mark.parametrize(("early", "acting"), [(0.8, range(4)), (1.0, range(5)), (0.2, range(1))])
@@ -71,10 +32,10 @@ def test_generation_is_the_formula_in_the_first_steps(backbone, early, acting):
     with backbone.attached([edit]):
         ours = backbone.generate([QUERY]).latents
     assert (backbone.cost - before).forward == 2 * 5, "no evaluation more"
-    expected = by_hand(backbone, QUERY, edit, words, acting)
+    expected = formula(backbone, words, acting)
     assert torch.allclose(ours, expected, atol=1e-4)
     assert (ours - plain).abs().max() > 1e-2
-    assert not torch.allclose(by_hand(backbone, QUERY, edit, words[:-1], acting), expected, atol=1e-4)
+    assert not torch.allclose(formula(backbone, words[:-1], acting), expected, atol=1e-4)
 
 
 def test_only_the_half_with_the_prompt_reads_it(backbone):

@@ -4,6 +4,7 @@ import itertools
 import pytest
 import torch
 
+from beside import by_hand
 from expunge import backbones
 from expunge.core.concept import Concept
 from expunge.core.eraser import Task
@@ -67,53 +68,6 @@ def network_of(edit):
     )
 
 
-class Beside:
-    """A processor for diffusers' own attention: the prompt's map and values, and the erasure prompt's words by weight."""
-
-    def __init__(self, erasure, words, weights):
-        self.erasure, self.words, self.weights, self.on = erasure, words, weights, True
-
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
-        width, out = hidden_states.shape[-1] // attn.heads, []
-        for row, hidden in enumerate(hidden_states):
-            q, k, v = attn.to_q(hidden), attn.to_k(encoder_hidden_states[row]), attn.to_v(encoder_hidden_states[row])
-            k2, v2 = attn.to_k(self.erasure), attn.to_v(self.erasure)
-            heads = []
-            for head in range(attn.heads):
-                some = slice(head * width, (head + 1) * width)
-                read = (q[:, some] @ k[:, some].T / width**0.5).softmax(-1) @ v[:, some]
-                if row >= len(self.weights) and self.on:  # the half with the prompts follows
-                    found = (q[:, some] @ k2[:, some].T / width**0.5).softmax(-1)
-                    for j, w in zip(self.words, self.weights[row - len(self.weights)], strict=True):
-                        read = read + w * found[:, j : j + 1] * v2[j : j + 1, some]
-                heads.append(read)
-            out.append(attn.to_out[0](torch.cat(heads, -1)))
-        return torch.stack(out)
-
-
-def by_hand(backbone, queries, edit, features):
-    """The paper's algorithm with the real UNet: a first look, and then all steps, of which the first 80 % are inhibited."""
-    parts = backbone.components()
-    unet, scheduler = parts["unet"], type(parts["scheduler"]).from_config(parts["scheduler"].config)
-    scheduler.set_timesteps(queries[0].steps)
-    words = range(1, int(backbone.end(backbone.tokenize([edit.text]))[0]))
-    with torch.no_grad():
-        null, erasure = (backbone.encode([w]).embeds for w in ("", edit.text))
-        cond = torch.cat([backbone.encode([q.prompt]).embeds for q in queries])
-        x = torch.cat([backbone.noise(q.seed) for q in queries])
-        said = network_of(edit)(shown(backbone, x, scheduler.timesteps[0], cond, erasure, words, features))
-        weights = said.clamp(-4.0, 0.0)
-        beside, before = Beside(erasure[0], words, weights), unet.attn_processors
-        unet.set_attn_processor({n: beside if ".attn2." in n else p for n, p in before.items()})
-        both = torch.cat([null.expand(len(x), -1, -1), cond])
-        for index, t in enumerate(scheduler.timesteps):
-            beside.on = index < 4
-            e_null, e_cond = unet(torch.cat([x, x]), t, encoder_hidden_states=both).sample.chunk(2)
-            x = scheduler.step(e_null + queries[0].guidance * (e_cond - e_null), t, x).prev_sample
-        unet.set_attn_processor(before)
-    return x, weights
-
-
 @pytest.mark.parametrize(("features", "networks"), SHAPES)
 def test_generation_is_a_first_look_and_then_the_formula(backbone, features, networks):
     edit = drained(dataclasses.replace(SMALL, features=features, networks=networks), backbone).edit()
@@ -121,9 +75,16 @@ def test_generation_is_a_first_look_and_then_the_formula(backbone, features, net
     with backbone.attached([edit]):
         ours = backbone.generate(ASKED).latents
     assert (backbone.cost - before).forward == 2 * (2 * 5 + 1), "one evaluation more, of the half with the prompt"
-    expected, weights = by_hand(backbone, ASKED, edit, features)
-    assert len(weights) == 2
-    assert not torch.allclose(weights[0], weights[1], atol=1e-2), "each image has its own"
+    words, net, known = range(1, int(backbone.end(backbone.tokenize([edit.text]))[0])), network_of(edit), []
+
+    def weights(x, t, cond):
+        erasure = backbone.encode([edit.text]).embeds
+        known.append(net(shown(backbone, x, t, cond, erasure, words, features)).clamp(-4.0, 0.0))
+        return known[0]
+
+    expected = by_hand(backbone, ASKED, edit.text, words, weights, range(4))
+    assert len(known[0]) == 2
+    assert not torch.allclose(known[0][0], known[0][1], atol=1e-2), "each image has its own"
     assert torch.allclose(ours, expected, atol=1e-4)
     assert (ours - plain).abs().max() > 1e-2
 

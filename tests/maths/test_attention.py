@@ -6,7 +6,8 @@ from expunge.core.attention import attention_map
 from expunge.core.conditioning import InjectedPrompt
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query
-from expunge.maths.attention import recorded
+from expunge.core.texts import words_of
+from expunge.maths.attention import ReadBeside, recorded
 
 
 def drawn(*shape):
@@ -118,3 +119,20 @@ def test_nothing_is_left_behind_and_mistakes_are_told(backbone):
         backbone.predict(backbone.noise(0), 1, cond)
         prompt = InjectedPrompt(tokens=drawn(1, 3, 32), rows=torch.tensor([True]), blocks=("mid",))
         backbone.predict(backbone.noise(0), 1, cond.__class__(embeds=cond.embeds, prompt=prompt))
+
+
+def test_each_row_reads_another_text_by_its_own_weights_and_its_own_timestep(backbone):
+    x, t = torch.cat([backbone.noise(seed) for seed in range(3)]), torch.tensor([900, 100, 900])
+    with torch.no_grad():
+        cond, other = backbone.encode(["a cat"]).expand(3), backbone.encode(["dog"]).embeds
+        words = words_of(backbone, "dog")
+        weights = torch.tensor([-2.0, -2.0, 0.0])[:, None].expand(3, words.stop - words.start)
+        plain = backbone.predict(x, t, cond)
+        with backbone.attending(ReadBeside(other, words, weights, earliest=500.0)):
+            read = backbone.predict(x, t, cond)
+        with backbone.attending(ReadBeside(other, words, weights[:1], earliest=500.0)):
+            alike = backbone.predict(x, t, cond)
+    assert (read[0] - plain[0]).abs().max() > 1e-3
+    assert torch.equal(read[1:], plain[1:]), "too late, and a weight of nothing"
+    assert torch.allclose(alike[:2], read[:2], atol=1e-6)
+    assert (alike[2] - plain[2]).abs().max() > 1e-3, "one weight for all"

@@ -136,7 +136,7 @@ class Steering:
             all_rows = all_rows.join(several[role])
         if all_rows.prompt is not None and compiled(self.parts.outer(self.part)):
             raise ExpungeError(f"a key gives prompts to the layers of a compiled {self.part}: expected one that is not")
-        if "cond" in call.roles:
+        if "cond" in call.roles and any(guidance.looks(e) for e in self.backbone.edits):
             rows = call.rows("cond", total)
             with self.backbone.asker.repeating(args, kwargs, torch.arange(total)[rows]):
                 guidance.looked(self.backbone, asked.x[rows], self.last, halves[0], self.state)

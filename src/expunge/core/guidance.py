@@ -263,14 +263,23 @@ def _paired(
 
 def combines(edit: Edit) -> bool:
     """Whether an edit changes the guided prediction itself."""
-    return isinstance(edit, Guidance) and type(edit).combine is not Guidance.combine
+    return _overrides(edit, "combine")
 
 
 def attends(edit: Edit) -> bool:
     """Whether an edit may look at the cross-attention, or change it."""
-    return isinstance(edit, Guidance) and type(edit).attention is not Guidance.attention
+    return _overrides(edit, "attention")
+
+
+def looks(edit: Edit) -> bool:
+    """Whether an edit may ask the denoiser something before a guided evaluation."""
+    return _overrides(edit, "look")
 
 
 def asks(edit: Edit) -> bool:
     """Whether an edit may put questions of its own to the denoiser."""
-    return combines(edit) or (isinstance(edit, Guidance) and type(edit).look is not Guidance.look)
+    return combines(edit) or looks(edit)
+
+
+def _overrides(edit: Edit, method: str) -> bool:
+    return isinstance(edit, Guidance) and getattr(type(edit), method) is not getattr(Guidance, method)

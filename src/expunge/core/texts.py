@@ -29,6 +29,11 @@ def spread(backbone: "Backbone") -> Spread:
     return Spread(known.mean(0), known.std(0))
 
 
+def words_of(backbone: "Backbone", text: str) -> slice:
+    """Where the tokens of a text stand between its marks."""
+    return slice(backbone.first, int(backbone.end(backbone.tokenize([text]))[0]))
+
+
 def joined(backbone: "Backbone", words: Sequence[str], separator: str) -> str:
     """Words as one text, which the model reads whole.
 

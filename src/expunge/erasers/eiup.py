@@ -5,33 +5,18 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from expunge.core.attention import AttentionHook, AttentionStep
+from expunge.core.attention import AttentionHook
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.eraser import Eraser, Step, Task
 from expunge.core.errors import ExpungeError
 from expunge.core.guidance import Guidance
 from expunge.core.knowledge import Kind
-from expunge.core.texts import joined
+from expunge.core.texts import joined, words_of
 from expunge.maths.attention import ReadBeside
-
-
-@final
-class Reweighted(ReadBeside):
-    """Has layers read the words of an erasure prompt beside the user's, each as much as the image attends to it."""
-
-    def __init__(self, text: Float[Tensor, "1 n d"], words: slice, weight: float, earliest: float) -> None:
-        """Read the tokens ``words`` of ``text`` with ``weight``, at timesteps of ``earliest`` and above."""
-        super().__init__(text, words, earliest)
-        self.weight = weight
-
-    @override
-    def weighed(self, maps: Float[Tensor, "b h q w"], step: AttentionStep) -> Float[Tensor, "b h q w"]:
-        return self.weight * maps
 
 
 @final
@@ -50,9 +35,9 @@ class ErasurePrompt(Guidance):
         if name not in state:
             with torch.no_grad():
                 embeds = backbone.encode([self.text]).embeds
-            words = slice(1, int(backbone.end(backbone.tokenize([self.text]))[0]))
-            earliest = (1 - self.early) * backbone.training_timesteps
-            state[name] = Reweighted(embeds, words, self.weight, earliest)
+            words, earliest = words_of(backbone, self.text), (1 - self.early) * backbone.training_timesteps
+            weights = embeds.new_full((1, words.stop - words.start), self.weight, dtype=torch.float32)
+            state[name] = ReadBeside(embeds, words, weights, earliest)
         return state[name]
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import pairwise
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -10,7 +11,7 @@ from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 from typing_extensions import override
 
-from expunge.core.attention import AttentionHook, AttentionStep, attention_map
+from expunge.core.attention import AttentionHook, AttentionStep
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Paper
 from expunge.core.concept import phrases
@@ -20,8 +21,8 @@ from expunge.core.eraser import Eraser, Step, Task
 from expunge.core.errors import ExpungeError, check_counts, check_positive
 from expunge.core.guidance import Guidance, of_words
 from expunge.core.knowledge import Kind
-from expunge.core.texts import joined
-from expunge.maths.attention import ReadBeside
+from expunge.core.texts import joined, words_of
+from expunge.maths.attention import ReadBeside, attended
 from expunge.maths.training import Learned
 
 Features = Literal["layers", "heads"]
@@ -57,28 +58,8 @@ class Looking(AttentionHook):
 
     @override
     def beside(self, step: AttentionStep) -> None:
-        keys = step.project("k", self.text.to(step.text).expand(len(step.queries), -1, -1))
-        by_head = attention_map(step.queries, keys)[..., self.words].mean(2).transpose(1, 2)
+        by_head = attended(step, self.text, self.words).mean(2).transpose(1, 2)
         self.seen[step.layer] = by_head if self.features == "heads" else by_head.mean(-1, keepdim=True)
-
-
-@final
-class Inhibitor(ReadBeside):
-    """Has layers read each word of an erasure prompt beside the user's as much as it counts in each image."""
-
-    def __init__(
-        self, text: Float[Tensor, "1 n d"], words: slice, weights: Float[Tensor, "b w"], earliest: float
-    ) -> None:
-        """Read the tokens ``words`` of ``text`` with the ``weights`` of each row with a prompt."""
-        super().__init__(text, words, earliest)
-        self.weights = weights
-
-    @override
-    def weighed(self, maps: Float[Tensor, "b h q w"], step: AttentionStep) -> Float[Tensor, "b h q w"]:
-        weighed = torch.zeros_like(maps)
-        if len(maps[step.prompted]):  # not in a call for the other half alone
-            weighed[step.prompted] = self.weights[:, None, None, :] * maps[step.prompted]
-        return weighed
 
 
 @final
@@ -114,12 +95,12 @@ class Inhibited(Guidance):
     @override
     def check(self, backbone: Backbone) -> None:
         networks, _, given = self.network["mean"].shape
-        words, expected = _words(backbone, self.text).stop - 1, _count(backbone, self.features)
+        words, expected = words_of(backbone, self.text), _count(backbone, self.features)
         width = _vectors(backbone, self.text).shape[-1]
-        if given != expected or networks not in (1, words) or self.width != width:
+        if given != expected or networks not in (1, words.stop - words.start) or self.width != width:
             raise ExpungeError(
                 f"edit {self.id} has {networks} networks that are told {given} numbers, of text vectors of {self.width}: "
-                f"expected 1 or {words}, {expected} and {width} for {backbone.name}"
+                f"expected 1 or {words.stop - words.start}, {expected} and {width} for {backbone.name}"
             )
 
     @override
@@ -130,20 +111,15 @@ class Inhibited(Guidance):
         earliest = (1 - self.early) * backbone.training_timesteps
         if self.id in hooks or t < earliest:
             return
-        vectors, words = _vectors(backbone, self.text), _words(backbone, self.text)
-        found = _seen(backbone, vectors, words, self.features, x, t, cond)
+        vectors, words = _vectors(backbone, self.text), words_of(backbone, self.text)
+        found = _seen(backbone, Looking(vectors, words, self.features), x, t, cond)
         said = word_weights({name: tensor.to(found) for name, tensor in self.network.items()}, found)
         weights = said.clamp(min(0.0, self.weight), max(0.0, self.weight))
-        hooks[self.id] = Inhibitor(vectors, words, weights, earliest)
+        hooks[self.id] = ReadBeside(vectors, words, weights, earliest)
 
     @override
     def attention(self, backbone: Backbone, state: dict[str, Any]) -> AttentionHook | None:
         return of_words(state).get(self.id)
-
-
-def _words(backbone: Backbone, text: str) -> slice:
-    """The tokens of a text between its marks."""
-    return slice(1, int(backbone.end(backbone.tokenize([text]))[0]))
 
 
 @torch.no_grad()
@@ -160,15 +136,12 @@ def _count(backbone: Backbone, features: Features) -> int:
 @torch.no_grad()
 def _seen(
     backbone: Backbone,
-    vectors: Float[Tensor, "1 n d"],
-    words: slice,
-    features: Features,
+    looking: Looking,
     x: Float[Tensor, "b *chw"],
     t: int | float | Real[Tensor, "b"],
     cond: Conditioning,
 ) -> Float[Tensor, "b w f"]:
-    """What the layers, in their order, show of words of a text in one evaluation, which nobody else looks at; in float32."""
-    looking = Looking(vectors, words, features)
+    """What the layers, in their order, show ``looking`` in one evaluation, at which nobody else looks; in float32."""
     with backbone.attention.heeding([looking]):
         backbone.predict(x, t, cond)
     return torch.cat([looking.seen[layer] for layer in backbone.attentions()], -1)
@@ -272,9 +245,9 @@ class _Learning:
         self.method, self.backbone, self.task = method, backbone, task
         names = [target.name for target in task.targets]
         self.text = joined(backbone, names, method.separator)
-        self.vectors, self.words = _vectors(backbone, self.text), _words(backbone, self.text)
-        ends = [_words(backbone, method.separator.join(names[: i + 1])).stop for i in range(len(names))]
-        counts = [end - start for start, end in zip([1, *ends], ends, strict=False)]
+        self.vectors, self.words = _vectors(backbone, self.text), words_of(backbone, self.text)
+        ends = [words_of(backbone, method.separator.join(names[: i + 1])).stop for i in range(len(names))]
+        counts = [end - start for start, end in pairwise([self.words.start, *ends])]
         self.owner = torch.arange(len(names)).repeat_interleave(torch.tensor(counts))
         """The target that each word belongs to."""
         self.total = 2 * method.images * len(names)
@@ -298,10 +271,10 @@ class _Learning:
         steps = backbone.training_timesteps
         t = torch.randint(int(FIRST * steps), steps, (len(images),), generator=generator).to(x.device)
         told = self._told(asked, generator)
-        self.found.append(_seen(backbone, self.vectors, self.words, self.method.features, x, t, told).cpu())
-        of_all = self.method.inhibits == "all"
-        own = [self.owner == (-1 if target is None else target) for target in asked]
-        self.named.append(torch.stack([(words.any() if of_all else words).expand(len(self.owner)) for words in own]))
+        looking = Looking(self.vectors, self.words, self.method.features)
+        self.found.append(_seen(backbone, looking, x, t, told).cpu())
+        own = torch.stack([self.owner == (-1 if target is None else target) for target in asked])
+        self.named.append(own.any(1, keepdim=True).expand_as(own) if self.method.inhibits == "all" else own)
 
     def _told(self, asked: Sequence[int | None], generator: torch.Generator) -> Conditioning:
         """The texts of some images: of the target with that number, or of something else."""

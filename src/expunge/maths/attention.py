@@ -1,11 +1,9 @@
 """Cross-attention maps while a model runs: recordings of which tokens each place reads, and further texts for it to read."""
 
-from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import final
 
-import torch
 from jaxtyping import Float, Real
 from torch import Tensor
 from typing_extensions import override
@@ -88,37 +86,40 @@ def columns_of(backbone: Backbone, prompt: str, word: str) -> list[int]:
     raise ExpungeError(f"the prompt '{prompt}' does not name '{word}': expected the word in it")
 
 
+def attended(step: AttentionStep, text: Float[Tensor, "1 n d"], words: slice) -> Float[Tensor, "b h q w"]:
+    r"""How much of its attention a layer gives to tokens of another text, c': :math:`\mathrm{softmax}(Q K(c')^T / \sqrt d)`."""
+    return attention_map(step.queries, step.project("k", _for_each_row(step, text)))[..., words]
+
+
+def _for_each_row(step: AttentionStep, text: Float[Tensor, "1 n d"]) -> Float[Tensor, "b n d"]:
+    return text.to(step.text).expand(len(step.queries), -1, -1)
+
+
+@final
 class ReadBeside(AttentionHook):
     r"""Has layers read words of another text beside the prompt: :math:`\mathrm{out} = M V(c) + \sum_j w_j M'_j V(c')_j`.
 
-    .. math:: M' = \mathrm{softmax}(Q K(c')^T / \sqrt d)
-
-    2408.01014; methods.md A14. Only rows with the prompt read them, at timesteps of ``earliest`` and above. A subclass says
-    how much each word counts.
+    2408.01014; methods.md A14. :math:`M'` is what `attended` gives. Only rows with the prompt read them, at timesteps of
+    ``earliest`` and above.
     """
 
-    def __init__(self, text: Float[Tensor, "1 n d"], words: slice, earliest: float) -> None:
-        """Read the tokens ``words`` of ``text``, the vectors of c'."""
-        self.text, self.words, self.earliest = text, words, earliest
+    def __init__(
+        self, text: Float[Tensor, "1 n d"], words: slice, weights: Float[Tensor, "#b w"], earliest: float
+    ) -> None:
+        """Read the tokens ``words`` of ``text``, the vectors of c', with ``weights`` of all rows with the prompt or of each."""
+        self.text, self.words, self.weights, self.earliest = text, words, weights, earliest
         self._asked: tuple[Tensor | None, bool] = (None, False)
-
-    @abstractmethod
-    def weighed(self, maps: Float[Tensor, "b h q w"], step: AttentionStep) -> Float[Tensor, "b h q w"]:
-        """What a layer's maps M' of the words are multiplied to."""
 
     @override
     def beside(self, step: AttentionStep) -> Float[Tensor, "b h q d"] | None:
         if step.t is None or not self._acts(step.t):
             return None
-        text = self.text.to(step.text).expand(len(step.queries), -1, -1)
-        # M' of the same queries; M stands as it is
-        weighed = self.weighed(attention_map(step.queries, step.project("k", text))[..., self.words], step)
-        values = step.project("v", text)
-        read = weighed.to(values) @ values[:, :, self.words]
-        reads = torch.zeros(len(read), dtype=torch.bool, device=read.device)
-        reads[step.prompted] = True
-        reads &= step.t >= self.earliest
-        return read * reads[:, None, None, None]
+        maps = attended(step, self.text, self.words)
+        weights = maps.new_zeros((len(maps), maps.shape[-1]))
+        weights[step.prompted] = self.weights.to(weights)
+        weights *= (step.t >= self.earliest)[:, None]
+        values = step.project("v", _for_each_row(step, self.text))[:, :, self.words]
+        return (weights[:, None, None, :] * maps).to(values) @ values
 
     def _acts(self, t: Real[Tensor, "b"]) -> bool:
         """Whether a row is early enough: asked once for all layers of an evaluation, since the answer waits for the device."""

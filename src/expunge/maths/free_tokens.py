@@ -12,6 +12,7 @@ from torch import Tensor
 from expunge.core.backbone import Backbone
 from expunge.core.conditioning import Conditioning
 from expunge.core.errors import ExpungeError
+from expunge.core.texts import words_of
 
 Layout = Sequence[str | None]
 """The parts of a prompt, in order: its own words, and None for each free token."""
@@ -157,7 +158,8 @@ def lengths(backbone: Backbone, parts: Sequence[str]) -> list[int]:
 
 
 def _length(backbone: Backbone, text: str) -> int:
-    return int(backbone.end(backbone.tokenize([text]))[0]) - backbone.first
+    words = words_of(backbone, text)
+    return words.stop - words.start
 
 
 def _stands_alone(backbone: Backbone, ids: Int[Tensor, "k"]) -> bool:
