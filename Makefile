@@ -59,8 +59,4 @@ bench-filter-roc: setup  ## how well a judge's filter tells weapons from other d
 
 bench-%: setup benchmarks/%.toml  ## run a plan of benchmarks/ and put its records, summary and table beside it; resumes
 	$(BIN)/expunge bench benchmarks/$*.toml
-	grep -v -e '"group": "key: ' -e '"metric": "became@' -e '"metric": "[ep]sr@5' -e '"metric": "valid_rate' -e '"metric": "esr@.*"group": "attack: ' runs/bench/$*/records.jsonl | cat - runs/bench/$*/summary.jsonl > benchmarks/$*.jsonl
-	cp runs/bench/$*/table.md benchmarks/$*.md
-	for figure in runs/bench/$*/figures/*.json; do test -e "$$figure" || continue; \
-	  $(BIN)/expunge figure "$$figure" --out "benchmarks/figures/$*-$$(basename "$$figure" .json).svg" --overwrite --quiet || exit 2; \
-	done
+	$(BIN)/python benchmarks/keep.py $*

@@ -1,9 +1,7 @@
 """A contribution is checked against a committed plan: what is whole passes, and whatever is wrong is named in one line."""
 
 import json
-import re
 import shutil
-import subprocess
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +25,16 @@ GRID = {
     "count": 2,
 }
 ON_SD = {"about": "For Stable Diffusion.", "count": 9}
-MAKEFILE = Path(__file__).parents[2] / "Makefile"
+BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
+
+
+@pytest.fixture
+def keeping(monkeypatch):
+    """`benchmarks/keep.py`, which keeps results beside their plan."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import keep
+
+    return keep
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +81,15 @@ def number(rows, method="kpop", metric="esr@1", group="set"):
 
 
 # what is whole --------------------------------------------------------------------------------------------------------
-def test_whole_results_pass_and_are_written_in_the_layout_of_benchmarks(ran, tmp_path, capsys):
+def test_whole_results_pass_and_are_written_in_the_layout_of_benchmarks(ran, keeping, tmp_path, capsys):
     out = tmp_path / "sent"
     assert main(["submit", str(ran.out), "--against", str(ran.plans), "--out", str(out), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["plan"], said["added"], said["compared"]) == ("plan", [], ["plan"])
     assert sorted(file.name for file in out.iterdir()) == ["plan.jsonl", "plan.md"]
-    grep = re.search(r"^\tgrep -v (.*?) runs/", MAKEFILE.read_text(), re.MULTILINE)[1]
-    command = f"grep -v {grep} {ran.out}/records.jsonl | cat - {ran.out}/summary.jsonl"
-    assert (out / "plan.jsonl").read_text() == subprocess.check_output(command, shell=True, text=True)
+    (tmp_path / "kept").mkdir()
+    for file in keeping.keep(ran.out, "plan", tmp_path / "kept"):
+        assert file.read_bytes() == (out / file.name).read_bytes(), "`make bench-NAME` keeps the same"
     assert (out / "plan.md").read_text() == (ran.out / "table.md").read_text()
     assert len(read_rows(out / "plan.jsonl")) < len(
         [*read_rows(ran.out / "records.jsonl"), *read_rows(ran.out / "summary.jsonl")]
@@ -91,6 +98,15 @@ def test_whole_results_pass_and_are_written_in_the_layout_of_benchmarks(ran, tmp
     assert (tmp_path / "again" / "table.md").read_text() == (out / "plan.md").read_text()
     assert main(["submit", str(ran.out), "--against", str(ran.plans), "--out", str(out)]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_what_cannot_be_kept_is_refused_and_nothing_is_written(ran, keeping, monkeypatch, tmp_path):
+    with pytest.raises(ExpungeError, match=r"has no records.jsonl, summary.jsonl, table.md: expected a finished run"):
+        keeping.keep(tmp_path, "plan", tmp_path)
+    monkeypatch.setattr(keeping, "LARGEST", 1_000)
+    with pytest.raises(ExpungeError, match=r"plan.jsonl' would have [\d,]+ bytes: expected at most 1,000"):
+        keeping.keep(ran.out, "plan", tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_fresh_record_says_which_version_and_which_weights_measured_it(ran):

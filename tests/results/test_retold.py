@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from expunge.cli import main
-from expunge.executors.submission import left_out
 from expunge.results import summary
 from expunge.results.finished import Wanted
+from expunge.results.kept import left_out
 from expunge.results.retold import retold
 from plans_of import bench_words, read_rows, tiny_plan
 from results.finished import finished

@@ -20,6 +20,7 @@ from expunge.plans.read import ON
 from expunge.plans.schema import Plan
 from expunge.results import summary
 from expunge.results.files import PLAN, RECORDS, SUMMARY, TABLE
+from expunge.results.kept import kept
 from expunge.results.meanings import is_share, stem
 from expunge.results.retold import Retold, retold
 from expunge.store import new_file, read_json, read_lines, write_lines
@@ -291,13 +292,6 @@ def _first(expected: Path, found: Path) -> str:
 
 
 # what is sent ---------------------------------------------------------------------------------------------------------
-def left_out(row: Mapping[str, Any]) -> bool:
-    """Whether a record is left out of benchmarks/: its number stands in the summary, and another is of the same images."""
-    group, metric = row["provenance"]["group"], row["metric"]
-    attacked = group.startswith("attack: ") and metric.startswith("esr@")
-    return group.startswith("key: ") or metric.startswith(("became@", "esr@5", "psr@5", "valid_rate")) or attacked
-
-
 def write(contribution: Contribution, out: Path, overwrite: bool = False) -> list[Path]:
     """Write what is to be sent into ``out``, in the layout of benchmarks/; the plan too, if anything was added.
 
@@ -312,8 +306,7 @@ def write(contribution: Contribution, out: Path, overwrite: bool = False) -> lis
         for file in files:
             if file.exists():
                 raise ExpungeError(f"'{file}' exists already: expected a new path, or --overwrite")
-    rows = [dict(row) for row in contribution.records if not left_out(row)]
-    write_lines(files[0], [*rows, *map(dict, contribution.summary)], overwrite=overwrite)
+    write_lines(files[0], kept(contribution.records, contribution.summary), overwrite=overwrite)
     with new_file(files[1], overwrite) as temporary:
         temporary.write_text((contribution.folder / TABLE).read_text())
     committed = tomllib.loads(contribution.of.file.read_text())

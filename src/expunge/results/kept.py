@@ -1,0 +1,21 @@
+"""What stays of a run's results where they are kept for others: `benchmarks/` and what is sent to it have the same layout."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+ATTACKED = ("esr@", "confidence")
+"""Metrics of attacks' images that are left out: DSR is of the same images."""
+LEFT_OUT = ("became@", "esr@5", "psr@5", "valid_rate")
+"""Metrics that are left out wherever they stand: ESR-1 or PSR-1 is of the same images."""
+
+
+def left_out(row: Mapping[str, Any]) -> bool:
+    """Whether a record is left out: its number stands in the summary, and what is found again needs no record."""
+    group, metric = row["provenance"]["group"], row["metric"]
+    attacked = group.startswith("attack: ") and metric.startswith(ATTACKED)
+    return group.startswith("key: ") or metric.startswith(LEFT_OUT) or attacked
+
+
+def kept(records: Sequence[Mapping[str, Any]], summary: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of a kept file: the records that stay, then the whole summary."""
+    return [*(dict(row) for row in records if not left_out(row)), *map(dict, summary)]
