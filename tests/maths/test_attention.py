@@ -7,6 +7,7 @@ from expunge.core.conditioning import InjectedPrompt
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query
 from expunge.core.texts import words_of
+from expunge.erasers.sld import SafetyGuidance
 from expunge.maths.attention import ReadBeside, recorded
 
 
@@ -104,6 +105,21 @@ def test_of_guided_pairs_the_prompts_half_is_averaged_over_steps(backbone):
             parts = [slice(h * width, (h + 1) * width) for h in heads]
             steps.append(torch.stack([torch.stack([by_hand(q[b][:, p], k[b][:, p]) for p in parts]) for b in range(2)]))
         assert torch.allclose(found, torch.stack(steps).mean(0)[..., [1, 2]], atol=1e-5), name
+
+
+def test_what_an_edit_asks_on_the_way_is_not_recorded(backbone):
+    """SLD asks for its own text in each step; within its warm-up that changes no image, nor may it change a map."""
+    asked = [Query(prompt=p, seed=i, guidance=3.0, steps=3) for i, p in enumerate(["a church", "dog"])]
+    edit = SafetyGuidance(text="a gun", warmup=9, scale=100.0, threshold=1.0, momentum_scale=0.5, momentum_beta=0.5)
+    maps, evaluations = [], []
+    for edits in ([], [edit]):
+        before = backbone.cost
+        with backbone.attached(edits), recorded(backbone, 2) as recording:
+            backbone.generate(asked)
+        maps.append(recording.maps())
+        evaluations.append((backbone.cost - before).forward)
+    assert evaluations == [12, 18], "it asks"
+    assert all(torch.equal(maps[0][name], maps[1][name]) for name in maps[0])
 
 
 def test_nothing_is_left_behind_and_mistakes_are_told(backbone):

@@ -184,9 +184,10 @@ def conditioned(
 def looked(
     backbone: "Backbone", x: Float[Tensor, "b *chw"], t: int | float, cond: Conditioning, state: dict[str, Any]
 ) -> None:
-    """Have the attached edits look at what is to be denoised."""
-    for guidance in guidances(backbone.edits):
-        guidance.look(backbone, x, t, cond, state)
+    """Have the attached edits look at what is to be denoised; nobody looks at the attention of what they ask."""
+    with backbone.attention.heeding(()):
+        for guidance in guidances(backbone.edits):
+            guidance.look(backbone, x, t, cond, state)
 
 
 def attending(backbone: "Backbone", state: dict[str, Any]) -> tuple[AttentionHook, ...]:
@@ -196,10 +197,14 @@ def attending(backbone: "Backbone", state: dict[str, Any]) -> tuple[AttentionHoo
 
 
 def combined(backbone: "Backbone", step: GuidedStep) -> Float[Tensor, "b *chw"]:
-    """Classifier-free guidance, as the attached edits leave it: the only place where predictions are combined."""
+    """Classifier-free guidance, as the attached edits leave it: the only place where predictions are combined.
+
+    Nobody looks at the attention of what they ask: a recording is of the prompt that makes the image.
+    """
     out = step.predicted_null + step.scale * (step.predicted_cond - step.predicted_null)
-    for guidance in guidances(backbone.edits):
-        out = guidance.combine(backbone, out, step)
+    with backbone.attention.heeding(()):
+        for guidance in guidances(backbone.edits):
+            out = guidance.combine(backbone, out, step)
     return out
 
 
