@@ -6,6 +6,7 @@
 . "$(dirname "$0")/run.sh"
 run torch==2.14.1 diffusers==0.42.1 transformers==5.23.0 peft==0.21.2 <<'PY'
 import torch
+from heard import heard
 from tiny_sd import image, pipeline
 
 def adapter(pipe, magnitudes):
@@ -23,9 +24,11 @@ original, moved = image(pipeline()), {}
 for kind in ("lora", "dora"):
     pipe = pipeline()
     pipe.load_lora_weights(adapter(pipe, kind == "dora"), adapter_name="it")
-    for strength in (1.0, 0.5, 0.0):
-        pipe.set_adapters(["it"], [strength])
-        moved[kind, strength] = float((image(pipe) - original).norm())
+    with heard() as said:
+        for strength in (1.0, 0.5, 0.0):
+            pipe.set_adapters(["it"], [strength])
+            moved[kind, strength] = float((image(pipe) - original).norm())
+    assert not said
     pipe.disable_lora()
     moved[kind, "off"] = float((image(pipe) - original).norm())
 print({" ".join(map(str, key)): round(value, 3) for key, value in moved.items()})

@@ -5,7 +5,7 @@ run() {
   folder=$(mktemp -d)
   trap 'rm -rf "$folder"' EXIT
   cat > "$folder/program.py"
-  cp "$(dirname "${BASH_SOURCE[0]}")"/tiny_*.py "$folder"
+  cp "$(dirname "${BASH_SOURCE[0]}")"/*.py "$folder"
   if [ -z "${PYTHON:-}" ]; then
     python3 -m venv "$folder/venv"
     "$folder/venv/bin/pip" install -q --disable-pip-version-check "$@"

@@ -6,6 +6,7 @@
 . "$(dirname "$0")/run.sh"
 run torch==2.14.1 diffusers==0.42.1 transformers==5.23.0 <<'PY'
 from diffusers.models.attention_processor import AttnProcessor2_0
+from heard import heard
 from tiny_sd import image, pipeline
 
 class Halved(AttnProcessor2_0):
@@ -23,8 +24,10 @@ def acts():
 pipe.unet.set_attn_processor(Halved())
 seen = {"set": acts()}
 for call in ("fuse_qkv_projections", "unfuse_qkv_projections", "enable_attention_slicing", "disable_attention_slicing"):
-    getattr(pipe, call)()
-    seen[call] = acts()
+    with heard() as said:
+        getattr(pipe, call)()
+        seen[call] = acts()
+    assert not said
 print("the processor acts:", seen)
 assert list(seen.values()) == [True, False, True, False, False], "changed"
 PY

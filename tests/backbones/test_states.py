@@ -17,7 +17,7 @@ from expunge.erasers.kpop.recovery import Recovery
 from expunge.erasers.sld import SafetyGuidance
 from expunge.erasers.spm import Transport
 from states import STATES
-from tiny import tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
+from tiny import tiny_flux_pipeline, tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
 
 KINDS = ("weights", "adapter", "gated adapter", "negative prompt", "sld", "key", "gie")
 YES, NO, IDLE = "works", "refused", "no effect, and says so"
@@ -274,6 +274,53 @@ def test_an_edit_stays_when_attention_is_sliced_afterwards(kind):
     state.pipe.disable_attention_slicing()
     edit.detach(state.pipe)
     assert torch.equal(shot(state), base)
+
+
+ASKED = {
+    "a capital": ({"prompt": "A photo of a dog"}, ("sd", "sdxl", "sd3")),  # which T5 tells apart, and CLIP does not
+    "blanks": ({"prompt": "a  dog"}, ("sd", "sdxl", "sd3", "flux")),
+    "a long text": ({"prompt": "dog " + "a " * 30}, ("sd", "sdxl", "sd3", "flux")),
+    "two prompts": ({"prompt": ["a dog", "Dog"]}, ("sd", "sdxl", "sd3")),
+    "a length": ({"prompt": "dog", "max_sequence_length": 64}, ("sd3", "flux")),
+    "clip_skip": ({"prompt": "a dog", "clip_skip": 1}, ("sdxl", "sd3")),  # on SD diffusers itself fails: findings/
+}
+MAKERS = {"sd": tiny_pipeline, "sdxl": tiny_xl_pipeline, "sd3": tiny_sd3_pipeline, "flux": tiny_flux_pipeline}
+
+
+def one_step(pipe, **words):
+    """An image of one step."""
+    words = {"height": 32, "width": 32, "guidance_scale": 3.0, "num_inference_steps": 1, **words}
+    return pipe(**words, output_type="latent", generator=torch.Generator().manual_seed(0)).images
+
+
+@pytest.mark.parametrize(("asked", "family"), [(a, f) for a, (_, families) in ASKED.items() for f in families])
+def test_a_gate_reads_every_plain_prompt(asked, family):
+    """Its word opens it whole, however the rest is written: the image is that of the adapter without a gate."""
+    words = ASKED[asked][0]
+    edits = [adapter_edit(backbones.of(MAKERS[family]()), gate=gate) for gate in (Transport([["dog"]]), None)]
+    images = []
+    for edit in edits:
+        pipe = MAKERS[family]()
+        edit.attach(pipe)
+        images.append(one_step(pipe, **words))
+    moved = float((images[1] - one_step(MAKERS[family](), **words)).norm())
+    assert moved > 0
+    assert float((images[0] - images[1]).norm()) <= NEAR * moved
+
+
+@pytest.mark.parametrize(
+    ("family", "other"), [("sdxl", "prompt_2"), ("sd3", "prompt_2"), ("sd3", "prompt_3"), ("sdxl", None), ("sd3", None)]
+)
+def test_a_gate_refuses_what_no_one_prompt_says(family, other):
+    pipe = MAKERS[family]()
+    backbone = backbones.of(pipe)
+    adapter_edit(backbone, gate=Transport([["dog"]])).attach(pipe)
+    words = {"prompt": "a cat", other: "a dog"}
+    if other is None:
+        cond = backbone.encode(["a cat"])
+        words = {"prompt_embeds": cond.embeds + 1.0, "pooled_prompt_embeds": cond.pooled, "guidance_scale": 0.0}
+    with pytest.raises(ExpungeError, match="expected a prompt, the same for all text encoders"):
+        one_step(pipe, **words)
 
 
 def test_the_page_shows_this_table():

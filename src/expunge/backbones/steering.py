@@ -2,6 +2,7 @@
 
 import warnings
 from collections import deque
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, final
@@ -95,17 +96,25 @@ class Steering:
         if isinstance(ids, Tensor) and not self.backbone.texts.asking:
             self.texts.append(ids)
 
-    def words_of(self, embeds: Float[Tensor, "b n d"]) -> Int[Tensor, "b m"] | None:
-        """Token ids of the texts that gave these vectors; None if one of them is no text's that was seen."""
-        if not self.texts:
+    def words_of(self, embeds: Float[Tensor, "b n d"], asked: Mapping[str, Any]) -> Int[Tensor, "b m"] | None:
+        """Token ids of the texts that gave these vectors; None if one of them is no text's that was seen.
+
+        Compared is what `reader` gives, and CLIP's second text encoder. T5's vectors that follow may be of more than CLIP can
+        tell (capitals, blanks, a long text's end), but not of another text. ``asked`` are the arguments of the pipeline.
+        """
+        if not self.texts or asked.get("prompt_3") not in (None, asked.get("prompt")):
             return None
-        lengths = {len(ids[0]) for ids in self.texts}
-        ids = torch.cat([i for i in self.texts if len(i[0]) == max(lengths)]).unique(dim=0)
+        length = max(len(ids[0]) for ids in self.texts)
+        ids = torch.cat([i for i in self.texts if len(i[0]) == length]).unique(dim=0)
         with torch.no_grad():
             known = self.backbone.encode(ids).embeds.to(embeds)
-        if known.shape[1:] != embeds.shape[1:]:
+        follow = known.shape[1] - length
+        expected = length + (asked.get("max_sequence_length", follow) if follow else 0)
+        width = sum(self.backbone.texts.table(tower).embedding_dim for tower in self.backbone.texts.towers)
+        own, known = embeds[:, :length, :width], known[:, :length, :width]
+        if embeds.shape[1] != expected or own.shape[1:] != known.shape[1:]:
             return None
-        near = (embeds[:, None] - known[None]).flatten(2).norm(dim=-1) / known.flatten(1).norm(dim=-1)
+        near = (own[:, None] - known[None]).flatten(2).norm(dim=-1) / known.flatten(1).norm(dim=-1)
         best = near.min(1)
         return ids[best.indices] if bool((best.values < 0.01).all()) else None
 
@@ -177,7 +186,7 @@ class Steering:
         if self.embeds is None or self.embeds.shape != cond.embeds.shape or not torch.equal(self.embeds, cond.embeds):
             of_words(self.state).clear()  # a callback may exchange the prompt on the way; momentum goes on
             with self.backbone.texts.skipping(getattr(call.pipe, "_clip_skip", None)):
-                self.embeds, self.tokens = cond.embeds, self.words_of(cond.embeds)
+                self.embeds, self.tokens = cond.embeds, self.words_of(cond.embeds, call.frame.f_locals)
         unpaired = null is cond
         halves = (replace(cond, tokens=self.tokens), null)
         halves = guidance.conditioned(self.backbone, *halves, self.state)

@@ -46,7 +46,8 @@ class Transport(Gate):
         """How far the prompts of ``cond`` open each membrane.
 
         The larger of the cosine between the text's vectors (all of them, as one long vector) and the opening text's, and of the
-        part of the opening text's tokens that stand in the prompt.
+        part of the opening text's tokens that stand in the prompt. Of texts that were padded to other lengths (T5's) the vectors
+        that both have are compared.
 
         Raises:
             ExpungeError: if the conditioning did not come from prompts.
@@ -54,14 +55,15 @@ class Transport(Gate):
         if cond.tokens is None:
             shown = " / ".join(self.texts[0])
             raise ExpungeError(
-                f"the gate of '{shown}' reads the words of a prompt, and an embedding has none: expected a prompt "
-                "(or an adapter without gates)"
+                f"the gate of '{shown}' reads the words of a prompt, and an embedding has none: expected a prompt, the same for "
+                "all text encoders (or an adapter without gates)"
             )
         with torch.no_grad():
             texts = sorted({text for gate in self.texts for text in gate})
             known = backbone.encode(texts)
             empty = set(backbone.tokenize([""])[0].tolist())
-        ours, theirs = cond.embeds.flatten(1).float(), known.embeds.flatten(1).float()
+        length = min(cond.embeds.shape[1], known.embeds.shape[1])
+        ours, theirs = (read[:, :length].flatten(1).float() for read in (cond.embeds, known.embeds))
         cosine = torch.cosine_similarity(ours[:, None], theirs[None], dim=-1)
         words = [set(row) - empty for row in known.tokens.tolist()]  # pyright: ignore[reportOptionalMemberAccess]
         rows = [set(row) for row in cond.tokens.tolist()]
