@@ -46,8 +46,8 @@ class Transport(Gate):
         """How far the prompts of ``cond`` open each membrane.
 
         The larger of the cosine between the text's vectors (all of them, as one long vector) and the opening text's, and of the
-        part of the opening text's tokens that stand in the prompt. Of texts that were padded to other lengths (T5's) the vectors
-        that both have are compared.
+        part of the opening text's tokens that stand in the prompt. Of texts that were padded to other lengths (T5's) those
+        vectors are compared that both have.
 
         Raises:
             ExpungeError: if the conditioning did not come from prompts.
@@ -55,8 +55,8 @@ class Transport(Gate):
         if cond.tokens is None:
             shown = " / ".join(self.texts[0])
             raise ExpungeError(
-                f"the gate of '{shown}' reads the words of a prompt, and an embedding has none: expected a prompt, the same for "
-                "all text encoders (or an adapter without gates)"
+                f"the gate of '{shown}' reads the words of a prompt, and an embedding has none: expected a prompt, the same "
+                "for all text encoders (or an adapter without gates)"
             )
         with torch.no_grad():
             texts = sorted({text for gate in self.texts for text in gate})
