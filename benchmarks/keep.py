@@ -46,7 +46,10 @@ def keep(run: Path, name: str, out: Path) -> list[Path]:
 
 
 def main(names: list[str]) -> int:
-    """Keep each plan's results; 2 with a line where one cannot be kept."""
+    """Keep each plan's results; 2 with a line where one cannot be kept, or none is named."""
+    if not names:
+        print("keep: no plan is named: expected NAME of benchmarks/NAME.toml", file=sys.stderr)
+        return 2
     for name in names:
         try:
             print("\n".join(map(str, keep(HERE.parent / "runs" / "bench" / name, name, HERE))))

@@ -5,8 +5,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-LIBRARIES = ("diffusers", "transformers", "peft", "optimum")
+LIBRARIES = ("diffusers", "transformers", "peft", "optimum", "DeepCache", "tomesd")
 """Their loggers may keep what is said to themselves, and may be told to be quiet."""
+
+BESIDE = ("No LoRA keys associated to CLIPTextModel", "The configuration file of this scheduler")
+"""What is said of any LoRA of a UNet alone, and of any new pipeline of tiny parts: not kept."""
 
 
 class Kept(logging.Handler):
@@ -39,6 +42,7 @@ def heard() -> Iterator[list[str]]:
         try:
             yield said
         finally:
+            said[:] = [line for line in said if not line.startswith(BESIDE)]
             for logger, (level, propagate) in zip(loggers, before, strict=True):
                 logger.removeHandler(handler)
                 logger.setLevel(level)

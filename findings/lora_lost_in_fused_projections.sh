@@ -6,6 +6,7 @@
 run torch==2.14.1 diffusers==0.42.1 transformers==5.23.0 peft==0.21.2 accelerate==1.15.0 safetensors==0.8.0 <<'PY'
 import diffusers
 import torch
+from heard import heard
 from tiny_sd import image, pipeline
 
 import tempfile
@@ -19,9 +20,12 @@ base = image(pipeline())
 
 def moved(*steps):
     pipe = pipeline()
-    for step in steps:
-        step(pipe)
-    return float((image(pipe) - base).norm() / base.norm())
+    with heard() as said:
+        for step in steps:
+            step(pipe)
+        away = float((image(pipe) - base).norm() / base.norm())
+    assert not said
+    return away
 
 def load(pipe): pipe.load_lora_weights(folder)
 def fuse(pipe): pipe.fuse_qkv_projections()

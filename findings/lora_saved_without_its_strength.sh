@@ -14,6 +14,7 @@ from diffusers.training_utils import _collate_lora_metadata
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from heard import heard
 from tiny_sd import image, pipeline
 
 original = image(pipeline())
@@ -32,9 +33,11 @@ for alpha in (1, 4, 8):
     apart = {}
     for told, more in (("saved", {}), ("saved with metadata", _collate_lora_metadata({"unet": pipe.unet}))):
         with tempfile.TemporaryDirectory() as folder:
-            StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers, **more)
-            again = pipeline()
-            again.load_lora_weights(folder)
+            with heard() as said:
+                StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers, **more)
+                again = pipeline()
+                again.load_lora_weights(folder)
+            assert not said
         apart[told] = (round(moved(again), 2), round(float((image(again) - image(pipe)).norm()), 3))
     print(f"alpha {alpha}, rank 4: trained, the image moves by {moved(pipe):.2f};", *(f"{t}, by {m[0]};" for t, m in apart.items()))
     assert apart["saved with metadata"][1] < 1e-2

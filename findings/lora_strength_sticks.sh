@@ -8,6 +8,7 @@
 . "$(dirname "$0")/run.sh"
 run torch==2.14.1 diffusers==0.42.1 transformers==5.23.0 peft==0.21.2 <<'PY'
 import torch
+from heard import heard
 from tiny_sd import image, pipeline
 
 def made(strength):
@@ -28,19 +29,20 @@ def acts_at(pipe):
     assert apart[found] < 1e-3
     return found
 
-pipe, seen = made(0.5), {}
-image(pipe, cross_attention_kwargs={"scale": 0.3})
-seen["0.5, after a call with scale 0.3"] = acts_at(pipe)
-image(pipe, cross_attention_kwargs={"scale": 0.0})
-seen["0.5, after a call with scale 0"] = acts_at(pipe)
-pipe = made(1.0)
-pipe.fuse_lora(lora_scale=0.5)
-seen["1, fused at half"] = acts_at(pipe)
-pipe.unfuse_lora()
-seen["then unfused"] = acts_at(pipe)
-pipe.fuse_lora(lora_scale=0.5)
-seen["then fused at half again"] = acts_at(pipe)
+with heard() as said:
+    pipe, seen = made(0.5), {}
+    image(pipe, cross_attention_kwargs={"scale": 0.3})
+    seen["0.5, after a call with scale 0.3"] = acts_at(pipe)
+    image(pipe, cross_attention_kwargs={"scale": 0.0})
+    seen["0.5, after a call with scale 0"] = acts_at(pipe)
+    pipe = made(1.0)
+    pipe.fuse_lora(lora_scale=0.5)
+    seen["1, fused at half"] = acts_at(pipe)
+    pipe.unfuse_lora()
+    seen["then unfused"] = acts_at(pipe)
+    pipe.fuse_lora(lora_scale=0.5)
+    seen["then fused at half again"] = acts_at(pipe)
 print(seen)
-assert seen["0.5, after a call with scale 0.3"] == seen["1, fused at half"] == 0.5
+assert not said and seen["0.5, after a call with scale 0.3"] == seen["1, fused at half"] == 0.5
 assert [seen[k] for k in ("0.5, after a call with scale 0", "then unfused", "then fused at half again")] == [1.0, 0.5, 0.25], "changed"
 PY

@@ -8,6 +8,7 @@
 . "$(dirname "$0")/run.sh"
 run torch==2.14.1 diffusers==0.42.1 transformers==5.23.0 <<'PY'
 import torch
+from heard import heard
 from tiny_sd import pipeline
 
 pipe = pipeline()
@@ -26,9 +27,10 @@ def apart(one, other, eos):
     return float((a - b).norm() / a.norm())
 
 true = pipe.tokenizer.eos_token_id
-seen = {eos: apart("a <toy> cat", "a <toy> dog", eos) for eos in (2, true)}
-plain = apart("a cat", "a dog", 2)
+with heard() as said:
+    seen = {eos: apart("a <toy> cat", "a <toy> dog", eos) for eos in (2, true)}
+    plain = apart("a cat", "a dog", 2)
 print("how far 'a <toy> cat' and 'a <toy> dog' are apart, eos_token_id 2:", seen[2], f"{true}:", seen[true], "without <toy>, 2:", plain)
 assert plain > 0.01 and seen[true] > 0.01
-assert seen[2] == 0, "changed"
+assert not said and seen[2] == 0, "changed"
 PY

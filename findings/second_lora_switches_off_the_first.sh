@@ -8,6 +8,7 @@
 run torch==2.14.1 diffusers==0.42.1 transformers==5.23.0 peft==0.21.2 <<'PY'
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
+from heard import heard
 from tiny_sd import image, pipeline
 
 def lora(seed):
@@ -27,13 +28,16 @@ def apart(one, other):
     return float((one - other).norm() / other.norm())
 
 erasure, style = lora(1), lora(2)
-both, alone = with_loaded(erasure, style), with_loaded(style)
+with heard() as said:
+    both = with_loaded(erasure, style)
+alone = with_loaded(style)
 seen = image(both)
 print("active:", both.get_active_adapters(), "how far from the style alone:", apart(seen, image(alone)))
 moved = apart(image(with_loaded(erasure)), image(pipeline()))
 both.set_adapters(["default_0", "default_1"])
 added = apart(image(both), seen)
 print("how far the erasure alone moves an image:", moved, "both by set_adapters from that:", added)
+assert any("multiple adapters in the model" in line for line in said)
 assert moved > 0.01 and added > 0.01
 assert torch.equal(seen, image(alone)), "changed"
 PY

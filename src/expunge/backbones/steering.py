@@ -99,24 +99,30 @@ class Steering:
     def words_of(self, embeds: Float[Tensor, "b n d"], asked: Mapping[str, Any]) -> Int[Tensor, "b m"] | None:
         """Token ids of the texts that gave these vectors; None if one of them is no text's that was seen.
 
-        Compared is what `reader` gives, and CLIP's second text encoder. T5's vectors that follow may be of more than CLIP can
-        tell (capitals, blanks, a long text's end), but not of another text. ``asked`` are the arguments of the pipeline.
+        ``asked`` are the arguments of the pipeline. T5 tells apart what CLIP does not (capitals, blanks), and may read fewer
+        tokens than we would: its vectors after CLIP's are not compared where the pipeline made both of one text.
         """
-        if not self.texts or asked.get("prompt_3") not in (None, asked.get("prompt")):
+        lengths = [ids.shape[1] for ids in self.texts if ids.shape[1] <= embeds.shape[1]]
+        if not lengths:
             return None
-        length = max(len(ids[0]) for ids in self.texts)
-        ids = torch.cat([i for i in self.texts if len(i[0]) == length]).unique(dim=0)
+        length = max(lengths)  # a call may have T5 read fewer tokens than one before
+        ids = torch.cat([i for i in self.texts if i.shape[1] == length]).unique(dim=0)
         with torch.no_grad():
             known = self.backbone.encode(ids).embeds.to(embeds)
-        follow = known.shape[1] - length
-        expected = length + (asked.get("max_sequence_length", follow) if follow else 0)
-        width = sum(self.backbone.texts.table(tower).embedding_dim for tower in self.backbone.texts.towers)
-        own, known = embeds[:, :length, :width], known[:, :length, :width]
-        if embeds.shape[1] != expected or own.shape[1:] != known.shape[1:]:
+        if known.shape[1] > length and self.embeds is None and self._one_text(asked):
+            embeds, known = embeds[:, :length], known[:, :length]
+        if known.shape[1:] != embeds.shape[1:]:
             return None
-        near = (own[:, None] - known[None]).flatten(2).norm(dim=-1) / known.flatten(1).norm(dim=-1)
+        near = (embeds[:, None] - known[None]).flatten(2).norm(dim=-1) / known.flatten(1).norm(dim=-1)
         best = near.min(1)
         return ids[best.indices] if bool((best.values < 0.01).all()) else None
+
+    def _one_text(self, asked: Mapping[str, Any]) -> bool:
+        """Whether a pipeline was asked with prompts, which T5 reads, too, and no further than CLIP."""
+        prompts = asked.get("prompt")
+        if prompts is None or (asked.get("prompt_3") or prompts) != prompts:
+            return False
+        return not any(self.backbone.cut([prompts] if isinstance(prompts, str) else prompts))
 
     # a call of the denoiser ---------------------------------------------------------------------------------------------
     def before(

@@ -46,8 +46,8 @@ class Transport(Gate):
         """How far the prompts of ``cond`` open each membrane.
 
         The larger of the cosine between the text's vectors (all of them, as one long vector) and the opening text's, and of the
-        part of the opening text's tokens that stand in the prompt. Of texts that were padded to other lengths (T5's) those
-        vectors are compared that both have.
+        part of the opening text's tokens that stand in the prompt, small letters or not. Of texts that were padded to other
+        lengths (T5's) those vectors are compared that both have.
 
         Raises:
             ExpungeError: if the conditioning did not come from prompts.
@@ -55,18 +55,21 @@ class Transport(Gate):
         if cond.tokens is None:
             shown = " / ".join(self.texts[0])
             raise ExpungeError(
-                f"the gate of '{shown}' reads the words of a prompt, and an embedding has none: expected a prompt, the same "
-                "for all text encoders (or an adapter without gates)"
+                f"the gate of '{shown}' reads the words of a prompt, and an embedding has none: expected a prompt that all "
+                "text encoders read alike (or an adapter without gates)"
             )
         with torch.no_grad():
             texts = sorted({text for gate in self.texts for text in gate})
             known = backbone.encode(texts)
-            empty = set(backbone.tokenize([""])[0].tolist())
+            nothing = backbone.tokenize([""])[0]
+            small = backbone.tokenize([text.lower() for text in texts])  # T5 tells capitals apart
+            spelled = backbone.spell(torch.where(cond.tokens < 0, nothing[-1], cond.tokens))
+            said = torch.cat([cond.tokens, backbone.tokenize([text.lower() for text in spelled]).to(cond.tokens)], 1)
         length = min(cond.embeds.shape[1], known.embeds.shape[1])
         ours, theirs = (read[:, :length].flatten(1).float() for read in (cond.embeds, known.embeds))
         cosine = torch.cosine_similarity(ours[:, None], theirs[None], dim=-1)
-        words = [set(row) - empty for row in known.tokens.tolist()]  # pyright: ignore[reportOptionalMemberAccess]
-        rows = [set(row) for row in cond.tokens.tolist()]
+        words = [set(row) - set(nothing.tolist()) for row in small.tolist()]
+        rows = [set(row) for row in said.tolist()]
         shared = torch.tensor([[len(row & word) / max(1, len(word)) for word in words] for row in rows])
         near = torch.maximum(cosine, shared.to(cosine))
         return torch.stack([near[:, [texts.index(t) for t in gate]].amax(1) for gate in self.texts], 1)

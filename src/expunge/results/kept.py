@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 ATTACKED = ("esr@", "confidence")
-"""Metrics of attacks' images that are left out: DSR is of the same images."""
+"""Metrics of attacks' images that are left out: DSR, which stays, is of the same images."""
 LEFT_OUT = ("became@", "esr@5", "psr@5", "valid_rate")
 """Metrics that are left out wherever they stand: ESR-1 or PSR-1 is of the same images."""
 
 
 def left_out(row: Mapping[str, Any]) -> bool:
-    """Whether a record is left out: its number stands in the summary, and what is found again needs no record."""
+    """Whether a record is left out, as all of keys' are. The summary has its number."""
     group, metric = row["provenance"]["group"], row["metric"]
     attacked = group.startswith("attack: ") and metric.startswith(ATTACKED)
     return group.startswith("key: ") or metric.startswith(LEFT_OUT) or attacked
