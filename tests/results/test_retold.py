@@ -13,7 +13,7 @@ from plans_of import bench_words, read_rows, tiny_plan
 from results.finished import finished
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-OLDER = {"bank", "duo-fig3"}
+OLDER = {"bank"}
 """Summaries in words that this version no longer has, of records that are older still."""
 TABLES = sorted(path.stem for path in BENCHMARKS.glob("*.toml") if path.with_suffix(".jsonl").exists())
 
