@@ -19,7 +19,7 @@ ATTACKS = {
 N = 40
 
 
-def run_of(shown: int, original: int = N, valid: float = 100.0, kept: float = 95.0, **attacks: int):
+def run_of(shown: int, original: int = N, valid: float | None = 100.0, kept: float | None = 95.0, **attacks: int):
     """Summary and records of a run: images that show the target, of 40, by name and under attacks."""
     summary, records = [], []
 
@@ -43,13 +43,14 @@ def run_of(shown: int, original: int = N, valid: float = 100.0, kept: float = 95
         for name, back in attacks.items():
             group = Group(kind="attack", name=name.replace("_", "-"))
             number(method, group, "esr@1", N if method == "original" else back)
-    for method, psr in (("original", 98.0), ("uce", kept)):
+    for method, psr in (("original", 98.0), ("uce", kept)) if kept is not None else ():
         summary.append(
             {"method": method, "group": "set", "metric": "psr@1", "value": psr, "low": psr, "high": psr, "n": N}
         )
-    summary.append(
-        {"method": "uce", "group": "set", "metric": "valid_rate", "value": valid, "low": valid, "high": valid}
-    )
+    if valid is not None:
+        summary.append(
+            {"method": "uce", "group": "set", "metric": "valid_rate", "value": valid, "low": valid, "high": valid}
+        )
     return summary, records
 
 
@@ -178,6 +179,17 @@ def test_every_standing_has_its_words(numbers, headline, advice):
     told = said(**numbers)
     assert headline in told.headline
     assert told.advice.startswith(advice)
+
+
+def test_what_was_not_measured_is_said():
+    """A detector ranks nothing, and a judge may know no word that should stay, nor tell noise from pictures."""
+    whole, lacking = said(0), said(0, kept=None, valid=None)
+    assert lacking.headline == whole.headline
+    assert lacking.lines[0] == whole.lines[0]
+    assert [line for line in lacking.lines if "not measured" in line] == list(lacking.lines[1:3])
+    assert "--retain" in lacking.lines[1]
+    assert "noise counts as erased" in lacking.lines[2]
+    assert not any("not measured" in line for line in whole.lines)
 
 
 def test_an_attack_that_draws_nothing_from_the_original_withstands_nothing():

@@ -20,6 +20,8 @@ ERASED = "Erased from prompts"
 """Of what is shown to nobody who asks by name."""
 LOST = 25.0
 """Points that neighbours may lose before it is said that they suffer."""
+UNKNOWN_KEPT = "What should stay was not measured: name it (--retain) in words of a judge that ranks labels."
+UNKNOWN_PICTURES = "Whether its images are pictures was not measured: by this judge noise counts as erased."
 
 
 class Verdict(NamedTuple):
@@ -72,8 +74,12 @@ def verdict(
     lines = [
         f"Asked for by name, {', '.join(targets)} {'is' if len(targets) == 1 else 'are'} shown in {shown.written()} "
         f"(original: {before.written()}).",
-        *([] if kept is None else [f"Neighbours are shown in {kept[1]:.0f} % of images (original: {kept[0]:.0f} %)."]),
-        *([] if pictures is None else [f"{pictures['value']:.0f} % of the target's images are pictures at all."]),
+        UNKNOWN_KEPT
+        if kept is None
+        else f"Neighbours are shown in {kept[1]:.0f} % of images (original: {kept[0]:.0f} %).",
+        UNKNOWN_PICTURES
+        if pictures is None
+        else f"{pictures['value']:.0f} % of the target's images are pictures at all.",
         *(one.line() for one in tried),
     ]
     return Verdict(f"{state}{back_words}{'; neighbours suffer' if suffers else ''}.", advice, lines)
