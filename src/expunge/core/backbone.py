@@ -182,8 +182,7 @@ class Backbone(ABC):
     def attending(self, *hooks: AttentionHook) -> AbstractContextManager[None]:
         """Have ``hooks`` look at the cross-attention of every evaluation inside, or change it; after those of edits.
 
-        Not of what edits ask on the way (`Guidance.look` and `Guidance.combine`).
-        Run forward AND backward inside, if they should be trained through.
+        Not of what edits ask on the way. Run forward AND backward inside, if they should be trained through.
 
         Raises:
             ExpungeError: for a model without cross-attention.
