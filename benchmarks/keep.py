@@ -9,11 +9,10 @@ import sys
 from pathlib import Path
 
 from expunge.core.errors import ExpungeError
-from expunge.core.figure import Figure
-from expunge.report.figures import svg
+from expunge.report.figures import draw
 from expunge.results.files import FIGURES, RECORDS, SUMMARY, TABLE
 from expunge.results.kept import kept
-from expunge.store import new_file, read_json, read_lines, write_lines
+from expunge.store import new_file, read_lines, write_lines
 
 HERE = Path(__file__).parent
 LARGEST = 1_000_000
@@ -40,8 +39,7 @@ def keep(run: Path, name: str, out: Path) -> list[Path]:
     shutil.copy(run / TABLE, files[1])
     for figure in sorted((run / FIGURES).glob("*.json")):
         files.append(out / "figures" / f"{name}-{figure.stem}.svg")
-        with new_file(files[-1], overwrite=True) as temporary:
-            temporary.write_text(svg(Figure.from_json(read_json(figure))) + "\n")
+        draw(figure, files[-1], overwrite=True)
     return files
 
 

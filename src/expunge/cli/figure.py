@@ -23,11 +23,7 @@ class Figure:
 def figure(argv: list[str]) -> None:
     """``expunge figure FILE``."""
     options = parse(Figure, argv, "expunge figure")
-    from expunge.core.figure import Figure as Content
-    from expunge.report.figures import svg
-    from expunge.store import new_file, read_json
+    from expunge.report.figures import draw
 
-    drawn = svg(Content.from_json(read_json(options.file)))
-    with new_file(options.out, options.overwrite) as temporary:
-        temporary.write_text(drawn + "\n")
+    draw(options.file, options.out, options.overwrite)
     options.reporting.result({"figure": str(options.out)}, str(options.out))

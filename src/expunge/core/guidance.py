@@ -185,9 +185,10 @@ def looked(
     backbone: "Backbone", x: Float[Tensor, "b *chw"], t: int | float, cond: Conditioning, state: dict[str, Any]
 ) -> None:
     """Have the attached edits look at what is to be denoised; nobody looks at the attention of what they ask."""
-    with backbone.attention.heeding(()):
-        for guidance in guidances(backbone.edits):
-            guidance.look(backbone, x, t, cond, state)
+    for guidance in guidances(backbone.edits):
+        if looks(guidance):
+            with backbone.attention.heeding(()):
+                guidance.look(backbone, x, t, cond, state)
 
 
 def attending(backbone: "Backbone", state: dict[str, Any]) -> tuple[AttentionHook, ...]:
@@ -202,9 +203,10 @@ def combined(backbone: "Backbone", step: GuidedStep) -> Float[Tensor, "b *chw"]:
     Nobody looks at the attention of what they ask: a recording is of the prompt that makes the image.
     """
     out = step.predicted_null + step.scale * (step.predicted_cond - step.predicted_null)
-    with backbone.attention.heeding(()):
-        for guidance in guidances(backbone.edits):
-            out = guidance.combine(backbone, out, step)
+    for guidance in guidances(backbone.edits):
+        if combines(guidance):
+            with backbone.attention.heeding(()):
+                out = guidance.combine(backbone, out, step)
     return out
 
 

@@ -68,7 +68,8 @@ class Transport(Gate):
         length = min(cond.embeds.shape[1], known.embeds.shape[1])
         ours, theirs = (read[:, :length].flatten(1).float() for read in (cond.embeds, known.embeds))
         cosine = torch.cosine_similarity(ours[:, None], theirs[None], dim=-1)
-        words = [set(row) - set(nothing.tolist()) for row in small.tolist()]
+        empty = set(nothing.tolist())
+        words = [set(row) - empty for row in small.tolist()]
         rows = [set(row) for row in said.tolist()]
         shared = torch.tensor([[len(row & word) / max(1, len(word)) for word in words] for row in rows])
         near = torch.maximum(cosine, shared.to(cosine))

@@ -8,10 +8,12 @@ import math
 import re
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import ExpungeError
 from expunge.core.figure import Figure, Series
+from expunge.store import new_file, read_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +27,17 @@ COLOURS = ("#3a86c8", "#e07b39", "#2a9d74", "#c8507e", "#8a6fd1", "#b08d1e", "#4
 """Told apart on light and on dark, and by most colour-blind readers; markers and dashes differ too."""
 MARKERS, DASHES = "os^DvPX*", ("-", "--", "-.", ":")
 PANELS_A_ROW, TICKS = 4, 10
+
+
+def draw(file: Path, out: Path, overwrite: bool = False) -> None:
+    """Write a figure's JSON as an SVG file.
+
+    Raises:
+        ExpungeError: if ``file`` is no figure, or ``out`` exists (unless ``overwrite``) or cannot be written.
+    """
+    drawn = svg(Figure.from_json(read_json(file)))
+    with new_file(out, overwrite) as temporary:
+        temporary.write_text(drawn + "\n")
 
 
 def svg(figure: Figure) -> str:
