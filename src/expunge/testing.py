@@ -108,7 +108,23 @@ def check_eraser(eraser: Eraser, backbone: Backbone, task: Task | None = None) -
         loaded = load_edit(path)
     _promise(loaded.id == edit.id and type(loaded) is type(edit), "an edit survives saving and loading")
     _check_attached(loaded, backbone, task, before)
+    _check_retain(eraser, backbone, task, edit)
     return edit
+
+
+def _check_retain(eraser: Eraser, backbone: Backbone, task: Task, edit: Edit) -> None:
+    """Check that words to keep change the edit of a method that heeds them, and of no other."""
+    if not task.retain:
+        return
+    alone = {role: shots for role, shots in task.images.items() if role not in eraser.keeps(task.targets, task.retain)}
+    bare = dataclasses.replace(task, retain=(), images=alone)
+    wanted = {r: w for r, w in eraser.wants(bare.targets, ()).items() if r not in alone}
+    bare = dataclasses.replace(bare, images={**alone, **_noisy_images(wanted, backbone)})
+    other = _drained(eraser, backbone, bare)[0].edit()
+    _promise(
+        (other.id != edit.id) == type(eraser).heeds_retain,
+        "it says whether it heeds words to keep",
+    )
 
 
 def _noisy_images(needs: Mapping[str, Sequence[Wish]], backbone: Backbone) -> dict[str, list[Shot]]:

@@ -17,6 +17,7 @@ from expunge.core.judge import Judge
 from expunge.core.metric import Metric, share
 from expunge.core.query import LearnedWord, queries
 from expunge.core.victim import BlackBox, GrayBox, WhiteBox
+from expunge.erasers.time import TIME
 from expunge.erasers.uce import UCE
 from expunge.stages import analyse, erase, measure
 from expunge.stages import attack as attacks
@@ -341,6 +342,13 @@ class Idle(Eraser):
 def test_the_contract_catches_a_silent_no_op(backbone):
     with pytest.raises(BrokenPromiseError, match="changes what its target's prompt gives"):
         check_eraser(Idle(), backbone)
+
+
+@pytest.mark.parametrize(("cls", "heeds"), [(UCE, False), (TIME, True)])
+def test_the_contract_catches_an_eraser_that_is_wrong_about_words_to_keep(backbone, monkeypatch, cls, heeds):
+    monkeypatch.setattr(cls, "heeds_retain", heeds)
+    with pytest.raises(BrokenPromiseError, match="it says whether it heeds words to keep"):
+        check_eraser(cls(anchor="cat"), backbone)
 
 
 @pytest.mark.parametrize(

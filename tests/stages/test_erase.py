@@ -1,12 +1,14 @@
 """Images that an eraser wants: made by the model, or the user's own."""
 
+import warnings
+
 import pytest
 import torch
 from PIL import Image
 
 import expunge
 from expunge.core.concept import Concept
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.query import Query, Start
 from expunge.stages import erase
 from tiny import tiny_pipeline
@@ -78,6 +80,20 @@ def test_the_other_images_of_pairs_are_redrawn_from_the_first(backbone, tmp_path
 def test_an_anchor_that_a_method_would_not_aim_at_is_refused(backbone, method, settings, words):
     with pytest.raises(ExpungeError, match=f"'church' with the anchor 'house'.*{words}"):
         expunge.erase(backbone, Concept(name="church", anchor="house"), method, settings=settings)
+
+
+def test_words_to_keep_are_not_told_to_a_method_that_ignores_them(backbone):
+    with pytest.warns(
+        ExpungeWarning, match=r"time ignores words to keep \('dog', 'radio', 'fish', …\): they are looked at"
+    ):
+        edit = expunge.erase(backbone, "church", "time", retain=["dog", "radio", "fish", "cat"])
+    assert edit.provenance.retain == []
+    assert edit.id == expunge.erase(backbone, "church", "time").id
+    with warnings.catch_warnings(record=True) as caught:
+        told = expunge.erase(backbone, "church", "uce", retain="dog").provenance
+    assert (told.retain, [str(w.message) for w in caught if "ignores" in str(w.message)]) == (["dog"], [])
+    with pytest.raises(ExpungeError, match="'church' is both a target and a retained"):
+        expunge.erase(backbone, "church", "time", retain="church")
 
 
 def test_making_images_counts_as_cost(backbone):

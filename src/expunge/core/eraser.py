@@ -111,6 +111,8 @@ class Eraser(ABC):
     """Whether its edit has weights, which can be attached more or less strongly."""
     needs_pair: ClassVar[bool] = False
     """Whether its edit does nothing where no pair of predictions is made: without guidance, and on a distilled model."""
+    heeds_retain: ClassVar[bool] = True
+    """Whether the words to keep change its edit; of a method that ignores them they are only looked at and measured."""
     requires: ClassVar[Sequence[str]] = ()
     """Capabilities that a model must have; see `Backbone.supports`."""
     files: ClassVar[Sequence[str]] = ()

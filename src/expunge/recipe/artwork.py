@@ -1,8 +1,10 @@
 """Fetch the pinned icon sets and draw every object in every icon set's hand."""
 
+import importlib.util
 import io
 import json
 import re
+import shutil
 import subprocess
 import tarfile
 import tomllib
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from expunge.core.errors import ExpungeError
 from expunge.recipe.artists import ARTISTS
 from expunge.store import new_file, new_folder
 
@@ -47,11 +50,20 @@ def specification() -> dict[str, Any]:
 
 
 def fetch(package: str, cache: Path) -> Path:
-    """Folder with the unpacked npm ``package`` (``name@version``), downloaded once."""
+    """Folder with the unpacked npm ``package`` (``name@version``), downloaded once.
+
+    Raises:
+        ExpungeError: if npm is not installed, or cannot fetch it.
+    """
     folder = cache / package.replace("/", "__")
     if not folder.exists():
+        if shutil.which("npm") is None:
+            raise ExpungeError(f"'{package}' comes from npm, which is not installed: expected `npm` on the path")
         cache.mkdir(parents=True, exist_ok=True)
-        out = subprocess.run(["npm", "pack", package], cwd=cache, check=True, capture_output=True, text=True)
+        out = subprocess.run(["npm", "pack", package], cwd=cache, check=False, capture_output=True, text=True)
+        if out.returncode:
+            said = next((line for line in out.stderr.splitlines() if line.strip()), "it did not say why")
+            raise ExpungeError(f"npm cannot fetch '{package}': {said}")
         with new_folder(folder) as temporary, tarfile.open(cache / out.stdout.split()[-1]) as tar:
             tar.extractall(temporary, filter="data")
     return folder / "package"
@@ -97,8 +109,15 @@ def keywords(label: str, tags: list[str], names: set[str], drop: set[str]) -> li
 
 
 def load(cache: Path) -> Artwork:
-    """Draw all objects by all hands; the result is kept in ``cache/artwork.npz``."""
+    """Draw all objects by all hands; the result is kept in ``cache/artwork.npz``.
+
+    Raises:
+        ExpungeError: if what fetches or draws them is not installed.
+    """
     spec = specification()
+    stored = cache / "artwork.npz"
+    if not stored.exists() and importlib.util.find_spec("resvg_py") is None:
+        raise ExpungeError("drawing icons needs resvg_py: expected `pip install 'expunge[recipe]'`")
     names, hands = list(spec["objects"]), list(spec["styles"])
     labels = fetch(spec["words"]["labels"], cache) / "en" / "data.json"
     entries = {re.sub(r"[^a-z0-9]+", "-", e["label"].lower()): e for e in json.loads(labels.read_text())}
@@ -109,7 +128,6 @@ def load(cache: Path) -> Artwork:
         + extra.get(name, [])
         for name, (slug, category) in spec["objects"].items()
     ]
-    stored = cache / "artwork.npz"
     if not stored.exists():
         sets = [json.loads((fetch(p, cache) / "icons.json").read_text()) for p in spec["styles"].values()]
         rows = [[draw(svg(icons, slug)) for icons in sets] for slug, _ in spec["objects"].values()]
