@@ -60,9 +60,7 @@ def _made(order: Order) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(order.threads)
-    for module in PRELOADED:  # which is no part of the time that a job takes
-        with contextlib.suppress(ImportError):
-            import_module(module)
+    import_module(PRELOADED)  # which is no part of the time that a job takes
     home = _home()
     at = Workspace(store=order.depot.reading(home), device=order.device)
     for name in order.upstream:

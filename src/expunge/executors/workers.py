@@ -23,14 +23,8 @@ from expunge.jobs import ROOMS, Job, Workspace
 
 PROCESS_BYTES = 1_200_000_000
 """What a worker takes before it opens a model: Python with torch, diffusers and transformers, and judges."""
-PRELOADED = [
-    "expunge.jobs",
-    "diffusers.models.autoencoders.autoencoder_kl",
-    "diffusers.models.unets.unet_2d_condition",
-    "diffusers.schedulers.scheduling_ddim",
-    "transformers.models.clip.modeling_clip",
-]
-"""What is imported once for all workers; what is missing is imported by those that need it."""
+PRELOADED = "expunge.executors.preloaded"
+"""What is imported once for all workers."""
 RESERVE = 0.9
 """The part of the memory that is free at the start which workers may take together."""
 
@@ -140,7 +134,7 @@ def _begin(at: Workspace, threads: int) -> _Worker:
     methods = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
-        context.set_forkserver_preload(PRELOADED)
+        context.set_forkserver_preload([PRELOADED])
     ours, theirs = context.Pipe()
     variables = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     os.environ.update(dict.fromkeys(variables, str(threads)))  # which torch reads when it is imported
