@@ -4,12 +4,14 @@ import io
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 
 from expunge import backbones
 from expunge.backbones.hub import download
 from expunge.backbones.weight_files import Weights, chosen, wanted
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, ExpungeWarning
+from tiny import tiny_pipeline
 
 STEM = "diffusion_pytorch_model"
 
@@ -42,6 +44,38 @@ def test_a_text_encoder_s_files_have_transformers_names():
     assert chosen("text_encoder", ["pytorch_model.bin"], "float32") == Weights("pytorch_model.bin", None)
     assert chosen("text_encoder_2", ["model.fp16.safetensors"], "float32") == Weights("model.fp16.safetensors", "fp16")
     assert chosen("text_encoder", [f"{STEM}.safetensors"], "float32") is None
+
+
+def test_of_weights_in_one_file_and_in_several_each_library_s_own_are_read(tmp_path):
+    """What was saved over the original in more or fewer files leaves both: what pipelines draw with is what is opened."""
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(tmp_path)
+    original = {part: _sum(getattr(pipe, part)) for part in ("unet", "text_encoder")}
+    for part in original:
+        for p in getattr(pipe, part).parameters():
+            p.data.mul_(2)
+        getattr(pipe, part).save_pretrained(tmp_path / part, max_shard_size="20KB")
+    theirs = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None)
+    assert _sum(theirs.unet) == pytest.approx(2 * original["unet"])
+    assert _sum(theirs.text_encoder) == pytest.approx(original["text_encoder"]), (
+        "transformers reads what was there before"
+    )
+    parts = backbones.load(str(tmp_path))._parts
+    index, single = f"{STEM}.safetensors.index.json", f"{STEM}.safetensors"
+    with pytest.warns(ExpungeWarning, match=f"twice.*'{index}' is read, as diffusers does, and '{single}' is not"):
+        assert _sum(parts.get("unet")) == _sum(theirs.unet)
+    index, single = "model.safetensors.index.json", "model.safetensors"
+    with pytest.warns(ExpungeWarning, match=f"twice.*'{single}' is read, as transformers does, and '{index}' is not"):
+        assert _sum(parts.get("text_encoder")) == _sum(theirs.text_encoder)
+    taken = {f"{file.parent.name}/{file.name}" for file in parts.all_files()}
+    assert {f"unet/{STEM}.safetensors.index.json", "text_encoder/model.safetensors"} <= taken
+    assert not {f"unet/{STEM}.safetensors", "text_encoder/model.safetensors.index.json"} & taken, (
+        "nor are they exported"
+    )
+
+
+def _sum(module):
+    return float(sum(p.detach().abs().double().sum() for p in module.parameters()))
 
 
 SD15 = [

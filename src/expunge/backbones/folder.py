@@ -90,13 +90,19 @@ class Folder(Files):
                 f"'{self.path / part}' has no safetensors weights, and no .bin: expected {expected}.safetensors (there is "
                 f"{others})"
             )
+        doubts = []
         if entry.variant == NON_EMA:
-            warnings.warn(
-                f"'{self.path / part}' has no weights but '{entry.name}': the model is the last step of its training, not the "
-                "average over the steps",
-                ExpungeWarning,
-                stacklevel=2,
+            doubts.append(
+                f"has no weights but '{entry.name}': the model is the last step of its training, not the average over the steps"
             )
+        if entry.beside:
+            library = "transformers" if part.startswith("text_encoder") else "diffusers"
+            doubts.append(
+                f"holds weights twice, perhaps of two models: '{entry.name}' is read, as {library} does, and "
+                f"'{entry.beside}' is not"
+            )
+        for doubt in doubts:
+            warnings.warn(f"'{self.path / part}' {doubt}", ExpungeWarning, stacklevel=2)
         self._weights[part] = entry
         for file in self._all_files(part):
             if not file.is_file():
@@ -120,8 +126,10 @@ class Folder(Files):
         return shards
 
     def _read_files(self, part: str) -> list[Path]:
-        """The files that a component is read from."""
+        """The files that a component is read from: no index of weights that are not read."""
+        own = {self.weights(part).name} if weighty(part) else set()
         texts = [f for f in (self.path / part).iterdir() if f.suffix in (".json", ".txt", ".model")]
+        texts = [f for f in texts if ".index." not in f.name or f.name in own]
         return [*texts, *(self._all_files(part) if weighty(part) else ())]
 
     @override

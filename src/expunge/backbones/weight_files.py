@@ -42,6 +42,8 @@ class Weights(NamedTuple):
     """Its name; of a component in several files, the name of their index."""
     variant: str | None
     """Which variant of the weights it holds."""
+    beside: str = ""
+    """Another file of the same kind and variant, which whoever opens the folder does not read; mostly there is none."""
 
     @property
     def safe(self) -> bool:
@@ -53,7 +55,8 @@ class Weights(NamedTuple):
 def chosen(part: str, names: Collection[str], dtype: str) -> Weights | None:
     """The weights of a component, of all the file names in its folder; None if none are there that can be read.
 
-    Safetensors come before pickles, and weights that are no average over training (``non_ema``) last of all.
+    Safetensors come before pickles, and weights that are no average over training (``non_ema``) last of all. Where weights
+    stand in one file and in several, diffusers reads the several and transformers, of text encoders, the one.
     """
     text = part.startswith("text_encoder")
     stems = {"safetensors": "model", "bin": "pytorch_model"} if text else {}
@@ -62,9 +65,10 @@ def chosen(part: str, names: Collection[str], dtype: str) -> Weights | None:
             stem = stems.get(ending, "diffusion_pytorch_model")
             for variant in variants:
                 dotted = f".{variant}" if variant else ""
-                for name in (f"{stem}{dotted}.{ending}", f"{stem}.{ending}.index{dotted}.json"):
-                    if name in names:
-                        return Weights(name, variant)
+                both = (f"{stem}{dotted}.{ending}", f"{stem}.{ending}.index{dotted}.json")
+                there = [name for name in (both if text else reversed(both)) if name in names]
+                if there:
+                    return Weights(there[0], variant, *there[1:])
     return None
 
 
