@@ -32,7 +32,7 @@ def keep(run: Path, name: str, out: Path) -> list[Path]:
         )
     files = [out / f"{name}.jsonl", out / f"{name}.md"]
     with new_file(files[0], overwrite=True) as temporary:
-        write_lines(temporary, kept(read_lines(run / RECORDS), read_lines(run / SUMMARY)))
+        write_lines(temporary, kept(read_lines(run / RECORDS), read_lines(run / SUMMARY)), compact=True)
         size = temporary.stat().st_size
         if size > LARGEST:
             raise ExpungeError(f"'{files[0]}' would have {size:,} bytes: expected at most {LARGEST:,}")

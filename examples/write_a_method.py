@@ -27,6 +27,7 @@ class Synonym(Eraser):
     """
 
     paper: ClassVar[Paper] = Paper("An example", "nobody", 2026, "")
+    ignores_retain: ClassVar[bool] = True
     knows: ClassVar[Mapping[str, Kind]] = {"word": "anchor"}
     tuning: ClassVar[Sequence[str]] = ()
     word: str = "picture"
@@ -48,5 +49,5 @@ class Synonym(Eraser):
 
 if __name__ == "__main__":
     testbed = load("testbed")
-    edit = check_eraser(Synonym(), testbed, Task(targets=[Concept(name="church")]))
+    edit = check_eraser(Synonym(), testbed, Task(targets=[Concept(name="church")], retain=["dog"]))
     print(f"every promise kept; edit {edit.id} replaces {', '.join(edit.tensors())}")

@@ -21,6 +21,14 @@ table = next(tensor for name, tensor in held.items() if name.endswith("token_emb
 left = [bool((table == vector).all(1).any()) for vector in vectors]
 print("vectors in the published text encoder:", left, "more tokens than before:", len(pipe.tokenizer) - size)
 assert not said and left == [False, True, True] and len(pipe.tokenizer) == size + 2, "changed"
+assert size in pipe.tokenizer("a <key>_1").input_ids, "changed"
+try:
+    pipe.load_textual_inversion({"<key>": vectors}, token="<key>")
+except ValueError as error:
+    print("loaded again:", error)
+else:
+    raise AssertionError("changed")
 pipe.unload_textual_inversion()
-assert len(pipe.tokenizer) == size, "changed"
+table = pipe.text_encoder.get_input_embeddings().weight
+assert len(pipe.tokenizer) == len(table) == size, "changed"
 PY

@@ -27,6 +27,6 @@ SETTINGS = {
         **{"surrogate": "cat", "surrogate_images": 3, "replay_images": 3, "fisher_images": 2, "fisher_timesteps": 4},
         **{"iterations": 3, "batch": 2, "lr": 1e-3},
     },
-    "gie": {"images": 5, "batch": 4, "updates": 20},
+    "gie": {"images": 10, "batch": 4, "updates": 20},
     "geom-erasing": {"iterations": 3, "batch": 2, "rows": 2, "columns": 2, "token_lr": 1e-2},
 }

@@ -386,7 +386,7 @@ def test_show_and_list_need_no_torch_and_can_be_read(folder, tmp_path):
     assert max(map(len, lines)) <= 120
     told = dict(re.split(r"  +", line.strip(), maxsplit=1) for line in lines if "  " in line.strip())
     assert told["id"] == load_edit(edit).id
-    assert (told["targets"], told["told to keep"], told["lamb"], told["anchor"]) == ("church", "dog", "0.5", "cat")
+    assert (told["targets"], told["asked to keep"], told["lamb"], told["anchor"]) == ("church", "dog", "0.5", "cat")
     assert told["method"].startswith("uce, by expunge ")
     looked = json.loads((tmp_path / "check.json").read_text())
     assert told["verdict"]

@@ -1,10 +1,11 @@
 """Which files of a folder or a hub repository are read; what other files are said to be."""
 
 import io
+import warnings
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
 
 from expunge import backbones
@@ -47,7 +48,7 @@ def test_a_text_encoder_s_files_have_transformers_names():
 
 
 def test_of_weights_in_one_file_and_in_several_each_library_s_own_are_read(tmp_path):
-    """What was saved over the original in more or fewer files leaves both: what pipelines draw with is what is opened."""
+    """What is saved over the original in smaller files leaves both: what pipelines draw with is what is opened."""
     pipe = tiny_pipeline()
     pipe.save_pretrained(tmp_path)
     original = {part: _sum(getattr(pipe, part)) for part in ("unet", "text_encoder")}
@@ -72,6 +73,36 @@ def test_of_weights_in_one_file_and_in_several_each_library_s_own_are_read(tmp_p
     assert not {f"unet/{STEM}.safetensors", "text_encoder/model.safetensors.index.json"} & taken, (
         "nor are they exported"
     )
+
+
+def test_an_index_that_a_save_in_one_file_left_stops_diffusers_and_not_transformers(tmp_path):
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(tmp_path, max_shard_size="20KB")
+    for part in ("unet", "text_encoder"):
+        getattr(pipe, part).save_pretrained(tmp_path / part)
+        assert [f.name for f in (tmp_path / part).glob("*.index.json")], "it stays, and its files go"
+    with pytest.raises(FileNotFoundError, match="required according to the checkpoint index"):
+        UNet2DConditionModel.from_pretrained(tmp_path / "unet")
+    with pytest.raises(ExpungeError, match=rf"is not there \(a save in one file leaves it beside '{STEM}.safetensors'"):
+        backbones.load(str(tmp_path))._parts.get("unet")
+    (tmp_path / "unet" / f"{STEM}.safetensors.index.json").unlink()
+    parts = backbones.load(str(tmp_path))._parts
+    with warnings.catch_warnings(record=True) as caught:
+        assert _sum(parts.get("unet")) == _sum(pipe.unet)
+        assert _sum(parts.get("text_encoder")) == _sum(pipe.text_encoder)
+    assert not [w for w in caught if "twice" in str(w.message)]
+
+
+def test_of_a_repository_with_weights_twice_those_are_fetched_that_are_read():
+    shards = [f"{STEM}-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    texts = ["model-00001-of-00001.safetensors", "model.safetensors.index.json", "model.safetensors"]
+    files = ["model_index.json", *(f"text_encoder/{n}" for n in texts)]
+    files += [f"unet/{n}" for n in (*shards, f"{STEM}.safetensors.index.json", f"{STEM}.safetensors")]
+    with pytest.warns(ExpungeWarning, match="of the repository holds weights twice") as caught:
+        found = wanted(files, "float32")
+    assert len(caught) == 2
+    assert found == ["model_index.json", "text_encoder/model.safetensors", *sorted(
+        f"unet/{n}" for n in (*shards, f"{STEM}.safetensors.index.json"))]  # fmt: skip
 
 
 def _sum(module):

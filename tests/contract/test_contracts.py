@@ -17,7 +17,6 @@ from expunge.core.judge import Judge
 from expunge.core.metric import Metric, share
 from expunge.core.query import LearnedWord, queries
 from expunge.core.victim import BlackBox, GrayBox, WhiteBox
-from expunge.erasers.time import TIME
 from expunge.erasers.uce import UCE
 from expunge.stages import analyse, erase, measure
 from expunge.stages import attack as attacks
@@ -344,11 +343,19 @@ def test_the_contract_catches_a_silent_no_op(backbone):
         check_eraser(Idle(), backbone)
 
 
-@pytest.mark.parametrize(("cls", "heeds"), [(UCE, False), (TIME, True)])
-def test_the_contract_catches_an_eraser_that_is_wrong_about_words_to_keep(backbone, monkeypatch, cls, heeds):
-    monkeypatch.setattr(cls, "heeds_retain", heeds)
+@pytest.mark.parametrize(("name", "ignores"), [("time", False), ("uce", True), ("selective-amnesia", True)])
+def test_the_contract_catches_an_eraser_that_is_wrong_about_words_to_keep(backbone, monkeypatch, name, ignores):
+    eraser = erase.build(name, SETTINGS.get(name, {}), None)
+    monkeypatch.setattr(type(eraser), "heeds_retain", not ignores)
     with pytest.raises(BrokenPromiseError, match="it says whether it heeds words to keep"):
-        check_eraser(cls(anchor="cat"), backbone)
+        check_eraser(eraser, backbone)
+
+
+@pytest.mark.parametrize(("name", "deaf"), [("uce", {"preserve_scale": 0.0}), ("adv-unlearn", {"retain_weight": 0.0})])
+def test_settings_that_make_an_eraser_deaf_to_words_to_keep(backbone, name, deaf):
+    eraser = erase.build(name, {**SETTINGS.get(name, {}), **deaf}, None)
+    assert not eraser.heeds_retain
+    check_eraser(eraser, backbone)
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,8 @@ def _runs(pid: int) -> bool:
 
 def _own_bytes() -> int:
     """What a process has of the memory for itself, after its collector of cycles went through everything."""
+    assert PRELOADED in sys.modules
+    assert gc.get_freeze_count() > 100_000
     gc.collect()
     counts = Path("/proc/self/smaps_rollup").read_text()
     return sum(int(line.split()[1]) * 1024 for line in counts.splitlines() if line.startswith("Private_Dirty:"))

@@ -41,11 +41,6 @@ def refused(plan, tmp_path, capsys) -> str:
         ({"method__kpop__settings__lamb": 0}, "kpop's lamb is 0"),
         ({"method__kpop__controls": ["own", "rnadom"]}, "did you mean 'random'"),
         ({"method__uce__controls": ["own"]}, "makes no key"),
-        (
-            {"method__uce__eraser": "spm", "method__uce__retain": True},
-            "retain, and spm ignores words to keep: expected no",
-        ),
-        ({"method__uce__eraser": "ca", "method__uce__retain": ["a rose"]}, "retain, and ca ignores words to keep"),
         ({"compare": [["kpop", "ucee"]]}, "did you mean 'uce'"),
         ({"compare": ["kpop"]}, "expected a list"),
         ({"image_dtype": "bf16"}, "unknown dtype 'bf16'"),

@@ -75,7 +75,7 @@ def test_the_hub_s_own_classes_read_what_was_measured_and_nothing_else(held, edi
     assert "| edited | church | test | esr@1 | 97.5 % | 90.0 to 99.0 | 40 |" in card.text
     assert "| edited, attack: relearning | church | test | esr@1 (judge testbed) | 55.0 %" in card.text
     assert "| original | church | test | esr@1 | 12.0 %" in card.text
-    for line in ("asked to remove: church", "told to keep: dog", "method: uce (", "Use it responsibly"):
+    for line in ("asked to remove: church", "asked to keep: dog", "method: uce (", "Use it responsibly"):
         assert line in card.text
     assert "licence: creativeml-openrail-m, as its publisher says" in card.text
 

@@ -1,6 +1,7 @@
 """Images that an eraser wants: made by the model, or the user's own."""
 
 import warnings
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import expunge
 from expunge.core.concept import Concept
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.query import Query, Start
-from expunge.stages import erase
+from expunge.stages import erase, knowledge
 from tiny import tiny_pipeline
 
 SETTINGS = {"shots": 2, "epochs": 1, "lr": 1e-3}
@@ -82,13 +83,15 @@ def test_an_anchor_that_a_method_would_not_aim_at_is_refused(backbone, method, s
         expunge.erase(backbone, Concept(name="church", anchor="house"), method, settings=settings)
 
 
-def test_words_to_keep_are_not_told_to_a_method_that_ignores_them(backbone):
+def test_words_to_keep_that_a_method_ignores_are_warned_of_and_not_known(backbone):
     with pytest.warns(
-        ExpungeWarning, match=r"time ignores words to keep \('dog', 'radio', 'fish', …\): they are looked at"
+        ExpungeWarning, match=r"time ignores words to keep \('dog', 'radio', 'fish', …\): it does nothing for them"
     ):
         edit = expunge.erase(backbone, "church", "time", retain=["dog", "radio", "fish", "cat"])
-    assert edit.provenance.retain == []
-    assert edit.id == expunge.erase(backbone, "church", "time").id
+    assert edit.provenance.retain == ["dog", "radio", "fish", "cat"], "as asked"
+    assert knowledge.of_provenances([asdict(edit.provenance)])["retain"] == [], "and not as known"
+    alone = expunge.erase(backbone, "church", "time").tensors()
+    assert all(torch.equal(tensor, alone[name]) for name, tensor in edit.tensors().items())
     with warnings.catch_warnings(record=True) as caught:
         told = expunge.erase(backbone, "church", "uce", retain="dog").provenance
     assert (told.retain, [str(w.message) for w in caught if "ignores" in str(w.message)]) == (["dog"], [])

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from expunge.backbones.parts import Files, quiet, read_json, weighty
-from expunge.backbones.weight_files import NON_EMA, Weights, check_kind, chosen
+from expunge.backbones.weight_files import Weights, check_kind, chosen
 from expunge.core.errors import ExpungeError, ExpungeWarning, reason
 from expunge.testbed.parts import Parts
 
@@ -90,24 +90,16 @@ class Folder(Files):
                 f"'{self.path / part}' has no safetensors weights, and no .bin: expected {expected}.safetensors (there is "
                 f"{others})"
             )
-        doubts = []
-        if entry.variant == NON_EMA:
-            doubts.append(
-                f"has no weights but '{entry.name}': the model is the last step of its training, not the average over the steps"
-            )
-        if entry.beside:
-            library = "transformers" if part.startswith("text_encoder") else "diffusers"
-            doubts.append(
-                f"holds weights twice, perhaps of two models: '{entry.name}' is read, as {library} does, and "
-                f"'{entry.beside}' is not"
-            )
-        for doubt in doubts:
+        for doubt in entry.doubts(part):
             warnings.warn(f"'{self.path / part}' {doubt}", ExpungeWarning, stacklevel=2)
         self._weights[part] = entry
         for file in self._all_files(part):
             if not file.is_file():
+                hint = (
+                    f" (a save in one file leaves it beside '{entry.beside}': delete it then)" if entry.beside else ""
+                )
                 raise ExpungeError(
-                    f"'{self.path / part / entry.name}' is damaged: it names '{file.name}', which is not there"
+                    f"'{self.path / part / entry.name}' is damaged: it names '{file.name}', which is not there{hint}"
                 )
             check_kind(file, pickle=not entry.safe)
         return entry
@@ -126,10 +118,8 @@ class Folder(Files):
         return shards
 
     def _read_files(self, part: str) -> list[Path]:
-        """The files that a component is read from: no index of weights that are not read."""
-        own = {self.weights(part).name} if weighty(part) else set()
+        """The files that a component is read from, and indices of weights that are not."""
         texts = [f for f in (self.path / part).iterdir() if f.suffix in (".json", ".txt", ".model")]
-        texts = [f for f in texts if ".index." not in f.name or f.name in own]
         return [*texts, *(self._all_files(part) if weighty(part) else ())]
 
     @override
@@ -239,8 +229,10 @@ class Folder(Files):
         )
 
     def all_files(self) -> list[Path]:
-        """Every file that the model is opened from."""
-        return sorted({self.path / "model_index.json", *(f for part in self.parts for f in self._read_files(part))})
+        """Every file that the model is opened from: no index of weights that are not read."""
+        files = {file for part in self.parts for file in self._read_files(part)}
+        own = {self.path / part / self.weights(part).name for part in self.parts if weighty(part)}
+        return sorted({self.path / "model_index.json", *(f for f in files if ".index." not in f.name or f in own)})
 
     def file_of(self, name: str) -> tuple[Path, str]:
         """The file of a tensor, called as parameters are, and its name there; without the level that text encoders may have.

@@ -1,11 +1,12 @@
 """Which of a repository's files hold a component's weights, and what a file is that holds none."""
 
 import re
+import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, ExpungeWarning
 
 NON_EMA = "non_ema"
 """The variant that holds a model's last step instead of the average over its steps, which is what was published."""
@@ -43,12 +44,27 @@ class Weights(NamedTuple):
     variant: str | None
     """Which variant of the weights it holds."""
     beside: str = ""
-    """Another file of the same kind and variant, which whoever opens the folder does not read; mostly there is none."""
+    """Other weights of the same kind and variant, by their file or index, which are not read; mostly there are none."""
 
     @property
     def safe(self) -> bool:
         """Whether it is in safetensors, and not a pickle."""
         return ".safetensors" in self.name
+
+    def doubts(self, part: str) -> list[str]:
+        """What whoever opens a component's folder should know, each to stand after the folder's name."""
+        found = []
+        if self.variant == NON_EMA:
+            found.append(
+                f"has no weights but '{self.name}': the model is the last step of its training, not the average over the steps"
+            )
+        if self.beside:
+            library = "transformers" if part.startswith("text_encoder") else "diffusers"
+            found.append(
+                f"holds weights twice, perhaps of two models: '{self.name}' is read, as {library} does, and "
+                f"'{self.beside}' is not"
+            )
+        return found
 
 
 # of a folder or a repository ------------------------------------------------------------------------------------------
@@ -65,8 +81,10 @@ def chosen(part: str, names: Collection[str], dtype: str) -> Weights | None:
             stem = stems.get(ending, "diffusion_pytorch_model")
             for variant in variants:
                 dotted = f".{variant}" if variant else ""
-                both = (f"{stem}{dotted}.{ending}", f"{stem}.{ending}.index{dotted}.json")
-                there = [name for name in (both if text else reversed(both)) if name in names]
+                one, several = f"{stem}{dotted}.{ending}", f"{stem}.{ending}.index{dotted}.json"
+                there = [name for name in ((one, several) if text else (several, one)) if name in names]
+                if there[1:] == [several] and not any(_is_shard(n, Weights(several, variant)) for n in names):
+                    there.pop()  # a save in one file leaves the index alone
                 if there:
                     return Weights(there[0], variant, *there[1:])
     return None
@@ -89,10 +107,13 @@ def wanted(files: Sequence[str], dtype: str) -> list[str]:
             inside.setdefault(part, set()).add(name)
     wanted = ["model_index.json"]
     for part, names in inside.items():
-        wanted += [f"{part}/{n}" for n in names if n.endswith((".json", ".txt", ".model"))]
         weights = chosen(part, names, dtype)
+        wanted += [f"{part}/{n}" for n in names if n.endswith((".json", ".txt", ".model")) and ".index." not in n]
         if weights is not None:
             wanted += [f"{part}/{n}" for n in names if n == weights.name or _is_shard(n, weights)]
+            if weights.beside:  # which is not fetched, so nobody could see it afterwards
+                for doubt in weights.doubts(part):
+                    warnings.warn(f"'{part}' of the repository {doubt}", ExpungeWarning, stacklevel=2)
     return sorted(set(wanted))
 
 

@@ -92,7 +92,7 @@ def _lines(header: Mapping[str, Any], stored: "Sequence[Stored]", verdict: str) 
             Line("method", f"{of['eraser']}, by expunge {of['expunge'] or 'of an unknown version'}"),
             Line("targets", _words(of["targets"])),
             Line("anchors", _words(of["anchors"])),
-            Line("told to keep", _words(of["retain"])),
+            Line("asked to keep", _words(of["retain"])),
             Line("model", f"{of['model']} ({of['family']})"),
             Line("seed", _words(of["seed"])),
             Line("took", f"{duration(float(of['seconds'] or 0))}, {spent:,} forward-equivalents"),

@@ -111,8 +111,8 @@ class Eraser(ABC):
     """Whether its edit has weights, which can be attached more or less strongly."""
     needs_pair: ClassVar[bool] = False
     """Whether its edit does nothing where no pair of predictions is made: without guidance, and on a distilled model."""
-    heeds_retain: ClassVar[bool] = True
-    """Whether the words to keep change its edit; of a method that ignores them they are only looked at and measured."""
+    ignores_retain: ClassVar[bool] = False
+    """Whether words to keep change nothing in its edit, whatever its settings."""
     requires: ClassVar[Sequence[str]] = ()
     """Capabilities that a model must have; see `Backbone.supports`."""
     files: ClassVar[Sequence[str]] = ()
@@ -151,6 +151,11 @@ class Eraser(ABC):
     def knowledge(self) -> Knowledge:
         """What its settings told it: that of `knows`, unless other settings make it deaf to some of that."""
         return of_settings(self)
+
+    @property
+    def heeds_retain(self) -> bool:
+        """Whether words to keep change its edit, at its settings."""
+        return not self.ignores_retain
 
     @property
     def unaimed(self) -> str:

@@ -147,6 +147,11 @@ class AdvUnlearn(Eraser):
                 "text-layers"
             )
 
+    @property
+    @override
+    def heeds_retain(self) -> bool:
+        return self.retain_weight > 0
+
     @override
     def stronger(self, times: float) -> "AdvUnlearn":
         updates = counted(self.iterations, times)

@@ -67,7 +67,7 @@ class CA(Eraser):
         "2303.13516",
         "https://github.com/nupurkmr9/concept-ablation",
     )
-    heeds_retain: ClassVar[bool] = False
+    ignores_retain: ClassVar[bool] = True
     knows: ClassVar[Mapping[str, Kind]] = {"anchor": "anchor"}
     tuning: ClassVar[Sequence[str]] = ("variant", "kind", "prompts", "anchor_images", "prior", "prior_weight", "resize")
     variant: Literal["model", "noise"] = "model"

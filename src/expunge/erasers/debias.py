@@ -116,6 +116,11 @@ class Debias(Eraser):
         for attribute in self.attributes:
             judge.label_ids(attribute)
 
+    @property
+    @override
+    def heeds_retain(self) -> bool:
+        return self.preserve_scale != 0
+
     @override
     def steps(self, backbone: Backbone, task: Task, resume: Mapping[str, Tensor] | None = None) -> Iterable[Step]:
         texts = self._texts(backbone, task)

@@ -69,7 +69,7 @@ class EIUP(Eraser):
     )
     scales: ClassVar[bool] = False
     requires: ClassVar[Sequence[str]] = ("cross-attention",)
-    heeds_retain: ClassVar[bool] = False
+    ignores_retain: ClassVar[bool] = True
     knows: ClassVar[Mapping[str, Kind]] = {}
     tuning: ClassVar[Sequence[str]] = ("weight", "early", "separator")
     weight: float = -1.0

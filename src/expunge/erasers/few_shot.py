@@ -55,7 +55,7 @@ class FewShot(Eraser):
         "2405.07288",
         "https://github.com/fmp453/few-shot-erasing",
     )
-    heeds_retain: ClassVar[bool] = False
+    ignores_retain: ClassVar[bool] = True
     knows: ClassVar[Mapping[str, Kind]] = {"templates": "phrases"}
     tuning: ClassVar[Sequence[str]] = ("source", "shots", "prompt")
     group: Literal["mlp-last-attn", "mlp", "attn", "last", "all"] = "mlp-last-attn"

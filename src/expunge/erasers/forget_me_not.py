@@ -91,7 +91,7 @@ class ForgetMeNot(Eraser):
         "https://github.com/SHI-Labs/Forget-Me-Not",
     )
     requires: ClassVar[Sequence[str]] = ("cross-attention",)
-    heeds_retain: ClassVar[bool] = False
+    ignores_retain: ClassVar[bool] = True
     knows: ClassVar[Mapping[str, Kind]] = {"prompt": "phrases"}
     tuning: ClassVar[Sequence[str]] = ("source", "shots", "end_tokens", "inversion", "vectors", "inversion_lr")
     group: str = "full"

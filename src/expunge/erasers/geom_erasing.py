@@ -122,7 +122,7 @@ class GeomErasing(Eraser):
     )
     scales: ClassVar[bool] = False
     needs_pair: ClassVar[bool] = True
-    heeds_retain: ClassVar[bool] = False
+    ignores_retain: ClassVar[bool] = True
     knows: ClassVar[Mapping[str, Kind]] = {}
     tuning: ClassVar[Sequence[str]] = (
         *("form", "told", "marks", "rows", "columns", "weight", "separator", "token_lr"),

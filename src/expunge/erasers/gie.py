@@ -218,6 +218,11 @@ class GIE(Eraser):
                 "and shares of 1 at most, early above 0"
             )
 
+    @property
+    @override
+    def heeds_retain(self) -> bool:
+        return self.random < 1
+
     @override
     def stronger(self, times: float) -> "GIE":
         return replace(self, weight=self.weight * times)

@@ -37,7 +37,7 @@ class LECO(Eraser):
     """
 
     paper: ClassVar[Paper] = Paper("LECO", "p1atdev", 2023, "", "https://github.com/p1atdev/LECO")
-    heeds_retain: ClassVar[bool] = False
+    ignores_retain: ClassVar[bool] = True
     knows: ClassVar[Mapping[str, Kind]] = {"neutral": "anchor", "templates": "phrases"}
     tuning: ClassVar[Sequence[str]] = ("negative_guidance",)
     rank: int = 4

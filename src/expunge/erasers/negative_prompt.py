@@ -50,7 +50,7 @@ class NegativePrompt(Eraser):
     paper: ClassVar[Paper] = Paper("Negative prompt", "Stable Diffusion users", 2022, "")
     scales: ClassVar[bool] = False
     needs_pair: ClassVar[bool] = True
-    heeds_retain: ClassVar[bool] = False
+    ignores_retain: ClassVar[bool] = True
     knows: ClassVar[Mapping[str, Kind]] = {}
     tuning: ClassVar[Sequence[str]] = ("separator",)
     separator: str = ", "

@@ -44,7 +44,7 @@ class SDD(Eraser):
         "2307.05977",
         "https://github.com/nannullna/safe-diffusion",
     )
-    heeds_retain: ClassVar[bool] = False
+    ignores_retain: ClassVar[bool] = True
     knows: ClassVar[Mapping[str, Kind]] = {}
     tuning: ClassVar[Sequence[str]] = ("roles", "separator", "ema_decay")
     group: str = "xattn"

@@ -110,7 +110,7 @@ class SLD(Eraser):
     )
     scales: ClassVar[bool] = False
     needs_pair: ClassVar[bool] = True
-    heeds_retain: ClassVar[bool] = False
+    ignores_retain: ClassVar[bool] = True
     knows: ClassVar[Mapping[str, Kind]] = {"concept": "words"}
     tuning: ClassVar[Sequence[str]] = ("level", "separator", "scale", "threshold", "momentum_scale", "momentum_beta")
     level: Literal["weak", "medium", "strong", "max"] = "medium"

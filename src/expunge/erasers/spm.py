@@ -101,7 +101,7 @@ class SPM(Eraser):
         "2312.16145",
         "https://github.com/Con6924/SPM",
     )
-    heeds_retain: ClassVar[bool] = False
+    ignores_retain: ClassVar[bool] = True
     knows: ClassVar[Mapping[str, Kind]] = {"surrogate": "anchor"}
     tuning: ClassVar[Sequence[str]] = ("negative_guidance", "anchors", "empty_anchors", "gated")
     surrogate: str = ""

@@ -41,7 +41,7 @@ class TIME(Eraser):
         "2303.08084",
         "https://github.com/bahjat-kawar/time-diffusion",
     )
-    heeds_retain: ClassVar[bool] = False
+    ignores_retain: ClassVar[bool] = True
     knows: ClassVar[Mapping[str, Kind]] = {"anchor": "anchor", "templates": "phrases"}
     tuning: ClassVar[Sequence[str]] = ("edit_keys",)
     requires: ClassVar[Sequence[str]] = ("cross-attention",)

@@ -74,6 +74,11 @@ class UCE(Eraser):
             check_not_negative("uce", preserve_scale=self.preserve_scale)
         phrases(self.templates, "")
 
+    @property
+    @override
+    def heeds_retain(self) -> bool:
+        return self.preserve_scale != 0
+
     @override
     def stronger(self, times: float) -> "UCE":
         return replace(self, erase_scale=self.erase_scale * times)

@@ -306,7 +306,7 @@ def write(contribution: Contribution, out: Path, overwrite: bool = False) -> lis
         for file in files:
             if file.exists():
                 raise ExpungeError(f"'{file}' exists already: expected a new path, or --overwrite")
-    write_lines(files[0], kept(contribution.records, contribution.summary), overwrite=overwrite)
+    write_lines(files[0], kept(contribution.records, contribution.summary), overwrite=overwrite, compact=True)
     with new_file(files[1], overwrite) as temporary:
         temporary.write_text((contribution.folder / TABLE).read_text())
     committed = tomllib.loads(contribution.of.file.read_text())

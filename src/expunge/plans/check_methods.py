@@ -10,7 +10,7 @@ from expunge.stages import erase, knowledge, pairs, stopping
 
 
 def check_methods(read: OpenedPlan) -> None:
-    """Refuse a method of the plan that cannot be run as asked, or would ignore what it is given.
+    """Refuse a method of the plan that cannot be run as asked.
 
     Raises:
         ExpungeError: naming the method.
@@ -113,12 +113,8 @@ def _check_needs(read: OpenedPlan) -> None:
 
 
 def _check_method(read: OpenedPlan, name: str) -> None:
-    """Refuse words to keep, a strength, an order or a control that the method cannot have."""
+    """Refuse a strength, an order or a control that the method cannot have."""
     method, eraser = read.plan.method[name], read.erasers[name]
-    if method.retain and not eraser.heeds_retain:
-        raise ExpungeError(
-            f"method '{name}' with retain, and {method.eraser} ignores words to keep: expected no retain"
-        )
     _check_strength(read, name, method)
     _check_stop(read, name, method)
     if method.order == "apart":

@@ -57,13 +57,14 @@ def fetch(package: str, cache: Path) -> Path:
     """
     folder = cache / package.replace("/", "__")
     if not folder.exists():
-        if shutil.which("npm") is None:
+        npm = shutil.which("npm")
+        if npm is None:
             raise ExpungeError(f"'{package}' comes from npm, which is not installed: expected `npm` on the path")
         cache.mkdir(parents=True, exist_ok=True)
-        out = subprocess.run(["npm", "pack", package], cwd=cache, check=False, capture_output=True, text=True)
+        out = subprocess.run([npm, "pack", package], cwd=cache, check=False, capture_output=True, text=True)
         if out.returncode:
-            said = next((line for line in out.stderr.splitlines() if line.strip()), "it did not say why")
-            raise ExpungeError(f"npm cannot fetch '{package}': {said}")
+            said = [line for line in out.stderr.splitlines() if " error " in line] or ["it did not say why"]
+            raise ExpungeError(f"npm cannot fetch '{package}': {' '.join(said)}")
         with new_folder(folder) as temporary, tarfile.open(cache / out.stdout.split()[-1]) as tar:
             tar.extractall(temporary, filter="data")
     return folder / "package"

@@ -96,10 +96,11 @@ def _described(erasure: Erasure) -> dict[str, str]:
     entry = Catalog("erasers").entries().get(erasure.eraser)
     targets = {split: ", ".join(words) for split, words in erasure.targets.items()}
     several = len(targets) > 1
+    ignores = entry is not None and entry.literals.get("ignores_retain", False)
     says = {
         "Paper": "" if entry is None else entry.paper + (f", arXiv {entry.arxiv}" if entry.arxiv else ""),
         "Told to remove": "; ".join(f"{split}: {words}" if several else words for split, words in targets.items()),
-        "Told to keep": ", ".join(erasure.retain),
+        "Told to keep": "" if ignores else ", ".join(erasure.retain),
         "Put in its place": ", ".join(erasure.anchors),
         "Asked a judge": ", ".join(erasure.knowledge.get("oracles", [])),
         "Images it had": ", ".join(

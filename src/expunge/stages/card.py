@@ -52,7 +52,7 @@ The safety checker of the base model, if it had one, is not in this folder.
 EDIT = """## Edit {id}
 
 - asked to remove: {targets}
-- told to keep: {retain}
+- asked to keep: {retain}
 - method: {eraser} ({settings})
 - seed {seed}, {seconds} s, {equivalents} forward-equivalents, expunge {version}
 - sha256 of the base's own values of the replaced tensors, as float32: `{base}`

@@ -162,19 +162,6 @@ def prepared(
     return wanted.attached(backbone, bare, needs, given)
 
 
-def _heeded(method: str, eraser: Eraser, retain: list[str]) -> list[str]:
-    """The words to keep that a method is told: none if it ignores them, with a warning."""
-    if not retain or eraser.heeds_retain:
-        return retain
-    words = ", ".join(f"'{word}'" for word in retain[:3]) + (", …" if len(retain) > 3 else "")
-    warnings.warn(
-        f"{method} ignores words to keep ({words}): they are looked at and measured, not learned",
-        ExpungeWarning,
-        stacklevel=4,
-    )
-    return []
-
-
 def check_model(backbone: Backbone, eraser: Eraser) -> None:
     """Refuse a model that lacks what a method needs.
 
@@ -208,14 +195,17 @@ def run(
     it writes down where it is, and goes on from where an earlier run was; cost and seconds are then those of both. ``images``
     are a user's own, or what `wanted.make` made for this very erasure: these count as made by the model, with their cost.
     With a ``stop`` it ends where that is reached; what was seen on the way stands in the provenance, and is in the cost.
-    Words to keep are not told to a method that ignores them, with a warning.
+    Of words to keep that the method ignores there is a warning.
 
     Raises:
         ExpungeError: if a loss, or what was learned, is NaN or infinite; or if the checkpoint is of another erasure.
     """
     earlier, given, files = None, images or {}, files_of(eraser)
-    check_targets(targets, retain)
-    retain = _heeded(method, eraser, retain)
+    if retain and not eraser.heeds_retain:
+        words = ", ".join(f"'{word}'" for word in retain[:3]) + (", …" if len(retain) > 3 else "")
+        warnings.warn(
+            f"{method} ignores words to keep ({words}): it does nothing for them", ExpungeWarning, stacklevel=3
+        )
     if checkpoints is not None:
         ends = {} if stop is None else asdict(stop)
         earlier = checkpoints.begin(resume.of_erasure(backbone, method, eraser, targets, retain, seed, images, ends))

@@ -24,37 +24,31 @@ def of_provenances(provenances: Sequence[Mapping[str, Any]], attack: Mapping[str
     Methods that cannot be asked (imported, not installed, or without a declaration) stand in ``undeclared``, which is left out
     if there are none: what they knew is not known.
     """
-    known = [(p, of_method(p["eraser"], p["settings"])) for p in provenances]
-    asked = [(p, UNKNOWN if k is None else k) for p, k in known]
+    erasers = [(p, _opened(p["eraser"], json.dumps(p["settings"], sort_keys=True))) for p in provenances]
+    asked = [(p, UNKNOWN if eraser is None else eraser.knowledge()) for p, eraser in erasers]
+    told = [p["retain"] if eraser is None or eraser.heeds_retain else [] for p, eraser in erasers]
     content: dict[str, Any] = {
         "targets": [t for p in provenances for t in p["targets"]],
         "anchors": [k.anchor if a is None else a for p, k in asked for a in p["anchors"]],
         "templates": [phrase for _, k in asked for phrase in k.phrases],
         "images": _images(provenances),
-        "retain": [r for p, k in asked for r in (*p["retain"], *k.retain)],
+        "retain": [r for words, (_, k) in zip(told, asked, strict=True) for r in (*words, *k.retain)],
         "random_texts": any(k.random_texts for _, k in asked),
         "oracles": _oracles(asked, attack),
     }
     words = [word for _, k in asked for word in k.words]
-    silent = list(dict.fromkeys(p["eraser"] for p, k in known if k is None))
+    silent = list(dict.fromkeys(p["eraser"] for p, eraser in erasers if eraser is None))
     return {**content, **({"words": words} if words else {}), **({"undeclared": silent} if silent else {})}
 
 
-def of_method(name: str, settings: Mapping[str, Any]) -> Knowledge | None:
-    """What the eraser ``name`` knew with ``settings``; None if it cannot be asked."""
-    return _of_method(name, json.dumps(settings, sort_keys=True))
-
-
 @lru_cache(maxsize=1024)
-def _of_method(name: str, settings: str) -> Knowledge | None:
+def _opened(name: str, settings: str) -> Eraser | None:
+    """An eraser with its settings, which are JSON; None if it cannot be asked what it knew."""
     try:
         cls = Catalog("erasers").load(name)
-        if undeclared(cls):
-            return None
-        eraser: Eraser = filled(cls, name, json.loads(settings))
+        return None if undeclared(cls) else filled(cls, name, json.loads(settings))
     except ExpungeError:  # not installed, or of another version, whose settings these are not
         return None
-    return eraser.knowledge()
 
 
 def same_judge(judge: str | None, oracles: Sequence[str]) -> bool:

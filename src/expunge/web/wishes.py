@@ -77,7 +77,8 @@ def erasure(wish: Wish, served: Served) -> str:
             raise ExpungeError(
                 f"{wish.method}'s {name} is '{settings[name]}', which is itself erased: expected another"
             )
-    row: dict[str, Any] = {"eraser": wish.method, "retain": wish.told, "settings": settings}
+    told = wish.told and not known.get("ignores_retain", False)
+    row: dict[str, Any] = {"eraser": wish.method, "retain": told, "settings": settings}
     if known.get("has_key", False):
         row["controls"] = ["own"]
     own = served.is_testbed(wish.model)

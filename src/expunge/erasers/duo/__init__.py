@@ -81,7 +81,7 @@ class DUO(Eraser):
         "2407.21035",
         "https://github.com/naver-ai/DUO",
     )
-    heeds_retain: ClassVar[bool] = False
+    ignores_retain: ClassVar[bool] = True
     knows: ClassVar[Mapping[str, Kind]] = {"anchor": "anchor", "base_random": "random_texts"}
     tuning: ClassVar[Sequence[str]] = (
         *("loss", "shuffled", "base_lr", "base_lamb", "base_keep", "dynamic_lamb", "no_grad", "timesteps", "t_max"),
