@@ -21,7 +21,7 @@ RESULTS = HERE.parent / "docs" / "results"
 FIRST, LAST = "<!-- claims: written by benchmarks/claims.py -->", "<!-- end of claims -->"
 CONDITION = ", a condition"
 """Ends the source of what must hold beside a paper's claim, and is none itself."""
-WIDTH = 120
+WIDTH = 156
 """Characters of a line of text."""
 PAPERS = {"KPOP": "kpop-", "DUO": "duo-"}
 
