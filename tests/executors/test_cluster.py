@@ -214,7 +214,7 @@ def test_a_machine_that_is_killed_in_the_middle_loses_no_job(
     machines: Machines, s3: Server, folder: Path, tmp_path: Path
 ):
     """Over an object store, too: what the dead machine had fetched or made is on no other."""
-    jobs = in_order([images(folder, seed, (an_erasure(folder),), count=20) for seed in (1, 2, 3, 4)])
+    jobs = in_order([images(folder, seed, (an_erasure(folder),), count=80) for seed in (1, 2, 3, 4)])
     at = Workspace(store=tmp_path / "store")
 
     def kill(pid: int) -> bool:

@@ -162,6 +162,14 @@ def prepared(
     return wanted.attached(backbone, bare, needs, given)
 
 
+def _warn_of_ignored(method: str, eraser: Eraser, retain: list[str]) -> None:
+    """Say so where words to keep change nothing."""
+    if retain and not eraser.heeds_retain:
+        words = ", ".join(f"'{word}'" for word in retain[:3]) + (", …" if len(retain) > 3 else "")
+        line = f"{method} ignores words to keep ({words}): it does nothing for them"
+        warnings.warn(line, ExpungeWarning, stacklevel=4)
+
+
 def check_model(backbone: Backbone, eraser: Eraser) -> None:
     """Refuse a model that lacks what a method needs.
 
@@ -201,11 +209,7 @@ def run(
         ExpungeError: if a loss, or what was learned, is NaN or infinite; or if the checkpoint is of another erasure.
     """
     earlier, given, files = None, images or {}, files_of(eraser)
-    if retain and not eraser.heeds_retain:
-        words = ", ".join(f"'{word}'" for word in retain[:3]) + (", …" if len(retain) > 3 else "")
-        warnings.warn(
-            f"{method} ignores words to keep ({words}): it does nothing for them", ExpungeWarning, stacklevel=3
-        )
+    _warn_of_ignored(method, eraser, retain)
     if checkpoints is not None:
         ends = {} if stop is None else asdict(stop)
         earlier = checkpoints.begin(resume.of_erasure(backbone, method, eraser, targets, retain, seed, images, ends))
