@@ -162,6 +162,11 @@ def prepared(
     return wanted.attached(backbone, bare, needs, given)
 
 
+def _salt(given: str | None, eraser: Eraser) -> str:
+    """The secret that is given, or a fresh one where the method has a key."""
+    return secrets.token_hex(16) if given is None and eraser.has_key else given or ""
+
+
 def _warn_of_ignored(method: str, eraser: Eraser, retain: list[str]) -> None:
     """Say so where words to keep change nothing."""
     if retain and not eraser.heeds_retain:
@@ -202,8 +207,7 @@ def run(
     A method with a key draws its random numbers from ``seed`` and a secret ``salt``, fresh if not given. With ``checkpoints``
     it writes down where it is, and goes on from where an earlier run was; cost and seconds are then those of both. ``images``
     are a user's own, or what `wanted.make` made for this very erasure: these count as made by the model, with their cost.
-    With a ``stop`` it ends where that is reached; what was seen on the way stands in the provenance, and is in the cost.
-    Of words to keep that the method ignores there is a warning.
+    A ``stop`` ends it where that is reached; what was seen on the way is in provenance and cost. Of words it ignores it warns.
 
     Raises:
         ExpungeError: if a loss, or what was learned, is NaN or infinite; or if the checkpoint is of another erasure.
@@ -213,8 +217,7 @@ def run(
     if checkpoints is not None:
         ends = {} if stop is None else asdict(stop)
         earlier = checkpoints.begin(resume.of_erasure(backbone, method, eraser, targets, retain, seed, images, ends))
-    drawn = secrets.token_hex(16) if salt is None and eraser.has_key else salt or ""
-    salt = drawn if earlier is None else earlier.salt
+    salt = _salt(salt, eraser) if earlier is None else earlier.salt
     clock = _Clock(backbone, earlier)
     task = prepared(backbone, eraser, targets, retain, seed, salt, images)
     own = wanted.own(backbone, task, eraser.wants(targets, retain), given)
