@@ -142,3 +142,22 @@ def test_a_difference_of_rows_that_splits_share_is_told_again(tmp_path):
     assert retold(records, rows).problem == ""
     shared["n"] = 3 * own["n"]
     assert "has n" in retold(records, rows).problem
+
+
+@pytest.mark.parametrize(("seconds", "problem"), [(40.0, ""), (29.0, "has erase_seconds 29.0: expected 30.0 or more")])
+def test_an_erasure_may_have_taken_longer_on_another_machine(seconds, problem):
+    """Whose results were carried here: what the summary says is of the erasures that the store has."""
+    records, rows = kept("kpop-fig5")
+    erasures = [
+        r["provenance"] for r in records if r["provenance"]["method"] == "lambda=1" and r["provenance"]["made_by"]
+    ]
+    took: dict[tuple[str, ...], float] = {}
+    for erasure in erasures:
+        quick = took.setdefault(tuple(erasure["edits"]), 30.0 + 100.0 * len(took))
+        steps = erasure["made_by"]
+        erasure["made_by"] = [{**step, "seconds": quick / len(steps)} for step in steps]
+    assert len(took) > 1
+    told = [{**row, "erase_seconds": seconds} if row["method"] == "lambda=1" else row for row in rows]
+    found = retold(records, told).problem
+    assert problem in found
+    assert bool(found) is bool(problem)
