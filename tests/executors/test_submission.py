@@ -90,6 +90,7 @@ def test_whole_results_pass_and_are_written_in_the_layout_of_benchmarks(ran, kee
     (tmp_path / "kept").mkdir()
     for file in keeping.keep(ran.out, "plan", tmp_path / "kept"):
         assert file.read_bytes() == (out / file.name).read_bytes(), "`make bench-NAME` keeps the same"
+    assert '": ' not in (out / "plan.jsonl").read_text().splitlines()[0], "no blanks"
     assert (out / "plan.md").read_text() == (ran.out / "table.md").read_text()
     assert len(read_rows(out / "plan.jsonl")) < len(
         [*read_rows(ran.out / "records.jsonl"), *read_rows(ran.out / "summary.jsonl")]

@@ -12,9 +12,10 @@ from PIL import Image
 
 from expunge.cli import main
 from expunge.core.errors import ExpungeError
+from expunge.report import page
 from expunge.report.caveats import caveats
 from expunge.report.reading import read
-from expunge.report.run import Run
+from expunge.report.run import Erasure, Run
 from expunge.report.sensitive import covered
 
 
@@ -98,6 +99,13 @@ def test_a_folder_of_commands_has_before_after_numbers_and_what_was_told(command
     assert (list(erasure.retain), list(erasure.anchors)) == (["dog"], ["picture"])
     record = next(r for r in lines(command_run / "after.jsonl") if r["metric"] == "psr@1")
     assert f"{record['value']:.1f} [{record['low']:.1f}, {record['high']:.1f}]" in out.read_text()
+
+
+@pytest.mark.parametrize(("eraser", "told"), [("uce", "dog"), ("spm", ""), ("somebody-elses", "dog")])
+def test_words_that_a_method_ignores_were_not_told_it(eraser, told):
+    nothing = {"settings": {}, "targets": {"": ["church"]}, "anchors": [], "knowledge": {}, "seeds": [0], "edits": []}
+    described = page._described(Erasure(method="row", eraser=eraser, retain=["dog"], **nothing))
+    assert described.get("Told to keep", "") == told
 
 
 def test_a_recovery_stands_beside_the_edit_it_belongs_to(command_run, tmp_path):

@@ -28,6 +28,7 @@ def test_the_plan_of_every_method_can_be_run(method, served, monkeypatch):
     name = wishes.erasure(Wish(concept="fish", method=method, keep=["dog", "umbrella"], count=2, words=words), served)
     read = opened(served, name, monkeypatch)
     assert list(read.plan.grid.method) == ["original", method]
+    assert read.plan.method[method].retain is not read.erasers[method].ignores_retain
     assert read.splits == {"erased": ("fish",)}
     assert [p for p, _ in read.prompts()] == ["image of a fish", "image of a dog", "image of an umbrella"]
     if method == "kpop":

@@ -1,7 +1,7 @@
 """What jobs need, imported once: by the server that workers are forked from, or before a machine of a cluster does its first.
 
-The collector of cycles writes into every object that it looks at, and what a fork writes to is its own from then on: 0.14 GB
-for each worker. Frozen objects are not looked at, and so stay shared.
+The collector of cycles writes into every object that it looks at, and what a fork writes to is its own from then on. Frozen
+objects are not looked at, and so stay shared.
 """
 
 import contextlib
