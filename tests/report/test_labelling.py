@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +31,14 @@ def told(key):
 def saved(key, who, said, path):
     path.write_text(json.dumps({"format": 1, "sheet": told(key)["sheet"], "person": who, "answers": said}))
     return path
+
+
+def never_opened(visit, page, width=1280):
+    """The sheet, without what other tests answered: theirs shows the same images."""
+    driver = visit(page, width)
+    driver.execute_script("localStorage.clear()")
+    driver.refresh()
+    return driver
 
 
 def test_the_sheet_tells_nothing_of_what_is_in_the_key(sheet, images):
@@ -65,7 +72,7 @@ def test_answered_with_keys_saved_and_read_back(sheet, visit, browser, tmp_path,
     from selenium.webdriver.support.ui import WebDriverWait
 
     page, key = sheet
-    driver = visit(page, 390)
+    driver = never_opened(visit, page, 390)
     press = lambda *keys: ActionChains(driver).send_keys(*keys).perform()  # noqa: E731
     driver.find_element(By.ID, "who").send_keys('Ann "A"')
     press("1")
@@ -73,8 +80,9 @@ def test_answered_with_keys_saved_and_read_back(sheet, visit, browser, tmp_path,
     press("1", "2", "n", "x")
     press(Keys.ARROW_LEFT, "3")  # the fourth was a mistake
     assert driver.find_element(By.ID, "place").text.startswith("Image 5 of 18; 4 answered")
-    time.sleep(2)  # a browser hands its storage over from one page to the next in its own time
-    driver = visit(page, 390)
+    # a browser hands its storage over from one page to the next in its own time
+    named = lambda driver: visit(page, 390).find_element(By.ID, "who").get_property("value")  # noqa: E731
+    WebDriverWait(driver, 60, 1).until(lambda driver: named(driver) == 'Ann "A"1', "the name is kept")
     driver.find_element(By.ID, "start").click()
     assert driver.find_element(By.ID, "place").text.startswith("Image 5 of 18; 4 answered"), "progress is kept"
     driver.find_element(By.CSS_SELECTOR, "#choices button[value='dog']").click()
@@ -100,6 +108,24 @@ def test_answered_with_keys_saved_and_read_back(sheet, visit, browser, tmp_path,
     assert (between["value"], between["n"]) == (80.0, 5)
     assert between["confusion"]["dog"] == {"church": 1, "dog": 1}
     assert rows["Bob", "judge testbed"]["n"] == 6
+
+
+def test_a_page_that_was_open_already_goes_on_where_another_stopped(sheet, visit, browser):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    driver = never_opened(visit, sheet[0])
+    first = driver.current_window_handle
+    driver.switch_to.new_window("tab")
+    visit(sheet[0]).find_element(By.ID, "start").click()
+    ActionChains(driver).send_keys("1", "2").perform()
+    driver.close()
+    driver.switch_to.window(first)
+    kept = lambda driver: driver.execute_script("return Object.values(localStorage).join()")  # noqa: E731
+    WebDriverWait(driver, 60).until(lambda driver: '"2":"dog"' in kept(driver), "both answers are kept")
+    driver.find_element(By.ID, "start").click()
+    assert driver.find_element(By.ID, "place").text.startswith("Image 3 of 18; 2 answered")
 
 
 def test_the_judge_s_answers_are_its_likeliest_labels(sheet):

@@ -61,6 +61,7 @@ find("back").addEventListener("click", () => go(-1));
 find("on").addEventListener("click", () => go(1));
 find("who").value = state.person;
 find("start").addEventListener("click", () => {
+  Object.assign(state, kept()); // a browser may hand over late what an earlier page kept
   state.person = find("who").value.trim();
   find("intro").hidden = true;
   find("work").hidden = false;
