@@ -235,6 +235,13 @@ def tiny_pipeline(**options) -> diffusers.StableDiffusionPipeline:
     return pipe
 
 
+def sd2_pipeline() -> diffusers.StableDiffusionPipeline:
+    """As Stable Diffusion 2, it pads with a word."""
+    pipe = tiny_pipeline()
+    pipe.tokenizer.pad_token = "."
+    return pipe
+
+
 def tiny_safety_checker(seed: int = 0):
     """Diffusers' safety checker, and how it reads images; by its random thresholds no image is unsafe."""
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from uce_left import left
 
 import expunge
 from expunge import backbones
@@ -9,7 +10,7 @@ from expunge.core.eraser import Task, settings_of
 from expunge.core.errors import ExpungeError
 from expunge.erasers.uce import UCE
 from expunge.stages import erase
-from tiny import tiny_pipeline, tiny_xl_pipeline
+from tiny import sd2_pipeline, tiny_pipeline, tiny_xl_pipeline
 
 
 def edit_of(eraser, backbone, targets, retain=()):
@@ -109,27 +110,6 @@ def test_the_first_script_s_scale_and_empty_prompt(backbone):
     assert torch.equal(keys[-48:-32], backbone.encode([""]).embeds[0]), "all tokens of the empty prompt"
     assert torch.allclose(scales[-48:], torch.tensor(1 / 3)), "max(0.1, 1 / 3)"
     assert torch.equal(keys[-48:], goals[-48:])
-
-
-def sd2_pipeline():
-    """As Stable Diffusion 2, it pads with a word."""
-    pipe = tiny_pipeline()
-    pipe.tokenizer.pad_token = "."
-    return pipe
-
-
-def left(model, eraser, text, like):
-    """How far keys and values of ``text``, from its last word on, still are from those of ``like``: 1 is untouched."""
-    edit = edit_of(eraser, model, ["church"])
-    ids = model.tokenize([text, like])
-    embeds, (last, goal) = model.encode(ids).embeds, (model.end(ids) - 1).tolist()
-    count = ids.shape[1] - last
-    c, g = embeds[0, last:], embeds[1, goal : goal + count]
-    before, after = torch.zeros(count), torch.zeros(count)
-    for name, w in model.stored(list(edit.replaced)).items():
-        before += (c @ w.T - g @ w.T).square().sum(-1)
-        after += (c @ edit.replaced[name].T - g @ w.T).square().sum(-1)
-    return (after / before).sqrt()
 
 
 @pytest.mark.parametrize("make", [tiny_pipeline, sd2_pipeline, tiny_xl_pipeline])

@@ -6,11 +6,11 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import kill_bench
 import pytest
 
 from expunge.cli import main
@@ -98,11 +98,6 @@ def struck(kill_bench, bench, what: str, draw: random.Random) -> int:
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for workers in /proc")
 def test_with_workers_killed_too_it_ends_with_the_same_numbers(tmp_path):
     """The parent and a worker, each at a random moment of its work; `benchmarks/kill_bench.py` does it thirty times."""
-    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-    try:
-        import kill_bench
-    finally:
-        sys.path.pop(0)
     plan = tiny_plan(tmp_path, grid__method=["original", "uce", "kpop"], steps=8)
     whole, torn = kill_bench.Bench(plan, "whole"), kill_bench.Bench(plan, "torn")
     assert whole.start().wait() == 0
