@@ -21,6 +21,8 @@ class Server:
     """Method and path of each request."""
     conditions: bool = True
     """Whether it takes notice of If-None-Match, as some servers do not."""
+    refuses: bool = False
+    """Whether it turns every request away."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -50,6 +52,9 @@ def serving() -> Iterator[Server]:
         server.asked.append((environ["REQUEST_METHOD"], environ["PATH_INFO"]))
         if not server.conditions:
             environ.pop("HTTP_IF_NONE_MATCH", None)
+        if server.refuses:
+            start("403 Forbidden", [("Content-Type", "application/xml")])
+            return [b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"]
         with turn:  # S3 promises that one of two with a condition is refused; moto looks first, and writes then
             return list(app(environ, start))
 

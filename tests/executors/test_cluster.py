@@ -359,6 +359,30 @@ def test_two_runs_share_the_work_and_nothing_is_done_twice(
     assert_alike(jobs, serially(jobs, tmp_path), stores[0])
 
 
+def test_a_store_that_turns_away_in_the_middle_ends_the_run_in_a_line_and_it_goes_on(
+    machines: Machines, s3: Server, folder: Path, tmp_path: Path
+):
+    jobs, at = some_jobs(folder), Workspace(store=tmp_path / "store")
+    depot = ObjectStore(f"s3://{s3.bucket}/turned-away")
+
+    def turn_away(pid: int) -> bool:
+        s3.refuses = True
+        return True
+
+    turning = in_the_middle(machines, turn_away)
+    try:
+        with pytest.raises(
+            ExpungeError, match=r"/turned-away' cannot be used \(.*\): expected a place that answers"
+        ) as told:
+            machines.cluster(depot).run(jobs, at, Log())
+    finally:
+        s3.refuses = False
+    turning.join(1)
+    assert "\n" not in str(told.value)
+    machines.cluster(depot, lease=2.0).run(jobs, at, Log())
+    assert_alike(jobs, serially(jobs, tmp_path), at)
+
+
 def test_a_job_that_fails_tells_its_line_or_its_traceback(machines: Machines, folder: Path, tmp_path: Path):
     cluster = machines.cluster(SharedFolder(tmp_path))
     wrong = images(folder, 1, model_sha256="0" * 64)

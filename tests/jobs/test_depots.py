@@ -11,10 +11,11 @@ import pytest
 
 from expunge.core.errors import ExpungeError
 from expunge.executors.serial import Serial
-from expunge.jobs import Workspace, depots, kept
+from expunge.jobs import Workspace, kept
 from expunge.jobs.depots import Depot, ObjectStore, SharedFolder, levelled
 from expunge.jobs.kept import BESIDE, RESULT
 from expunge.store import write_json
+from expunge.store.places import Place
 from s3 import serving
 from small_jobs import Log, assert_alike, some_jobs
 
@@ -128,16 +129,16 @@ def test_a_job_that_was_given_up_before_it_was_done_is_not_done(tmp_path: Path, 
     """Its archive was deleted between the two writes: a result that names it would stand for nothing."""
     with serving() as server:
         depot = ObjectStore(f"s3://{server.bucket}/depot")
-        create = depots.create
+        create = Place.create
 
         def late(*given: Any) -> bool:
             depot.discard(NAME, "a")
             return create(*given)
 
-        monkeypatch.setattr(depots, "create", late)
+        monkeypatch.setattr(Place, "create", late)
         depot.put(NAME, made(tmp_path / "job"), "a")
         assert not depot.has(NAME)
-        monkeypatch.setattr(depots, "create", create)
+        monkeypatch.setattr(Place, "create", create)
         depot.put(NAME, tmp_path / "job", "b")
         assert fetched(depot, tmp_path / "store").is_dir()
 

@@ -236,7 +236,8 @@ class Cluster:
             with contextlib.suppress(Exception):
                 self.ray.wait(list(running), num_returns=len(running), timeout=GOODBYE)
         for given in running.values():
-            self.depot.discard(given.name, given.attempt)
+            with contextlib.suppress(ExpungeError):  # so may the depot: what was put there goes with the next try
+                self.depot.discard(given.name, given.attempt)
             given.guard.close()
 
     def _looked(self) -> _Has:

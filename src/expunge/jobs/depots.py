@@ -15,17 +15,17 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, final, runtime_checkable
+from typing import NamedTuple, Protocol, final, runtime_checkable
 
-from expunge.core.errors import DamagedError, ExpungeError, reason
+from expunge.core.errors import DamagedError, ExpungeError
 from expunge.jobs import kept
 from expunge.jobs.job import Job, in_order
 from expunge.jobs.kept import RESULT
 from expunge.jobs.workspace import Workspace
 from expunge.store import FORMAT, awaited, claimed, new_folder, parsed
-from expunge.store.leases import SECONDS, Leases, check_creates_once, create, delete, read
+from expunge.store.leases import SECONDS, Leases
+from expunge.store.places import Place, place
 
 CLAIMS = ".claims"
 """The folder of claims in a depot."""
@@ -90,8 +90,7 @@ class SharedFolder(Depot):
             claims.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ExpungeError(f"'{claims}' cannot be written: {error.strerror or error}") from error
-        files, root = _files(str(claims))
-        return Leases(files, root, seconds)
+        return Leases(place(str(claims)), seconds)
 
     def guarded(self, name: str) -> contextlib.AbstractContextManager[bool]:
         """Hold the lock that `Job.finish` waits for."""
@@ -150,23 +149,15 @@ class ObjectStore(Depot):
 
     def leases(self, seconds: float = SECONDS) -> Leases:
         """Claims on its jobs."""
-        files, root = _files(self.url)
-        return Leases(files, f"{root}/{CLAIMS}", seconds)
+        return Leases(place(self.url).below(CLAIMS), seconds)
 
     def check(self) -> None:
         """Try it.
 
         Raises:
-            ExpungeError: if it cannot be reached, or cannot decide between two that put the same.
+            ExpungeError: if it cannot be used, or cannot decide between two that put the same.
         """
-        files, root = _files(self.url)
-        try:
-            check_creates_once(files, f"{root}/{CLAIMS}")
-        except ExpungeError:
-            raise
-        except Exception as error:  # each file system has errors of its own
-            why = reason(error) or type(error).__name__
-            raise ExpungeError(f"'{self.url}' cannot be used ({why}): expected a place that can be written") from error
+        place(self.url).below(CLAIMS).check_creates_once()
 
     def guarded(self, name: str) -> contextlib.AbstractContextManager[bool]:
         """It has no locks."""
@@ -201,43 +192,43 @@ class ObjectStore(Depot):
 
     def put(self, name: str, folder: Path, attempt: str) -> None:
         """Pack it, copy it there under a name of its own, and say that it is the one, if nobody has."""
-        files, root = _files(self.url)
+        there = self._of(name)
         with _temporary() as packed:
             with tarfile.open(packed, "w") as tar:
                 for file in sorted(folder.iterdir()):
                     tar.add(file, arcname=file.name)
             archive = _Archive(f"{attempt}.tar", _sha256(packed), packed.stat().st_size)
-            try:
-                files.put_file(str(packed), f"{root}/{name}/{archive.name}")
-                said = json.dumps({"format": FORMAT, **archive._asdict()}, sort_keys=True).encode()
-                ours = create(files, f"{root}/{name}/{DONE}", said)
-            except OSError as error:
-                raise ExpungeError(f"'{self.url}/{name}' cannot be written: {reason(error)}") from error
+            there.put(archive.name, packed)
+            said = json.dumps({"format": FORMAT, **archive._asdict()}, sort_keys=True).encode()
+            ours = there.create(DONE, said)
         if not ours:
             self.discard(name, attempt)
             return
-        if not files.exists(f"{root}/{name}/{archive.name}"):
+        if not there.has(archive.name):
             # given up meanwhile, by one who did not see that it was done
-            delete(files, f"{root}/{name}/{DONE}")
+            there.delete(DONE)
             return
-        for left in files.ls(f"{root}/{name}", detail=False):
-            if left.endswith(".tar") and not left.endswith(f"/{archive.name}"):
-                delete(files, left)  # of tries that came too late, or were killed
+        for left in there.names():
+            if left.endswith(".tar") and left != archive.name:
+                there.delete(left)  # of tries that came too late, or were killed
 
     def discard(self, name: str, attempt: str) -> None:
         """Delete its archive, unless that is the one which the result is in: its answer was lost, not the job."""
-        files, root = _files(self.url)
-        said = read(files, f"{root}/{name}/{DONE}")
+        there = self._of(name)
+        said = there.read(DONE)
         if said is not None and f'"{attempt}.tar"'.encode() in said:
             return
-        delete(files, f"{root}/{name}/{attempt}.tar")
+        there.delete(f"{attempt}.tar")
 
     def clear(self, name: str) -> None:
         """What is damaged here is told where it is fetched."""
 
+    def _of(self, name: str) -> Place:
+        """The folder of a job."""
+        return place(self.url).below(name)
+
     def _archive(self, name: str) -> _Archive | None:
-        files, root = _files(self.url)
-        said = read(files, f"{root}/{name}/{DONE}")
+        said = self._of(name).read(DONE)
         if said is None:
             return None
         try:
@@ -247,11 +238,8 @@ class ObjectStore(Depot):
             raise self._damaged(name, f"{DONE} holds something else") from error
 
     def _copied(self, name: str, archive: _Archive, to: Path) -> None:
-        files, root = _files(self.url)
-        try:
-            files.get_file(f"{root}/{name}/{archive.name}", str(to))
-        except FileNotFoundError as error:
-            raise self._damaged(name, f"{archive.name} is not there") from error
+        if not self._of(name).get(archive.name, to):
+            raise self._damaged(name, f"{archive.name} is not there")
         if _sha256(to) != archive.sha256:
             raise self._damaged(name, f"{archive.name} holds other bytes than were put there")
 
@@ -276,25 +264,6 @@ def levelled(jobs: Sequence[Job], at: Workspace, depot: ObjectStore) -> None:
 
     with ThreadPoolExecutor(TRANSFERS) as pool:
         list(pool.map(level, in_order(jobs)))
-
-
-@lru_cache(maxsize=8)
-def _files(url: str) -> tuple[Any, str]:
-    """The file system of a URL or path, and how it calls that place; listings are never remembered.
-
-    Raises:
-        ExpungeError: if there is none, or its package is missing.
-    """
-    import fsspec
-
-    try:
-        files, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
-    except ImportError as error:
-        extra = " (expunge[s3])" if url.startswith("s3") else ""
-        raise ExpungeError(f"'{url}' needs a package that is not installed: {reason(error)}{extra}") from error
-    except (ValueError, OSError) as error:
-        raise ExpungeError(f"'{url}' is no place that fsspec knows: {reason(error)}") from error
-    return files, root.rstrip("/")
 
 
 @contextlib.contextmanager
