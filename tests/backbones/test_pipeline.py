@@ -1,13 +1,16 @@
 """What all families share: image to image as diffusers does it, learned words, and the layers of attention."""
 
+import re
+import warnings
+
 import diffusers
 import pytest
 import torch
 
 from expunge import backbones
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.query import LearnedWord, Query, Start, queries
-from tiny import tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
+from tiny import tiny_flux_pipeline, tiny_pipeline, tiny_sd3_pipeline, tiny_xl_pipeline
 
 MAKERS = {"sd": tiny_pipeline, "sdxl": tiny_xl_pipeline, "sd3": tiny_sd3_pipeline}
 REDRAW = {
@@ -229,3 +232,31 @@ def test_a_scheduler_with_seeds_of_its_own_is_given_each_image_s():
         for row, seed in enumerate((3, 8)):
             assert (ours[row] - by_hand(seed, seed)).norm() < 1e-3 * ours[row].norm()
             assert (ours[row] - by_hand(seed, 11 - seed)).norm() > 0.1 * ours[row].norm(), "the other image's noise"
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "settings", "told"),
+    [
+        (tiny_pipeline, "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, None),
+        (
+            tiny_pipeline,
+            "DPMSolverMultistepScheduler",
+            {"algorithm_type": "sde-dpmsolver++", "solver_order": 3},
+            r"\(algorithm_type sde-dpmsolver\+\+, solver_order 3\) the more noise is left, .*: expected solver_order 2",
+        ),
+        (tiny_pipeline, "DPMSolverMultistepScheduler", {"solver_order": 3}, None),
+        (tiny_pipeline, "EulerDiscreteScheduler", {"interpolation_type": "log_linear"}, "other noise levels"),
+        (tiny_pipeline, "EulerDiscreteScheduler", {}, None),
+        (tiny_flux_pipeline, "FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}, "less varied"),
+        (tiny_flux_pipeline, "FlowMatchEulerDiscreteScheduler", {}, None),
+    ],
+)
+def test_a_sampler_that_draws_other_images_than_the_model_knows_is_told(make, name, settings, told):
+    pipe = make()
+    pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **settings)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        backbones.of(pipe).generate([Query(prompt="a dog", seed=0, guidance=1.0, steps=2)])
+    lines = [str(w.message) for w in said if issubclass(w.category, ExpungeWarning)]
+    assert len(lines) == (told is not None)
+    assert told is None or re.search(told, lines[0])

@@ -19,6 +19,26 @@ if TYPE_CHECKING:
     from expunge.backbones.pipeline import PipelineBackbone
 
 
+ASTRAY: tuple[tuple[str, dict[str, Any], str], ...] = (
+    (
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "sde-dpmsolver++", "solver_order": 3},
+        "the more noise is left, the more steps there are: expected solver_order 2",
+    ),
+    (
+        "EulerDiscreteScheduler",
+        {"interpolation_type": "log_linear", "timestep_type": "discrete"},
+        "the model is told other noise levels than there are: expected use_exponential_sigmas",
+    ),
+    (
+        "FlowMatchEulerDiscreteScheduler",
+        {"stochastic_sampling": True},
+        "images are less varied than the model's, at any number of steps: expected it off",
+    ),
+)
+"""Samplers of diffusers that do not draw what a model knows: class, configuration, and what is wrong (`findings/` has each)."""
+
+
 class Beginning(NamedTuple):
     """Where sampling begins, and the timesteps that are left."""
 
@@ -135,6 +155,10 @@ def _scheduler(backbone: "PipelineBackbone", steps: int, *, midway: bool) -> Any
         raise ExpungeError(f"{steps} denoising steps: expected 1 to {most}")
     own = {"skip_prk_steps": True} if midway and "skip_prk_steps" in template.config else {}
     scheduler = type(template).from_config(template.config, **own)
+    for name, config, wrong in ASTRAY:
+        if type(scheduler).__name__ == name and all(scheduler.config.get(k) == v for k, v in config.items()):
+            said = ", ".join(f"{k} {v}" for k, v in config.items())
+            warnings.warn(f"with the sampler of {backbone.name} ({said}) {wrong}", ExpungeWarning, stacklevel=4)
     backbone.space(scheduler, steps)
     if (
         hasattr(scheduler, "alphas_cumprod") and float(scheduler.timesteps.max()) > most - 1
