@@ -32,8 +32,6 @@ TABLES = [name for name in PLANS if (BENCHMARKS / f"{name}.jsonl").exists()]
 """Plans that were run."""
 ONE_SCREEN = 70
 """Lines."""
-WAITING = {"bank"}
-"""Plans that were edited for testbed-2 since their tables were made. One that is run again must leave this list."""
 
 
 def keys_of(name: str) -> dict[str, object]:
@@ -64,13 +62,7 @@ def test_a_plan_whose_other_model_is_not_here_says_what_it_wants():
             checked(read_plan(BENCHMARKS / f"{name}.toml"))
 
 
-def _told(name: str):
-    """A plan whose table should be told again, but for those that wait."""
-    waits = pytest.mark.xfail(name in WAITING, reason="edited since it was run", strict=True)
-    return pytest.param(name, marks=waits)
-
-
-@pytest.mark.parametrize("name", [_told(name) for name in TABLES])
+@pytest.mark.parametrize("name", TABLES)
 def test_a_committed_table_is_told_again_bit_for_bit(name: str, tmp_path: Path):
     bench.again(read_plan(BENCHMARKS / f"{name}.toml"), BENCHMARKS / f"{name}.jsonl", tmp_path / "again")
     assert (tmp_path / "again" / "table.md").read_text() == (BENCHMARKS / f"{name}.md").read_text()
