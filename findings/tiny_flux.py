@@ -20,7 +20,7 @@ def pipeline() -> diffusers.FluxPipeline:
             axes_dims_rope=[4, 4, 8],
             guidance_embeds=True,
         ),
-        vae=diffusers.AutoencoderKL(latent_channels=1, block_out_channels=(32,), norm_num_groups=8),
+        vae=diffusers.AutoencoderKL(latent_channels=1, block_out_channels=(32,), norm_num_groups=8, shift_factor=0.0),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
         text_encoder=None,
         tokenizer=None,
