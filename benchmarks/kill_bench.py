@@ -26,7 +26,7 @@ count = 2
 control_count = 1
 steps = 8
 grid = {{ method = ["original", "uce", "kpop"], split = ["a"], seed = [0, 1] }}
-analyses = [{{ name = "closeness", count = 1, objects = ["dog", "radio"] }}]
+analyses = [{{ name = "closeness", count = 1, objects = ["radio", "cat", "fish", "car"] }}]
 
 [method.uce]
 eraser = "uce"
