@@ -246,17 +246,45 @@ def test_a_scheduler_with_seeds_of_its_own_is_given_each_image_s():
         ),
         (tiny_pipeline, "DPMSolverMultistepScheduler", {"solver_order": 3}, None),
         (tiny_pipeline, "EulerDiscreteScheduler", {"interpolation_type": "log_linear"}, "other noise levels"),
+        (
+            tiny_pipeline,
+            "EulerDiscreteScheduler",
+            {"interpolation_type": "log_linear", "use_exponential_sigmas": True},
+            None,
+        ),
         (tiny_pipeline, "EulerDiscreteScheduler", {}, None),
         (tiny_flux_pipeline, "FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}, "less varied"),
         (tiny_flux_pipeline, "FlowMatchEulerDiscreteScheduler", {}, None),
     ],
 )
 def test_a_sampler_that_draws_other_images_than_the_model_knows_is_told(make, name, settings, told):
-    pipe = make()
+    lines = warned(make(), name, settings, steps=2)
+    assert len(lines) == (told is not None)
+    assert told is None or re.search(told, lines[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "spacing", "steps", "first"),
+    [
+        ("DPMSolverMultistepScheduler", "leading", 2, None),
+        ("DPMSolverMultistepScheduler", "leading", 50, None),
+        ("DPMSolverMultistepScheduler", "leading", 100, 901),
+        ("UniPCMultistepScheduler", "leading", 200, 801),
+        ("UniPCMultistepScheduler", "trailing", 200, None),
+        ("DDIMScheduler", "leading", 200, None),
+        ("DDIMScheduler", "leading", 3, None),
+    ],
+)
+def test_steps_that_begin_where_an_image_should_be_there_are_told(name, spacing, steps, first):
+    lines = warned(tiny_pipeline(), name, {"timestep_spacing": spacing, "steps_offset": 1}, steps)
+    assert len(lines) == (first is not None)
+    assert first is None or f"{steps} steps begin at timestep {first} of 1000" in lines[0]
+
+
+def warned(pipe, name, settings, steps):
+    """What is said of another sampler."""
     pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **settings)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        backbones.of(pipe).generate([Query(prompt="a dog", seed=0, guidance=1.0, steps=2)])
-    lines = [str(w.message) for w in said if issubclass(w.category, ExpungeWarning)]
-    assert len(lines) == (told is not None)
-    assert told is None or re.search(told, lines[0])
+        backbones.of(pipe).generate([Query(prompt="a dog", seed=0, guidance=1.0, steps=steps)])
+    return [str(w.message) for w in said if issubclass(w.category, ExpungeWarning)]

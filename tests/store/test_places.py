@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from expunge.core.errors import ExpungeError
@@ -19,8 +20,8 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(params=["folder", "s3"])
-def place(request, tmp_path: Path, server: Server) -> Place:
-    return reached(str(tmp_path) if request.param == "folder" else f"s3://{server.bucket}")
+def place(request, tmp_path: Path) -> Place:
+    return reached(str(tmp_path) if request.param == "folder" else f"s3://{request.getfixturevalue('server').bucket}")
 
 
 def test_files_come_back_and_go(place: Place, tmp_path: Path):
@@ -92,5 +93,26 @@ def test_a_place_that_is_gone_is_one_line(asked: str, tmp_path: Path):
         there = reached(f"s3://{server.bucket}/depot")
         there.write("a", b"1")
     (tmp_path / "file").write_bytes(b"1")
-    with pytest.raises(ExpungeError, match="cannot be used"):
+    with pytest.raises(ExpungeError, match=r"^[^\n]* cannot be used [^\n]*$"):
         ASKED[asked](there, tmp_path / "file")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")
+def test_a_full_disk_of_this_machine_is_no_fault_of_the_place(tmp_path: Path):
+    there = reached(str(tmp_path))
+    there.write("a", b"1" * 100_000)
+    with pytest.raises(OSError, match="No space left"):
+        there.get("a", Path("/dev/full"))
+
+
+def test_a_place_that_cannot_be_told_from_a_missing_file_is_not_taken_for_one():
+    """fsspec's own ``exists`` takes any error for "no": a result would be deleted that is there."""
+
+    class Mute(fsspec.spec.AbstractFileSystem):
+        def info(self, path, **more):
+            raise TimeoutError("no answer")
+
+    mute = Mute()
+    assert mute.exists("a") is False
+    with pytest.raises(ExpungeError, match=r"'mute://' cannot be used \(no answer\)"):
+        Place("mute://", mute, "").has("a")

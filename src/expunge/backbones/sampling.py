@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from expunge.backbones.pipeline import PipelineBackbone
 
 
+SPACED = ("karras", "exponential", "beta")
+"""Spacings of Euler's noise levels after which it finds its timesteps anew."""
 ASTRAY: tuple[tuple[str, dict[str, Any], str], ...] = (
     (
         "DPMSolverMultistepScheduler",
@@ -27,8 +29,12 @@ ASTRAY: tuple[tuple[str, dict[str, Any], str], ...] = (
     ),
     (
         "EulerDiscreteScheduler",
-        {"interpolation_type": "log_linear", "timestep_type": "discrete"},
-        "the model is told other noise levels than there are: expected use_exponential_sigmas",
+        {
+            "interpolation_type": "log_linear",
+            "timestep_type": "discrete",
+            **{f"use_{how}_sigmas": False for how in SPACED},
+        },
+        "the model is told other noise levels than there are: expected interpolation_type linear with use_exponential_sigmas",
     ),
     (
         "FlowMatchEulerDiscreteScheduler",
@@ -141,6 +147,8 @@ def _check(backbone: "PipelineBackbone", queries: Sequence[Query]) -> None:
             ExpungeWarning,
             stacklevel=5,
         )
+    if wrong := _astray(_scheduler(backbone, first.steps, midway=False), first.steps):
+        warnings.warn(f"with the sampler of {backbone.name} {wrong}", ExpungeWarning, stacklevel=5)
 
 
 def _scheduler(backbone: "PipelineBackbone", steps: int, *, midway: bool) -> Any:
@@ -155,10 +163,6 @@ def _scheduler(backbone: "PipelineBackbone", steps: int, *, midway: bool) -> Any
         raise ExpungeError(f"{steps} denoising steps: expected 1 to {most}")
     own = {"skip_prk_steps": True} if midway and "skip_prk_steps" in template.config else {}
     scheduler = type(template).from_config(template.config, **own)
-    for name, config, wrong in ASTRAY:
-        if type(scheduler).__name__ == name and all(scheduler.config.get(k) == v for k, v in config.items()):
-            said = ", ".join(f"{k} {v}" for k, v in config.items())
-            warnings.warn(f"with the sampler of {backbone.name} ({said}) {wrong}", ExpungeWarning, stacklevel=4)
     backbone.space(scheduler, steps)
     if (
         hasattr(scheduler, "alphas_cumprod") and float(scheduler.timesteps.max()) > most - 1
@@ -167,6 +171,20 @@ def _scheduler(backbone: "PipelineBackbone", steps: int, *, midway: bool) -> Any
             f"{steps} denoising steps, of which {backbone.name} has no timestep for the first: expected fewer"
         )
     return scheduler
+
+
+def _astray(scheduler: Any, steps: int) -> str:
+    """Why a sampler does not draw what a model knows, as far as that is known; nothing if it does."""
+    for name, config, wrong in ASTRAY:
+        if type(scheduler).__name__ == name and all(scheduler.config.get(k) == v for k, v in config.items()):
+            return f"({', '.join(f'{k} {v}' for k, v in config.items() if v)}) {wrong}"
+    first, most = float(scheduler.timesteps.max()), scheduler.config.num_train_timesteps
+    if scheduler.config.get("timestep_spacing") == "leading" and first < most * (0.95 - 1.5 / steps):
+        return (
+            f"{steps} steps begin at timestep {first:.0f} of {most}, where an image should be there in part: expected fewer, "
+            "or timestep_spacing trailing"
+        )
+    return ""
 
 
 def _beginning(

@@ -235,9 +235,10 @@ class Cluster:
         if running:
             with contextlib.suppress(Exception):
                 self.ray.wait(list(running), num_returns=len(running), timeout=GOODBYE)
-        for given in running.values():
-            with contextlib.suppress(ExpungeError):  # so may the depot: what was put there goes with the next try
+        with contextlib.suppress(ExpungeError):  # the depot may be gone, too: what was put there goes with the next try
+            for given in running.values():
                 self.depot.discard(given.name, given.attempt)
+        for given in running.values():
             given.guard.close()
 
     def _looked(self) -> _Has:

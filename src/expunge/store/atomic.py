@@ -24,6 +24,8 @@ MODEL = "expunge.json"
 """The file in a model folder that says which kind of model it is, and which edits were fused."""
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a full disk answers."""
 RESUME = ".resume.json"
 """The file in an unfinished folder that says how far it is, for a run that goes on with it."""
 
@@ -251,7 +253,7 @@ def _writing(path: Path, full_only: bool = False) -> Iterator[None]:
     except SafetensorError as error:
         raise ExpungeError(f"'{path}' cannot be written: {error}") from error
     except OSError as error:
-        if full_only and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if full_only and error.errno not in FULL:
             raise
         raise ExpungeError(f"'{path}' cannot be written: {error.strerror or error}") from error
 

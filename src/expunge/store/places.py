@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, final
 
 from expunge.core.errors import ExpungeError, reason
+from expunge.store.atomic import FULL
 
 
 @final
@@ -43,7 +44,7 @@ class Place:
         # fsspec's own ``pipe_file(mode="create")`` looks first and writes then on file systems of this machine, which two can
         # do at a time
         try:
-            with self._told(), self.files.open(self._path(name), "xb") as opened:
+            with self._told(FileExistsError), self.files.open(self._path(name), "xb") as opened:
                 opened.write(content)
         except FileExistsError:
             return self.read(name) == content
@@ -73,18 +74,31 @@ class Place:
             self.files.put_file(str(file), self._path(name))
 
     def get(self, name: str, to: Path) -> bool:
-        """Copy a file from there to this machine; whether it is there."""
+        """Copy a file from there to this machine; whether it is there.
+
+        Raises:
+            OSError: if this machine's disk is full.
+        """
         try:
             with self._told(FileNotFoundError):
                 self.files.get_file(self._path(name), str(to))
         except FileNotFoundError:
             return False
+        except ExpungeError as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL:
+                raise error.__cause__ from None
+            raise
         return True
 
     def has(self, name: str) -> bool:
         """Whether a file is there."""
-        with self._told():
-            return self.files.exists(self._path(name))
+        # fsspec's ``exists`` takes any error for "no" on most file systems
+        try:
+            with self._told(FileNotFoundError):
+                self.files.info(self._path(name))
+        except FileNotFoundError:
+            return False
+        return True
 
     def names(self) -> list[str]:
         """Of what lies in the folder."""
@@ -107,19 +121,22 @@ class Place:
 
     @contextlib.contextmanager
     def _told(self, *expected: type[Exception]) -> Iterator[None]:
-        """Tell what goes wrong in a line, but for what is ``expected``, and a name that is taken."""
+        """Tell what goes wrong in a line, but for what is ``expected``."""
         try:
             yield
-        except (FileExistsError, *expected):
+        except expected:
             raise
         except Exception as error:
-            why = reason(error) or type(error).__name__
-            raise ExpungeError(
-                f"'{self.url}' cannot be used ({why}): expected a place that answers and can be written"
-            ) from error
+            raise _unusable(self.url, error) from error
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"
+
+
+def _unusable(url: str, error: Exception) -> ExpungeError:
+    """What goes wrong at a place, in a line."""
+    why = reason(error) or type(error).__name__
+    return ExpungeError(f"'{url}' cannot be used ({why}): expected a place that answers and can be written")
 
 
 @lru_cache(maxsize=8)
@@ -136,6 +153,8 @@ def place(url: str) -> Place:
     except ImportError as error:
         extra = " (expunge[s3])" if url.startswith("s3") else ""
         raise ExpungeError(f"'{url}' needs a package that is not installed: {reason(error)}{extra}") from error
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise ExpungeError(f"'{url}' is no place that fsspec knows: {reason(error)}") from error
+    except Exception as error:  # some connect at once
+        raise _unusable(url, error) from error
     return Place(url.rstrip("/"), files, root.rstrip("/"))

@@ -61,8 +61,9 @@ find("back").addEventListener("click", () => go(-1));
 find("on").addEventListener("click", () => go(1));
 find("who").value = state.person;
 find("start").addEventListener("click", () => {
+  const typed = find("who").value.trim(), before = state.person;
   Object.assign(state, kept()); // a browser may hand over late what an earlier page kept
-  state.person = find("who").value.trim();
+  if (typed !== before) state.person = typed;
   find("intro").hidden = true;
   find("work").hidden = false;
   show();
