@@ -62,11 +62,14 @@ def claims(prefix: str) -> Iterator[Mapping[str, Any]]:
                 yield {**found, **told, "claim": says, "source": claim["source"], "plan": plan.stem, "testbed": version}
 
 
+def linked(plan: str) -> str:
+    """A plan's name, with a link to its table, or to itself where it was not run."""
+    return f"[`{plan}`](../../benchmarks/{plan}.{'md' if (HERE / f'{plan}.md').exists() else 'toml'})"
+
+
 def line(row: Mapping[str, Any]) -> str:
     """A claim as a row of the table."""
-    page = "md" if (HERE / f"{row['plan']}.md").exists() else "toml"
-    link = f"[`{row['plan']}`](../../benchmarks/{row['plan']}.{page})"
-    start = [row["claim"].replace("|", "\\|"), f"{row['source']}, {link}"]
+    start = [row["claim"].replace("|", "\\|"), f"{row['source']}, {linked(row['plan'])}"]
     if row["claim_verdict"] == "not measured":
         return f"| {' | '.join([*start, '–', 'not measured', '–', '–', row['testbed']])} |"
     value = f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
@@ -75,10 +78,13 @@ def line(row: Mapping[str, Any]) -> str:
 
 
 def table(paper: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A paper's claims, and how many of them hold."""
-    count = Counter(row["claim_verdict"] for row in rows)
+    """A paper's claims, and how many of them hold; conditions are told, and not counted."""
+    own = [row for row in rows if not row["source"].endswith(CONDITION)]
+    count = Counter(row["claim_verdict"] for row in own)
+    conditions = len(rows) - len(own)
     return [
-        f"**{paper}**: {len(rows)} claims; {', '.join(f'{count[verdict]} {verdict}' for verdict in VERDICTS)}.",
+        f"**{paper}**: {len(own)} claims; {', '.join(f'{count[verdict]} {verdict}' for verdict in VERDICTS)}"
+        + (f"; and {conditions} conditions." if conditions else "."),
         "",
         "| claim | where | measured | verdict | n | training seeds | testbed |",
         "|---|---|---|---|---|---|---|",
@@ -99,13 +105,16 @@ def overview(paper: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if row["source"].endswith(CONDITION):
             continue
         by_place.setdefault(place(row["source"]), []).append(row)
-    lines = [f"| {paper} | {' | '.join(VERDICTS)} | plan | testbed | seeds |", "|---|" + "---|" * (len(VERDICTS) + 3)]
+    lines = [f"| {paper} | {' | '.join(VERDICTS)} | plan | n | seeds |", "|---|" + "---|" * (len(VERDICTS) + 3)]
     for name, there in sorted(by_place.items()):
         count = Counter(row["claim_verdict"] for row in there)
-        plans = ", ".join(f"`{plan}`" for plan in sorted({row["plan"] for row in there}))
-        testbeds, seeds = ({str(row.get(key) or "–") for row in there} for key in ("testbed", "training_seeds"))
-        told = [str(count[verdict] or "") for verdict in VERDICTS]
-        told += [plans, *(", ".join(sorted(found - {"–"}) or ["–"]) for found in (testbeds, seeds))]
+        plans = ", ".join(map(linked, sorted({row["plan"] for row in there})))
+        sizes = sorted({row["n"] for row in there if row.get("n")})
+        n = f"{sizes[0]:,} to {sizes[-1]:,}" if len(sizes) > 1 else f"{sizes[0]:,}" if sizes else "–"
+        seeds = (
+            ", ".join(map(str, sorted({row["training_seeds"] for row in there if row.get("training_seeds")}))) or "–"
+        )
+        told = [*(str(count[verdict] or "") for verdict in VERDICTS), plans, n, seeds]
         lines.append(f"| {name} | {' | '.join(told)} |")
     lines.append("")
     for name, there in sorted(by_place.items()):
