@@ -6,8 +6,8 @@ from typing import Any
 
 ATTACKED = ("esr@", "confidence")
 """Metrics of attacks' images that are left out: DSR, which stays, is of the same images."""
-LEFT_OUT = re.compile(r"became@|[ep]sr@(?!1\b)|valid_rate|target_distance")
-"""How metrics begin that are left out wherever they stand: ESR-1 or PSR-1 is of the same images."""
+LEFT_OUT = re.compile(r"became@|[ep]sr@(?!1\b)|ner@(?!0\.[35]\b)|valid_rate|target_distance")
+"""How metrics begin that are left out wherever they stand: ESR-1, PSR-1 or NER at 0.3 and 0.5 is of the same images."""
 
 
 def left_out(row: Mapping[str, Any]) -> bool:
