@@ -85,8 +85,14 @@ def test_answered_with_keys_saved_and_read_back(sheet, visit, browser, tmp_path,
     press("1", "2", "n", "x")
     press(Keys.ARROW_LEFT, "3")  # the fourth was a mistake
     assert driver.find_element(By.ID, "place").text.startswith("Image 5 of 18; 4 answered")
-    # a browser hands its storage over from one page to the next in its own time
+    # a browser hands its storage over from one page to another in its own time, and not if the first is closed too early
+    earlier = driver.current_window_handle
+    driver.switch_to.new_window("tab")
     WebDriverWait(driver, 60, 1).until(lambda driver: '"4":"radio"' in kept(visit(page, 390)), "answers are kept")
+    later = driver.current_window_handle
+    driver.switch_to.window(earlier)
+    driver.close()
+    driver.switch_to.window(later)
     driver.find_element(By.ID, "start").click()
     assert driver.find_element(By.ID, "place").text.startswith("Image 5 of 18; 4 answered"), "progress is kept"
     driver.find_element(By.CSS_SELECTOR, "#choices button[value='dog']").click()
@@ -125,12 +131,15 @@ def test_a_page_that_was_open_already_goes_on_where_another_stopped(sheet, visit
     visit(sheet[0]).find_element(By.ID, "who").send_keys("Ann")
     driver.find_element(By.ID, "start").click()
     ActionChains(driver).send_keys("1", "2").perform()
-    driver.close()
+    second = driver.current_window_handle
     driver.switch_to.window(first)
     WebDriverWait(driver, 60).until(lambda driver: '"2":"dog"' in kept(driver), "both answers are kept")
     driver.find_element(By.ID, "start").click()
     assert driver.find_element(By.ID, "place").text.startswith("Image 3 of 18; 2 answered")
     assert '"person":"Ann"' in kept(driver)
+    driver.switch_to.window(second)
+    driver.close()
+    driver.switch_to.window(first)
 
 
 def test_the_judge_s_answers_are_its_likeliest_labels(sheet):
