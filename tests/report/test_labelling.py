@@ -101,7 +101,7 @@ def test_answered_with_keys_saved_and_read_back(sheet, visit, browser, tmp_path,
     for kind in ("json", "csv"):
         driver.find_element(By.ID, kind).click()
     files = [browser.downloads / f"answers-Ann-A-1.{kind}" for kind in ("json", "csv")]
-    WebDriverWait(driver, 10).until(lambda _: all(f.is_file() and f.stat().st_size for f in files))
+    WebDriverWait(driver, 60).until(lambda _: all(f.is_file() and f.stat().st_size for f in files))
     said = {1: "church", 2: "dog", 3: "none", 4: "radio", 5: "dog"}
     read = [agreement.answers(file, told(key)) for file in files]
     assert [r.said for r in read] == [said, said]
