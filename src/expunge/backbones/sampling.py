@@ -84,6 +84,8 @@ def _sampled(
     first = queries[0]
     skipped = 0 if first.start is None else backbone.skipped(first.steps, first.start.strength)
     scheduler = _scheduler(backbone, first.steps, midway=skipped > 0 or steps is not None)
+    if wrong := _astray(scheduler, first.steps):
+        warnings.warn(f"with the sampler of {backbone.name} {wrong}", ExpungeWarning, stacklevel=5)
     cond = backbone.encode_each([q.prompt for q in queries], first.learned)
     null = backbone.encode([first.negative]) if first.negative else backbone.unconditional()
     generators = [torch.Generator().manual_seed(q.seed) for q in queries]
@@ -147,8 +149,6 @@ def _check(backbone: "PipelineBackbone", queries: Sequence[Query]) -> None:
             ExpungeWarning,
             stacklevel=5,
         )
-    if wrong := _astray(_scheduler(backbone, first.steps, midway=False), first.steps):
-        warnings.warn(f"with the sampler of {backbone.name} {wrong}", ExpungeWarning, stacklevel=5)
 
 
 def _scheduler(backbone: "PipelineBackbone", steps: int, *, midway: bool) -> Any:
