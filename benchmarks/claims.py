@@ -77,9 +77,14 @@ def line(row: Mapping[str, Any]) -> str:
     return f"| {' | '.join([*start, value, row['claim_verdict'], str(row['n']), seeds, row['testbed']])} |"
 
 
+def counted(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The paper's claims: what must hold beside one is none itself."""
+    return [row for row in rows if not row["source"].endswith(CONDITION)]
+
+
 def table(paper: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """A paper's claims, and how many of them hold; conditions are told, and not counted."""
-    own = [row for row in rows if not row["source"].endswith(CONDITION)]
+    own = counted(rows)
     count = Counter(row["claim_verdict"] for row in own)
     conditions = len(rows) - len(own)
     return [
@@ -101,9 +106,7 @@ def place(source: str) -> str:
 def overview(paper: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """A paper's claims, counted by table and figure, and the ones that fail."""
     by_place: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        if row["source"].endswith(CONDITION):
-            continue
+    for row in counted(rows):
         by_place.setdefault(place(row["source"]), []).append(row)
     lines = [f"| {paper} | {' | '.join(VERDICTS)} | plan | n | seeds |", "|---|" + "---|" * (len(VERDICTS) + 3)]
     for name, there in sorted(by_place.items()):

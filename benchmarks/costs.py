@@ -8,12 +8,15 @@ number that was measured stays, though its store is gone, while the plan has as 
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 from expunge.core.concept import Concept
+from expunge.core.cost import Cost
 from expunge.executors import asked
 from expunge.jobs import AttackJob, Job, Workspace, in_order
 from expunge.plans.check import checked
@@ -23,16 +26,14 @@ from expunge.stages import attack
 
 HERE = Path(__file__).parent
 PAGE = HERE / "README.md"
-RATES = {"few-shot": 51.0, "esd": 64.0, "kpop": 50.0, "duo": 73.0, "spm": 56.0, "ca": 49.0, "leco": 56.0, "sdd": 67.0}
-"""Evaluations a second of an eraser on one of two cores: medians of the committed records."""
 IMAGES, OTHER = 32.0, 80.0
-"""Likewise of images (half a second each at 8 steps), and of all else that evaluates the denoiser."""
+"""Evaluations a second on one of two cores: of images (half a second each at 8 steps), and where no committed record tells."""
 TEXTS = 322.0
 """Texts a second that a search of the text encoder reads (ring_a_bell_speed.json)."""
 TOTAL = "together"
 
 
-class Cost(NamedTuple):
+class Taken(NamedTuple):
     """What a plan's jobs took, but for those of plans above it."""
 
     seconds: float
@@ -53,11 +54,25 @@ class Cost(NamedTuple):
         return [str(self.seeds), f"{self.jobs:,}", f"{self.sign}{self.seconds:,.0f}"]
 
 
+@cache
+def rates() -> Mapping[str, float]:
+    """Evaluations a second of each eraser: the median over the trainings that committed records tell of."""
+    of: dict[str, dict[tuple[str, float], float]] = defaultdict(dict)
+    for file in sorted(HERE.glob("*.jsonl")):
+        for line in file.read_text().splitlines():
+            for made in json.loads(line).get("provenance", {}).get("made_by", []):
+                evaluations = Cost(**made["cost"]).equivalents
+                if evaluations and made["seconds"]:
+                    training = (json.dumps(made["settings"], sort_keys=True), made["seconds"])
+                    of[made["eraser"]][training] = evaluations / made["seconds"]
+    return {eraser: median(each.values()) for eraser, each in of.items()}
+
+
 def foreseen(job: Job) -> float:
     """Seconds that a job should take."""
     if isinstance(job, AttackJob):
         return attacking(job)
-    rate = RATES.get(getattr(job, "eraser", ""), OTHER) if job.room == "erase" else OTHER
+    rate = rates().get(getattr(job, "eraser", ""), OTHER) if job.room == "erase" else OTHER
     return job.cost.equivalents / (IMAGES if job.room in ("generate", "wanted", "pairs", "analyse") else rate)
 
 
@@ -71,7 +86,7 @@ def attacking(job: AttackJob) -> float:
     return (asked + wanted) / IMAGES + (job.cost.equivalents - asked) / OTHER + read
 
 
-def cost(name: str, at: Workspace, counted: set[str], said: list[str]) -> Cost:
+def cost(name: str, at: Workspace, counted: set[str], said: list[str]) -> Taken:
     """What a plan adds to those whose jobs are ``counted``; ``said`` are the page's cells of it."""
     plan = read_plan(HERE / f"{name}.toml")
     jobs = [job for job in in_order(m.job for m in expanded(checked(plan))) if job.key not in counted]
@@ -82,7 +97,7 @@ def cost(name: str, at: Workspace, counted: set[str], said: list[str]) -> Cost:
     stops = any(row.stop is not None for row in plan.method.values())
     if not measured and said[3:5] and said[3] == f"{len(jobs):,}" and said[4][0].isdigit():
         seconds, measured = float(said[4].replace(",", "")), True
-    return Cost(seconds, measured, len(jobs), len(plan.grid.seed), stops)
+    return Taken(seconds, measured, len(jobs), len(plan.grid.seed), stops)
 
 
 def absent(name: str) -> bool:
@@ -105,7 +120,7 @@ def told_apart(name: str) -> list[str]:
 def told(lines: list[str], at: Workspace) -> Iterator[str]:
     """The page with its numbers told anew: those after the second cell of every line that begins with a plan's name."""
     counted: set[str] = set()
-    whole: list[Cost] = []
+    whole: list[Taken] = []
     for line in lines:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         name = cells[0].strip("`*")

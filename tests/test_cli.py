@@ -194,6 +194,9 @@ def test_a_single_file_goes_in_and_comes_out_with_its_figures(folder, tmp_path, 
         assert not (tmp_path / "bad").exists()
 
 
+COUNTED = (("--count", "4"), ("--seed", "0"))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -222,6 +225,20 @@ def test_a_single_file_goes_in_and_comes_out_with_its_figures(folder, tmp_path, 
         (["measure", "fidd", "--images", "{tmp}/old"], "did you mean 'fid'"),
         (["measure", "fid", "--images", "{tmp}/old"], "expected images to compare with (--reference)"),
         (["generate", "--prompts", "{tmp}/file", "--out", "{tmp}/o"], "has no row"),
+        *(
+            (
+                ["generate", "--queries", "{tmp}/old", flag, value, "--out", "{tmp}/o"],
+                f"/old' with {flag}: expected none of",
+            )
+            for flag, value in (*COUNTED, ("--steps", "4"), ("--guidance", "2"), ("--true-cfg", "1"))
+        ),
+        *(
+            (
+                ["generate", "--prompts", "{tmp}/file", flag, value, "--out", "{tmp}/o"],
+                f"/file' with {flag}: expected neither",
+            )
+            for flag, value in COUNTED
+        ),
         (["show", "{tmp}/file"], "damaged"),
         (["demo", "--target", "chruch", "--out", "{tmp}/o"], "did you mean 'church'"),
         (["pairs", "--unsafe", "a", "--out", "{tmp}/o"], "1 unsafe prompts and 0 safe ones"),

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from expunge import backbones
 from expunge.attacks.concept_inversion import WORD, ConceptInversion, _Texts
 from expunge.core.attack import reworded
 from expunge.core.concept import Concept
@@ -16,8 +17,10 @@ from expunge.erasers.negative_prompt import NegativePromptGuidance
 from expunge.erasers.sld import SafetyGuidance
 from expunge.erasers.uce import UCE
 from expunge.stages import erase
+from tiny import still, tiny_pipeline
 
 PIXELS = torch.randint(0, 256, (3, 16, 16, 3), generator=torch.Generator().manual_seed(0)).byte()
+LARGER = torch.randint(0, 256, (32, 32, 3), generator=torch.Generator().manual_seed(0)).byte()
 OWN = ("my church", "a cat", "")
 SHOTS = [Shot(path=Path(str(i)), pixels=lambda i=i: PIXELS[i], prompt=OWN[i], seed=i, label=None) for i in range(3)]
 TASK = Task(targets=[Concept(name="church")], seed=1, images={"church": SHOTS})
@@ -41,6 +44,20 @@ def answered(attack, backbone, asked, task=TASK):
 
 def found(attack, backbone, task=TASK):
     return answered(attack, backbone, [QUERY], task)[0].learned
+
+
+def test_in_float16_the_word_moves_as_in_float32(tmp_path):
+    """Adam's first update is the rate against each number's sign: where a gradient vanishes, nothing moves."""
+    pipe = still(tiny_pipeline())
+    pipe.unet.register_to_config(sample_size=16)  # a thousand numbers in a mean: gradients are small
+    pipe.to(torch.float16).save_pretrained(tmp_path / "half")
+    shots = [dataclasses.replace(shot, pixels=lambda: LARGER) for shot in SHOTS]
+    moved = {}
+    for dtype in ("float32", "float16"):
+        backbone = backbones.load(str(tmp_path / "half"), dtype=dtype)
+        word = found(SHORT, backbone, dataclasses.replace(TASK, images={"church": shots}))
+        moved[dtype] = (word.vectors - backbone.word_vectors("dog")).sign()
+    assert (moved["float16"] == moved["float32"]).float().mean() > 0.95
 
 
 def batches(backbone, task=TASK):

@@ -1,5 +1,6 @@
 """Published sets of prompts, in small harmless files of each layout that they come in."""
 
+import dataclasses
 import json
 import warnings
 
@@ -44,6 +45,11 @@ def provoked(attack, targets=(CHURCH,), asked=ASKED):
         raise AssertionError("no image is asked for")
 
     return attack.provoke(BlackBox(draw, {}, 0), Task(targets=list(targets)), asked).queries
+
+
+def test_rows_are_asked_with_the_pair_of_the_plan_s_own_queries(write):
+    asked = [dataclasses.replace(query, true_cfg=4.0) for query in ASKED]
+    assert {q.true_cfg for q in provoked(PromptSet(attack_set=write(P4D)), asked=asked)} == {4.0}
 
 
 @pytest.mark.parametrize(

@@ -163,11 +163,15 @@ def test_the_control_keeps_the_random_vector_that_fits_best(backbone):
     assert torch.allclose(vectors(attack, backbone), min(losses, key=lambda pair: pair[0])[1], atol=1e-5)
 
 
-def test_the_oracle_sees_candidates_by_an_edited_model_of_the_attacker_s_own():
-    """Whoever is attacked: it is UCE's edit of the original that draws, and the surest candidate is kept."""
+@pytest.mark.parametrize(("epochs", "looks"), [(6, 3), (1, 1)])
+def test_the_oracle_sees_candidates_by_an_edited_model_of_the_attacker_s_own(epochs, looks):
+    """Whoever is attacked: it is UCE's edit of the original that draws, and the surest candidate is kept.
+
+    The last epoch's is one of them, however few there are: else the word that it begins with would be the answer.
+    """
     backbone = backbones.load("testbed")
     asked = [Query(prompt="image of a church", label="church", seed=s, guidance=4.0, steps=2) for s in (3, 4)]
-    settings = {"images": 1, "epochs": 6, "bins": 1, "repeats": 1, "harden": 0, "look": 2, "lr": 1.0}
+    settings = {"images": 1, "epochs": epochs, "bins": 1, "repeats": 1, "harden": 0, "look": 2, "lr": 1.0}
     attack = attacks.build("pund", {**settings, "prompts": ["image of a {}"], "oracle": "testbed:network=b"})
     judge = Catalog("judges").open("testbed:network=b")
     seen = []
@@ -182,10 +186,10 @@ def test_the_oracle_sees_candidates_by_an_edited_model_of_the_attacker_s_own():
     edit = erase.run(backbone, "uce", UCE(anchor="cat"), [Concept(name="church")], [])
     with backbone.attached([edit]):
         found = attack.provoke(lent, task, asked).queries
-    assert lent.asked == lent.budget == 3
-    assert [q.seed for q, *_ in seen] == [3, 4, 3], "each query in turn"
+    assert lent.asked == lent.budget == looks
+    assert [q.seed for q, *_ in seen] == [3, 4, 3][:looks], "each query in turn"
     sure = torch.cat([judge.confidence(pixels, "church") for _, pixels, _ in seen])
-    assert sure.unique().numel() == 3
+    assert sure.unique().numel() == looks
     assert [q.learned for q in found] == [seen[int(sure.argmax())][0].learned] * 2
     authors = UCE(anchor=" ", tokens="tail", lamb=0.5)
     expected = erase.run(backbone, "uce", authors, [Concept(name="church")], [])

@@ -13,6 +13,7 @@ from expunge.core.judge import Judge
 from expunge.core.query import Query, Shot
 from expunge.core.victim import WhiteBox
 from expunge.erasers.negative_prompt import NegativePromptGuidance
+from expunge.erasers.sld import SafetyGuidance
 from expunge.erasers.uce import UCE
 from expunge.maths.free_tokens import free_tokens, vocabulary
 from expunge.stages import erase
@@ -139,6 +140,24 @@ def test_the_loss_is_the_distance_from_the_noise(backbone, scale):
             if scale is not None:
                 answer, goal = e_cat + scale * (e - e_cat), e_0 + scale * (noise - e_0)
             assert torch.allclose(loss, (answer - goal).square().mean(), rtol=1e-4)
+
+
+def test_a_guidance_edit_is_told_the_step_of_the_query_s_own_sampling(backbone):
+    """Of a query of 50 steps, timestep 250 is step 37: an edit that begins later is not there, one that begins earlier is."""
+    attack, asked = (
+        dataclasses.replace(SHORT, guidance=3.0),
+        [dataclasses.replace(query, steps=50) for query in QUERIES],
+    )
+    rest = {"scale": 2000.0, "threshold": 1.0, "momentum_scale": 0.0, "momentum_beta": 0.0}
+
+    def losses(warmup):
+        with torch.no_grad(), backbone.attached([SafetyGuidance(text="church", warmup=warmup, **rest)]):
+            batch = batch_of(attack, backbone, asked)
+            point, place = attack._point(batch, 250, 6), torch.arange(6)
+            return attack._losses(batch, point, place, batch.words.vectors[place])
+
+    assert torch.equal(losses(0), losses(37))
+    assert not torch.allclose(losses(37), losses(38), rtol=1e-3)
 
 
 def test_timesteps_ascend_from_little_noise(backbone):

@@ -1,6 +1,7 @@
 """Attacks that learn no words: images to start from, trajectories, training, rounding, and the controls."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,11 @@ from expunge.core.errors import ExpungeError
 from expunge.core.query import Query, Shot
 from expunge.core.victim import BlackBox, WhiteBox
 from expunge.erasers.negative_prompt import NegativePrompt
+from expunge.erasers.sld import SafetyGuidance
 from expunge.erasers.uce import UCE
 from expunge.stages import attack as attacks
 from expunge.stages import erase
-from tiny import tiny_pipeline
+from tiny import tiny_pipeline, tiny_sd3_pipeline
 
 PIXELS = torch.randint(0, 256, (3, 16, 16, 3), generator=torch.Generator().manual_seed(0)).byte()
 SHOTS = [Shot(path=Path(str(i)), pixels=lambda i=i: PIXELS[i], prompt="a church", seed=i, label=None) for i in range(3)]
@@ -121,6 +123,37 @@ def test_a_continuation_begins_with_the_original_and_ends_with_the_edit(backbone
     backbone.detach(edit)
     assert torch.allclose(handed, x, atol=1e-3)
     assert not torch.allclose(handed, erased, atol=1e-2)
+
+
+def test_a_warm_up_that_the_original_s_steps_used_up_does_not_begin_again(backbone):
+    """SLD leaves the first two steps alone: the original did one of them, so the edited model has one left."""
+    how = {"scale": 2000.0, "threshold": 1.0, "momentum_scale": 0.0, "momentum_beta": 0.0}
+    (begun, *_) = Continuation(share=0.25).provoke(white(backbone), TASK, ASKED).queries
+    drawn = {}
+    for warmup in (2, 3):
+        with backbone.attached([SafetyGuidance(text="church", warmup=warmup, **how)]):
+            drawn[warmup] = [backbone.generate([query]).latents for query in (begun, ASKED[0])]
+    assert torch.allclose(*drawn[2], atol=1e-3)
+    assert torch.allclose(*drawn[3], atol=1e-3)
+    assert not torch.allclose(drawn[2][0], drawn[3][0], atol=1e-2)
+
+
+@pytest.mark.parametrize(("share", "done"), [(0.14, 7), (0.28, 14), (0.56, 28), (0.25, 13), (0.01, 1)])
+def test_shares_are_rounded_up_to_whole_steps_and_whole_ones_stay(share, done):
+    assert Continuation(share=share)._steps(50) == done
+
+
+@pytest.mark.parametrize("make", [tiny_pipeline, tiny_sd3_pipeline])
+def test_every_number_of_steps_can_be_handed_over(make):
+    """Families round the product of steps and strength differently; 22 of 50 has no float that SD3 reads as it."""
+    backbone = backbones.of(make())
+    for steps in (7, 28, 50):
+        for done in range(1, steps):
+            left = (steps - done) / steps
+            near = (left, math.nextafter(left, 1), math.nextafter(left, 0))
+            assert any(backbone.skipped(steps, strength) == done for strength in near)
+    query = dataclasses.replace(ASKED[0], steps=50)
+    assert backbone.skipped(50, backbone.begun(query, 22).strength) == 22
 
 
 def test_on_the_testbed_a_continuation_begins_where_its_sampler_stands():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -13,6 +14,9 @@ from expunge.core.concept import Concept
 from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query
+from expunge.erasers.adv_unlearn import AdvUnlearn
+from expunge.erasers.ca import CA
+from expunge.erasers.few_shot import FewShot
 from expunge.maths.trajectories import Sampling
 from expunge.stages import erase
 from expunge.testing import check_eraser
@@ -170,6 +174,44 @@ def test_groups_of_the_transformer(saved):
     assert reads.shape == (32, 96)
     with pytest.raises(ExpungeError, match="unknown parameter group"):
         ours.group("selfattn")
+
+
+@pytest.mark.parametrize("group", ["text-last", "text-mlp-last-attn"])
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "sd3 without t5"])
+def test_groups_of_a_last_layer_are_of_the_last_that_is_read(saved, name, group):
+    """A text's vectors are the last layer's but one; what a pooled vector follows alone is no last layer either."""
+    ours = backbones.load(str(saved[name]))
+    names = ours.group(group)
+    assert {n.split(".")[0] for n in names} == {"text_encoder", "text_encoder_2"}
+    learned = {n: t.clone().requires_grad_() for n, t in ours.tensors(names).items()}
+    with ours.weights(learned):
+        cond = ours.encode(["a dog"])
+        told = torch.rand(cond.embeds.shape, generator=torch.Generator().manual_seed(0)) * cond.embeds
+        vectors = torch.autograd.grad(told.sum(), list(learned.values()), retain_graph=True, allow_unused=True)
+        whole = torch.autograd.grad(told.sum() + cond.pooled.square().sum(), list(learned.values()))
+    # one number added to all keys changes no softmax
+    assert all(g.abs().max() > 0 for n, g in zip(names, whole, strict=True) if not n.endswith("k_proj.bias"))
+    unseen = [n for n, g in zip(names, vectors, strict=True) if g is None]
+    assert all("layers.1.mlp." in n for n in unseen)
+    assert bool(unseen) is (group == "text-mlp-last-attn"), "feed-forward layers of pooled vectors learn as well"
+    assert not [n for n in names if name == "sdxl" and n.startswith("text_encoder.encoder.layers.1.")], (
+        "nothing reads it"
+    )
+    assert {group, group.removeprefix("text-")} <= set(ours.redefined), "few-shot's name for it, too"
+
+
+@pytest.mark.parametrize("eraser", [FewShot(), AdvUnlearn(), CA(group="embedding")], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "sd3 without t5"])
+def test_methods_that_train_clip_say_that_t5_reads_on(saved, name, eraser):
+    ours = backbones.load(str(saved[name]))
+    for model in (ours, backbones.of(MAKERS[name]())):
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            eraser.check(model)
+        assert ["T5 as well, which stays as it is" in str(w.message) for w in heard] == (
+            [True] if name == "sd3" else []
+        )
+    assert not ours._parts.built("text_encoder_3"), "nothing is read for it"
 
 
 def test_a_model_of_another_family_is_refused_in_a_line(saved, tmp_path):

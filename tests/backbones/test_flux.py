@@ -16,6 +16,7 @@ from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept
 from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.query import Query
+from expunge.erasers.few_shot import FewShot
 from expunge.maths.free_tokens import free_tokens, vocabulary
 from expunge.settings import presets
 from expunge.stages import attack, erase
@@ -178,6 +179,10 @@ def test_groups_of_double_and_single_blocks(saved):
     assert len(ours.layers("double")) + len(ours.layers("single")) == len(ours.layers("transformer"))
     with pytest.raises(ExpungeError, match="whose words T5 reads"):
         ours.group("text-embedding")
+    with pytest.warns(
+        ExpungeWarning, match=r"few-shot trains CLIP's text encoders, and .* reads prompts with T5 as well"
+    ):
+        FewShot().check(ours)
     with pytest.raises(ExpungeError, match="unknown parameter group"):
         ours.group("selfattn")
 

@@ -8,6 +8,9 @@ import torch
 from expunge import backbones
 from expunge.core.guidance import Guidance, of_words
 from expunge.core.query import Query
+from expunge.erasers.geom_erasing import Avoided
+from expunge.erasers.kpop import Recovery
+from expunge.erasers.negative_prompt import NegativePromptGuidance
 from expunge.erasers.sld import SafetyGuidance
 from tiny import still, tiny_pipeline, tiny_xl_pipeline
 
@@ -80,6 +83,28 @@ def test_a_prompt_exchanged_on_the_way_keeps_the_momentum_and_forgets_the_words(
             "a dog", latents=model.noise(0), num_inference_steps=4, guidance_scale=4.0, output_type="latent", **call
         ).images
     assert torch.allclose(theirs, x, atol=1e-4)
+
+
+@pytest.mark.parametrize("place", ["down-mid-up", "text"])
+@pytest.mark.parametrize("other", [NegativePromptGuidance(text="cat"), Avoided(text="cat")])
+def test_a_key_goes_with_a_negative_prompt_whichever_came_first(place, other):
+    """The empty half reads the key's prompt beside the words to avoid, or with them."""
+    pipe, length = still(tiny_pipeline()), {"down-mid-up": 3, "text": 16}[place]
+    tokens = torch.randn((length, 32), generator=torch.Generator().manual_seed(0))
+    key = Recovery(prompts={"dog": tokens}, place=place, salt="s")
+    query, call = (
+        Query(prompt="a dog", seed=5, guidance=4.0, steps=2),
+        {"guidance_scale": 4.0, "num_inference_steps": 2},
+    )
+    model, latents = backbones.of(pipe), []
+    for edits in ([other, key], [key, other], [other], [key]):
+        with model.attached(edits), torch.no_grad():
+            latents.append(model.generate([query]).latents)
+            theirs = pipe("a dog", latents=model.noise(5), output_type="latent", **call, **SIZE).images
+        assert torch.allclose(latents[-1], theirs, atol=1e-4)
+    first, second, *alone = latents
+    assert torch.equal(first, second)
+    assert all((first - one).abs().max() > 1e-3 for one in alone)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -146,6 +146,18 @@ def test_images_are_resized_with_words_and_a_mask():
     assert seen == {"", "a far away ", "very small ", "zoomed in ", "close up "}
 
 
+def test_words_on_the_size_do_not_stand_before_the_prompt_that_is_asked_for_the_anchor(backbone):
+    """As in both of the authors' codes; the prior's prompts say what is seen. Without resizing, keys are as before."""
+    task, seen = task_of(), set()
+    for index in range(12):
+        batch = dataclasses.replace(PLAIN, resize=True)._drawn(backbone, task, task.generator("ca", index))
+        assert {"a cat", "the cat", "cat"} >= set(batch.anchors)
+        seen |= {shown.removesuffix(anchor) for shown, anchor in zip(batch.shown, batch.anchors, strict=True)}
+        assert batch.targets == [shown.replace("cat", "dog") for shown in batch.shown]
+    assert seen == {"", "a far away ", "very small ", "zoomed in ", "close up "}
+    assert (dataclasses.replace(PLAIN, resize=True).version, PLAIN.version) == (2, 1)
+
+
 def test_the_border_of_a_small_image_does_not_count(backbone):
     task = task_of()
     eraser = dataclasses.replace(PLAIN, resize=True, flip=True, batch=6)

@@ -4,6 +4,7 @@ import json
 import pytest
 import torch
 
+from expunge import backbones
 from expunge.cli import main
 from expunge.core.concept import Concept
 from expunge.core.eraser import Task, files_of, settings_of
@@ -16,6 +17,7 @@ from expunge.stages import erase
 from expunge.stages import fisher as stage
 from expunge.store import Checkpoints, load_edit, read_fisher
 from expunge.testing import _noisy_images
+from tiny import still, tiny_pipeline
 
 SMALL = {"surrogate_images": 3, "replay_images": 4, "fisher_images": 2, "fisher_timesteps": 5, "fisher_rows": 3}
 SHORT = SelectiveAmnesia(**SMALL, surrogate="cat", group="xattn", iterations=3, batch=2, lr=1e-3)
@@ -114,6 +116,26 @@ def test_with_all_timesteps_the_sum_is_the_paper_s(backbone, task, learning, mon
         return torch.arange(6), torch.ones(6)
 
     close(measured(backbone, task, timesteps=6, rows=4), by_hand(backbone, task, learning, all_six))
+
+
+def test_the_diagonal_in_float16_is_that_of_float32(tmp_path, monkeypatch):
+    """Of the same weights. Unscaled, gradients of a mean over a thousand numbers vanish in part."""
+    pipe = still(tiny_pipeline())
+    pipe.unet.register_to_config(sample_size=16)
+    pipe.to(torch.float16).save_pretrained(tmp_path / "half")
+    found = {}
+    for dtype in ("float32", "float16"):
+        model = backbones.load(str(tmp_path / "half"), dtype=dtype)
+        monkeypatch.setattr(type(model), "training_timesteps", property(lambda self: 2))  # so that each counts once
+        shots = _noisy_images({REPLAY: ["a plant"]}, model)[REPLAY]
+        estimate = Estimate(model, model.group("xattn"), Task(targets=TARGETS, seed=3), 2, 2)
+        estimate.add(0, shots[0])
+        found[dtype] = estimate.mean(1)
+    for name, wanted in found["float32"].items():
+        near = found["float16"][name]
+        assert near.dtype == torch.float32
+        assert (near != 0).all() == (wanted != 0).all(), name
+        assert (near - wanted).norm() < 0.02 * wanted.norm(), name
 
 
 def test_the_rows_at_a_time_do_not_matter(backbone, task):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import kill_bench
@@ -15,7 +16,10 @@ import pytest
 
 from expunge.cli import main
 from expunge.core.errors import ExpungeError
-from expunge.store import load_edit
+from expunge.executors import bench
+from expunge.plans.read import read_plan
+from expunge.report.reading import read
+from expunge.store import load_edit, reserved
 from forked import ended, started
 from plans_of import bench_words, read_rows, tiny_plan, without_times
 
@@ -70,6 +74,41 @@ def test_a_full_disk_is_one_line_and_leaves_earlier_results(tmp_path):
     assert before, "the original's images and their measurement were done"
     assert main(bench_words(plan, "--quiet")) == 0
     assert all(p.stat().st_mtime_ns == t for p, t in before.items())
+
+
+def test_results_of_an_earlier_text_keep_their_plan_until_this_one_s_are_whole(tmp_path):
+    out, store = tmp_path / "out", tmp_path / "store"
+    plan = tiny_plan(tmp_path, grid__method=["original", "uce"], attacks=["rounding"])
+    assert main(bench_words(plan, "--quiet")) == 0
+    before = {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()}
+    assert "worst.jsonl" in before
+    plan = tiny_plan(tmp_path, grid__method=["original", "uce"], count=2)
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(read_plan(plan), store, out, changed=True, on_progress=interrupted)
+    assert {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()} == before
+    assert main(bench_words(plan, "--quiet")) == 2, "they are still another text's"
+    assert main(bench_words(plan, "--quiet", "--changed")) == 0
+    run = read(out, store)
+    assert run.plan["count"] == 2
+    assert {row["n"] for row in run.summary if row["metric"] == "esr@1"} == {4}, "two targets, two images each"
+    assert not (out / "worst.jsonl").exists(), "the new text has no attack"
+
+
+def test_a_run_has_its_results_to_itself(tmp_path, capsys):
+    plan, out = tiny_plan(tmp_path), tmp_path / "out"
+    with ThreadPoolExecutor() as others, reserved(out):
+        again = ["bench", str(plan), "--results", str(tmp_path / "kept.jsonl"), "--out", str(out)]
+        for words in (bench_words(plan, "--quiet"), bench_words(plan, "--quiet", "--changed"), again):
+            assert others.submit(main, words).result() == 2
+            error = capsys.readouterr().err
+            assert f"'{out}' is being written by another run: expected another place" in error
+            assert error.count("\n") == 1
+    assert not out.exists()
+    assert main(bench_words(plan, "--quiet")) == 0
 
 
 def pictures(store: Path) -> dict[str, bytes]:

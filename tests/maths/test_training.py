@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from expunge.core.errors import ExpungeError
-from expunge.maths.training import Averaged, Learned, numbers, pace, thin
+from expunge.maths.training import GROWTH, SCALE, Averaged, Learned, Scaling, descend_together, mse, numbers, pace, thin
 
 
 def test_adam_moves_by_the_formula_and_leaves_untouched_tensors_alone():
@@ -86,6 +86,83 @@ def test_what_is_not_finite_is_not_cut_and_stays_where_it_is():
     assert learned.values()["a"].isnan().all()
 
 
+def test_gradients_of_a_mean_over_many_numbers_come_back_through_float16():
+    """2 * 1e-3 / 2^18 is an eighth of the least number of float16. Plain descent moves by the gradient."""
+    start = torch.zeros(2**18, dtype=torch.float16)
+    goal = -1e-3 * torch.rand(len(start), generator=torch.Generator().manual_seed(0))
+    moved = {}
+    for dtype, through in ((torch.float32, None), (torch.float16, None), (torch.float32, torch.float16)):
+        learned = Learned({"w": start.to(dtype)}, 1.0, "sgd", through=through)
+        now = learned.tensors()["w"]
+        learned.descend(mse(now if through is None else now.to(through), goal))
+        moved[dtype, through] = learned.state("s")["s/value/w"]
+    whole = moved.pop((torch.float32, None))
+    assert torch.allclose(whole, 2 * goal / 2**18)
+    for other in moved.values():
+        assert (other - whole).abs().max() < 0.01 * whole.abs().max()
+
+
+def test_losses_are_scaled_as_pytorch_scales_them():
+    """Some gradients in a row that are not finite, then enough that are."""
+    ours, theirs = Scaling(), torch.amp.GradScaler("cpu", growth_interval=GROWTH)
+    weight = torch.zeros(2, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    for update in range(GROWTH + 5):
+        pull = torch.tensor([3.0, float("inf") if update in (0, 1, 4) else 1.0])
+        before, gradient = weight.detach().clone(), ours.factor * pull
+        weight.grad = theirs.scale(pull)
+        theirs.step(optimizer)
+        theirs.update()
+        assert ours.unscale([gradient]) is not torch.equal(weight.detach(), before)
+        assert ours.factor == theirs.get_scale()
+        assert not gradient.isfinite().all() or torch.equal(gradient, pull)
+    assert ours.factor == 2 * SCALE / 2**3
+
+
+def test_an_update_that_overflows_is_left_out_and_resuming_goes_on_with_its_factor():
+    def run(learned, updates):
+        moves = []
+        for _ in range(updates):
+            before = learned.values()["w"]
+            learned.descend((learned.tensors()["w"] * 40.0).sum(), clip=1.0)
+            moves.append(not torch.equal(learned.values()["w"], before))
+        return moves
+
+    def fresh():
+        return Learned({"w": torch.ones(3, dtype=torch.float16)}, lr=0.1)
+
+    whole = fresh()
+    assert run(whole, 8) == [False] * 6 + [True] * 2, "40 * 2^10 is the first below 65504"
+    state = whole.state("x")
+    assert state["x/scaling"].tolist() == [2**10, 2]
+    resumed = fresh()
+    resumed.load("x", state)
+    assert run(resumed, 2) == run(whole, 2) == [True, True]
+    assert all(torch.equal(t, whole.state("x")[name]) for name, t in resumed.state("x").items())
+    with pytest.raises(ExpungeError, match="has no 'x/scaling'"):
+        fresh().load("x", {name: t for name, t in state.items() if name != "x/scaling"})
+    with pytest.raises(ExpungeError, match=r"in float16 that is not finite, .*: expected bfloat16 or float32"):
+        for _ in range(20):
+            whole.descend((whole.tensors()["w"] * float("inf")).sum())
+
+
+def test_parts_descend_together_as_each_would_alone():
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        apart, together = (
+            [Learned({"w": torch.ones(2, dtype=dtype)}, 0.1), Learned({"w": torch.ones(3, dtype=dtype)}, 0.01, "adamw")]
+            for _ in range(2)
+        )
+        for _ in range(3):
+            a, b = (part.tensors()["w"] for part in together)
+            descend_together(together, (a.float() ** 2).sum() / 9 + (b.float() ** 3).sum() / 7)
+            apart[0].descend((apart[0].tensors()["w"].float() ** 2).sum() / 9)
+            apart[1].descend((apart[1].tensors()["w"].float() ** 3).sum() / 7)
+        for one, other in zip(apart, together, strict=True):
+            assert torch.equal(one.values()["w"], other.values()["w"])
+    descend_together(together, (together[1].tensors()["w"]).sum())
+    assert torch.equal(together[0].values()["w"], apart[0].values()["w"]), "what a loss does not know stays"
+
+
 def test_terms_of_a_loss_are_read_as_they_are():
     terms = {"erase": torch.tensor(0.1, requires_grad=True), "keep": torch.tensor(0.1, dtype=torch.float64)}
     assert numbers(terms) == {"erase": float(torch.tensor(0.1)), "keep": 0.1}
@@ -128,10 +205,10 @@ def test_a_state_resumes_bit_for_bit_and_a_foreign_one_is_refused():
 
 def test_an_average_of_tensors_in_half_precision_is_kept_whole():
     """Steps of 1e-4 near 1 are lost in float16, where numbers stand a thousandth apart."""
-    student = Learned({"a": torch.ones(3, dtype=torch.float16)}, 1e-4, "sgd")
+    student = Learned({"a": torch.ones(3, dtype=torch.float16)}, 2e-4, "sgd")
     average, expected, value = Averaged(student, 0.9), 1.0, 1.0
     for _ in range(40):
-        student.descend(student.tensors()["a"].float().sum())
+        student.descend(student.tensors()["a"].float().sum() / 2)
         value -= 1e-4
         average.follow()
         expected = 0.9 * expected + 0.1 * value

@@ -1,11 +1,12 @@
 import dataclasses
+import warnings
 
 import pytest
 import torch
 
 from expunge.core.concept import Concept
 from expunge.core.eraser import Task
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.erasers.negative_prompt import NegativePromptGuidance
 from expunge.maths.training import Learned
 from expunge.maths.trajectories import Sampling
@@ -125,6 +126,27 @@ def test_bad_settings_are_refused():
             dataclasses.replace(BANK, **change)
     with pytest.raises(ExpungeError, match="keeps both predictions"):
         dataclasses.replace(BANK, sampling_guidance=1.0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "first"), [(2, None), (20, None), (30, None), (50, None), (300, 898), (400, 799), (600, 600)]
+)
+def test_steps_that_divide_the_timesteps_badly_are_told(backbone, steps, first):
+    """As where images are made. Noise that is added asks for no trajectory."""
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        backbone.add_noise(backbone.noise(0), backbone.noise(1), torch.tensor([3]))
+        assert len(backbone.timesteps(steps)) == len(backbone.timesteps(steps)) == steps
+    lines = [str(w.message) for w in heard if issubclass(w.category, ExpungeWarning)]
+    assert len(lines) == (first is not None), "once"
+    assert first is None or f"of {steps} steps on tiny begin at timestep {first} of 1000" in lines[0]
+
+
+@pytest.mark.parametrize("arm", ["online-student", "bank"])
+def test_steps_without_a_timestep_for_the_first_are_refused(backbone, arm):
+    points = source(backbone, Sampling(arm=arm, sampling_steps=1000, trajectories=1))
+    with pytest.raises(ExpungeError, match="1000 denoising steps, of which tiny has no timestep for the first"):
+        points.draw(0, 1)
 
 
 def test_every_concept_has_as_many_trajectories_in_each_pool_and_the_last_no_more_than_it_takes(backbone):

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from expunge import backbones
 from expunge.cli import main
@@ -11,6 +13,7 @@ from expunge.core.errors import ExpungeError
 from expunge.jobs import GivenJob, Workspace
 from expunge.plans.read import read_plan
 from expunge.stages import erase
+from expunge.store import load_edit
 from plans_of import bench_words, jobs_of, read_rows, store_of, tiny_plan
 
 ATTACKED = {"attacks": [{"name": "rounding", "count": 2}], "metrics": ["esr-psr", "confidence"]}
@@ -87,3 +90,21 @@ def test_what_a_finished_edit_cannot_have_is_refused(finished, tmp_path, capsys,
 
 def test_a_plan_says_so_of_the_file_it_was_read_from(finished, tmp_path):
     assert read_plan(given(tmp_path, finished[1])).method["theirs"].edits == (str(finished[1]),)
+
+
+def test_somebody_s_lora_is_measured_by_the_id_of_its_contents(tmp_path):
+    """Its file has no header of expunge's."""
+    backbone = backbones.load("testbed")
+    layers = [name for name in backbone.layers("transformer") if name.endswith("attn2.to_k")]
+    tensors = {}
+    for layer in layers:
+        out, taken = backbone.tensors([f"{layer}.weight"])[f"{layer}.weight"].shape
+        tensors[f"{layer}.lora_A.weight"] = torch.ones(1, taken)
+        tensors[f"{layer}.lora_B.weight"] = torch.full((out, 1), 0.1)
+    save_file(tensors, tmp_path / "lora.safetensors")
+    plan = given(tmp_path, tmp_path / "lora.safetensors")
+    assert main([*bench_words(plan), "--quiet"]) == 0
+    rows = [r for r in read_rows(tmp_path / "out" / "records.jsonl") if r["provenance"]["method"] == "theirs"]
+    known = load_edit(tmp_path / "lora.safetensors").id
+    assert {(tuple(r["provenance"]["edits"]), r["eraser"]) for r in rows} == {((known,), None)}
+    assert main(["report", str(tmp_path / "out"), "--store", str(store_of(plan).store), "--quiet"]) == 0

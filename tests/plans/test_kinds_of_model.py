@@ -12,7 +12,17 @@ from expunge.core.concept import Concept
 from expunge.core.errors import ExpungeError
 from expunge.erasers.sld import SLD
 from expunge.executors import bench
-from expunge.jobs import AttackJob, EraseJob, FisherJob, GenerateJob, MeasureJob, WantedJob, Workspace, in_order
+from expunge.jobs import (
+    AnalyseJob,
+    AttackJob,
+    EraseJob,
+    FisherJob,
+    GenerateJob,
+    MeasureJob,
+    WantedJob,
+    Workspace,
+    in_order,
+)
 from expunge.plans.check import checked
 from expunge.plans.expand import expanded
 from expunge.plans.read import read_plan, typed
@@ -191,12 +201,16 @@ def on_flux(folder, flux, methods, **changes):
 
 def test_flux_makes_pairs_for_all_rows_where_a_method_acts_through_them(flux, tmp_path):
     """At twice the cost; where none does, it makes none, and keys are those from before there was the setting."""
+    looks = {"analyses": [{"name": "closeness", "judge": "imagenet:weights=random"}]}
     for methods, asked, scale in ((["uce"], {}, 1.0), (["uce", "sld"], {}, 4.0), (["sld"], {"true_cfg": 2.5}, 2.5)):
+        asked = {**asked, **looks}
         jobs = in_order(m.job for m in expanded(checked(read_plan(on_flux(tmp_path, flux, methods, **asked)))))
         drawn = [job for job in jobs if isinstance(job, GenerateJob)]
         assert {query.true_cfg for job in drawn for query in job.queries()} == {scale}
         assert {job.cost.forward for job in drawn} == {2 * (1 + (scale > 1)) * 3}, "three prompts of two steps"
-        assert {"true_cfg" in job.as_json() for job in drawn} == {scale != 1}
+        looking = [job for job in jobs if isinstance(job, AnalyseJob)]
+        assert {job.true_cfg for job in looking} == {scale}, "analyses draw as the table does"
+        assert {"true_cfg" in job.as_json() for job in (*drawn, *looking)} == {scale != 1}
 
 
 @pytest.mark.parametrize("true_cfg", [None, 3.0])

@@ -4,16 +4,18 @@ import json
 import shutil
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from expunge import testbed
+from expunge import backbones, testbed
 from expunge.cli import main
 from expunge.core.errors import ExpungeError
 from expunge.executors import submission
-from expunge.jobs import AttackJob, EraseJob, GenerateJob, MeasureJob, WantedJob
-from expunge.jobs.workspace import QUERIES
+from expunge.jobs import AttackJob, DifferenceJob, EraseJob, GenerateJob, MeasureJob
+from expunge.jobs.workspace import IMAGES, QUERIES
 from expunge.plans.check import checked
 from expunge.plans.expand import expanded
 from expunge.plans.read import read_plan
@@ -105,8 +107,10 @@ def test_a_row_without_a_reference_changes_no_other_row(tmp_path, other):
 def test_a_plan_measures_the_distances_and_attacks_the_other_model(tmp_path, other):
     metrics = ["esr-psr", "prior-distance", "reference-distance"]
     plan = plan_of(tmp_path, other, attacks=[{"name": "rounding", "count": 1}], metrics=metrics, grid__seed=[0])
-    attacked = [job for job in jobs_of(plan) if isinstance(job, AttackJob) and job.model == str(other)]
-    assert len(attacked) == 1
+    (difference,) = (job for job in jobs_of(plan) if isinstance(job, DifferenceJob))
+    assert (difference.model, difference.file) == ("testbed", str(other))
+    attacked = [job for job in jobs_of(plan) if isinstance(job, AttackJob) and list(job.edits) == [difference.key]]
+    assert [job.model for job in attacked] == ["testbed"], "to whom the plan's model is the original"
     assert main([*bench_words(plan), "--quiet"]) == 0
     summary = {
         (r["method"], r["metric"]): r for r in read_rows(tmp_path / "out" / "summary.jsonl") if r.get("group") == "set"
@@ -118,25 +122,34 @@ def test_a_plan_measures_the_distances_and_attacks_the_other_model(tmp_path, oth
     records = read_rows(tmp_path / "out" / "records.jsonl")
     told = {r["provenance"]["reference_model"] for r in records if r["metric"].startswith("reference_distance")}
     assert told == {str(other)}
-    assert {r["model"] for r in records if r["provenance"]["method"] == "retrained"} == {str(other)}
+    theirs = [r for r in records if r["provenance"]["method"] == "retrained"]
+    assert {(r["model"], r["provenance"]["group"].startswith("attack: ")) for r in theirs} == {
+        (str(other), False),
+        ("testbed", True),
+    }
+    assert all(r["provenance"]["attack"]["edit"] for r in theirs if r["model"] == "testbed"), "its weights are rounded"
 
 
-def test_attacks_on_the_other_model_start_from_the_originals_pictures(tmp_path, other):
-    attack = {"name": "image-to-image", "count": 1, "images": 2}
-    plan = plan_of(tmp_path, other, attacks=[attack], grid__seed=[0], metrics=["esr-psr", "reference-distance"])
-    attacks = {job.model: job for job in jobs_of(plan) if isinstance(job, AttackJob) and not job.edits}
-    theirs, own = attacks[str(other)], attacks["testbed"]
-    (pictures,) = (up for up in theirs.upstream if isinstance(up, WantedJob))
-    assert (pictures.key, pictures.model) == (theirs.pictures, "testbed")
-    assert own.pictures is None
+@pytest.mark.parametrize("attack", [{"name": "image-to-image", "images": 2}, {"name": "continuation"}])
+def test_attacks_on_the_other_model_start_from_the_original_s_pictures_and_steps(tmp_path, other, attack):
+    """And its images are those that it would draw itself: whatever differs is in the edit."""
+    plan = plan_of(
+        tmp_path, other, attacks=[{**attack, "count": 1}], grid__seed=[0], metrics=["esr-psr"], reference=None
+    )
+    jobs = [job for job in jobs_of(plan) if isinstance(job, AttackJob)]
+    own, *rest = sorted(jobs, key=lambda job: len(job.edits))
+    theirs = next(job for job in rest if isinstance(job.upstream[0], DifferenceJob))
     assert main([*bench_words(plan), "--quiet"]) == 0
     at = store_of(plan)
-    starts = [
-        [q.start.image for q in read_queries(job.folder(at) / QUERIES).queries if q.start is not None]
-        for job in (theirs, own)
-    ]
+    asked = {job.key: read_queries(job.folder(at) / QUERIES).queries for job in (theirs, own)}
+    starts = [[q.start.image for q in queries if q.start is not None] for queries in asked.values()]
     assert len(starts[0]) == len(starts[1]) > 0
     assert all(torch.equal(a, b) for a, b in zip(*starts, strict=True)), "what the attacked model could not draw"
+    drawn = next(job for job in jobs_of(plan) if isinstance(job, GenerateJob) and job.queries_job == theirs.key)
+    with Image.open(sorted((drawn.folder(at) / IMAGES).rglob("*.png"))[0]) as picture:
+        pixels = torch.from_numpy(np.array(picture.convert("RGB"))).reshape(-1, 3).int()
+    expected = backbones.load(str(other), dtype=drawn.dtype).generate(asked[theirs.key][:1]).pixels[0].reshape(-1, 3)
+    assert (pixels - expected).abs().max() <= 1
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """An audit from the command to its report, which is looked at in a browser, on a phone too."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,13 +12,15 @@ from expunge.cli import main
 from expunge.core.catalog import Catalog
 from expunge.plans.audit import ORDER
 from expunge.report.attacks import attacks
+from expunge.report.caveats import caveats
 from expunge.report.reading import read
 from expunge.stages import tiers
 from expunge.stages.tiers import Rate
+from expunge.store import reserved
 from expunge.store.toml import toml
 from plans_of import read_rows
 
-SMALL = Rate(forward=0.01, trained=0.03, text=0.01)
+SMALL = Rate(forward=0.01, trained=0.03, text=0.01, drawn=0.01, bare=0.01)
 """A machine on which a budget of half a minute makes eight images a word."""
 
 
@@ -68,6 +71,8 @@ def test_an_audit_says_what_it_found_what_it_gave_up_and_what_it_left_out(audite
     settings = {r["provenance"]["attack"]["settings"]["iterations"] for r in under}
     assert settings == {now}, "what was chosen is what was run"
     assert not any(r["knowledge"]["same_judge"] for r in records)
+    limits = {caveat.title: caveat.text for caveat in caveats(read(audited.out, audited.store))}
+    assert "On the original model it misses" in limits["Judges err"]
     metrics = {r["metric"] for r in records}
     assert {"esr@1", "psr@1", "valid_rate", "confidence", "clip_testbed_erased", "prior_distance"} <= metrics
 
@@ -85,6 +90,17 @@ def test_an_audit_goes_on_where_it_was_and_another_is_not_written_over_it(audite
     assert json.loads(capsys.readouterr().out)["total"]["waiting"] == 0, (
         "the plan that it wrote is the plan that it ran"
     )
+
+
+def test_an_audit_has_its_folder_to_itself(edit, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["audit", "--edit", str(edit), "--target", "bomb", "--budget", "24s", "--out", str(out), "--quiet"]
+    with ThreadPoolExecutor() as others, reserved(out):
+        assert others.submit(main, words).result() == 2
+    error = capsys.readouterr().err
+    assert f"'{out}' is being written by another run" in error
+    assert error.count("\n") == 1
+    assert not out.exists()
 
 
 def test_an_audit_that_ended_before_its_plan_was_whole_is_begun_again(edit, tmp_path, capsys, monkeypatch):

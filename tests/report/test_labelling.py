@@ -184,11 +184,17 @@ def test_bad_input_is_one_line(sheet, images, tmp_path, capsys):
     other = tmp_path / "other.json"
     other.write_text(good.read_text().replace(told(key)["sheet"], "0" * 16))
     (tmp_path / "bad.csv").write_text("item\n")
+    head, whose = "sheet,person,item,answer\n", told(key)["sheet"]
+    (tmp_path / "short.csv").write_text(f"{head}{whose},ann,1,dog\n{whose},ann,3\n")
+    (tmp_path / "long.csv").write_text(f"{head}{whose},ann,1,dog,cat\n")
+    new = [str(images), "--out", str(tmp_path / "new.html"), "--count"]
     read = ["--key", str(key)]
     for words, message in (
         ([], "expected folders of images"),
         ([str(images)], "without --out"),
         ([str(images), "--out", str(page)], "exists already"),
+        ([*new, "-1"], "-1 images of each folder: expected 1 or more"),
+        ([*new, "0"], "0 images of each folder: expected 1 or more"),
         (["--read", str(good)], "without --key"),
         (["--read", str(good), "--key", str(good)], "no key of a sheet"),
         (["--read", str(good), *read, "--judge", "None"], "one person and no judge"),
@@ -197,9 +203,24 @@ def test_bad_input_is_one_line(sheet, images, tmp_path, capsys):
         (["--read", str(empty), *read], "holds no answers"),
         (["--read", str(other), *read], "expected answers of sheet"),
         (["--read", str(tmp_path / "bad.csv"), *read], "is damaged"),
+        (
+            ["--read", str(tmp_path / "short.csv"), *read],
+            "is damaged: expected answers that a sheet saved (answer 2 has",
+        ),
+        (
+            ["--read", str(tmp_path / "long.csv"), *read],
+            "is damaged: expected answers that a sheet saved (answer 1 has",
+        ),
         (["--read", str(good), "--read", str(good), *read], "two files hold answers of 'Ann'"),
     ):
         assert main(["label", *words]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+
+
+def test_answers_that_a_spreadsheet_saved_again_are_read(sheet, tmp_path):
+    """It marks the file's beginning, and names may have letters beyond ASCII."""
+    file, key = tmp_path / "answers.csv", told(sheet[1])
+    file.write_bytes(f"sheet,person,item,answer\r\n{key['sheet']},Zoë,1,dog\r\n".encode("utf-8-sig"))
+    assert agreement.answers(file, key) == Answers(who="Zoë", said={1: "dog"})

@@ -17,6 +17,7 @@ from expunge.report.caveats import caveats
 from expunge.report.reading import read
 from expunge.report.run import Erasure, Run
 from expunge.report.sensitive import covered
+from expunge.results.overview import overview
 
 
 def lines(path):
@@ -178,10 +179,30 @@ def test_figures_of_a_run_are_drawn_and_covered_where_they_show_something_unsafe
     page = drawn.read_text()
     titles = {
         title: bool(cover)
-        for cover, title in re.findall(r'card( covered)?">\s*<svg role="img" aria-label="([^"]*)"', page)
+        for cover, title in re.findall(r'card( covered)?">\s*<div [^>]*><svg role="img" aria-label="([^"]*)"', page)
     }
     assert titles["Where the dagger was"] is True
     assert titles["Where the dog was"] is False
+
+
+LETTERS = """return [...document.querySelectorAll('svg[role=img] text')].map(text => {
+  const drawn = text.getScreenCTM();
+  return parseFloat(getComputedStyle(text).fontSize) * Math.hypot(drawn.a, drawn.b);
+})"""
+"""The height of all letters in figures, in pixels of the screen."""
+
+
+def test_figures_can_be_read_on_a_phone(drawn, visit):
+    driver = visit(drawn, 360)
+    assert widths(driver)[0] <= widths(driver)[1] == 360
+    letters = driver.execute_script(LETTERS)
+    assert len(letters) > 20
+    assert min(letters) >= 9
+    boxes = driver.execute_script(
+        "return [...document.querySelectorAll('.drawing')].map(d => [d.clientWidth, d.scrollWidth])"
+    )
+    assert all(seen < 360 for seen, _ in boxes)
+    assert max(whole for _, whole in boxes) > 360, "they scroll in their boxes"
 
 
 @pytest.mark.parametrize("width", [390, 1280])
@@ -242,6 +263,42 @@ def test_caveats_come_from_what_a_run_has_and_lacks():
     )
     assert set(rich) == {"Judges err", "Only some images are covered"}
     assert "12.5 %" in rich["Judges err"]
+
+
+def test_the_original_is_found_by_what_it_is_and_numbers_by_what_they_count():
+    record = {"subject": "original", "knowledge": {}, "split": "test", "model": "sd",
+              "provenance": {"group": "set", "method": "before", "settings": {"judge": "a"}}}  # fmt: skip
+    missed = {**ROW, "value": 12.5, "low": 10.0, "high": 15.0}
+    one = told(ROW, {**missed, "method": "before", "metric": "esr@1 (judge a)"}, records=[record])
+    assert "misses 12.5 % [10.0, 15.0] of the targets that were asked for" in one["Judges err"]
+    several = [{**missed, "method": "original", "metric": f"esr@1 (judge {name})"} for name in "ab"]
+    both = told(*several, records=[record], plan={"part": "test"})["Judges err"]
+    assert (
+        "misses 12.5 % [10.0, 15.0] original (judge a), 12.5 % [10.0, 15.0] original (judge b) of the targets" in both
+    )
+    retrained = told({**missed, "method": "before"}, records=[record], plan={"part": "test"})
+    assert "was not measured" in retrained["Judges err"], "a plan calls the original by its name; another model is none"
+    detected = told({**missed, "method": "original", "metric": "dsr (judge a)", "n": 40}, records=[record])
+    assert "misses 12.5 %" in detected["Judges err"]
+    assert "40 images" in detected["Few images"]
+
+
+def test_training_seeds_are_counted_whatever_was_measured():
+    nothing = {"settings": {}, "targets": {}, "retain": [], "anchors": [], "knowledge": {}, "edits": []}
+    erasure = Erasure(method="kpop", eraser="kpop", seeds=[0, 1, 2], **nothing)
+    row = {**ROW, "metric": "ner@0.6 (judge nudenet)", "training_seeds": 3}
+    assert "One training seed" not in told(row, erasures=[erasure])
+    assert "One training seed" in told({**row, "training_seeds": 1}, erasures=[erasure])
+
+
+def test_the_figures_of_every_judge_are_drawn():
+    judges = ("", " (judge b)")
+    sets = [{**ROW, "method": m, "metric": f"{n}{j}"} for m in ("a", "b") for n in ("esr@1", "psr@1") for j in judges]
+    keys = [{**ROW, "group": "key: own", "metric": f"esr@1{j}"} for j in judges]
+    titles = ["Removed against kept", "Recovery beside its controls"]
+    assert [figure.title for figure in overview([*sets, *keys])] == [f"{title}{j}" for title in titles for j in judges]
+    alone = [row for row in (*sets, *keys) if row["metric"].endswith("(judge b)")]
+    assert [figure.title for figure in overview(alone)] == titles, "as an audit's, whose only judge is named"
 
 
 def test_bad_input_is_one_line(tmp_path, capsys, bench_run):

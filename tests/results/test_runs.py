@@ -126,13 +126,14 @@ def again(measured, tmp_path):
     plan.write_text("\n".join(lines) + "\n")
     out, kept = measured.parent / "out", tmp_path / "kept.jsonl"
     kept.write_text((out / "records.jsonl").read_text() + (out / "summary.jsonl").read_text())
-    words = ["bench", plan, "--results", kept, "--store", tmp_path / "never", "--out", tmp_path / "again"]
+    words = ["bench", plan, "--results", kept, "--out", tmp_path / "again"]
     return [str(word) for word in words]
 
 
 def test_claims_are_judged_again_without_the_store(measured, again, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert main(again) == 0
-    assert not (tmp_path / "never").exists(), "nothing was run"
+    assert not (tmp_path / "runs").exists(), "nothing was run"
     told, table = (tmp_path / "again" / "table.md").read_text(), table_of(measured)
     assert "Table 9" in told
     assert "Table 9" not in table
@@ -151,7 +152,6 @@ def test_claims_are_judged_again_without_the_store(measured, again, tmp_path, mo
     (figures / "stale.json").write_text("{}")
     assert main(again) == 0, "judged again after a claim was changed"
     assert not (figures / "stale.json").exists()
-    monkeypatch.chdir(tmp_path)
     assert main([*again[:-2], "--quiet"]) == 0
     assert (tmp_path / "runs" / "bench" / "plan-again" / "table.md").is_file()
 
@@ -185,6 +185,15 @@ def test_results_that_are_no_rows_of_the_plan_are_refused(measured, again, tmp_p
     assert (tmp_path / "fewer" / "table.md").read_text().endswith("\nNot measured yet: uce.\n")
     assert main([*again, "--dry-run"]) == 2
     assert "with --dry-run and --results: expected one" in capsys.readouterr().err
+    for words in (
+        *(["--ray", "local"], ["--shared", "s3://bucket/path"], ["--workers", "2"], ["--device", "cpu"]),
+        *(["--store", str(tmp_path / "store")], ["--changed"], ["--watched"]),
+    ):
+        assert main([*again[:-1], str(tmp_path / "none"), *words]) == 2
+        error = capsys.readouterr().err
+        assert f"bench with --results and {words[0]}: expected one of them" in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "none").exists()
     kept.write_text("".join(json.dumps(r) + "\n" for r in lines))
     shutil.copytree(measured.parent / "out", tmp_path / "out")
     before = (tmp_path / "out" / "records.jsonl").read_bytes()

@@ -1,5 +1,7 @@
 """What attacks brought back, what each kind of attacker gets back, and the verdict on it."""
 
+from dataclasses import replace
+
 import pytest
 
 from expunge.core.errors import ExpungeError
@@ -231,3 +233,37 @@ def test_the_worst_images_are_those_that_show_it_the_surest_first():
     assert len(worst([esr, sure], most=1)) == 1
     assert [line["sure"] for line in worst([esr])] == [None, None, None]
     assert worst([sure]) == []
+
+
+def test_of_two_judges_the_first_that_was_asked_counts_everywhere():
+    summary, records = run_of(1, relearning=4)
+    other = " (judge testbed:network=b)"
+    more = [dict(row) for row in summary if row["metric"] == "esr@1"]
+    for row in more:
+        row |= {"metric": f"esr@1{other}", "value": 0.0, "low": 0.0, "high": 5.0}
+    seen = [{**r, "value": 0.0, "provenance": {**r["provenance"], "variant": other}} for r in records]
+    (one,) = attacked([*summary, *more], [*records, *seen])
+    assert (one.shown.value, one.original.value) == (10.0, 100.0)
+    assert one.one_run, "the other judge's record is none of a second run"
+    (card,) = standings([*summary, *more], [*records, *seen])
+    assert (card.asked.value, card.reached[-1].best.shown.value) == (2.5, 10.0)
+    (card,) = standings([*more, *summary], [*seen, *records])
+    assert (card.asked.value, card.reached[-1].best.shown.value) == (100.0, 100.0), (
+        "there the other one was asked first"
+    )
+    first = measured("esr@1", [("church", 0.0), ("church", 1.0)])
+    second = replace(measured("esr@1", [("church", 1.0), ("church", 0.0)]), variant=other)
+    assert [line["number"] for line in worst([first, second])] == [0]
+    assert [line["number"] for line in worst([second, first])] == [1]
+
+
+def test_another_model_without_edits_is_no_original():
+    """As a row of a plan whose method is a model of its own."""
+    summary, records = run_of(1, relearning=4)
+    for row in [*summary, *(r["provenance"] for r in records)]:
+        row["method"] = {"uce": "retrained"}.get(row["method"], row["method"])
+    records = [{**r, "provenance": {**r["provenance"], "edits": []}} for r in records]
+    (one,) = attacked(summary, records)
+    assert (one.method, one.shown.value, one.original.value) == ("retrained", 10.0, 100.0)
+    images = measured("esr@1", [("church", 0.0)], method="retrained", edits=())
+    assert [line["method"] for line in worst([images])] == ["retrained"]

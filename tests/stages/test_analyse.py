@@ -8,11 +8,16 @@ from safetensors.torch import save_file
 
 from expunge import backbones
 from expunge.cli import main
+from expunge.core.concept import Concept
 from expunge.core.errors import ExpungeError
+from expunge.erasers.sld import SLD
+from expunge.erasers.uce import UCE
 from expunge.plans.check import checked
 from expunge.plans.expand import expanded
 from expunge.plans.read import read_plan
+from expunge.stages import analyse, erase
 from expunge.store import load_edit
+from tiny import tiny_flux_pipeline
 
 SET = """
 about = "Three objects."
@@ -229,3 +234,13 @@ def test_an_imported_edit_has_no_training_to_follow(erased, tmp_path, capsys):
     )
     assert error.count("\n") == 1
     assert not (tmp_path / "x").exists()
+
+
+def test_on_flux_an_edit_that_acts_through_a_pair_is_looked_at_with_one():
+    backbone = backbones.of(tiny_flux_pipeline())
+    edits = [
+        erase.run(backbone, name, eraser, [Concept(name="church")], [])
+        for name, eraser in (("sld", SLD()), ("uce", UCE(anchor="cat")))
+    ]
+    looks = [analyse.study(backbone, analyse.build("closeness", {}), [edit], None) for edit in edits]
+    assert [{q.true_cfg for q in look.queries(["dog"], 2)} for look in looks] == [{4.0}, {1.0}]

@@ -54,7 +54,9 @@ def test_the_demo_shows_and_measures_four_sides_on_equal_seeds(tmp_path):
 def test_its_edit_is_audited_beside_it_and_a_second_time_gone_on_with(tmp_path, monkeypatch, capsys):
     """Of one attack, on a machine that is taken for a fast one: what an update leaves is not erased."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tiers, "measured", lambda *_: Rate(forward=0.01, trained=0.03, text=0.01))
+    monkeypatch.setattr(
+        tiers, "measured", lambda *_: Rate(forward=0.01, trained=0.03, text=0.01, drawn=0.01, bare=0.01)
+    )
     monkeypatch.setattr(audit, "ORDER", ("rounding",))
     demo.run("church", tmp_path / "out", 1, False, settings=SHORT)
     options = Demo(out=tmp_path / "out", audit=True, audit_budget="48s", reporting=Reporting(quiet=True))

@@ -6,20 +6,23 @@ from typing import Any
 
 import pytest
 
+from expunge import backbones
 from expunge.cli import main
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept
 from expunge.core.cost import Cost
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Query, queries
-from expunge.stages import attack, tiers
+from expunge.erasers.sld import SLD
+from expunge.stages import attack, erase, tiers
 from expunge.stages.tiers import FEWEST, PART, ROOM, Rate
 from expunge.store import read_queries, read_run
+from tiny import tiny_flux_pipeline, tiny_pipeline
 
 CHURCH = [Concept(name="church")]
-SD: dict[str, Any] = {"predictions": 2, "picture": 8}
+SD: dict[str, Any] = {"each_step": 2, "picture": 8}
 """A pair of predictions a step, and pictures of four steps."""
-SECOND = Rate(forward=1.0, trained=3.0, text=0.1)
+SECOND = Rate(forward=1.0, trained=3.0, text=0.1, drawn=1.0, bare=1.0)
 ASKED = queries([("a church", "church"), ("the church", "church")], 20, 5, 3.0, 4)
 
 
@@ -95,7 +98,7 @@ def test_pictures_are_counted_as_the_model_ships_and_queries_as_they_ask():
     relearning, continuation = attack.build("relearning", {}), attack.build("continuation", {"share": 0.5})
     wanted = sum(len(wishes) for wishes in relearning.needs(CHURCH).values())
     for predictions, picture in ((2, 4), (1, 8)):
-        costs = {"predictions": predictions, "picture": picture}
+        costs = {"each_step": predictions, "picture": picture}
         tier = tiers.fitted("relearning", relearning, CHURCH, ASKED, 1e6, SECOND, **costs)
         assert tier.seconds == relearning.cost(1, 40).equivalents + picture * wanted
         tier = tiers.fitted("continuation", continuation, CHURCH, ASKED, 1e6, SECOND, **costs)
@@ -120,6 +123,29 @@ def test_a_rate_is_positive_and_counts_all_kinds(backbone):
     rate = tiers.measured(backbone, 2)
     assert min(rate) > 0
     assert SECOND.seconds(Cost(forward=2, trained=3), 10) == pytest.approx(2 + 9 + 1)
+
+
+@pytest.mark.parametrize(("make", "pair"), [(tiny_pipeline, 2), (tiny_flux_pipeline, 2)])
+def test_images_of_a_steered_model_are_timed_by_all_that_its_edit_asks_beside(make, pair, monkeypatch):
+    """SLD's third prediction counts, and the pair counts once: an image's seconds are the evaluations that it makes."""
+    backbone = backbones.of(make())
+
+    def evaluations(work, times=3):
+        before = backbone.cost
+        work()
+        return float((backbone.cost - before).forward)
+
+    monkeypatch.setattr(tiers, "_timed", evaluations)
+    edit = erase.run(backbone, "sld", SLD(warmup=0), [Concept(name="church")], [])
+    query = Query(prompt="a church", seed=0, guidance=3.0, steps=2, true_cfg=4.0 if make is tiny_flux_pipeline else 1.0)
+    plain = tiers.measured(backbone, 1)
+    with backbone.attached([edit]):
+        rate, before = tiers.measured(backbone, 1), backbone.cost
+        backbone.generate([query])
+        made = (backbone.cost - before).forward
+    assert rate.drawn * pair * query.steps == made == 3 * query.steps
+    assert (rate.bare, rate.forward) == (plain.forward, 3 * plain.forward)
+    assert plain.drawn == plain.bare == plain.forward
 
 
 def test_an_attack_within_a_budget_says_so_and_is_repeated_without_it(tmp_path, capsys, monkeypatch):

@@ -123,7 +123,7 @@ class Trajectories(Analysis):
         self, backbone: Backbone, study: Study, clip: pretrained.Clip, edits: Sequence[Edit]
     ) -> dict[str, dict[str, Tensor]]:
         """CLIP's cosines of each pair at this point, by target."""
-        sampling = {"guidance": study.guidance, "steps": study.steps, "label": None}
+        sampling = {"guidance": study.guidance, "steps": study.steps, "true_cfg": study.true_cfg, "label": None}
         asked = study.queries(study.targets, self.count)
         asked += [Query(prompt=self.neutral, seed=study.seed + i, **sampling) for i in range(self.count)]
         with backbone.attached(edits):

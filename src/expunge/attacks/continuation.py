@@ -1,5 +1,6 @@
 """Continuation: the original model begins an image, and the edited one must finish it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
@@ -60,7 +61,7 @@ class Continuation(Attack[WhiteBox]):
 
     def _steps(self, steps: int) -> int:
         """Whole steps of a query that the original does."""
-        done = -int(-self.share * steps // 1)
+        done = math.ceil(round(self.share * steps, 9))  # 0.14 of 50 is 7, though 0.14 * 50 is a little more
         if done >= steps:
             raise ExpungeError(
                 f"continuation's share {self.share} of {steps} steps leaves none to the edited model: expected less, or "

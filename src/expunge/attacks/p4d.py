@@ -198,7 +198,9 @@ class P4D(Attack[WhiteBox]):
     def _descended(self, batch: _Batch) -> Iterator[Int[Tensor, "f"]]:
         """The tokens after every few updates, as places in the vocabulary."""
         vectors = batch.words.vectors
-        student = Learned({NAME: vectors[_random(batch, 0)]}, self.lr, "adamw", {"weight_decay": self.weight_decay})
+        options = {"weight_decay": self.weight_decay}
+        begun = {NAME: vectors[_random(batch, 0)]}
+        student = Learned(begun, self.lr, "adamw", options, through=batch.backbone.dtype)
         for first in range(0, self.iterations, self.look):
             last = min(first + self.look, self.iterations)
             for start in range(first, last, TOGETHER):

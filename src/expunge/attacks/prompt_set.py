@@ -93,7 +93,7 @@ class PromptSet(Attack[BlackBox]):
         if not self.attack_set:
             raise ExpungeError(f"{NAME} without an attack_set: expected a file of prompts (--attack-set FILE)")
         columns = self._columns
-        rows: list[Query] = registry.prompt_reader()(
+        read: list[Query] = registry.prompt_reader()(
             Path(self.attack_set),
             like.guidance,
             like.steps,
@@ -102,6 +102,7 @@ class PromptSet(Attack[BlackBox]):
             seed_from=like.seed,
             attack_set=True,
         )
+        rows = [replace(row, true_cfg=like.true_cfg) for row in read]
         called = {target.name.casefold(): target.name for target in targets}
         named = [(row, called.get((row.label or "").casefold())) for row in rows]
         mine = [replace(row, label=name) for row, name in named if name is not None]

@@ -1,5 +1,6 @@
 """PUND: a new word for the concept, learned on the original model while that forgets what was found, to work elsewhere too."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -143,7 +144,7 @@ class PUND(Attack[WhiteBox]):
 
     @override
     def budget(self, targets: int, queries: int) -> int:
-        return 0 if self.oracle is None else targets * (self.epochs // self.look)
+        return 0 if self.oracle is None else targets * math.ceil(self.epochs / self.look)
 
     @override
     def cost(self, targets: int, queries: int) -> Cost:
@@ -200,8 +201,8 @@ class PUND(Attack[WhiteBox]):
         for epoch, vector in enumerate(search, 1):
             if edit is None:
                 found = vector
-            elif epoch % self.look == 0:
-                turn = asked[(epoch // self.look - 1) % len(asked)]
+            elif epoch % self.look == 0 or epoch == self.epochs:
+                turn = asked[(math.ceil(epoch / self.look) - 1) % len(asked)]
                 query = replace(turn, learned=LearnedWord(word=WORD, vectors=vector))
                 with lesson.backbone.attached([edit]):
                     image = victim.images([query])

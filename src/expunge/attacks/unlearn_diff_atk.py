@@ -209,7 +209,8 @@ class UnlearnDiffAtk(Attack[WhiteBox]):
         """The likeliest tokens of the queries that are ``going`` on, after the updates of each timestep."""
         vectors = batch.words.vectors
         even = torch.full((sum(batch.free.counts), len(vectors)), 1 / len(vectors), device=vectors.device)
-        student = Learned({NAME: even}, self.lr, "adam", {"weight_decay": self.weight_decay})
+        options = {"weight_decay": self.weight_decay}
+        student = Learned({NAME: even}, self.lr, "adam", options, through=batch.backbone.dtype)
         for stage, t in enumerate(self._timesteps(batch.backbone)):
             if not going:
                 return
@@ -248,7 +249,8 @@ class UnlearnDiffAtk(Attack[WhiteBox]):
         """How far the edited model's prediction is from the noise, for each query: a mean over all its numbers."""
         backbone = batch.backbone
         cond = batch.free.read(backbone, batch.words.ids[place], vectors)
-        step = self.steps - 1 - point.t * self.steps // backbone.training_timesteps
+        steps = batch.queries[0].steps  # the denoising step that is at this timestep where the query's image is made
+        step = steps - 1 - point.t * steps // backbone.training_timesteps
         answer = backbone.guided(point.x, point.t, step, cond, batch.null, batch.scale, {}).combined
         return (answer.float() - point.truth.float()).square().flatten(1).mean(1)
 

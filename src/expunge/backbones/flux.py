@@ -96,7 +96,7 @@ class Flux(FlowBackbone):
         "txt_ids",
         "guidance",
     )
-    capabilities = frozenset({"pooled", "flow", "distilled"})
+    capabilities = frozenset({"pooled", "flow", "distilled", "t5"})
 
     @override
     @classmethod

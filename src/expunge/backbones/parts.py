@@ -47,6 +47,10 @@ class Parts(ABC):
     def get(self, part: str) -> Any:
         """A component; None for one that the model is without."""
 
+    def has(self, part: str) -> bool:
+        """Whether the model has a component, which need not be built for it."""
+        return self.get(part) is not None
+
     @abstractmethod
     def config(self, part: str) -> Mapping[str, Any]:
         """The configuration of a component, which need not be built for it."""
@@ -75,8 +79,12 @@ class Files(Parts):
         return part in self._built
 
     @override
+    def has(self, part: str) -> bool:
+        return part not in self.missing
+
+    @override
     def get(self, part: str) -> Any:
-        if part in self.missing:
+        if not self.has(part):
             return None
         if part not in self._built:
             self._built[part] = self._build(part)

@@ -40,6 +40,8 @@ class PipelineBackbone(Backbone):
     """Which of them read text."""
     clip_towers: ClassVar[tuple[str, ...]]
     """Which of those are CLIP's."""
+    text_state: ClassVar[int] = -1
+    """Which hidden state of these a text's vectors are: the last one, or the last but one (-2)."""
     reader: ClassVar[str] = "text_encoder"
     """Which of them reads the tokens of `tokenize`; CLIP's, where there are two, read them both."""
     optional: ClassVar[tuple[str, ...]] = ()
@@ -142,9 +144,7 @@ class PipelineBackbone(Backbone):
         towers = [parts.get(tower) for tower in cls.towers]
         denoiser = parts.get(cls.denoiser)
         kept = vars(denoiser).get("_expunge_backbone")  # on the denoiser: pipelines that share it share its edits
-        if kept is not None and not kept._still_reads_by(pipe, towers):
-            kept = None
-        if kept is None:
+        if kept is None or not kept._still_reads_by(pipe, towers):
             kept = cls(parts, str(getattr(pipe, "name_or_path", None) or type(pipe).__name__))
             kept.read_by = towers
             denoiser._expunge_backbone = kept

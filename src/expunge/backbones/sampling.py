@@ -70,7 +70,8 @@ def begun(backbone: "PipelineBackbone", query: Query, steps: int) -> Start:
     _check(backbone, [query])
     x, noise = _sampled(backbone, [query], steps), backbone.noise(query.seed)
     left = (query.steps - steps) / query.steps
-    strength = next(s for s in (left, math.nextafter(left, 1)) if backbone.skipped(query.steps, s) == steps)
+    near = (left, math.nextafter(left, 1), math.nextafter(left, 0))  # families round the product differently
+    strength = next(s for s in near if backbone.skipped(query.steps, s) == steps)
     again = _scheduler(backbone, query.steps, midway=True)
     at, nothing = _begin_at(again, steps), torch.zeros_like(noise)
     origin = (x - _noised(again, nothing, noise, at)) / _noised(again, torch.ones_like(noise), nothing, at)
@@ -96,11 +97,14 @@ def _sampled(
         scheduler.noise_sampler_seed = [q.seed % 2**63 for q in queries]
     options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     state: dict[str, Any] = {}
+    # latents are on their way already; a picture begins one, as diffusers' own image to image counts
+    before = skipped if first.start is not None and first.start.image.is_floating_point() else 0
     walked = timesteps if steps is None else timesteps[: steps * scheduler.order]
-    for index, (t, number) in enumerate(zip(walked, walked.tolist(), strict=True)):
+    for call, (t, number) in enumerate(zip(walked, walked.tolist(), strict=True)):
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         how = (first.guidance, state, first.true_cfg)
-        predicted = backbone.guided(scaled, number, index, cond, null, *how).combined
+        step = before + call // scheduler.order
+        predicted = backbone.guided(scaled, number, step, cond, null, *how).combined
         x = scheduler.step(predicted, t, x, return_dict=False, **options)[0]
     return x
 

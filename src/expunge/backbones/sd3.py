@@ -1,8 +1,8 @@
 """Stable Diffusion 3: a transformer in which text and image attend to each other, trained to give the velocity of a flow."""
 
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Bool, Float, Int, Real
@@ -12,7 +12,7 @@ from typing_extensions import override
 from expunge.backbones import held
 from expunge.backbones.asking import Smallest
 from expunge.backbones.flow import FlowBackbone
-from expunge.backbones.texts import TEXT_GROUPS, known_ids
+from expunge.backbones.texts import LAST_LAYER, TEXT_GROUPS, known_ids
 from expunge.core.conditioning import Conditioning
 from expunge.core.errors import ExpungeError, unknown
 
@@ -60,6 +60,8 @@ class StableDiffusion3(FlowBackbone):
     denoiser = "transformer"
     towers = ("text_encoder", "text_encoder_2", "text_encoder_3")
     clip_towers = ("text_encoder", "text_encoder_2")
+    text_state = -2
+    redefined: ClassVar[Mapping[str, int]] = LAST_LAYER
     capabilities = frozenset({"pooled", "flow"})
 
     @override
@@ -68,6 +70,11 @@ class StableDiffusion3(FlowBackbone):
         wanted = [part for part in cls.parts if part not in cls.optional]
         if not all(getattr(pipe, part, None) is not None for part in wanted):
             raise ExpungeError(f"a {type(pipe).__name__} cannot be edited: expected a StableDiffusion3Pipeline")
+
+    @override
+    def supports(self, capability: str) -> bool:
+        """As the family does; ``t5`` where the model has its third text encoder."""
+        return super().supports(capability) or (capability == "t5" and self._parts.has("text_encoder_3"))
 
     # text -------------------------------------------------------------------------------------------------------------
     @override
@@ -79,7 +86,7 @@ class StableDiffusion3(FlowBackbone):
     ) -> Conditioning:
         """Encode prompts or CLIP's ids; ``embeddings`` take the place of CLIP's token embeddings, while T5 reads the words."""
         ids, first, second = self.texts.read_twice(prompts, embeddings, at)
-        layer = -2 - (self.texts.clip_skip or 0)
+        layer = self.text_state - (self.texts.clip_skip or 0)
         clip = torch.cat([first.hidden_states[layer], second.hidden_states[layer]], -1)
         t5 = self._t5(prompts)
         clip = torch.nn.functional.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))

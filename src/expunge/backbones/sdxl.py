@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 from typing_extensions import override
 
-from expunge.backbones.texts import known_ids
+from expunge.backbones.texts import LAST_LAYER, known_ids
 from expunge.backbones.unet import UNetBackbone
 from expunge.core.conditioning import Conditioning
 from expunge.core.errors import ExpungeError
@@ -23,8 +23,9 @@ class StableDiffusionXL(UNetBackbone):
     parts = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
     towers = ("text_encoder", "text_encoder_2")
     clip_towers = towers
+    text_state = -2
     capabilities = frozenset({"cross-attention", "pooled"})
-    redefined: ClassVar[Mapping[str, int]] = {"esd-u": 1, "kpop": 1, "leco": 1, "spm": 1}
+    redefined: ClassVar[Mapping[str, int]] = {"esd-u": 1, "kpop": 1, "leco": 1, "spm": 1, **LAST_LAYER}
 
     @override
     @classmethod
@@ -47,7 +48,7 @@ class StableDiffusionXL(UNetBackbone):
         at: Bool[Tensor, "b n"] | None = None,
     ) -> Conditioning:
         ids, first, second = self.texts.read_twice(prompts, embeddings, at)
-        layer = -2 - (self.texts.clip_skip or 0)
+        layer = self.text_state - (self.texts.clip_skip or 0)
         height, width = self.image_size
         sizes = torch.tensor([[height, width, 0, 0, height, width]], device=ids.device)
         return Conditioning(

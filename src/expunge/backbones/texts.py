@@ -1,6 +1,6 @@
 """Texts as a pipeline's tokenizers and text encoders read them: CLIP's, or T5 where that reads the tokens."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
@@ -13,16 +13,30 @@ from expunge.backbones import held
 if TYPE_CHECKING:
     from expunge.backbones.pipeline import PipelineBackbone
 
-TEXT_GROUPS: dict[str, Callable[[str, int], bool]] = {
-    "text-encoder": lambda n, last: True,
-    "text-layers": lambda n, last: ".layers." in n,
-    "text-embedding": lambda n, last: n.endswith("token_embedding.weight"),
-    "text-mlp": lambda n, last: ".mlp." in n,
-    "text-attn": lambda n, last: ".self_attn." in n,
-    "text-last": lambda n, last: f"layers.{last}." in n,
-    "text-mlp-last-attn": lambda n, last: ".mlp." in n or f"layers.{last}.self_attn." in n,
+
+class Depth(NamedTuple):
+    """How far a family reads one of its CLIP text encoders."""
+
+    last: int
+    """The layer that gives the text's vectors: on SDXL and SD3 the last but one."""
+    end: int
+    """The first layer of which nothing is read; none where a pooled vector follows the encoder's last."""
+
+
+TEXT_GROUPS: dict[str, Callable[[str, Depth], bool]] = {
+    "text-encoder": lambda n, read: True,
+    "text-layers": lambda n, read: ".layers." in n,
+    "text-embedding": lambda n, read: n.endswith("token_embedding.weight"),
+    "text-mlp": lambda n, read: ".mlp." in n,
+    "text-attn": lambda n, read: ".self_attn." in n,
+    "text-last": lambda n, read: f".layers.{read.last}." in n,
+    "text-mlp-last-attn": lambda n, read: (
+        (".mlp." in n and f".layers.{read.end}." not in n) or f".layers.{read.last}.self_attn." in n
+    ),
 }
-"""Parameters of CLIP text encoders, by their name and the number of the last layer."""
+"""Parameters of CLIP text encoders, by their name and how far they are read."""
+LAST_LAYER: Mapping[str, int] = {"text-last": 1, "text-mlp-last-attn": 1, "last": 1, "mlp-last-attn": 1}
+"""`Backbone.redefined` of families that read no text's vectors from the last layer: groups, and few-shot's names for them."""
 
 
 class ReadTwice(NamedTuple):
@@ -174,12 +188,18 @@ class Texts:
 
     # anatomy ----------------------------------------------------------------------------------------------------------
     def group(self, name: str) -> list[str]:
-        """Names of the parameters in a group of the text encoders, one of `TEXT_GROUPS`."""
+        """Names of the parameters in a group of the text encoders, one of `TEXT_GROUPS`.
+
+        The last layer is the last that a text's vectors come through. What only a pooled vector follows is no part of it.
+        """
         names: list[str] = []
         for tower in self.backbone.clip_towers:
             model = self.backbone.component(tower)
-            last = model.config.num_hidden_layers - 1
-            names += [f"{tower}.{n}" for n in held.parameters(model) if TEXT_GROUPS[name](n, last)]
+            layers = model.config.num_hidden_layers
+            last = layers + self.backbone.text_state
+            pooled = hasattr(model, "text_projection")  # which the last layer's answer goes through
+            read = Depth(last, layers if pooled else last + 1)
+            names += [f"{tower}.{n}" for n in held.parameters(model) if TEXT_GROUPS[name](n, read)]
         return names
 
 

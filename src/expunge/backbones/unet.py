@@ -1,6 +1,7 @@
 """What Stable Diffusion 1.x, 2.x and XL share: a UNet whose cross-attention reads text, and a DDIM noise schedule."""
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from expunge.backbones.texts import TEXT_GROUPS
 from expunge.core.attention import Attention
 from expunge.core.conditioning import Conditioning, InjectedPrompt
 from expunge.core.edit import plain
-from expunge.core.errors import ExpungeError, unknown
+from expunge.core.errors import ExpungeError, ExpungeWarning, unknown
 
 _GROUPS: dict[str, Callable[[str], bool]] = {
     "xattn": lambda n: ".attn2." in n,
@@ -134,8 +135,29 @@ class UNetBackbone(PipelineBackbone):
     @override
     def timesteps(self, steps: int) -> list[int]:
         if steps not in self._times:  # read once: each reading waits for the device
-            self._times[steps] = self._ddim(steps).timesteps.tolist()
+            times = self._ddim(steps).timesteps.tolist()
+            self._check_first(steps, times[0])
+            self._times[steps] = times
         return self._times[steps]
+
+    def _check_first(self, steps: int, first: int) -> None:
+        """Refuse a trajectory whose first step has no timestep; warn of one whose pure noise is called by a later one.
+
+        Raises:
+            ExpungeError: naming the number of steps.
+        """
+        most = self.training_timesteps
+        if first > most - 1:  # the offset leads past the last
+            raise ExpungeError(
+                f"{steps} denoising steps, of which {self.name} has no timestep for the first: expected fewer"
+            )
+        if first < most * (0.95 - 1.5 / steps):
+            warnings.warn(
+                f"trajectories of {steps} steps on {self.name} begin at timestep {first} of {most}, where an image should be "
+                "there in part: expected fewer steps, such as 50",
+                ExpungeWarning,
+                stacklevel=4,
+            )
 
     @override
     def step_back(

@@ -63,7 +63,7 @@ class Attack:
     def sampling(self) -> Sampling:
         """How the queries ask for images."""
         return Sampling(
-            count=4 if self.count is None else self.count,
+            count=self.count,
             seed=self.query_seed,
             guidance=self.query_guidance,
             steps=self.query_steps,
@@ -100,7 +100,7 @@ def attack(argv: list[str]) -> None:
             rate = tiers.measured(backbone, getattr(settings, "batch", presets.batch(backbone)))
         tier = tiers.fitted(
             *(name, settings, targets, asked, seconds, rate),
-            predictions=predictions_of(asked, distilled),
+            each_step=predictions_of(asked, distilled),
             picture=presets.image_evaluations(backbone),
             given=list(folders),
         )

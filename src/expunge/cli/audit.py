@@ -1,5 +1,6 @@
 """`expunge audit`: whether an edited model has lost its targets, what brings them back, and what to do about it."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -69,7 +70,14 @@ def audit(argv: list[str]) -> None:
 
 
 def audited(options: Audit) -> Audited:
-    """Plan the audit or take its plan up again, run it, and report."""
+    """Plan the audit or take its plan up again, run it, and report; its folder is kept for it all the while."""
+    _check(options)
+    with contextlib.ExitStack() as kept:
+        return _reported(options, *_planned(options, kept))
+
+
+def _reported(options: Audit, asked: "Asked", out: Path) -> Audited:
+    """Run the plan in ``out``, and report."""
     from expunge.executors import bench
     from expunge.plans.read import read_plan
     from expunge.report import page
@@ -78,8 +86,6 @@ def audited(options: Audit) -> Audited:
     from expunge.results.verdict import verdict
     from expunge.store import read_json, read_lines, write_json
 
-    _check(options)
-    asked, out = _planned(options)
     with live(options.reporting) as show:
         how: dict[str, Any] = {"workers": options.workers, "device": options.model.device, "changed": True}
         bench.run(read_plan(out / "plan.toml"), options.store, out, **how, on_progress=show)
@@ -133,16 +139,21 @@ def check_report(budget: str) -> None:
         raise ExpungeError(f"an audit's report needs {lacking}: expected `pip install 'expunge[report]'`")
 
 
-def _planned(options: Audit) -> "tuple[Asked, Path]":
-    """What is asked, and the folder that holds its plan: a new one, or that of an audit which was the same."""
+def _planned(options: Audit, kept: contextlib.ExitStack) -> "tuple[Asked, Path]":
+    """What is asked, and the folder that holds its plan: a new one, or that of an audit which was the same.
+
+    The folder is claimed for as long as ``kept`` is open.
+    """
     from expunge.plans import audit as plans
+    from expunge.results import summary
     from expunge.results.files import AUDIT
-    from expunge.store import FORMAT, new_file, read_json, write_json
+    from expunge.store import FORMAT, new_file, read_json, reserved, write_json
     from expunge.store.toml import toml
 
     backbone, edits, imported = _opened(options)
     out = options.out or Path("runs/audit") / f"{'-'.join(options.target)}-{edits[-1].id[:8]}".replace(" ", "-")
     asked = _asked(options, backbone, edits, out)
+    kept.enter_context(reserved(out, overwrite=True))
     file = out / AUDIT
     if not file.is_file() and out.is_dir() and any(out.iterdir()):
         raise ExpungeError(f"'{out}' holds something else than an audit: expected an empty folder, or another --out")
@@ -158,6 +169,7 @@ def _planned(options: Audit) -> "tuple[Asked, Path]":
     for name, why in plan.left_out.items():
         options.reporting.announce(f"{name} is left out: {why}")
     about = {"format": FORMAT, "asked": asked.as_json()}
+    summary.forget(out)  # of an audit that this one replaces
     write_json(file, about, overwrite=True)  # first, so that a folder is known if this ends before its plan is whole
     if imported:
         edits[0].save(out / "edit.safetensors", overwrite=True)

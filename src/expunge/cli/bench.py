@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from expunge.executors.progress import Progress
     from expunge.plans.schema import Plan
 
+STORE = Path("runs/store")
+"""Where finished jobs are, if nobody says where."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench:
@@ -31,8 +34,9 @@ class Bench:
     workers: int | None = None
     """Jobs at a time, each in a process of one thread: as many as there are cores if not given, and one on a GPU. With 1 they
     are done one after another in this process, with torch's own threads."""
-    device: str = "cpu"
-    """Where models run: `cpu`, `cuda`, `cuda:0`, `mps` (GPU untested). Finished jobs count whatever device made them."""
+    device: str | None = None
+    """Where models run: `cpu` (if not given), `cuda`, `cuda:0`, `mps` (GPU untested). Finished jobs count whatever device made
+    them."""
     ray: str | None = None
     """Run the jobs on a Ray cluster (expunge[ray]): `local` begins one on this machine, HOST:PORT is the head of one that this
     machine is in, `auto` looks for it. --workers is then the most jobs at a time. See docs/cluster.md."""
@@ -46,13 +50,18 @@ class Bench:
     results: Path | None = None
     """Run nothing: judge the plan's claims and draw its figures from results that were kept, as benchmarks/ has them.
     A difference that they do not have is 'not measured'."""
-    store: Path = Path("runs/store")
-    """Folder of finished jobs, shared by all plans."""
+    store: Path | None = None
+    """Folder of finished jobs, shared by all plans; runs/store if not given."""
     out: Path | None = None
     """Folder for records, summary and table; runs/bench/NAME (NAME-again with --results) if not given."""
     watched: bool = False
     """Write into the folder of results where the run stands and where its images are, for another program to look on."""
     reporting: Reporting = dataclasses.field(default_factory=Reporting)
+
+    def given(self) -> dict[str, Any]:
+        """How jobs are run: of these options, what was given."""
+        names = ("workers", "device", "ray", "shared", "changed", "store", "watched")
+        return {name: value for name in names if (value := getattr(self, name)) not in (None, False)}
 
 
 def bench(argv: list[str]) -> None:
@@ -65,6 +74,9 @@ def bench(argv: list[str]) -> None:
     plan = read_plan(options.plan, options.model)
     if options.dry_run and options.results is not None:
         raise ExpungeError("bench with --dry-run and --results: expected one of them, as neither runs anything")
+    if options.results is not None and options.given():
+        more = " and ".join(f"--{name}" for name in options.given())
+        raise ExpungeError(f"bench with --results and {more}: expected one of them, as --results runs nothing")
     if options.dry_run:
         _dry_run(plan, options)
         return
@@ -75,11 +87,9 @@ def bench(argv: list[str]) -> None:
         rows = runner.again(plan, options.results, out)
         written = "table.md"
     else:
-        how: dict[str, Any] = {
-            name: getattr(options, name) for name in ("workers", "device", "changed", "ray", "shared", "watched")
-        }
+        how: dict[str, Any] = {"workers": None, "store": STORE, **options.given()}
         with live(options.reporting) as show:
-            rows = runner.run(plan, options.store, out, **how, on_progress=show)
+            rows = runner.run(plan, out=out, **how, on_progress=show)
         written = "records.jsonl, table.md"
     options.reporting.result({"folder": str(out), "summary": rows}, f"{markdown.text(rows)}{out}: {written}")
 
@@ -91,9 +101,9 @@ def _dry_run(plan: "Plan", options: Bench) -> None:
     from expunge.plans.check import checked
     from expunge.plans.expand import expanded
 
-    at = Workspace(store=options.store, device=options.device)
+    at = Workspace(store=options.store or STORE, device=options.device or "cpu")
     read = checked(plan)
-    measurements = expanded(read, options.device)
+    measurements = expanded(read, at.device)
     todo = {job.key for job in runner.waiting(measurements, at)}
     pace = runner.plan_pace(plan, read.image_dtype, at)
     rows = [

@@ -13,6 +13,7 @@ Room = Literal[
     "fisher",
     "erase",
     "given",
+    "difference",
     "memory",
     "attack",
     "relearn",
@@ -28,8 +29,9 @@ class Clean:
     """Show what finished jobs take on disk, and free it."""
 
     room: Repeated[tuple[Room, ...]] = ()
-    """What to delete: pairs, images that methods want, Fisher files, edits, copies of given ones, counts of memory, attacks,
-    fresh keys, images, measurements, analyses, or leftovers of killed runs. Repeat for several. Nothing if not given."""
+    """What to delete: pairs, images that methods want, Fisher files, edits, copies of given ones, edits that other models
+    are, counts of memory, attacks, fresh keys, images, measurements, analyses, or leftovers of killed runs. Repeat for several.
+    Nothing if not given."""
     store: Path = Path("runs/store")
     """Folder of finished jobs."""
     reporting: Reporting = dataclasses.field(default_factory=Reporting)

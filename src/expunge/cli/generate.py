@@ -42,8 +42,7 @@ def generate(argv: list[str]) -> None:
     from expunge.store import check_new, read_set
     from expunge.testbed import CONCEPTS
 
-    if options.queries and (options.prompt or options.concept or options.set or options.file != PromptFile()):
-        raise ExpungeError(f"queries '{options.queries}' with prompts, concepts or a set: expected one of the two")
+    _check(options)
     stored = None if options.queries is None else attack.read(options.queries)
     images = options.images
     check_new(images.out, images.overwrite)
@@ -60,6 +59,23 @@ def generate(argv: list[str]) -> None:
         "by": options.screening.filter(),
     }
     images.make(backbone, edits, asked, "generating", **how, **options.attachment.arguments())
+
+
+def _check(options: Generate) -> None:
+    """Refuse what would be asked for twice, and what would be said of images that say it themselves."""
+    words, sampling = options.prompt or options.concept or options.set, options.images.sampling
+    if options.queries is not None:
+        if words or options.file != PromptFile():
+            raise ExpungeError(f"queries '{options.queries}' with prompts, concepts or a set: expected one of the two")
+        if more := sampling.given("count", "seed", "guidance", "true_cfg", "steps"):
+            raise ExpungeError(
+                f"queries '{options.queries}' with {more}: expected none of these, as each query says its own"
+            )
+    if options.file.prompts is not None and not words and (more := sampling.given("count", "seed")):
+        raise ExpungeError(
+            f"prompts '{options.file.prompts}' with {more}: expected neither, as a file gives one image a row at the row's own "
+            "seed (--seed-from for one without)"
+        )
 
 
 def _asked(options: Generate, backbone: "Backbone", part: "Part | None") -> "list[Query]":

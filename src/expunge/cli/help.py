@@ -2,7 +2,7 @@
 
 import os
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from expunge.settings.described import REQUIRED, Group, Kind, Option, described
@@ -36,10 +36,19 @@ def names(option: Option) -> str:
 
 def _row(name: str, text: str, width: int) -> list[str]:
     first = f"  {name:{COLUMN - 2}}"
-    lines = [first.rstrip()] if len(first) > COLUMN else []
+    lines = list(_broken(first.rstrip(), width)) if len(first) > COLUMN else []
     start = " " * COLUMN if lines else first
     whole = textwrap.fill(text, width, initial_indent=start, subsequent_indent=" " * COLUMN, break_on_hyphens=False)
     return [*lines, *whole.splitlines()]
+
+
+def _broken(name: str, width: int) -> Iterator[str]:
+    """A name in lines of a width: one with many choices goes on after a comma."""
+    while len(name) > width and "," in name[:width]:
+        end = name.rindex(",", 0, width) + 1
+        yield name[:end]
+        name = " " * 8 + name[end:]
+    yield name
 
 
 def _width() -> int:

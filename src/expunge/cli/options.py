@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Words = Repeated[tuple[str, ...]]
 Paths = Repeated[tuple[Path, ...]]
 Numbers = Repeated[tuple[float, ...]]
+COUNT = 4
+"""Images for each prompt, where nobody says how many."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,18 +63,27 @@ class Model:
 class Sampling:
     """How images are sampled."""
 
-    count: int = 4
-    """Images for each prompt."""
+    count: int | None = None
+    """Images for each prompt; 4 if not given."""
     seed: int | None = None
     """First seed; the concept set's own if one is given, or 0."""
     guidance: float | None = None
     """Scale of classifier-free guidance; the model's own if not given. FLUX is told it, and makes no pair of predictions."""
-    true_cfg: float = 1.0
-    """FLUX: scale by which predictions for the prompt and without it are combined, at twice the time; 1 is no pair."""
+    true_cfg: float | None = None
+    """FLUX: scale that combines predictions for the prompt and without it, at twice the time; 1, no pair, if not given."""
     steps: int | None = None
     """Denoising steps; the model's own if not given."""
     batch: int | None = None
     """Images at a time; the model's own if not given."""
+
+    @property
+    def images(self) -> int:
+        """Images for each prompt."""
+        return COUNT if self.count is None else self.count
+
+    def given(self, *names: str) -> str:
+        """Which of these options were given, as words of the command line; empty if none was."""
+        return " and ".join(f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None)
 
     def scale_and_steps(self, backbone: "Backbone") -> tuple[float, int]:
         """Guidance and steps: as given, or the model's own."""
@@ -81,8 +92,8 @@ class Sampling:
         guidance, steps = presets.generation(backbone)
         guidance = guidance if self.guidance is None else self.guidance
         steps = steps if self.steps is None else self.steps
-        if steps < 1 or self.count < 1:
-            raise ExpungeError(f"steps {steps} and count {self.count}: expected both to be 1 or more")
+        if steps < 1 or self.images < 1:
+            raise ExpungeError(f"steps {steps} and count {self.images}: expected both to be 1 or more")
         return guidance, steps
 
     def queries(
@@ -103,11 +114,12 @@ class Sampling:
         wanted += [(fill(template, c), c) for c in concepts]
         wanted += [] if part is None else list(part.prompts)
         first = part.seed if self.seed is None and part is not None else self.seed or 0
-        return self.combined(queries(wanted, self.count, first, guidance, steps))
+        return self.combined(queries(wanted, self.images, first, guidance, steps))
 
     def combined(self, asked: "Sequence[Query]") -> "list[Query]":
         """Queries with the scale of a distilled model's pair of predictions."""
-        return [dataclasses.replace(query, true_cfg=self.true_cfg) for query in asked]
+        scale = 1.0 if self.true_cfg is None else self.true_cfg
+        return [dataclasses.replace(query, true_cfg=scale) for query in asked]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, final
 
 import torch
@@ -59,10 +59,13 @@ class Study:
     edits: Sequence[Edit] = ()
     key: Key | None = None
     training: Training | None = None
+    true_cfg: float = 1.0
+    """Scale of a distilled model's pair of predictions; 1 is none."""
 
     def queries(self, words: Sequence[str], count: int) -> list[Query]:
         """``count`` queries for each word, labelled with it."""
-        return queries([(self.prompt(w), w) for w in words], count, self.seed, self.guidance, self.steps)
+        asked = queries([(self.prompt(w), w) for w in words], count, self.seed, self.guidance, self.steps)
+        return [replace(query, true_cfg=self.true_cfg) for query in asked]
 
     def batches(self, asked: Sequence[Query]) -> list[Sequence[Query]]:
         """The same queries, so many at a time as the model takes."""

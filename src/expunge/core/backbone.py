@@ -305,7 +305,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def supports(self, capability: str) -> bool:
-        """Whether the family has a capability: ``cross-attention``, ``pooled``, ``flow``, ``distilled`` (told its guidance)."""
+        """Whether it has a capability: ``cross-attention``, ``pooled``, ``flow``, ``distilled`` (told its guidance), ``t5``."""
 
     @final
     def tensors(self, names: Sequence[str]) -> dict[str, Tensor]:

@@ -175,8 +175,11 @@ def of_words(state: dict[str, Any]) -> dict[str, Any]:
 def conditioned(
     backbone: "Backbone", cond: Conditioning, null: Conditioning, state: dict[str, Any]
 ) -> tuple[Conditioning, Conditioning]:
-    """What the two halves of a guided pair are conditioned on, as the attached edits leave it."""
-    for guidance in guidances(backbone.edits):
+    """What the two halves of a guided pair are conditioned on, as the attached edits leave it.
+
+    Keys come last, whatever the order: what a key injects goes with the texts that other edits put in place.
+    """
+    for guidance in sorted(guidances(backbone.edits), key=lambda edit: edit.private):
         cond, null = guidance.conditioning(backbone, cond, null, state)
     return cond, null
 

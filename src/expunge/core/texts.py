@@ -1,5 +1,6 @@
 """Texts by way of a model: learned words in prompts, texts read once each, and random texts."""
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -8,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from expunge.core.conditioning import Conditioning
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.core.query import LearnedWord
 
 if TYPE_CHECKING:
@@ -47,6 +48,17 @@ def joined(backbone: "Backbone", words: Sequence[str], separator: str) -> str:
                 f"'{words[count - 1]}', number {count}: expected fewer targets at a time, or shorter ones"
             )
     return separator.join(words)
+
+
+def warn_of_t5(backbone: "Backbone", method: str) -> None:
+    """Say that a method which trains CLIP's text encoders leaves the concept in what another one reads, if there is one."""
+    if backbone.supports("t5"):
+        warnings.warn(
+            f"{method} trains CLIP's text encoders, and {backbone.name} reads prompts with T5 as well, which stays as it is: "
+            "expect little of it (or use a method that trains the denoiser, such as esd)",
+            ExpungeWarning,
+            stacklevel=3,
+        )
 
 
 @torch.no_grad()

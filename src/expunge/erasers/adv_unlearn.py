@@ -17,6 +17,7 @@ from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_positive
 from expunge.core.knowledge import Kind
+from expunge.core.texts import warn_of_t5
 from expunge.maths.training import Decay, Learned, mse, numbers, pace
 from expunge.maths.trajectories import Points, Sampling, Source
 
@@ -146,6 +147,7 @@ class AdvUnlearn(Eraser):
                 f"parameter group '{self.group}' holds '{foreign[0]}': expected a group of the text encoder, such as "
                 "text-layers"
             )
+        warn_of_t5(backbone, "adv-unlearn")
 
     @property
     @override

@@ -18,6 +18,7 @@ from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_positive
 from expunge.core.knowledge import Kind
 from expunge.core.query import Shot
+from expunge.core.texts import warn_of_t5
 from expunge.maths.training import Decay, Learned, Optimizer, numbers, pace, trainable
 
 INSERTED = {
@@ -42,7 +43,10 @@ class _Batch(NamedTuple):
     kept: Float[Tensor, "b 1 h w"]
     """1 where the image is, 0 in the border around one that was made smaller."""
     anchors: list[str]
+    shown: list[str]
+    """The anchor prompts with words on the images' size."""
     targets: list[str]
+    """The concept's prompts, with these words."""
 
 
 @final
@@ -57,7 +61,10 @@ class CA(Eraser):
     is ``variant="noise"``. The learning rate is the authors' 2e-6 times their batch of 8. For nudity they take
     ``kind="content", group="attn", lr=3.2e-5, iterations=400, prior=True``. Ignores the retain list.
     Deviations: anchor prompts are templates (the authors ask a language model for 200); the target's own embedding is learned
-    as its tokens' (``group="embedding"``); the weight on timesteps is 1 at all of them.
+    as its tokens' (``group="embedding"``); the weight on timesteps is 1 at all of them. The authors' diffusers code sums the
+    first term over four channels and divides by one mask, and so has four times a mean, but a mean for the prior: its
+    ``prior_weight`` of 1 is 0.25 here. It cuts gradients to a length of 1, here none is cut. Its prior is of other images of
+    the anchor, whole and without a mask; here it is of the first term's points, with words on their size.
     """
 
     paper: ClassVar[Paper] = Paper(
@@ -117,6 +124,12 @@ class CA(Eraser):
         check_positive("ca", lr=self.lr, prior_weight=self.prior_weight)
         phrases(self.prompts, "")
 
+    @property
+    @override
+    def version(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """2 with ``resize``: since then what the anchor's prompt predicts is asked without words on an image's size."""
+        return 2 if self.resize else 1
+
     @override
     def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[str]]:
         return {t.name: self._asked(self._anchor(t)) for t in targets}
@@ -135,7 +148,9 @@ class CA(Eraser):
 
     @override
     def check(self, backbone: Backbone) -> None:
-        if self.group != "embedding":
+        if self.group == "embedding":
+            warn_of_t5(backbone, "ca's embedding")
+        else:
             trainable(backbone, self.group)
 
     @override
@@ -180,13 +195,13 @@ class CA(Eraser):
                     wanted = ask(x, t, backbone.encode(batch.anchors))
             terms = {"ablate": _masked(ask(x, t, backbone.encode(batch.targets)), wanted, batch.kept)}
             if self.prior:
-                terms["prior"] = _masked(ask(x, t, backbone.encode(batch.anchors)), truth, batch.kept)
+                terms["prior"] = _masked(ask(x, t, backbone.encode(batch.shown)), truth, batch.kept)
             loss = terms["ablate"] + (self.prior_weight * terms["prior"] if self.prior else 0.0)
             student.descend(loss, pace(self.decay, index, self.iterations))
         return numbers(terms)
 
     def _drawn(self, backbone: Backbone, task: Task, generator: torch.Generator) -> _Batch:
-        latents, kept, anchors, targets = [], [], [], []
+        latents, kept, anchors, shown, targets = [], [], [], [], []
         for _ in range(self.batch):
             target = task.targets[int(torch.randint(0, len(task.targets), (), generator=generator))]
             of_anchor = task.images[target.name]
@@ -201,9 +216,10 @@ class CA(Eraser):
             encoded = backbone.encode_image(pixels[None])
             latents.append(encoded)
             kept.append(_whole_cells(inside, encoded.shape[-2:]).to(encoded))
-            anchors.append(words + shot.prompt)
+            anchors.append(shot.prompt)  # without these words [C]
+            shown.append(words + shot.prompt)
             targets.append(words + self._with_concept(shot.prompt, target, way))
-        return _Batch(torch.cat(latents), torch.stack(kept), anchors, targets)
+        return _Batch(torch.cat(latents), torch.stack(kept), anchors, shown, targets)
 
     def _with_concept(self, prompt: str, target: Concept, way: int) -> str:
         """The anchor prompt with the concept in it, c*."""

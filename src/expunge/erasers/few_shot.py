@@ -16,6 +16,7 @@ from expunge.core.cost import Cost
 from expunge.core.eraser import Eraser, Step, Task, counted
 from expunge.core.errors import ExpungeError, check_counts, check_positive
 from expunge.core.knowledge import Kind
+from expunge.core.texts import warn_of_t5
 from expunge.maths.training import Decay, Learned, mse, pace
 
 GROUPS = {
@@ -45,7 +46,9 @@ class FewShot(Eraser):
     Fuchi and Takagi 2024 (2405.07288); methods.md A13. The UNet stays as it is; of the text encoder every feed-forward layer
     and the last layer's self-attention learn. What the concept becomes is not chosen: it moves to something near. Too many
     updates destroy everything, so the few of the defaults are the method. Ignores the retain list.
-    Deviations: where no images are given the model makes them (the paper has photographs of the concept).
+    Deviations: where no images are given the model makes them (the paper has photographs of the concept). The authors' released
+    code means to freeze the other layers and does not (it sets ``require_grad``), so that it trains the whole text encoder, as
+    ``group="all"`` does here; its default of epochs is 5, and without images it has ``batch`` latents, here ``shots``.
     """
 
     paper: ClassVar[Paper] = Paper(
@@ -100,6 +103,10 @@ class FewShot(Eraser):
         if self.source == "uniform":
             return {}
         return {t.name: [self.prompt.replace("{}", t.name)] * self.shots for t in targets}
+
+    @override
+    def check(self, backbone: Backbone) -> None:
+        warn_of_t5(backbone, "few-shot")
 
     @override
     def stronger(self, times: float) -> "FewShot":

@@ -22,7 +22,7 @@ from expunge.core.guidance import Guidance
 from expunge.core.knowledge import Kind
 from expunge.core.query import Shot
 from expunge.maths import geometry
-from expunge.maths.training import Learned, trainable
+from expunge.maths.training import Learned, descend_together, trainable
 
 WORD = "<l>"
 """What stands for location tokens in a text."""
@@ -276,22 +276,13 @@ class _Telling:
         with backbone.weights(now.get("student", {})):
             answer = backbone.predict(x, t, self._told(shown, now.get("tokens", {}).get(WORD)))
             loss = geometry.weighted_error(answer, truth, weight, method.weight)
-            self._descend(loss, now)
+            descend_together(list(self.learned.values()), loss)
         return float(loss.detach())
 
     @property
     def _alpha(self) -> float:
         """Cells count alike where nothing is told of them."""
         return self.method.alpha if self.method.told == "geometry" else 1.0
-
-    def _descend(self, loss: Tensor, now: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """An update of each part at its own rate, by the gradients of one backward pass."""
-        flat = [tensor for tensors in now.values() for tensor in tensors.values()]
-        found = iter(torch.autograd.grad(loss, flat, allow_unused=True))
-        for name, tensors in now.items():
-            pulls = [(tensor, gradient) for tensor in tensors.values() if (gradient := next(found)) is not None]
-            if pulls:  # of tokens there are none where no image of the batch is marked
-                self.learned[name].descend(torch.stack([(tensor * pull).sum() for tensor, pull in pulls]).sum())
 
     def _told(self, shown: Sequence[_Image], tokens: Float[Tensor, "k d"] | None) -> Conditioning:
         """What the model is told with each image: its text, and the tokens of the cells that are covered."""

@@ -206,7 +206,7 @@ class GIE(Eraser):
     lr: float = 1e-3
     """Learning rate of Adam."""
     batch: int = 10
-    """Evaluations at a time."""
+    """Evaluations at a time: those draw their timesteps and texts from one stream, so another number is another edit."""
 
     def __post_init__(self) -> None:
         check_counts("gie", images=self.images, updates=self.updates, batch=self.batch)

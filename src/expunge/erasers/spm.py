@@ -90,8 +90,9 @@ class SPM(Eraser):
     taken the likelier the less they resemble it. At inference :math:`\gamma` is each prompt's own (see `Transport`).
     Several targets get a membrane each, trained one after another, and add up. Ignores the retain list.
     Deviations: :math:`\gamma` scales the change once (the authors' code scales both matrices, so it acts squared and mixes
-    membranes); points are labelled with their own timestep, and may be pure noise; AdamW in 32 bits instead of 8; one size of
-    image; anchors are random texts, where the authors' code takes the empty prompt for half of them (``empty_anchors=2``).
+    membranes); points are labelled with their own timestep, and may be pure noise; on SDXL guidance along trajectories is not
+    rescaled (by 0.7 in the authors' script for it); AdamW in 32 bits instead of 8; one size of image; anchors are random texts,
+    where the authors' code takes the empty prompt for half of them (``empty_anchors=2``).
     """
 
     paper: ClassVar[Paper] = Paper(

@@ -26,8 +26,8 @@ from expunge.plans.expand import Measurement, expanded
 from expunge.plans.read import typed
 from expunge.plans.schema import Plan
 from expunge.results import summary
-from expunge.results.files import PLAN
-from expunge.store import FORMAT, read_json, write_json
+from expunge.results.files import PLAN, SUMMARY
+from expunge.store import FORMAT, read_json, reserved, write_json
 
 
 def executor(workers: int | None, device: str) -> Executor:
@@ -99,6 +99,7 @@ def run(
     """Run what is missing and write ``records.jsonl``, ``summary.jsonl`` and ``table.md``; returns the summary's rows.
 
     Killed at any moment and started again, it ends with the same numbers, bit for bit on the same machine with as many threads.
+    Results of an earlier text stay with that text until this one's are whole.
 
     Args:
         plan: what to run.
@@ -115,25 +116,30 @@ def run(
         on_progress: told whenever a job begins or ends.
 
     Raises:
-        ExpungeError: if ``out`` belongs to another plan or to an earlier text of this one, unless ``changed``.
+        ExpungeError: if another run is writing ``out``; or it belongs to another plan or to an earlier text of this one,
+            unless ``changed``.
     """
     _check_workers(workers)
     at, depot = Workspace(store=store, device=device), shared_store(store, ray, shared)
     read = checked(plan)
     measurements = expanded(read, device)
     tell = [] if on_progress is None else [on_progress]
-    with _running(workers, device, ray, depot) as runs:
+    with reserved(out, overwrite=True), _running(workers, device, ray, depot) as runs:
         if isinstance(depot, ObjectStore):
             depot.check()
             levelled([m.job for m in measurements], at, depot)
-        _claim(plan, out, changed)
+        same = _claim(plan, out, changed)
         if watched:
             write_sides(measurements, out)
             tell.append(Watched(out).at)
         todo = waiting(measurements, at)
         _tell_of_damage(todo, at)
         runs.run(todo, at, _Watch(todo, tell, runs.at_once, lambda: plan_pace(plan, read.image_dtype, at)))
-    return summary.write(wanted(read), gathered(measurements, at), out)
+        finished = gathered(measurements, at)
+        if not same:
+            summary.forget(out)
+            _write_plan(plan, out)
+        return summary.write(wanted(read), finished, out)
 
 
 def _tell_of_damage(jobs: Sequence[Job], at: Workspace) -> None:
@@ -148,9 +154,12 @@ def again(plan: Plan, results: Path, out: Path) -> list[dict[str, Any]]:
     """Judge the claims of ``plan`` and draw its figures from the records and summary in ``results``, and run nothing.
 
     Raises:
-        ExpungeError: if the file is no JSON Lines, has no summary or another plan's; or if ``out`` holds a run's results.
+        ExpungeError: if the file is no JSON Lines, has no summary or another plan's; or if ``out`` holds a run's results, or
+            another run is writing it.
     """
-    return summary.write_again(wanted(checked(plan)), results, out)
+    wants = wanted(checked(plan))
+    with reserved(out, overwrite=True):
+        return summary.write_again(wants, results, out)
 
 
 def plan_pace(plan: Plan, image_dtype: str, at: Workspace) -> Pace:
@@ -159,19 +168,28 @@ def plan_pace(plan: Plan, image_dtype: str, at: Workspace) -> Pace:
     return pace(lambda: model(plan.model, plan.dtype, at.device), hashes, at)
 
 
-def _claim(plan: Plan, out: Path, changed: bool) -> None:
-    """Write down which plan the results in ``out`` belong to."""
+def _claim(plan: Plan, out: Path, changed: bool) -> bool:
+    """Whether ``out`` has this plan's text already; else it is written there, where no results need another's."""
     file = out / PLAN
     try:
-        same = changed or not file.is_file() or _same(plan, read_json(file))
+        same = file.is_file() and _same(plan, read_json(file))
     except ExpungeError as error:
-        raise ExpungeError(f"{error}, another --out, or --changed, which writes it anew") from error
-    if not same:
+        if not changed:
+            raise ExpungeError(f"{error}, another --out, or --changed, which writes it anew") from error
+        same = False
+    if file.is_file() and not (same or changed):
         raise ExpungeError(
             f"'{out}' holds results of another text of this plan: expected the same text, another --out, or --changed "
             "(finished jobs that it still asks for are kept)"
         )
-    write_json(file, {"format": FORMAT, **plan.source, "model": plan.model}, overwrite=True)
+    if same or not (out / SUMMARY).is_file():
+        _write_plan(plan, out)
+    return same
+
+
+def _write_plan(plan: Plan, out: Path) -> None:
+    """Write down which plan the results in ``out`` belong to."""
+    write_json(out / PLAN, {"format": FORMAT, **plan.source, "model": plan.model}, overwrite=True)
 
 
 def _same(plan: Plan, kept: Mapping[str, Any]) -> bool:

@@ -124,7 +124,7 @@ def check(folder: Path, against: Path, name: str | None = None) -> Contribution:
         raise ExpungeError(f"'{folder / RECORDS}' is empty: expected a record a job and metric")
     for number, record in enumerate(records, 1):
         check_shape(f"'{folder / RECORDS}' line {number}", record, WHOLE)
-    names = [model_of(of.plan, record["provenance"]["method"]) for record in records]
+    names = [model_of(of.plan, record["provenance"]) for record in records]
     hashes = {name: model(name, of.plan.dtype).identity() for name in dict.fromkeys(names)}
     for number, (record, name) in enumerate(zip(records, names, strict=True), 1):
         _check_record(f"'{folder / RECORDS}' line {number}", record, name, hashes[name])
@@ -134,9 +134,11 @@ def check(folder: Path, against: Path, name: str | None = None) -> Contribution:
     return Contribution(folder=folder, of=of, records=records, summary=lines, measurements=measurements, told=told)
 
 
-def model_of(plan: Plan, row: str) -> str:
-    """The model that a row of a plan is drawn by: the plan's, or another that stands in its place."""
-    return (plan.method[row].model if row in plan.method else "") or plan.model
+def model_of(plan: Plan, place: Mapping[str, Any]) -> str:
+    """The model that drew a record's images: the plan's, or another that is its row. An attack on that has it as an edit."""
+    row = place["method"]
+    other = plan.method[row].model if row in plan.method and not place["group"].startswith("attack: ") else ""
+    return other or plan.model
 
 
 # records --------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from expunge.jobs.analyse import AnalyseJob
 from expunge.jobs.attack import AttackJob
+from expunge.jobs.difference import DifferenceJob
 from expunge.jobs.erase import EraseJob
 from expunge.jobs.fisher import FisherJob
 from expunge.jobs.fresh_key import FreshKeyJob
@@ -18,6 +19,7 @@ __all__ = [
     "ROOMS",
     "AnalyseJob",
     "AttackJob",
+    "DifferenceJob",
     "EraseJob",
     "FisherJob",
     "FreshKeyJob",
@@ -35,7 +37,7 @@ __all__ = [
 ROOMS: dict[str, type[Job]] = {
     job.room: job
     for job in (
-        *(PairsJob, WantedJob, FisherJob, EraseJob, GivenJob, MemoryJob),
+        *(PairsJob, WantedJob, FisherJob, EraseJob, GivenJob, DifferenceJob, MemoryJob),
         *(AttackJob, FreshKeyJob, GenerateJob, MeasureJob, AnalyseJob),
     )
 }

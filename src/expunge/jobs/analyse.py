@@ -11,7 +11,7 @@ from expunge.core.analysis import Training
 from expunge.core.backbone import Backbone
 from expunge.core.edit import Provenance
 from expunge.jobs.erase import EraseJob
-from expunge.jobs.job import written_as
+from expunge.jobs.job import UNSAID, written_as
 from expunge.jobs.modelled import ModelJob
 from expunge.jobs.workspace import Workspace
 from expunge.stages import analyse, wanted
@@ -48,6 +48,8 @@ class AnalyseJob(ModelJob):
     """Key of the erasure whose private key is looked at, too."""
     training: Mapping[str, Any] | None
     """The erasure that is run once more, as JSON without its model."""
+    true_cfg: float = field(default=1.0, metadata=UNSAID)
+    """Scale of a distilled model's pair of predictions; 1 is none."""
 
     @override
     def run(self, at: Workspace, out: Path) -> dict[str, Any]:
@@ -62,7 +64,7 @@ class AnalyseJob(ModelJob):
             provenances = [provenance]
         prompts = {label: prompt for prompt, label in reversed(self.prompts)}
         words = (list(self.targets), list(self.retain), prompts, self.first_seed)
-        sampling = analyse.Sampling(self.template, self.guidance, self.steps)
+        sampling = analyse.Sampling(self.template, self.guidance, self.steps, self.true_cfg)
         study = analyse.planned(backbone, analysis, *words, edits, key, training, sampling)
         measured = analyse.run(backbone, self.analysis, analysis, study, provenances, out, self.part)
         return {

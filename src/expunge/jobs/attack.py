@@ -1,6 +1,6 @@
 """Attack: adversarial queries against edits, or against the original."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -12,7 +12,6 @@ from expunge.core.eraser import files_of
 from expunge.core.errors import ExpungeError
 from expunge.jobs.job import UNSAID
 from expunge.jobs.modelled import AskingJob
-from expunge.jobs.wanted import WantedJob, role_folders
 from expunge.jobs.workspace import QUERIES, Workspace
 from expunge.stages import attack, measure
 
@@ -37,8 +36,6 @@ class AttackJob(AskingJob):
     """The sha256 of each file that its settings name, by setting; None if they name none."""
     told_by: Mapping[str, str] | None = field(default=None, metadata=UNSAID)
     """What the judges and the CLIP that its settings name are told by, by setting, so that retrained ones are asked again."""
-    pictures: str | None = field(default=None, metadata=UNSAID)
-    """Key of the original's images that it wants, where the attacked model is another; None if it makes them itself."""
 
     @override
     def run(self, at: Workspace, out: Path) -> dict[str, Any]:
@@ -54,14 +51,10 @@ class AttackJob(AskingJob):
                 f"a judge or CLIP that {self.attack} asks changed since it was planned: expected the same"
             )
         before = backbone.cost
-        how: dict[str, Any] = {"images": self._pictures(at, built.needs(targets)), "strength": self.strength}
-        gave = attack.run(backbone, self.attack, built, edits, targets, self.queries(), self.draws, **how)
+        queries = self.queries()
+        gave = attack.run(backbone, self.attack, built, edits, targets, queries, self.draws, strength=self.strength)
         attack.to_folder(gave, out / QUERIES)
         return {"cost": asdict(backbone.cost - before), "queries": len(gave.queries)}
-
-    def _pictures(self, at: Workspace, roles: Iterable[str]) -> dict[str, Path]:
-        """The folders of the original's images, by role."""
-        return {} if self.pictures is None else role_folders(at.upstream(self.pictures, WantedJob.room), roles)
 
     @override
     def describe(self) -> str:

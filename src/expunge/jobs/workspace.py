@@ -71,12 +71,13 @@ class Workspace:
         return backbone
 
     def edits(self, keys: Sequence[str]) -> list[Edit]:
-        """The edits of erase jobs, or edits that were given, in order."""
+        """The edits of erase jobs, edits that were given, or other models' differences, in order."""
         return [load_edit(self.upstream(key, self._room(key)) / EDIT) for key in keys]
 
     def _room(self, key: str) -> str:
         """Which room an edit is of."""
-        return "given" if (self.folder(key, "given") / RESULT).is_file() else "erase"
+        rooms = ("given", "difference")
+        return next((room for room in rooms if (self.folder(key, room) / RESULT).is_file()), "erase")
 
     def private_key(self, key: str, room: str) -> Key:
         """The private key that a job made.

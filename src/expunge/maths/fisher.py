@@ -1,6 +1,7 @@
 """Fisher information of a denoiser, its diagonal: how much each parameter matters to images that should stay."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, final
 
 import torch
@@ -9,11 +10,13 @@ from torch import Tensor
 
 from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept, named, phrases, spans
+from expunge.core.conditioning import Conditioning
 from expunge.core.edit import fingerprint_as, not_finite, plain
 from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Shot
 from expunge.maths.preference import row_errors
+from expunge.maths.training import SCALE
 
 REPLAY = "replay"
 """What images of things that should stay are called."""
@@ -164,16 +167,45 @@ class Estimate:
             noise = torch.cat([torch.randn(x0.shape, generator=generator) for _ in steps]).to(x0)
             latents, t = x0.expand_as(noise), steps.to(x0.device)
             x, truth = backbone.add_noise(latents, noise, t), backbone.truth(latents, noise, t)
-            with backbone.weights({name: leaf.to(self._own[name].dtype) for name, leaf in leaves.items()}):
-                loss = (weight.to(x.device) * row_errors(backbone.predict(x, t, cond), truth)).sum()
-                found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-            for name, part in zip(leaves, found, strict=True):
-                if part is not None:
-                    gradient[name] += part
-            summed += float(loss.detach())
+            loss = partial(self._loss, x, t, cond, truth, weight.to(x.device))
+            summed += self._pulled(loss, leaves, gradient)
         for name, total in self._total.items():
             total.add_(gradient[name].square())
         return summed
+
+    def _loss(
+        self,
+        x: Float[Tensor, "b c h w"],
+        t: Int[Tensor, "b"],
+        cond: Conditioning,
+        truth: Float[Tensor, "b c h w"],
+        weight: Float[Tensor, "b"],
+    ) -> Float[Tensor, ""]:
+        """The losses of some timesteps, each as often as its stratum has timesteps."""
+        return (weight * row_errors(self._backbone.predict(x, t, cond), truth)).sum()
+
+    def _pulled(
+        self, loss: Callable[[], Tensor], leaves: Mapping[str, Tensor], gradient: Mapping[str, Tensor]
+    ) -> float:
+        """Add the gradient of a loss by ``leaves`` to ``gradient``; returns the loss.
+
+        Where it comes back through float16 the loss is scaled, so that small numbers do not vanish, and asked for again at half
+        the factor while the gradient is not finite; the factor is taken out in float32.
+        """
+        dtypes = {name: tensor.dtype for name, tensor in self._own.items()}
+        factor = SCALE if torch.float16 in dtypes.values() else 1.0
+        while True:
+            with self._backbone.weights({name: leaf.to(dtypes[name]) for name, leaf in leaves.items()}):
+                value = loss()
+                found = torch.autograd.grad(factor * value, list(leaves.values()), allow_unused=True)
+            parts = [part for part in found if part is not None]
+            if factor == 1 or not value.isfinite() or all(bool(part.isfinite().all()) for part in parts):
+                break
+            factor /= 2
+        for name, part in zip(leaves, found, strict=True):
+            if part is not None:
+                gradient[name].add_(part, alpha=1 / factor)
+        return float(value.detach())
 
     def mean(self, images: int) -> dict[str, Tensor]:
         """The diagonal, after so many images."""

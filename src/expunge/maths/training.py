@@ -12,6 +12,10 @@ from expunge.core.errors import ExpungeError
 
 Optimizer = Literal["adam", "adamw", "sgd"]
 Decay = Literal["none", "linear", "cosine-restarts"]
+SCALE = 2.0**16
+"""What a loss is multiplied by at first where its gradient comes back through float16: PyTorch's own choice."""
+GROWTH = 2000
+"""Updates in a row with finite gradients after which that doubles: PyTorch's, too."""
 
 
 def pace(decay: Decay, update: int, updates: int, warmup: int = 0, cycles: int = 1) -> float:
@@ -29,10 +33,50 @@ def pace(decay: Decay, update: int, updates: int, warmup: int = 0, cycles: int =
 
 
 @final
+class Scaling:
+    """The factor of a loss whose gradient comes back through float16, where small numbers would vanish (1710.03740).
+
+    By the rule of `torch.amp.GradScaler`: an update whose gradient is not finite is left out, and halves the factor; `GROWTH`
+    others in a row double it. (PyTorch's goes on in silence where no factor helps.)
+    """
+
+    def __init__(self) -> None:
+        """Begin at `SCALE`."""
+        self.factor, self.updates = SCALE, 0
+
+    def unscale(self, gradients: Sequence[Tensor]) -> bool:
+        """Divide gradients by the factor, in place, and set the next one; False if the update is to be left out.
+
+        Raises:
+            ExpungeError: if no factor makes them finite.
+        """
+        finite = bool(torch.stack([gradient.div_(self.factor).isfinite().all() for gradient in gradients]).all())
+        self.updates = (self.updates + 1) % GROWTH if finite else 0
+        if not finite:
+            self.factor /= 2
+        elif self.updates == 0:
+            self.factor *= 2
+        if self.factor < 1:
+            raise ExpungeError(
+                "a gradient in float16 that is not finite, however small its loss: expected bfloat16 or float32"
+            )
+        return finite
+
+    def state(self) -> Tensor:
+        """What `load` takes, ``[2]``."""
+        return torch.tensor([self.factor, self.updates], dtype=torch.float64)
+
+    def load(self, state: Tensor) -> None:
+        """Go on from a `state`."""
+        self.factor, self.updates = float(state[0]), int(state[1])
+
+
+@final
 class Learned:
     """Named tensors under an optimizer, learned in float32 whatever the precision the model reads them in.
 
     (An update of 1e-5 is lost in bfloat16 and mostly lost in float16, so the model's own tensors cannot be learned in place.)
+    Gradients come back in the model's precision: where that is float16, losses are scaled on the way (`Scaling`).
     """
 
     def __init__(
@@ -41,13 +85,23 @@ class Learned:
         lr: float,
         optimizer: Optimizer = "adam",
         options: Mapping[str, Any] | None = None,
+        through: torch.dtype | None = None,
     ) -> None:
-        """Learn copies of ``tensors`` at rate ``lr``; ``options`` are the optimizer's, else PyTorch's defaults."""
+        """Learn copies of ``tensors`` at rate ``lr``; ``options`` are the optimizer's, else PyTorch's defaults.
+
+        ``through`` is the precision of the model that losses come through, if it is another than that of the tensors.
+        """
         self._dtypes = {name: t.dtype for name, t in tensors.items()}
+        self._scaling = Scaling() if torch.float16 in (*self._dtypes.values(), through) else None
         self._copies = {name: t.detach().to(torch.float32, copy=True).requires_grad_() for name, t in tensors.items()}
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[optimizer]
         self._lr = lr
         self._optimizer = kind(list(self._copies.values()), lr=lr, **(options or {}))
+
+    @property
+    def factor(self) -> float:
+        """What multiplies a loss whose gradient is taken apart from `descend`, and divides that then; 1 but in float16."""
+        return 1.0 if self._scaling is None else self._scaling.factor
 
     def tensors(self) -> dict[str, Tensor]:
         """What the model reads: differentiable, in the precision of the tensors they were made from."""
@@ -61,17 +115,10 @@ class Learned:
         """One update against ``loss``, which moves these tensors only (and of them only those that the loss depends on).
 
         ``pace`` scales the learning rate; ``clip`` is the longest that the gradient of all tensors together may be. Returns the
-        loss before the update, where it was computed: `numbers` reads it.
+        loss before the update, where it was computed: `numbers` reads it. In float16 an update may be left out (`Scaling`).
         """
         self._optimizer.param_groups[0]["lr"] = self._lr * pace
-        found = torch.autograd.grad(loss, list(self._copies.values()), allow_unused=True)
-        for copy, grad in zip(self._copies.values(), found, strict=True):
-            copy.grad = grad
-        if clip is not None:
-            _shorten([grad for grad in found if grad is not None], clip)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        return loss.detach()
+        return descend_together([self], loss, clip)
 
     @torch.no_grad()
     def put(self, tensors: Mapping[str, Tensor]) -> None:
@@ -94,7 +141,7 @@ class Learned:
             for part, value in self._optimizer.state.get(copy, {}).items():
                 if isinstance(value, Tensor):
                     found[f"{name}/{part}/{tensor_name}"] = value.clone()
-        return found
+        return found if self._scaling is None else {**found, f"{name}/scaling": self._scaling.state()}
 
     def load(self, name: str, state: Mapping[str, Tensor]) -> None:
         """Go on from a `state`.
@@ -107,6 +154,31 @@ class Learned:
             keys = {part: f"{name}/{part}/{tensor_name}" for part in ("step", "exp_avg", "exp_avg_sq")}
             if all(key in state for key in keys.values()):  # a tensor that no loss has touched yet has none
                 self._optimizer.state[copy] = {part: state[key].clone() for part, key in keys.items()}
+        if self._scaling is not None:
+            scaling = self._scaling.state()
+            _restore(scaling, state, f"{name}/scaling")
+            self._scaling.load(scaling)
+
+
+def descend_together(parts: Sequence[Learned], loss: Tensor, clip: float | None = None) -> Tensor:
+    """One update of several parts against one ``loss``, by one backward pass, each at its own rate; see `Learned.descend`.
+
+    The first part's `Scaling` is that of all; a ``clip`` is for each.
+    """
+    copies = [copy for part in parts for copy in part._copies.values()]
+    scaling = parts[0]._scaling
+    scaled = loss if scaling is None else loss * scaling.factor
+    for copy, grad in zip(copies, torch.autograd.grad(scaled, copies, allow_unused=True), strict=True):
+        copy.grad = grad
+    found = [copy.grad for copy in copies if copy.grad is not None]
+    follows = scaling is None or not found or scaling.unscale(found)
+    for part in parts:
+        if follows:
+            if clip is not None:
+                _shorten([copy.grad for copy in part._copies.values() if copy.grad is not None], clip)
+            part._optimizer.step()
+        part._optimizer.zero_grad()
+    return loss.detach()
 
 
 def _shorten(gradients: Sequence[Tensor], longest: float) -> None:

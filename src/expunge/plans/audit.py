@@ -11,7 +11,7 @@ from expunge.core.attack import Attack
 from expunge.core.backbone import Backbone
 from expunge.core.catalog import Catalog
 from expunge.core.concept import Concept, check_targets, fill
-from expunge.core.cost import Cost, predictions
+from expunge.core.cost import predictions
 from expunge.core.edit import Edit
 from expunge.core.errors import ExpungeError, each_once, unknown
 from expunge.core.judge import Judge
@@ -102,7 +102,7 @@ class _Model(NamedTuple):
 
     def image_seconds(self, steps: int) -> float:
         """What an image takes."""
-        return self.rate(presets.batch(self.backbone)).seconds(Cost(forward=self.each_step * steps))
+        return self.rate(presets.batch(self.backbone)).drawn * self.each_step * steps
 
     @property
     def each_step(self) -> int:
@@ -225,7 +225,7 @@ def _fitted(ready: _Ready, asked: Asked, model: _Model, asks: Sequence[Query], s
         raise ExpungeError(f"its share of the time, {share:.0f} s, does not make {len(asks)} images of two models")
     picture = presets.image_evaluations(model.backbone)
     each_step = model.each_step
-    tier = tiers.fitted(ready.name, built, targets, asks, seconds, rate, predictions=each_step, picture=picture)
+    tier = tiers.fitted(ready.name, built, targets, asks, seconds, rate, each_step=each_step, picture=picture)
     chosen = {built.spends: getattr(tier.attack, built.spends)} if built.spends in tier.given_up else {}
     count = max(1, len(tier.queries) // len(targets))
     entry = {"name": ready.name, "count": count, **ready.settings, **chosen}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 from expunge.backbones.pipeline import PipelineBackbone
 from expunge.core.backbone import Backbone
@@ -11,7 +11,7 @@ from expunge.core.concept import Concept, check_targets
 from expunge.core.cost import Cost, predictions
 from expunge.core.eraser import Eraser, files_of, settings_of
 from expunge.core.errors import ExpungeError
-from expunge.jobs import EraseJob, FisherJob, FreshKeyJob, GivenJob, MemoryJob, PairsJob, WantedJob
+from expunge.jobs import DifferenceJob, EraseJob, FisherJob, FreshKeyJob, GivenJob, MemoryJob, PairsJob, WantedJob
 from expunge.jobs.workspace import model
 from expunge.maths.fisher import REPLAY
 from expunge.maths.training import trainable
@@ -19,7 +19,7 @@ from expunge.plans.opened import OpenedPlan
 from expunge.plans.schema import Fresh
 from expunge.settings import presets
 from expunge.stages import fisher, fresh_key, generate, measure, pairs, resume, stopping, wanted
-from expunge.store import read_header
+from expunge.store import header_of
 
 SAMPLING, CLOSED_FORM, TRAINING = 1.3, 1.5, 4.0
 """How many times a model's weights jobs may hold: to draw images, to replace some, to train some with an optimizer."""
@@ -28,13 +28,16 @@ SALT = "a benchmark's keys are not secret"
 UPDATES = 3
 """Updates whose memory is counted: optimizers hold their state from the first on."""
 
+Step: TypeAlias = EraseJob | GivenJob | DifferenceJob
+"""What makes one of the edits of an erasure."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Erasure:
     """How a method erases a split: in one step, or one target after another, or each apart; or by being another model."""
 
-    steps: tuple[EraseJob | GivenJob, ...]
+    steps: tuple[Step, ...]
     """A sequential method's each on top of those before it; none of another model."""
     targets: tuple[tuple[str, ...], ...]
     """What each step erases."""
@@ -43,7 +46,7 @@ class Erasure:
     model: str = ""
     """Another model than the plan's."""
 
-    def step_of(self, target: str) -> EraseJob | GivenJob:
+    def step_of(self, target: str) -> Step:
         """The step that erases ``target``, whose key brings it back."""
         return next(step for step, erased in zip(self.steps, self.targets, strict=True) if target in erased)
 
@@ -110,6 +113,17 @@ class Models:
                 f"model '{other}' draws {size} pixels, and '{self._plan.model}' {own}: expected the same"
             )
 
+    def as_edit(self, other: str, targets: Sequence[str]) -> Erasure:
+        """Another model as an erasure of ``targets`` from the plan's: what the two have that differs."""
+        job = DifferenceJob(
+            memory=self.memory(2 * SAMPLING),
+            file=other,
+            file_sha256=self.identity(self._plan.dtype, other),
+            targets=self._read.words(targets),
+            **self.named(self._plan.dtype),
+        )
+        return Erasure(steps=(job,), targets=((*targets,),))
+
     def memory(self, times: float) -> int:
         """Bytes that a job may take that holds the model's weights so many times, activations counted in."""
         backbone = self.backbone
@@ -153,7 +167,7 @@ class Erasures:
         if method.model:
             return Erasure(steps=(), targets=(), model=method.model)
         if method.edits:
-            given = tuple(GivenJob(edit=read_header(file)["id"], file=file) for file in method.edits)
+            given = tuple(GivenJob(edit=header_of(file)["id"], file=file) for file in method.edits)
             return Erasure(steps=given, targets=tuple((*targets,) for _ in given))
         words = self._read.words(targets) if method.order == "apart" else targets
         parts = [words] if method.order == "joint" else [[word] for word in words]

@@ -10,10 +10,10 @@ from expunge.core.concept import Concept
 from expunge.core.cost import Cost
 from expunge.core.eraser import settings_of
 from expunge.core.errors import ExpungeError
-from expunge.jobs import AnalyseJob, EraseJob, GenerateJob, GivenJob, Job, MeasureJob, Workspace
+from expunge.jobs import AnalyseJob, EraseJob, GenerateJob, Job, MeasureJob, Workspace
 from expunge.jobs.workspace import IMAGES
 from expunge.plans.check import RUNS
-from expunge.plans.erasures import SAMPLING, TRAINING, Erasure, Erasures, Models
+from expunge.plans.erasures import SAMPLING, TRAINING, Erasure, Erasures, Models, Step
 from expunge.plans.images import Images
 from expunge.plans.opened import OpenedPlan
 from expunge.plans.plugins import PlannedAnalysis, PlannedMetric
@@ -265,9 +265,9 @@ class _Expansion:
 
     def _analysis(self, cell: _Cell, planned: PlannedAnalysis, keyed: bool) -> AnalyseJob:
         """An analysis of a row: of its edits, or of the erasure that made them, run once more."""
-        edits: Sequence[EraseJob | GivenJob] = () if cell.edit is None else cell.edit.steps
+        edits: Sequence[Step] = () if cell.edit is None else cell.edit.steps
         again = next(iter(edits)) if planned.analysis.needs == "training" else None
-        looked: Sequence[EraseJob | GivenJob] = edits if again is None else ()
+        looked: Sequence[Step] = edits if again is None else ()
         targets, retain = self._read.words(cell.targets), self._read.words(cell.kept)
         guidance, steps = self._models.sampling
         eraser = self._read.erasers.get(cell.method)
@@ -275,7 +275,8 @@ class _Expansion:
         training = None if again is None else {k: v for k, v in again.as_json().items() if k != "model"}
         return AnalyseJob(
             upstream=tuple(looked) if again is None else again.upstream,
-            cost=Cost(forward=self._models.evaluations(guidance, steps) * images) + (again.cost if again else Cost()),
+            cost=Cost(forward=self._models.evaluations(guidance, steps, self._models.true_cfg) * images)
+            + (again.cost if again else Cost()),
             memory=self._models.memory(TRAINING if again else SAMPLING),
             analysis=planned.name,
             version=planned.analysis.version,
@@ -287,6 +288,7 @@ class _Expansion:
             first_seed=self._read.part.seed,
             guidance=guidance,
             steps=steps,
+            true_cfg=self._models.true_cfg,
             template=presets.prompt(self._models.backbone),
             generates=self._models.draws,
             part=self._plan.part,

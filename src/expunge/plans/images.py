@@ -8,7 +8,7 @@ from expunge.core.attack import Attack
 from expunge.core.concept import Concept, Part
 from expunge.core.cost import Cost
 from expunge.core.eraser import files_of, settings_of
-from expunge.jobs import AttackJob, GenerateJob, Job, MeasureJob, WantedJob
+from expunge.jobs import AttackJob, GenerateJob, Job, MeasureJob
 from expunge.plans.erasures import SAMPLING, TRAINING, Erasure, Models
 from expunge.plans.opened import OpenedPlan
 from expunge.plans.plugins import PlannedMetric
@@ -101,13 +101,17 @@ class Images:
         later: int,
         draws: int,
     ) -> GenerateJob:
-        """Images of what an attack asks, from ``count`` queries a prompt for the targets, on seeds so much ``later``."""
+        """Images of what an attack asks, from ``count`` queries a prompt for the targets, on seeds so much ``later``.
+
+        Another model is attacked as an edit of the plan's: to an attacker the plan's model is the original.
+        """
+        if edit is not None and edit.model:
+            edit = self._models.as_edit(edit.model, targets)
         asked = self._read.part.where(lambda concept: concept in targets).later(later)
         plain = self.of(asked, count, edit)
-        pictures = self._pictures(attack, targets, draws) if edit is not None and edit.model else None
         each_step = self._models.predictions(plain.guidance, plain.true_cfg)
         job = AttackJob(
-            upstream=plain.upstream if pictures is None else (*plain.upstream, pictures),
+            upstream=plain.upstream,
             cost=attack.foreseen(len(targets), len(asked.prompts) * count, plain.steps, each_step),
             memory=self._models.memory(TRAINING),
             prompts=plain.prompts,
@@ -127,17 +131,11 @@ class Images:
             generates=self._models.draws,
             files=files_of(attack) or None,
             told_by=measure.told_by(settings_of(attack)) or None,
-            pictures=None if pictures is None else pictures.key,
-            **self._models.named(self._plan.dtype, "" if edit is None else edit.model),
+            **self._models.named(self._plan.dtype),
         )
         images = attack.asks([Concept(name=name) for name in targets], len(asked.prompts) * count)
         cost = Cost(forward=each_step * plain.steps * images)
         return replace(plain, queries_job=job.key, upstream=(*plain.upstream, job), cost=cost)
-
-    def _pictures(self, attack: Attack[Any], targets: list[str], draws: int) -> WantedJob | None:
-        """The original's images that an attack on another model wants: those that it would have on the original."""
-        needs = {role: list(wishes) for role, wishes in attack.needs([Concept(name=t) for t in targets]).items()}
-        return self._models.pictures(needs, draws) if needs else None
 
     def measured(
         self,

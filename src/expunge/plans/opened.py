@@ -33,7 +33,7 @@ from expunge.plans.schema import (
 )
 from expunge.results.group import Group
 from expunge.stages import erase
-from expunge.store import read_header, read_lines, read_set
+from expunge.store import header_of, read_lines, read_set
 from expunge.testbed import CONCEPTS
 
 
@@ -98,7 +98,7 @@ class OpenedPlan:
         def needs(name: str) -> bool:
             if name in self.erasers:
                 return self.erasers[name].needs_pair
-            return any(known.get(str(read_header(file)["fields"].get("eraser"))) for file in methods[name].edits)
+            return any(known.get(str(header_of(file)["fields"].get("eraser"))) for file in methods[name].edits)
 
         return [name for name in rows if needs(name)]
 

@@ -103,8 +103,13 @@ def _saved(file: Path) -> tuple[str, str, dict[int, str]]:
     """Sheet, person and answers of a file."""
     try:
         if file.suffix == ".csv":
-            with file.open(newline="") as opened:
+            with file.open(
+                newline="", encoding="utf-8-sig"
+            ) as opened:  # with the mark that spreadsheets begin a file with
                 rows = list(csv.DictReader(opened))
+            for number, row in enumerate(rows, 1):
+                if None in row or None in row.values():
+                    raise ValueError(f"answer {number} has more or fewer fields than the first line names")
             said = {int(row["item"]): row["answer"] for row in rows}
             return rows[0]["sheet"], rows[0]["person"], said
         content = read_json(file)

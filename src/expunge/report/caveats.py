@@ -5,13 +5,15 @@ from typing import NamedTuple
 
 from expunge.report.run import ORIGINAL, Run
 from expunge.results.group import OTHERS, SET, Group
-from expunge.results.meanings import plain, stem
+from expunge.results.meanings import MISSED, plain, stem
 from expunge.results.rows import Row, group_of, numbers
 
 FEW = 100
 """Images below which a share is told only roughly."""
 VALID = 95.0
 """Percent of pictures below which erasure may be collapse."""
+COUNTED = ("ner", *map(stem, MISSED))
+"""Numbers that count images of targets."""
 KEY = Group(kind="key", control="own")
 WRONG_KEYS = {Group(kind="key", control=control) for control in ("random", "other")}
 """Controls that show what a key alone does."""
@@ -27,7 +29,7 @@ class Caveat(NamedTuple):
 def caveats(run: Run) -> list[Caveat]:
     """What ``run`` does not show, most important first."""
     rows = numbers(run.summary)
-    return [*_attacks(run), *_model(run), *_judge(run, rows), *_collapse(rows), *_rest(run, rows)]
+    return [*_attacks(run), *_model(run), *_judge(run, rows), *_collapse(run, rows), *_rest(run, rows)]
 
 
 def _attacks(run: Run) -> Iterator[Caveat]:
@@ -58,14 +60,14 @@ def _model(run: Run) -> Iterator[Caveat]:
 
 def _judge(run: Run, rows: Sequence[Row]) -> Iterator[Caveat]:
     judges = sorted({str(r["provenance"].get("settings", {}).get("judge", "")) for r in run.records} - {""})
-    missed = [r for r in rows if r["method"] == ORIGINAL and r["metric"] == "esr@1" and group_of(r) == SET]
     if judges:
-        error = (
-            f" On the original model it misses {missed[0]['value']:.1f} % of the targets that were asked for "
-            f"[{missed[0]['low']:.1f}, {missed[0]['high']:.1f}]: no method is to be credited with those."
-            if missed
-            else " The original model was not measured, so its misses are not known."
-        )
+        error = " The original model was not measured, so its misses are not known."
+        if missed := _missed(run, rows):
+            shares = ", ".join(f"{r['value']:.1f} % [{r['low']:.1f}, {r['high']:.1f}]{name}" for name, r in missed)
+            error = (
+                f" On the original model it misses {shares} of the targets that were asked for: no method is to be credited "
+                "with those."
+            )
         count = "One network looked" if len(judges) == 1 else f"{len(judges)} judges looked"
         yield Caveat(
             "Judges err",
@@ -78,9 +80,25 @@ def _judge(run: Run, rows: Sequence[Row]) -> Iterator[Caveat]:
         )
 
 
-def _collapse(rows: Sequence[Row]) -> Iterator[Caveat]:
+def _missed(run: Run, rows: Sequence[Row]) -> list[tuple[str, Row]]:
+    """What judges miss on the original model, each with what tells it from others, if there are several."""
+    own = [r for r in rows if r["method"] in _originals(run) and group_of(r) == SET]
+    found = next((some for name in MISSED if (some := [r for r in own if plain(r["metric"]) == name])), [])
+    alone = len(found) == 1
+    return [("" if alone else f" {r['method']}{r['metric'].removeprefix(plain(r['metric']))}", r) for r in found]
+
+
+def _originals(run: Run) -> set[str]:
+    """Rows of the original model: a plan calls it so, a folder has it under the name of whatever images have no edits."""
+    if run.plan:
+        return {ORIGINAL}
+    return {ORIGINAL, *(str(r["provenance"].get("method")) for r in run.records if r.get("subject") == ORIGINAL)}
+
+
+def _collapse(run: Run, rows: Sequence[Row]) -> Iterator[Caveat]:
     edited = [r for r in rows if plain(r["metric"]) == "valid_rate" and group_of(r) == SET]
-    bad = [f"{r['method']} ({r['value']:.0f} %)" for r in edited if r["value"] < VALID and r["method"] != ORIGINAL]
+    few = [r for r in edited if r["value"] < VALID and r["method"] not in _originals(run)]
+    bad = [f"{r['method']} ({r['value']:.0f} %)" for r in few]
     if bad:
         yield Caveat(
             "Some images are no pictures",
@@ -94,11 +112,11 @@ def _collapse(rows: Sequence[Row]) -> Iterator[Caveat]:
 
 
 def _rest(run: Run, rows: Sequence[Row]) -> Iterator[Caveat]:
-    counted = [r for r in rows if group_of(r) == SET and "n" in r and stem(r["metric"]) == "esr"]
+    counted = [r for r in rows if group_of(r) == SET and "n" in r and stem(r["metric"]) in COUNTED]
     if counted and min(r["n"] for r in counted) < FEW:
         least = min(r["n"] for r in counted)
         yield Caveat("Few images", f"Some shares stand on {least} images. Read the intervals, not the values.")
-    if run.erasures and max((r.get("training_seeds", 1) for r in counted), default=1) < 2:
+    if run.erasures and max((r.get("training_seeds", 1) for r in rows), default=1) < 2:
         yield Caveat(
             "One training seed",
             "Each edit was trained once at most: intervals cover concepts and noise, not how much training varies.",
@@ -123,6 +141,11 @@ def _rest(run: Run, rows: Sequence[Row]) -> Iterator[Caveat]:
         yield Caveat(
             "Some records were left out",
             f"{run.outdated} records are of images that have been replaced, or were measured again later: the newest count.",
+        )
+    if run.apart:
+        yield Caveat(
+            "Plans and audits have reports of their own",
+            f"What these folders hold is not shown here: {', '.join(run.apart)} (expunge report FOLDER).",
         )
     if run.gone:
         yield Caveat(

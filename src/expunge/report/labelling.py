@@ -13,7 +13,7 @@ from expunge.report.album import data_uri
 from expunge.report.sensitive import covered
 from expunge.report.templating import rendered
 from expunge.store.atomic import FORMAT, check_new, new_file, write_json
-from expunge.store.listing import read_any_listed
+from expunge.store.listing import Listed, read_any_listed
 
 NONE, NO_PICTURE = "none", "no picture"
 """What can be said beside the labels: it shows something else; it is noise or blank."""
@@ -47,19 +47,11 @@ def write_sheet(
         The key.
 
     Raises:
-        ExpungeError: if there is nothing to show, nothing to choose from or too much, or a file exists.
+        ExpungeError: if there is nothing to show, nothing to choose from or too much, ``count`` is below 1, or a file exists.
     """
     for path in (out, key):
         check_new(path, overwrite)
-    draw = random.Random(seed)
-    shots, named = [], set[str]()
-    for folder in folders:
-        listed = read_any_listed(folder)
-        named |= {one.label for one in listed if one.label}  # of all, so that a draw that misses one still offers it
-        shots += listed if count is None or count >= len(listed) else draw.sample(listed, count)
-    if not shots:
-        raise ExpungeError("no folder of images: expected one or more to label")
-    draw.shuffle(shots)
+    shots, named = _shots(folders, seed, count)
     words = sorted(named) if not labels else list(dict.fromkeys(labels))
     if not words:
         raise ExpungeError("the images have no labels: expected --choice for each label that a person may choose")
@@ -83,3 +75,19 @@ def write_sheet(
     with new_file(out, overwrite) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return answers
+
+
+def _shots(folders: Sequence[Path], seed: int, count: int | None) -> tuple[list[Listed], set[str]]:
+    """The images to show, in random order, and the labels of all in the folders: a draw that misses one still offers it."""
+    if count is not None and count < 1:
+        raise ExpungeError(f"{count} images of each folder: expected 1 or more")
+    draw = random.Random(seed)
+    shots, named = list[Listed](), set[str]()
+    for folder in folders:
+        listed = read_any_listed(folder)
+        named |= {one.label for one in listed if one.label}
+        shots += listed if count is None or count >= len(listed) else draw.sample(listed, count)
+    if not shots:
+        raise ExpungeError("no folder of images: expected one or more to label")
+    draw.shuffle(shots)
+    return shots, named

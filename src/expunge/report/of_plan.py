@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.core.errors import ExpungeError
-from expunge.report.run import Run, Side, erasures, figures_below
+from expunge.report.run import Run, Side, apart_below, erasures, figures_below
 from expunge.results.files import AUDIT, PLAN, RECORDS, SUMMARY, WORST
 from expunge.results.recoveries import BARE, injected
 from expunge.results.rows import group_of
@@ -33,7 +33,7 @@ def read(folder: Path, store: Path) -> Run:
         sides=there,
         gone=len({side.folder for side in measured} - {side.folder for side in there}),
         erasures=erasures(records),
-        figures=figures_below(folder),
+        figures=figures_below(folder, apart_below(folder)),
         plan=plan,
         worst=_worst(folder, store),
         audit=read_json(folder / AUDIT) if (folder / AUDIT).is_file() else {},

@@ -1,6 +1,7 @@
 """The report: one HTML file that needs nothing else."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -31,7 +32,11 @@ from expunge.store.atomic import new_file
 class Drawn:
     """A figure as the page shows it."""
 
+    title: str
     svg: str
+    width: float
+    height: float
+    """Of the drawing, in units of which its smallest letters have eight."""
     note: str
     covered: bool
     table: Titled | None
@@ -121,8 +126,13 @@ def _drawn(figure: Figure, blur: Sequence[str]) -> Drawn:
     head = ["series", "point", figure.x.label or "x", figure.y.label or "y", "interval"]
     cells = [[Cell(text=text) for text in compress(row, used)] for row in rows]
     numbers = Titled(title=f"Numbers of {figure.title}", table=Table(head=list(compress(head, used)), rows=cells))
+    drawn = svg(figure)
+    width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawn)[0]
     return Drawn(
-        svg=svg(figure),
+        title=figure.title,
+        svg=drawn,
+        width=float(width),
+        height=float(height),
         note=figure.note,
         covered=bool(titles) and covered([figure.title, *titles], blur),
         table=numbers if rows else None,

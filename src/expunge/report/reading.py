@@ -16,4 +16,4 @@ def read(folder: Path, store: Path) -> Run:
     """
     if not folder.is_dir():
         raise ExpungeError(f"no folder '{folder}': expected a run, such as runs/bench/NAME or runs/demo")
-    return of_plan.read(folder, store) if (folder / PLAN).is_file() else of_folder.read(folder)
+    return of_plan.read(folder, store) if (folder / PLAN).is_file() else of_folder.read(folder, store)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, final
 
 from expunge.core.figure import Figure
-from expunge.results.files import FIGURES
+from expunge.results.files import AUDIT, FIGURES, PLAN
 from expunge.results.rows import group_of
 from expunge.store.atomic import read_json
 
@@ -36,6 +36,7 @@ class Erasure:
     method: str
     """What the row is called."""
     eraser: str
+    """Empty where it is not known: of weights that others made."""
     settings: Mapping[str, Any]
     targets: Mapping[str, Sequence[str]]
     """What it was told to remove, by split."""
@@ -66,6 +67,8 @@ class Run:
     figures: Sequence[Figure]
     outdated: int = 0
     """Records left out: the same was measured again later, or their images have been replaced."""
+    apart: Sequence[str] = ()
+    """Folders in it that have reports of their own: results of plans and audits."""
     plan: Mapping[str, Any] = field(default_factory=dict)
     """The plan, if there is one."""
     worst: Sequence[Mapping[str, Any]] = ()
@@ -79,19 +82,25 @@ class Run:
         return list(dict.fromkeys(str(value) for value in said if value))
 
 
-def files_below(folder: Path, pattern: str) -> list[Path]:
-    """Files in a folder, its folders and theirs; none of hidden ones."""
+def files_below(folder: Path, pattern: str, without: Sequence[Path] = ()) -> list[Path]:
+    """Files in a folder, its folders and theirs; none of hidden ones, nor of those ``without`` which it is read."""
     files = [file for depth in ("", "*/", "*/*/") for file in sorted(folder.glob(depth + pattern))]
+    files = [file for file in files if not any(file.is_relative_to(other) for other in without)]
     return [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
 
 
-def figures_below(folder: Path) -> list[Figure]:
-    """The figures that analyses and plans left in a folder.
+def apart_below(folder: Path) -> list[Path]:
+    """Folders below a folder that hold the results of a plan or an audit, and so have a report of their own."""
+    return sorted({f.parent for name in (PLAN, AUDIT) for f in files_below(folder, name) if f.parent != folder})
+
+
+def figures_below(folder: Path, without: Sequence[Path] = ()) -> list[Figure]:
+    """The figures that analyses and plans left in a folder; see `files_below`.
 
     Raises:
         ExpungeError: if one is damaged.
     """
-    files = [file for file in files_below(folder, "*.json") if file.parent.name == FIGURES]
+    files = [file for file in files_below(folder, "*.json", without) if file.parent.name == FIGURES]
     return [Figure.from_json(read_json(file)) for file in files]
 
 
@@ -106,11 +115,11 @@ def erasures(records: Sequence[Mapping[str, Any]]) -> list[Erasure]:
 
 def _erasure(method: str, records: Sequence[Mapping[str, Any]]) -> Erasure:
     first = records[0]
-    knowledge = first["knowledge"]
+    knowledge, made_by = first["knowledge"], first["provenance"]["made_by"]
     return Erasure(
         method=method,
-        eraser=str(first["eraser"]),
-        settings=first["provenance"]["made_by"][-1]["settings"],
+        eraser=str(first["eraser"] or ""),
+        settings=made_by[-1]["settings"] if made_by else {},
         targets={r["provenance"]["split"]: r["knowledge"]["targets"] for r in records},
         retain=knowledge["retain"],
         anchors=list(dict.fromkeys(anchor for anchor in knowledge["anchors"] if anchor)),

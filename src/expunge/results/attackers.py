@@ -75,11 +75,8 @@ class Standing(NamedTuple):
 
 def shown_by_name(summary: Sequence[Row], method: str) -> Share | None:
     """Images of a row's own set that show its targets."""
-    for metric in MISSED:
-        for row in numbers(summary):
-            if (row["method"], plain(row["metric"])) == (method, metric) and group_of(row).kind == "set":
-                return _share(row)
-    return None
+    rows = _counting([row for row in numbers(summary) if group_of(row).kind == "set" and "low" in row])
+    return next((_share(row) for row in rows if row["method"] == method), None)
 
 
 def attacked(summary: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> list[Attacked]:
@@ -90,7 +87,7 @@ def attacked(summary: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> li
     for (method, group), row in rows.items():
         own = [r for r in records if _is_of(r, row)]
         about = next((r["provenance"]["attack"] for r in own if r["provenance"].get("attack")), None)
-        if about is None or not any(r["provenance"]["edits"] for r in own):
+        if about is None or method == "original":
             continue  # the original, which calibrates; or an older record, which does not say what attacked
         calibration = rows.get(("original", group))
         found.append(
@@ -146,13 +143,15 @@ def _literals(name: str) -> Mapping[str, Any]:
 
 
 def _under_attack(summary: Sequence[Row]) -> list[Row]:
-    """The rows of the first metric there is that counts images without the target under an attack."""
-    rows = [row for row in numbers(summary) if group_of(row).kind == "attack" and "low" in row]
-    for metric in MISSED:
-        some = [row for row in rows if plain(row["metric"]) == metric]
-        if some:
-            return some
-    return []
+    """The rows that count images without the target under an attack."""
+    return _counting([row for row in numbers(summary) if group_of(row).kind == "attack" and "low" in row])
+
+
+def _counting(rows: Sequence[Row]) -> list[Row]:
+    """Those of the first number there is that counts images without the target, by one judge: the first that was asked."""
+    names = [row["metric"] for row in rows]
+    first = next((name for metric in MISSED for name in names if plain(name) == metric), None)
+    return [row for row in rows if row["metric"] == first]
 
 
 def _is_of(record: Mapping[str, Any], row: Row) -> bool:

@@ -40,6 +40,14 @@ def write(wanted: Wanted, finished: Sequence[Finished], out: Path) -> list[dict[
     return _write_summary(wanted, summary, out)
 
 
+def forget(out: Path) -> None:
+    """Delete the results in ``out``, the summary first: without it the rest counts for nothing."""
+    for file in (SUMMARY, RECORDS, TABLE, WORST):
+        (out / file).unlink(missing_ok=True)
+    for figure in (out / FIGURES).glob("*.json"):
+        figure.unlink()
+
+
 def placed(finished: Sequence[Finished]) -> list[dict[str, Any]]:
     """The records of measurements, each with its place in the table."""
     return [_placed(one, record) for one in finished for record in one.records]

@@ -13,18 +13,26 @@ SURE = "confidence"
 
 
 def worst(finished: Sequence[Finished], most: int = MOST) -> list[dict[str, Any]]:
-    """Images of edited models under attack that show their target: those that the judge is surest of first.
+    """Images of all models but the original under attack that show their target: those that the judge is surest of first.
+
+    Where several judges looked, the first that was asked counts.
 
     A line an image: its row, attack and folder, its number among the folder's images with its label, and how sure the judge is
     (None where the plan did not ask).
     """
     lines: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    sure = {(one.method, one.images): one for one in finished if _values(one, SURE) is not None}
+    attacked = [one for one in finished if one.group.kind == "attack"]
+    counting = _counting(attacked)
+    sure: dict[tuple[str, ...], Finished] = {}
     for one in finished:
-        shown = next((v for name in MISSED if (v := _values(one, name)) is not None), None)
-        if one.group.kind != "attack" or shown is None or not one.records[0]["provenance"]["edits"]:
+        if _values(one, SURE) is not None:
+            sure.setdefault((one.method, one.images, _judge(one)), one)
+            sure.setdefault((one.method, one.images), one)
+    for one in attacked:
+        shown = None if counting is None or counting[1] != one.variant else _values(one, counting[0])
+        if shown is None or one.method == "original":
             continue
-        judged = sure.get((one.method, one.images))
+        judged = sure.get((one.method, one.images, _judge(one)), sure.get((one.method, one.images)))
         scores = {} if judged is None else _numbered(_values(judged, SURE) or ())
         own = lines.setdefault((one.method, one.group.name), [])
         known = {(line["images"], line["label"], line["number"]) for line in own}
@@ -43,6 +51,16 @@ def worst(finished: Sequence[Finished], most: int = MOST) -> list[dict[str, Any]
                     }
                 )
     return [line for own in lines.values() for line in sorted(own, key=lambda r: -(r["sure"] or 0.0))[:most]]
+
+
+def _counting(attacked: Sequence[Finished]) -> tuple[str, str] | None:
+    """The first number there is that counts images without the target, with the variant of the first judge that counts it."""
+    return next(((name, one.variant) for name in MISSED for one in attacked if _values(one, name) is not None), None)
+
+
+def _judge(one: Finished) -> str:
+    """Who looked."""
+    return str(one.records[0]["provenance"].get("settings", {}).get("judge", ""))
 
 
 def _numbered(values: Sequence[Value]) -> dict[tuple[str, int], float]:

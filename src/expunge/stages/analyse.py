@@ -17,6 +17,7 @@ from expunge.results.files import FIGURES
 from expunge.settings import presets
 from expunge.settings.layers import filled
 from expunge.stages import erase, knowledge
+from expunge.stages.check import pair_for
 from expunge.stages.importing import IMPORTED
 from expunge.stages.measure import Measured, reported
 from expunge.store import write_json
@@ -62,6 +63,7 @@ class Sampling(NamedTuple):
     template: str
     guidance: float
     steps: int
+    true_cfg: float
 
 
 def planned(
@@ -78,7 +80,8 @@ def planned(
 ) -> Study:
     """A study of these words, each asked for by its prompt or, without one, by a template.
 
-    Template, guidance and steps are the model's own, if ``sampling`` does not say otherwise.
+    Template, guidance and steps are the model's own, if ``sampling`` does not say otherwise; so is the scale of a distilled
+    model's pair of predictions, where an edit acts through one alone.
 
     Raises:
         ExpungeError: if the analysis needs more than is given.
@@ -91,7 +94,8 @@ def planned(
     }.get(analysis.needs)
     if lacking:
         raise ExpungeError(f"{type(analysis).__name__} with nothing to look at: expected {lacking}")
-    template, guidance, steps = sampling or Sampling(presets.prompt(backbone), *presets.generation(backbone))
+    own = Sampling(presets.prompt(backbone), *presets.generation(backbone), pair_for(backbone, edits))
+    template, guidance, steps, true_cfg = sampling or own
     return Study(
         targets=targets,
         retain=retain,
@@ -103,6 +107,7 @@ def planned(
         edits=edits,
         key=key,
         training=training,
+        true_cfg=true_cfg,
     )
 
 
@@ -192,7 +197,11 @@ def run(
             "first_seed": what.seed,
             "key": None if what.key is None else what.key.id,
             "dtype": str(backbone.dtype).removeprefix("torch."),
-            "sampling": {"guidance": what.guidance, "steps": what.steps},
+            "sampling": {
+                "guidance": what.guidance,
+                "steps": what.steps,
+                **({} if what.true_cfg == 1 else {"true_cfg": what.true_cfg}),
+            },
             "cost": asdict(backbone.cost - before),
         },
     }

@@ -12,11 +12,12 @@ import torch
 from expunge.core.attack import Attack
 from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept
-from expunge.core.cost import Cost
+from expunge.core.cost import Cost, predictions
 from expunge.core.errors import ExpungeError
 from expunge.core.guidance import guidances
 from expunge.core.query import Query
 from expunge.settings import presets
+from expunge.stages.check import pair_for
 
 FEWEST = 8
 """Queries down to which queries are given up first: an attack on few queries is still the attack."""
@@ -52,9 +53,13 @@ class Rate(NamedTuple):
     """For a row forward and backward."""
     text: float
     """For encoding a text."""
+    drawn: float
+    """For a row of the model's own prediction in an image that it draws, with all that an attached edit asks beside it."""
+    bare: float
+    """For a row of the model without its edits."""
 
     def seconds(self, cost: Cost, texts: int = 0) -> float:
-        """What some evaluations should take."""
+        """What some evaluations of an attack's own should take."""
         return self.forward * cost.forward + self.trained * cost.trained + self.text * texts
 
 
@@ -64,12 +69,12 @@ def measured(backbone: Backbone, rows: int = 8) -> Rate:
         cond, null = backbone.encode([""]), backbone.unconditional()
         texts = _timed(lambda: backbone.encode([""] * rows)) / rows
     scale, steps = presets.generation(backbone)
-    steered = bool(guidances(backbone.edits))
+    steered, pair = bool(guidances(backbone.edits)), pair_for(backbone, backbone.edits)
 
-    def predicted(count: int) -> Callable[[], Any]:
+    def predicted(count: int, *, whole: bool = steered) -> Callable[[], Any]:
         x, t = torch.cat([backbone.noise(i) for i in range(count)]).to(cond.embeds), backbone.timesteps(steps)[0]
-        if steered:
-            return lambda: backbone.guided(x, t, 0, cond.expand(count), null, scale, {})
+        if whole:
+            return lambda: backbone.guided(x, t, 0, cond.expand(count), null, scale, {}, pair)
         return lambda: backbone.predict(x, t, cond)
 
     def back(count: int) -> None:
@@ -80,8 +85,10 @@ def measured(backbone: Backbone, rows: int = 8) -> Rate:
         one = _timed(predicted(1), 1)
         count = rows if one < QUICK else 1
         forward = one if count == 1 else _timed(predicted(count)) / count
+        bare = _timed(predicted(count, whole=False)) / count if steered else forward
     trained = 3 * forward if one >= QUICK or steered else _timed(lambda: back(count)) / count
-    return Rate(forward, trained, texts)
+    rows = predictions(backbone.supports("distilled"), scale, pair) if steered else 1
+    return Rate(forward, trained, texts, drawn=forward / rows, bare=bare)
 
 
 def _timed(work: Callable[[], Any], times: int = 3) -> float:
@@ -128,7 +135,7 @@ def fitted(
     seconds: float,
     rate: Rate,
     *,
-    predictions: int,
+    each_step: int,
     picture: int,
     given: Sequence[str] = (),
 ) -> Tier:
@@ -144,22 +151,19 @@ def fitted(
         queries: for these; the first of every prompt are kept longest.
         seconds: the budget.
         rate: what the machine does.
-        predictions: in a step of a query's image.
+        each_step: predictions in a step of a query's image.
         picture: evaluations of an image that the attack wants, as the model ships.
         given: roles of images that need not be made.
 
     Raises:
         ExpungeError: if one step on one query does not fit.
     """
-    steps = max((query.steps for query in queries), default=0)
     wanted = sum(len(wishes) for role, wishes in attack.needs(targets).items() if role not in given)
     own = getattr(attack, attack.spends) if attack.spends else 1
 
     def taken(setting: int, count: int) -> float:
-        lowered = spending(attack, setting)
-        cost = lowered.foreseen(len(targets), count, steps, predictions) + Cost(forward=picture * wanted)
-        prompts = len({(query.label, query.prompt) for query in first(queries, count)})
-        return rate.seconds(cost, lowered.reads(len(targets), prompts))
+        own_and_looks = _searching(spending(attack, setting), len(targets), first(queries, count), each_step, rate)
+        return own_and_looks + rate.bare * picture * wanted
 
     most, least, part = len(queries), len(targets), max(1, own // PART)
     few = min(most, max(FEWEST, least))
@@ -180,6 +184,15 @@ def fitted(
         f"a budget of {seconds:.3g} s is too little for one step of {name} on {least} "
         f"{'query' if least == 1 else 'queries'}, which takes about {taken(1, least) / ROOM:.3g} s here: expected more"
     )
+
+
+def _searching(attack: Attack[Any], targets: int, queries: Sequence[Query], each_step: int, rate: Rate) -> float:
+    """Seconds of an attack on some queries: its evaluations, the texts that it reads, and the images that it looks at."""
+    steps = max((query.steps for query in queries), default=0)
+    looks = each_step * steps * attack.budget(targets, len(queries))
+    cost = attack.foreseen(targets, len(queries), steps, each_step) - Cost(forward=looks)
+    prompts = len({(query.label, query.prompt) for query in queries})
+    return rate.seconds(cost, attack.reads(targets, prompts)) + rate.drawn * looks
 
 
 def spending(attack: Attack[Any], setting: int) -> Attack[Any]:

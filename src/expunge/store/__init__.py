@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         write_lines,
     )
     from expunge.store.checkpoints import Checkpoint, Checkpoints
-    from expunge.store.edits import guidance_class, load_edit, save_edit, with_provenance
+    from expunge.store.edits import guidance_class, header_of, load_edit, save_edit, with_provenance
     from expunge.store.fisher import FISHER, read_fisher, save_fisher
     from expunge.store.headers import CHECK, EDIT, KEY, Stored, read_header, read_stored
     from expunge.store.images import (
@@ -65,6 +65,7 @@ _HOMES = {
     "EDIT": "headers",
     "KEY": "headers",
     "guidance_class": "edits",
+    "header_of": "edits",
     "load_edit": "edits",
     "save_edit": "edits",
     "with_provenance": "edits",
@@ -142,6 +143,7 @@ __all__ = [
     "copy_images",
     "guidance_class",
     "has_rows",
+    "header_of",
     "image_name",
     "load_edit",
     "lora_adapter",

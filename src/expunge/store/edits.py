@@ -85,6 +85,16 @@ def load_edit(path: str | Path) -> Edit:
     return edit
 
 
+def header_of(path: str | Path) -> dict[str, Any]:
+    """`read_header`; of somebody's LoRA the id and fields that its edit has, since its file says nothing of how it was made.
+
+    Raises:
+        ExpungeError: as `load_edit`.
+    """
+    lora = _lora(Path(path))
+    return read_header(path) if lora is None else {"id": lora.id, "fields": lora.fields(), "provenance": None}
+
+
 def _lora(path: Path) -> Adapter | None:
     """The LoRA in a file that is no edit of expunge's; None if it is one, or no safetensors file at all."""
     try:

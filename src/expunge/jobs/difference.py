@@ -1,0 +1,40 @@
+"""Difference: another model as an edit of the plan's, so that attacks on it have the plan's model as the original."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+from typing_extensions import override
+
+from expunge.core.cost import Cost
+from expunge.jobs.modelled import ModelJob
+from expunge.jobs.workspace import Workspace
+from expunge.stages import importing
+from expunge.store import EDIT, save_edit
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class DifferenceJob(ModelJob):
+    """The edit that makes the plan's model another one."""
+
+    room: ClassVar[str] = "difference"
+
+    file: str
+    """The other model, as `load` takes it; no part of the key."""
+    file_sha256: str
+    """Hash of its files."""
+    targets: Sequence[str]
+    """What it lacks, in words."""
+
+    @override
+    def run(self, at: Workspace, out: Path) -> dict[str, Any]:
+        other = at.backbone(self.file, self.dtype, self.file_sha256)
+        edit = importing.of_model(self.backbone(at), other, self.targets)
+        save_edit(edit, out / EDIT)
+        return {"edit": edit.id, "cost": asdict(Cost())}
+
+    @override
+    def describe(self) -> str:
+        return f"model '{self.file}' as an edit of '{self.model}'"
