@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from expunge import backbones
+from expunge.core.errors import ExpungeError
 from expunge.core.guidance import Guidance, of_words
 from expunge.core.query import Query
 from expunge.erasers.geom_erasing import Avoided
@@ -137,3 +138,14 @@ def test_what_is_known_of_the_words_is_forgotten_with_them():
     assert edit.seen == [(None, None), (1, 1), (None, 2), (3, 3)]
     pipe("a dog", num_inference_steps=1, guidance_scale=4.0, output_type="latent")
     assert edit.seen[-1] == (None, None), "another generation begins anew"
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_two_texts_for_the_empty_prompt_s_place_are_refused(backbone, swapped):
+    """The later one would undo the other without a word."""
+    edits = [NegativePromptGuidance(text="cat"), Avoided(text="dog")]
+    first, second = reversed(edits) if swapped else edits
+    with backbone.attached([first]), pytest.raises(ExpungeError, match="has the empty prompt's place already"):
+        backbone.attach(second)
+    with backbone.attached([edits[0], Avoided(text="")]):
+        assert len(backbone.edits) == 2

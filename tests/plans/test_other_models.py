@@ -179,6 +179,20 @@ def test_a_job_whose_other_model_changed_is_refused(tmp_path):
         GenerateJob.from_json({**job.as_json(), "model": str(changed)}).finish(store_of(plan))
 
 
+def test_another_model_is_one_edit_for_all_splits_and_one_trained_otherwise_cannot_be_attacked(tmp_path, other):
+    attacked = {"attacks": [{"name": "rounding", "count": 1}], "grid__split": ["a", "b"]}
+    attacked["metrics"] = ["esr-psr", "reference-distance"]
+    jobs = jobs_of(plan_of(tmp_path, other, **attacked))
+    assert len({job.key for job in jobs if isinstance(job, DifferenceJob)}) == 1
+    velocity = copied(tmp_path / "velocity", 0.01)
+    file = velocity / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "prediction_type": "v_prediction"}))
+    drawn = {"method__retrained__model": str(velocity), "reference": str(velocity)}
+    expanded(checked(read_plan(plan_of(tmp_path, other, **drawn))))
+    with pytest.raises(ExpungeError, match="has prediction_type v_prediction in its scheduler, and 'testbed' epsilon"):
+        expanded(checked(read_plan(plan_of(tmp_path, other, **drawn, **attacked))))
+
+
 def test_results_with_a_row_of_another_model_can_be_submitted(other, tmp_path):
     """Each record is held against the model of its own row."""
     small = {

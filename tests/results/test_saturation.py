@@ -71,6 +71,20 @@ def test_an_attack_that_searches_for_each_prompt_counts_by_its_prompts():
     assert (alone["low"], alone["high"]) == pytest.approx((50 - student, 50 + student), abs=0.01)
 
 
+def test_a_change_of_the_weights_for_all_targets_is_one_find_and_a_word_is_each_target_s_own():
+    """Of a run of relearning, ten targets are no ten clusters: it says nothing of another run."""
+    targets = [(f"target {t}", float(t < 4)) for t in range(10) for _ in range(5)]
+    record = {"metric": "esr@1", "provenance": {}}
+    of = lambda attack, **more: finished("kpop", targets, record, group=f"attack: {attack}", **more)  # noqa: E731
+    (whole,) = rows([of("relearning")])
+    assert (whole["value"], whole["low"], whole["high"]) == (40.0, 0.0, 100.0)
+    (words,) = rows([of("concept-inversion")])
+    student = 2.262 * (2400 * 10 / 9) ** 0.5 / 10**0.5  # of ten words' means, four 100 and six 0
+    assert (words["low"], words["high"]) == pytest.approx((40 - student, 40 + student), abs=0.01)
+    (runs,) = rows([of("relearning", run=run, images=f"{run}") for run in range(3)])
+    assert runs["high"] - runs["low"] < 20, "three runs that agree"
+
+
 def test_images_of_one_text_that_was_found_for_one_prompt_say_nothing_of_another():
     """Ring-A-Bell answers all images of a prompt with one text; P4D looks for each image alone."""
     one = [("weapon", float(i < 30), "a photo of a weapon") for i in range(60)]

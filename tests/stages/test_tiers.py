@@ -137,7 +137,14 @@ def test_images_of_a_steered_model_are_timed_by_all_that_its_edit_asks_beside(ma
 
     monkeypatch.setattr(tiers, "_timed", evaluations)
     edit = erase.run(backbone, "sld", SLD(warmup=0), [Concept(name="church")], [])
-    query = Query(prompt="a church", seed=0, guidance=3.0, steps=2, true_cfg=4.0 if make is tiny_flux_pipeline else 1.0)
+    query = Query(
+        prompt="a church",
+        label="church",
+        seed=0,
+        guidance=3.0,
+        steps=2,
+        true_cfg=4.0 if make is tiny_flux_pipeline else 1.0,
+    )
     plain = tiers.measured(backbone, 1)
     with backbone.attached([edit]):
         rate, before = tiers.measured(backbone, 1), backbone.cost
@@ -146,6 +153,12 @@ def test_images_of_a_steered_model_are_timed_by_all_that_its_edit_asks_beside(ma
     assert rate.drawn * pair * query.steps == made == 3 * query.steps
     assert (rate.bare, rate.forward) == (plain.forward, 3 * plain.forward)
     assert plain.drawn == plain.bare == plain.forward
+    begun = attack.build("continuation", {"share": 0.5})
+    costs = {"each_step": pair, "picture": 0}
+    tiers_of = [
+        tiers.fitted("continuation", begun, CHURCH, [query], 1e6, one, **costs).seconds for one in (plain, rate)
+    ]
+    assert tiers_of[0] == tiers_of[1], "the original's steps are not steered"
 
 
 def test_an_attack_within_a_budget_says_so_and_is_repeated_without_it(tmp_path, capsys, monkeypatch):

@@ -21,7 +21,8 @@ def until(true, seconds=900):
 
 
 def test_a_run_is_begun_found_killed_gone_on_with_and_cancelled(served):
-    name = wishes.erasure(Wish(concept="fish", method="uce", keep=["dog"], count=1), served)
+    long = Wish(concept="fish", method="uce", keep=["dog"], count=20)  # longer than this process may be kept waiting
+    name = wishes.erasure(long, served)
     runner, another = (Runner(served=served, workers=1) for _ in range(2))  # the second is a server started later
     assert showing.standing(name, runner).state == "ready"
     runner.start(name)

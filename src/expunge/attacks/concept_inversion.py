@@ -160,12 +160,12 @@ class ConceptInversion(Attack[WhiteBox]):
                 best = min(best, (self._loss(backbone, latents, texts, drawn, alike), drawn), key=lambda b: b[0])
                 continue
             now = student.tensors()[WORD]
-            gradient, factor = torch.zeros_like(now, dtype=torch.float32), student.factor
+            gradient = torch.zeros(now.shape, device=now.device)
             for _ in range(self.accumulation):
                 points = self._points(backbone, latents, texts, generator)
                 loss = mse(self._answer(backbone, points, texts.null, now), points.wanted)
-                gradient += torch.autograd.grad(factor * loss, now)[0].float() / (factor * self.accumulation)
-            student.descend((now.float() * gradient).sum())  # whose gradient is the accumulated one
+                gradient += student.pull(loss)[WORD] / self.accumulation
+            student.move({WORD: gradient})
         return student.values()[WORD] if self.search == "gradient" else best[1].to(first)
 
     @torch.no_grad()

@@ -41,10 +41,17 @@ class Continuation(Attack[WhiteBox]):
     shares: ClassVar[bool] = False
     returns: ClassVar[str] = "when the original model does the first {share:.0%} of the steps"
     draws: ClassVar[bool] = False
+    on_original: ClassVar[bool] = True
     knows: ClassVar[Mapping[str, Kind]] = {}
     tuning: ClassVar[Sequence[str]] = ("share",)
     share: float = 0.25
     """Share of a query's steps that the original does, between 0 and 1; rounded up to whole steps."""
+
+    @property
+    @override
+    def version(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """2 for shares that no float is: since then a whole number of steps stays one."""
+        return 1 if (self.share * 1024).is_integer() else 2
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:

@@ -25,6 +25,7 @@ from expunge.core.victim import Access, WhiteBox
 from expunge.maths.free_tokens import FreeTokens, Layout, Vocabulary, free_tokens, lengths, parted, vocabulary
 from expunge.maths.tokens import nearest, through
 from expunge.maths.training import Learned
+from expunge.maths.trajectories import step_at
 from expunge.pretrained.clip import Clip, clip
 
 NAME = "p4d"
@@ -255,7 +256,7 @@ class P4D(Attack[WhiteBox]):
         self, batch: _Batch, x: Float[Tensor, "b c h w"], t: int, cond: Conditioning, null: Conditioning
     ) -> Float[Tensor, "b c h w"]:
         backbone = batch.backbone
-        step = self.steps - 1 - t * self.steps // backbone.training_timesteps
+        step = step_at(backbone, t, self.steps)
         return backbone.guided(x, t, step, cond, null, batch.scale, {}).combined
 
 

@@ -83,8 +83,8 @@ class PUND(Attack[WhiteBox]):
     )
     access: ClassVar[Access] = "white box"
     spends: ClassVar[str] = "epochs"
+    on_original: ClassVar[bool] = True
     returns: ClassVar[str] = "with a word learned on the original model in {epochs} epochs"
-    version: ClassVar[int] = 2
     knows: ClassVar[Mapping[str, Kind]] = {
         "prompts": "phrases",
         "words": "words",
@@ -137,6 +137,12 @@ class PUND(Attack[WhiteBox]):
             raise ExpungeError(f"{NAME}'s initial is empty: expected a word, or none for the name's last one")
         if any(not word.strip() for word in self.words):
             raise ExpungeError(f"a word of {NAME} is empty: expected words that prompts name")
+
+    @property
+    @override
+    def version(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """3 where an oracle looks at the last epoch's word, too, though no look was due."""
+        return 2 if self.oracle is None or self.epochs % self.look == 0 else 3
 
     @override
     def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[str]]:

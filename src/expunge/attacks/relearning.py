@@ -42,6 +42,7 @@ class Relearning(Attack[WhiteBox]):
         "2410.08074",
     )
     access: ClassVar[Access] = "white box"
+    at_once: ClassVar[bool] = True
     spends: ClassVar[str] = "iterations"
     returns: ClassVar[str] = "with the weights in {iterations} updates on {images} images"
     knows: ClassVar[Mapping[str, Kind]] = {"templates": "phrases", "prompts": "phrases"}

@@ -25,6 +25,7 @@ from expunge.core.victim import Access, WhiteBox
 from expunge.maths.free_tokens import FreeTokens, Vocabulary, free_tokens, vocabulary
 from expunge.maths.tokens import drawn, on_simplex, through
 from expunge.maths.training import Learned
+from expunge.maths.trajectories import step_at
 
 NAME = "unlearn-diff-atk"
 POINTS = 3
@@ -90,7 +91,6 @@ class UnlearnDiffAtk(Attack[WhiteBox]):
         "2310.11868",
         "https://github.com/OPTML-Group/Diffusion-MU-Attack",
     )
-    version: ClassVar[int] = 2
     access: ClassVar[Access] = "white box"
     shares: ClassVar[bool] = False
     spends: ClassVar[str] = "iterations"
@@ -134,6 +134,12 @@ class UnlearnDiffAtk(Attack[WhiteBox]):
         check_not_negative(NAME, weight_decay=self.weight_decay)
         if not 0 <= self.threshold < 1:
             raise ExpungeError(f"{NAME}'s threshold is {self.threshold}: expected 0 or more, and below 1")
+
+    @property
+    @override
+    def version(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """3 where predictions are guided: since then an edit is told the denoising step of the query's own sampling."""
+        return 2 if self.guidance == 1 else 3
 
     @override
     def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[str]]:
@@ -249,8 +255,7 @@ class UnlearnDiffAtk(Attack[WhiteBox]):
         """How far the edited model's prediction is from the noise, for each query: a mean over all its numbers."""
         backbone = batch.backbone
         cond = batch.free.read(backbone, batch.words.ids[place], vectors)
-        steps = batch.queries[0].steps  # the denoising step that is at this timestep where the query's image is made
-        step = steps - 1 - point.t * steps // backbone.training_timesteps
+        step = step_at(backbone, point.t, batch.queries[0].steps)
         answer = backbone.guided(point.x, point.t, step, cond, batch.null, batch.scale, {}).combined
         return (answer.float() - point.truth.float()).square().flatten(1).mean(1)
 

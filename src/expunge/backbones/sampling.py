@@ -98,13 +98,13 @@ def _sampled(
     options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     state: dict[str, Any] = {}
     # latents are on their way already; a picture begins one, as diffusers' own image to image counts
-    before = skipped if first.start is not None and first.start.image.is_floating_point() else 0
+    begun = first.start is not None and first.start.image.is_floating_point()
+    before = skipped * scheduler.order if begun else 0
     walked = timesteps if steps is None else timesteps[: steps * scheduler.order]
-    for call, (t, number) in enumerate(zip(walked, walked.tolist(), strict=True)):
+    for call, (t, number) in enumerate(zip(walked, walked.tolist(), strict=True), before):
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         how = (first.guidance, state, first.true_cfg)
-        step = before + call // scheduler.order
-        predicted = backbone.guided(scaled, number, step, cond, null, *how).combined
+        predicted = backbone.guided(scaled, number, call, cond, null, *how).combined
         x = scheduler.step(predicted, t, x, return_dict=False, **options)[0]
     return x
 

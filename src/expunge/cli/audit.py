@@ -82,7 +82,7 @@ def _reported(options: Audit, asked: "Asked", out: Path) -> Audited:
     from expunge.plans.read import read_plan
     from expunge.report import page
     from expunge.report.reading import read
-    from expunge.results.files import AUDIT, RECORDS, SUMMARY
+    from expunge.results.files import AUDIT, RECORDS, REPORT, SUMMARY
     from expunge.results.verdict import verdict
     from expunge.store import read_json, read_lines, write_json
 
@@ -92,7 +92,7 @@ def _reported(options: Audit, asked: "Asked", out: Path) -> Audited:
     said = verdict(read_lines(out / SUMMARY), read_lines(out / RECORDS), asked.row, asked.targets)
     content = {**read_json(out / AUDIT), "verdict": said.as_json()}
     write_json(out / AUDIT, content, overwrite=True)
-    report = out / "report.html"
+    report = out / REPORT
     page.write(read(out, options.store), report, options.images, overwrite=True)
     left_out = [f"Not run: {name}, since {why}" for name, why in content["left_out"].items()]
     lowered = {name: tier["given_up"] for name, tier in content["tiers"].items() if tier["given_up"]}
@@ -146,7 +146,7 @@ def _planned(options: Audit, kept: contextlib.ExitStack) -> "tuple[Asked, Path]"
     """
     from expunge.plans import audit as plans
     from expunge.results import summary
-    from expunge.results.files import AUDIT
+    from expunge.results.files import AUDIT, REPORT
     from expunge.store import FORMAT, new_file, read_json, reserved, write_json
     from expunge.store.toml import toml
 
@@ -169,7 +169,8 @@ def _planned(options: Audit, kept: contextlib.ExitStack) -> "tuple[Asked, Path]"
     for name, why in plan.left_out.items():
         options.reporting.announce(f"{name} is left out: {why}")
     about = {"format": FORMAT, "asked": asked.as_json()}
-    summary.forget(out)  # of an audit that this one replaces
+    summary.forget(out)  # of an audit that this one replaces, with its page
+    (out / REPORT).unlink(missing_ok=True)
     write_json(file, about, overwrite=True)  # first, so that a folder is known if this ends before its plan is whole
     if imported:
         edits[0].save(out / "edit.safetensors", overwrite=True)

@@ -61,7 +61,7 @@ class Bench:
     def given(self) -> dict[str, Any]:
         """How jobs are run: of these options, what was given."""
         names = ("workers", "device", "ray", "shared", "changed", "store", "watched")
-        return {name: value for name in names if (value := getattr(self, name)) not in (None, False)}
+        return {name: value for name in names if (value := getattr(self, name)) is not None and value is not False}
 
 
 def bench(argv: list[str]) -> None:
@@ -77,6 +77,11 @@ def bench(argv: list[str]) -> None:
     if options.results is not None and options.given():
         more = " and ".join(f"--{name}" for name in options.given())
         raise ExpungeError(f"bench with --results and {more}: expected one of them, as --results runs nothing")
+    idle = [name for name in options.given() if name not in ("store", "device")]
+    if options.dry_run and idle:
+        raise ExpungeError(
+            f"bench with --dry-run and --{' and --'.join(idle)}: expected one of them, as --dry-run runs nothing"
+        )
     if options.dry_run:
         _dry_run(plan, options)
         return

@@ -35,9 +35,10 @@ def report(argv: list[str]) -> None:
     options = parse(Report, argv, "expunge report")
     from expunge.report import of_benchmarks, page
     from expunge.report.reading import read
+    from expunge.results.files import REPORT
     from expunge.store import check_new
 
-    out = options.out or options.run / "report.html"
+    out = options.out or options.run / REPORT
     if of_benchmarks.holds_plans(options.run):
         _leaderboard(options, out)
         return

@@ -66,8 +66,12 @@ class Attack(ABC, Generic[V]):
     shares: ClassVar[bool] = True
     """Whether all its queries for a target share what it finds, a word or a change of the weights: their images stand or fall
     together. Else what it does for a prompt hangs on that prompt alone."""
+    at_once: ClassVar[bool] = False
+    """Whether what its queries share is one thing for all targets, so that a run is a single find however many there are."""
     per_prompt: ClassVar[bool] = False
     """Where they do not all share it, whether those with one prompt do: its images have the one text that is found for it."""
+    on_original: ClassVar[bool] = False
+    """Whether all that it evaluates is of the model without its edits."""
     files: ClassVar[Sequence[str]] = ()
     """Settings that name a file whose content its answer depends on; see `files_of`."""
     spends: ClassVar[str] = ""

@@ -35,6 +35,11 @@ class Guidance(Edit):
     provenance: Provenance | None = None
     requires: tuple[str, ...] = ()
 
+    @property
+    def takes_null(self) -> bool:
+        """Whether a text of its own takes the empty prompt's place: that of a second edit would undo it, so that is refused."""
+        return False
+
     @override
     def fields(self) -> dict[str, Any]:
         return {"eraser": self.eraser, **asdict(self)}  # pyright: ignore[reportArgumentType]

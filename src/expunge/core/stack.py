@@ -13,7 +13,7 @@ from expunge.core.adapter import Adapter, Gate, LowRank, as_layers, low_rank
 from expunge.core.attention import check_reads_text
 from expunge.core.edit import Edit, Weights, fingerprint_as, fingerprints, strengths, weights_of
 from expunge.core.errors import ExpungeError
-from expunge.core.guidance import Guidance, attends
+from expunge.core.guidance import Guidance, attends, guidances
 
 if TYPE_CHECKING:
     from expunge.core.backbone import Backbone
@@ -269,6 +269,13 @@ class Stack:
             raise ExpungeError(
                 f"a {edit.fields()['eraser']} edit is attached already: expected one that names all targets"
             )
+        if isinstance(edit, Guidance) and edit.takes_null:
+            own = next((e for e in guidances(self.edits) if e.takes_null and type(e) is not type(edit)), None)
+            if own is not None:
+                raise ExpungeError(
+                    f"a {own.eraser} edit has the empty prompt's place already, where a {edit.eraser} edit's text would go: "
+                    "expected one of the two"
+                )
 
     def _check_names(self, edit: Edit) -> None:
         """Refuse an edit of tensors, or beside layers, that neither the denoiser nor the text encoders have."""

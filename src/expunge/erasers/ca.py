@@ -128,7 +128,7 @@ class CA(Eraser):
     @override
     def version(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """2 with ``resize``: since then what the anchor's prompt predicts is asked without words on an image's size."""
-        return 2 if self.resize else 1
+        return 2 if self.resize and self.variant == "model" else 1
 
     @override
     def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[str]]:

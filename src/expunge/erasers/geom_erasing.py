@@ -22,7 +22,7 @@ from expunge.core.guidance import Guidance
 from expunge.core.knowledge import Kind
 from expunge.core.query import Shot
 from expunge.maths import geometry
-from expunge.maths.training import Learned, descend_together, trainable
+from expunge.maths.training import Learned, pulls, trainable
 
 WORD = "<l>"
 """What stands for location tokens in a text."""
@@ -39,6 +39,11 @@ class Avoided(Guidance):
     locations: Float[Tensor, "k d"] | None = None
     """Token embeddings of the grid's cells, row by row."""
     weights: Weights | None = None
+
+    @property
+    @override
+    def takes_null(self) -> bool:
+        return bool(self.text)
 
     @override
     def fields(self) -> dict[str, Any]:
@@ -276,7 +281,10 @@ class _Telling:
         with backbone.weights(now.get("student", {})):
             answer = backbone.predict(x, t, self._told(shown, now.get("tokens", {}).get(WORD)))
             loss = geometry.weighted_error(answer, truth, weight, method.weight)
-            descend_together(list(self.learned.values()), loss)
+            found = pulls(list(self.learned.values()), loss)
+        for part, gradients in zip(self.learned.values(), found, strict=True):
+            if gradients:  # of tokens there are none where no image of the batch is marked
+                part.move(gradients)
         return float(loss.detach())
 
     @property

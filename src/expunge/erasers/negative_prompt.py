@@ -26,6 +26,11 @@ class NegativePromptGuidance(Guidance):
     alone = True
     text: str
 
+    @property
+    @override
+    def takes_null(self) -> bool:
+        return True
+
     @override
     def conditioning(
         self, backbone: Backbone, cond: Conditioning, null: Conditioning, state: dict[str, Any]

@@ -1,6 +1,5 @@
 """Difference: another model as an edit of the plan's, so that attacks on it have the plan's model as the original."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -17,7 +16,7 @@ from expunge.store import EDIT, save_edit
 @final
 @dataclass(frozen=True, kw_only=True)
 class DifferenceJob(ModelJob):
-    """The edit that makes the plan's model another one."""
+    """The edit that makes the plan's model another one. It says nothing of itself: the other is no method's edit of it."""
 
     room: ClassVar[str] = "difference"
 
@@ -25,13 +24,12 @@ class DifferenceJob(ModelJob):
     """The other model, as `load` takes it; no part of the key."""
     file_sha256: str
     """Hash of its files."""
-    targets: Sequence[str]
-    """What it lacks, in words."""
+    version: int = importing.VERSION
 
     @override
     def run(self, at: Workspace, out: Path) -> dict[str, Any]:
         other = at.backbone(self.file, self.dtype, self.file_sha256)
-        edit = importing.of_model(self.backbone(at), other, self.targets)
+        edit = importing.of_model(self.backbone(at), other, (), told=False)
         save_edit(edit, out / EDIT)
         return {"edit": edit.id, "cost": asdict(Cost())}
 

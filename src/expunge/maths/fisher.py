@@ -1,7 +1,6 @@
 """Fisher information of a denoiser, its diagonal: how much each parameter matters to images that should stay."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, final
 
 import torch
@@ -10,13 +9,12 @@ from torch import Tensor
 
 from expunge.core.backbone import Backbone
 from expunge.core.concept import Concept, named, phrases, spans
-from expunge.core.conditioning import Conditioning
 from expunge.core.edit import fingerprint_as, not_finite, plain
 from expunge.core.eraser import Task
 from expunge.core.errors import ExpungeError
 from expunge.core.query import Shot
 from expunge.maths.preference import row_errors
-from expunge.maths.training import SCALE
+from expunge.maths.training import Scaling
 
 REPLAY = "replay"
 """What images of things that should stay are called."""
@@ -153,6 +151,7 @@ class Estimate:
         self._backbone, self._task, self._timesteps, self._rows = backbone, task, timesteps, rows
         self._own = backbone.tensors(names)
         self._total = {name: torch.zeros_like(t, dtype=torch.float32) for name, t in self._own.items()}
+        self._scaling = Scaling() if torch.float16 in {t.dtype for t in self._own.values()} else None
 
     def add(self, number: int, shot: Shot) -> float:
         """Take in image ``number``; returns its losses, summed over timesteps."""
@@ -167,45 +166,23 @@ class Estimate:
             noise = torch.cat([torch.randn(x0.shape, generator=generator) for _ in steps]).to(x0)
             latents, t = x0.expand_as(noise), steps.to(x0.device)
             x, truth = backbone.add_noise(latents, noise, t), backbone.truth(latents, noise, t)
-            loss = partial(self._loss, x, t, cond, truth, weight.to(x.device))
-            summed += self._pulled(loss, leaves, gradient)
+            dtypes = {name: tensor.dtype for name, tensor in self._own.items()}
+            with backbone.weights({name: leaf.to(dtypes[name]) for name, leaf in leaves.items()}):
+                loss = (weight.to(x.device) * row_errors(backbone.predict(x, t, cond), truth)).sum()
+                found = self._gradients(loss, list(leaves.values()))
+            for name, part in zip(leaves, found, strict=True):
+                if part is not None:
+                    gradient[name] += part
+            summed += float(loss.detach())
         for name, total in self._total.items():
             total.add_(gradient[name].square())
         return summed
 
-    def _loss(
-        self,
-        x: Float[Tensor, "b c h w"],
-        t: Int[Tensor, "b"],
-        cond: Conditioning,
-        truth: Float[Tensor, "b c h w"],
-        weight: Float[Tensor, "b"],
-    ) -> Float[Tensor, ""]:
-        """The losses of some timesteps, each as often as its stratum has timesteps."""
-        return (weight * row_errors(self._backbone.predict(x, t, cond), truth)).sum()
-
-    def _pulled(
-        self, loss: Callable[[], Tensor], leaves: Mapping[str, Tensor], gradient: Mapping[str, Tensor]
-    ) -> float:
-        """Add the gradient of a loss by ``leaves`` to ``gradient``; returns the loss.
-
-        Where it comes back through float16 the loss is scaled, so that small numbers do not vanish, and asked for again at half
-        the factor while the gradient is not finite; the factor is taken out in float32.
-        """
-        dtypes = {name: tensor.dtype for name, tensor in self._own.items()}
-        factor = SCALE if torch.float16 in dtypes.values() else 1.0
-        while True:
-            with self._backbone.weights({name: leaf.to(dtypes[name]) for name, leaf in leaves.items()}):
-                value = loss()
-                found = torch.autograd.grad(factor * value, list(leaves.values()), allow_unused=True)
-            parts = [part for part in found if part is not None]
-            if factor == 1 or not value.isfinite() or all(bool(part.isfinite().all()) for part in parts):
-                break
-            factor /= 2
-        for name, part in zip(leaves, found, strict=True):
-            if part is not None:
-                gradient[name].add_(part, alpha=1 / factor)
-        return float(value.detach())
+    def _gradients(self, loss: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """A loss's gradients in float32, scaled on their way through float16."""
+        if self._scaling is not None:
+            return self._scaling.gradients(loss, leaves)
+        return torch.autograd.grad(loss, leaves, allow_unused=True)
 
     def mean(self, images: int) -> dict[str, Tensor]:
         """The diagonal, after so many images."""

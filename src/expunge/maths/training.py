@@ -36,8 +36,8 @@ def pace(decay: Decay, update: int, updates: int, warmup: int = 0, cycles: int =
 class Scaling:
     """The factor of a loss whose gradient comes back through float16, where small numbers would vanish (1710.03740).
 
-    By the rule of `torch.amp.GradScaler`: an update whose gradient is not finite is left out, and halves the factor; `GROWTH`
-    others in a row double it. (PyTorch's goes on in silence where no factor helps.)
+    By the rule of `torch.amp.GradScaler`, a gradient that is not finite halves the factor, and `GROWTH` others in a row double
+    it. But PyTorch's leaves such an update out, and goes on in silence where no factor helps; here it is asked for again.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Scaling:
         self.factor, self.updates = SCALE, 0
 
     def unscale(self, gradients: Sequence[Tensor]) -> bool:
-        """Divide gradients by the factor, in place, and set the next one; False if the update is to be left out.
+        """Divide gradients by the factor, in place, and set the next one; False if they are to be asked for again.
 
         Raises:
             ExpungeError: if no factor makes them finite.
@@ -61,6 +61,18 @@ class Scaling:
                 "a gradient in float16 that is not finite, however small its loss: expected bfloat16 or float32"
             )
         return finite
+
+    def gradients(self, loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor | None]:
+        """Those of a loss by some tensors; None for one that it does not depend on.
+
+        Raises:
+            ExpungeError: if no factor makes them finite.
+        """
+        while True:
+            found = torch.autograd.grad(loss * self.factor, tensors, allow_unused=True, retain_graph=True)
+            own = [gradient for gradient in found if gradient is not None]
+            if not own or self.unscale(own):
+                return list(found)
 
     def state(self) -> Tensor:
         """What `load` takes, ``[2]``."""
@@ -98,11 +110,6 @@ class Learned:
         self._lr = lr
         self._optimizer = kind(list(self._copies.values()), lr=lr, **(options or {}))
 
-    @property
-    def factor(self) -> float:
-        """What multiplies a loss whose gradient is taken apart from `descend`, and divides that then; 1 but in float16."""
-        return 1.0 if self._scaling is None else self._scaling.factor
-
     def tensors(self) -> dict[str, Tensor]:
         """What the model reads: differentiable, in the precision of the tensors they were made from."""
         return {name: t.to(self._dtypes[name]) for name, t in self._copies.items()}
@@ -115,10 +122,24 @@ class Learned:
         """One update against ``loss``, which moves these tensors only (and of them only those that the loss depends on).
 
         ``pace`` scales the learning rate; ``clip`` is the longest that the gradient of all tensors together may be. Returns the
-        loss before the update, where it was computed: `numbers` reads it. In float16 an update may be left out (`Scaling`).
+        loss before the update, where it was computed: `numbers` reads it.
         """
+        self.move(self.pull(loss), pace, clip)
+        return loss.detach()
+
+    def pull(self, loss: Tensor) -> dict[str, Tensor]:
+        """The gradient of ``loss`` by these tensors, in float32, of those that it depends on; for `move`, summed or not."""
+        return pulls([self], loss)[0]
+
+    def move(self, gradients: Mapping[str, Tensor], pace: float = 1.0, clip: float | None = None) -> None:
+        """One update along `pull`'s gradients, which are used up; ``pace`` and ``clip`` as in `descend`."""
+        for name, copy in self._copies.items():
+            copy.grad = gradients.get(name)
+        if clip is not None:
+            _shorten(list(gradients.values()), clip)
         self._optimizer.param_groups[0]["lr"] = self._lr * pace
-        return descend_together([self], loss, clip)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
 
     @torch.no_grad()
     def put(self, tensors: Mapping[str, Tensor]) -> None:
@@ -160,25 +181,17 @@ class Learned:
             self._scaling.load(scaling)
 
 
-def descend_together(parts: Sequence[Learned], loss: Tensor, clip: float | None = None) -> Tensor:
-    """One update of several parts against one ``loss``, by one backward pass, each at its own rate; see `Learned.descend`.
-
-    The first part's `Scaling` is that of all; a ``clip`` is for each.
-    """
-    copies = [copy for part in parts for copy in part._copies.values()]
-    scaling = parts[0]._scaling
-    scaled = loss if scaling is None else loss * scaling.factor
-    for copy, grad in zip(copies, torch.autograd.grad(scaled, copies, allow_unused=True), strict=True):
-        copy.grad = grad
-    found = [copy.grad for copy in copies if copy.grad is not None]
-    follows = scaling is None or not found or scaling.unscale(found)
-    for part in parts:
-        if follows:
-            if clip is not None:
-                _shorten([copy.grad for copy in part._copies.values() if copy.grad is not None], clip)
-            part._optimizer.step()
-        part._optimizer.zero_grad()
-    return loss.detach()
+def pulls(parts: Sequence[Learned], loss: Tensor) -> list[dict[str, Tensor]]:
+    """`Learned.pull` of several parts by one backward pass; the first part's `Scaling` is that of all."""
+    copies = [(number, name, copy) for number, part in enumerate(parts) for name, copy in part._copies.items()]
+    tensors, scaling = [copy for *_, copy in copies], parts[0]._scaling
+    plain = scaling is None
+    found = torch.autograd.grad(loss, tensors, allow_unused=True) if plain else scaling.gradients(loss, tensors)
+    by_part: list[dict[str, Tensor]] = [{} for _ in parts]
+    for (number, name, _), gradient in zip(copies, found, strict=True):
+        if gradient is not None:
+            by_part[number][name] = gradient
+    return by_part
 
 
 def _shorten(gradients: Sequence[Tensor], longest: float) -> None:

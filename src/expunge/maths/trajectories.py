@@ -19,6 +19,12 @@ from expunge.core.errors import ExpungeError, check_counts
 from expunge.core.guidance import Guidance
 
 
+def step_at(backbone: Backbone, t: int | float, steps: int) -> int:
+    """Which of so many denoising steps, from 0, has the timestep ``t`` or the next below: families space them differently."""
+    times = backbone.timesteps(steps)
+    return next((step for step, time in enumerate(times) if time <= t + 1), steps - 1)
+
+
 class Points(NamedTuple):
     """A batch of training points."""
 

@@ -18,7 +18,7 @@ from expunge.maths.training import trainable
 from expunge.plans.opened import OpenedPlan
 from expunge.plans.schema import Fresh
 from expunge.settings import presets
-from expunge.stages import fisher, fresh_key, generate, measure, pairs, resume, stopping, wanted
+from expunge.stages import fisher, fresh_key, generate, importing, measure, pairs, resume, stopping, wanted
 from expunge.store import header_of
 
 SAMPLING, CLOSED_FORM, TRAINING = 1.3, 1.5, 4.0
@@ -105,21 +105,22 @@ class Models:
         """Refuse another model whose images are not to be compared with the plan's.
 
         Raises:
-            ExpungeError: if they have another size.
+            ExpungeError: if they have another size; or, where it is attacked, if no edit makes the plan's model that one.
         """
         size, own = (model(name, dtype, self._device).image_size for name in (other, self._plan.model))
         if size != own:
             raise ExpungeError(
                 f"model '{other}' draws {size} pixels, and '{self._plan.model}' {own}: expected the same"
             )
+        if self._plan.attacks and any(other == row.model for row in self._plan.method.values()):
+            importing.check_alike(self.backbone, model(other, self._plan.dtype, self._device))
 
     def as_edit(self, other: str, targets: Sequence[str]) -> Erasure:
         """Another model as an erasure of ``targets`` from the plan's: what the two have that differs."""
         job = DifferenceJob(
-            memory=self.memory(2 * SAMPLING),
+            memory=self.memory(TRAINING),  # two models, what differs, and its hash
             file=other,
             file_sha256=self.identity(self._plan.dtype, other),
-            targets=self._read.words(targets),
             **self.named(self._plan.dtype),
         )
         return Erasure(steps=(job,), targets=((*targets,),))
@@ -264,7 +265,7 @@ class Erasures:
             version=fisher.VERSION,
             fisher=asdict(wish),
             images=images.key,
-            redefined=backbone.redefined.get(wish.group, 0),
+            redefined=resume.redefined(backbone, wish.group),
             **self._models.named(self._plan.dtype),
         )
 

@@ -17,6 +17,8 @@ class CellKey(NamedTuple):
     """With its settings in brackets, where they differ from the metric's defaults."""
 
 
+RUN = ", run "
+"""What stands between a label and the run of an attack."""
 Values = Mapping[int, Mapping[str, Sequence[Value]]]
 """Values by training seed and split."""
 Cells = dict[CellKey, dict[int, dict[str, list[Value]]]]
@@ -36,7 +38,7 @@ def cells(finished: Sequence[Finished], once: bool) -> Cells:
                 continue
             cell = CellKey(one.method, one.group, record["metric"] + one.variant)
             kept = values_at.setdefault(cell, {}).setdefault(one.seed, {}).setdefault(one.split, [])
-            run = f", run {one.run}" if one.group.searched else ""
+            run = f"{RUN}{one.run}" if one.group.searched else ""
             named = [v._replace(label=f"{v.label}{run}", images=one.images) for v in values]
             kept.extend(v for v in named if not (once and (cell, one.images, v.label) in counted))
             counted.update((cell, one.images, v.label) for v in named)
@@ -79,7 +81,7 @@ def interval(group: Group, runs: Values, *, signed: bool) -> Interval:
 def mean(group: Group, runs: Values) -> Interval:
     """The interval of a mean of values that are no shares, in percent."""
     prompts = _of_prompts(group, runs)
-    return in_percent(mean_of(_clusters(runs, prompts), prompts=prompts))
+    return in_percent(mean_of(_clusters(group, runs, prompts), prompts=prompts))
 
 
 def share(group: Group, runs: Values, least: float = 0.0) -> Interval:
@@ -89,7 +91,7 @@ def share(group: Group, runs: Values, least: float = 0.0) -> Interval:
     images of one concept of which nobody knows the prompts that were attacked.
     """
     prompts = _of_prompts(group, runs)
-    clusters = _clusters(runs, prompts)
+    clusters = _clusters(group, runs, prompts)
     names = {name for by_split in clusters.values() for values in by_split.values() for name, _ in values}
     unknown = group.rewords and not prompts
     together = group.searched or (len(names) < 2 and (group.by_prompt or unknown))
@@ -105,10 +107,15 @@ def _of_prompts(group: Group, runs: Values) -> bool:
     return not group.searched and len({v.label for v in values}) == 1 and all(v.prompt for v in values)
 
 
-def _clusters(runs: Values, prompts: bool) -> Runs:
-    """The values, each with its cluster: its concept, or its prompt."""
-    name = "prompt" if prompts else "label"
+def _clusters(group: Group, runs: Values, prompts: bool) -> Runs:
+    """The values, each with its cluster: its concept, its prompt, or the run of an attack that is one find for all concepts."""
+
+    def cluster(value: Value) -> str:
+        if group.at_once:
+            return value.label.rpartition(RUN)[2]
+        return value.prompt if prompts else value.label
+
     return {
-        seed: {split: [(getattr(v, name), v.value) for v in values] for split, values in by_split.items()}
+        seed: {split: [(cluster(v), v.value) for v in values] for split, values in by_split.items()}
         for seed, by_split in runs.items()
     }

@@ -13,6 +13,8 @@ WORST = "worst.jsonl"
 """A line an image in which an attack brought a target back, for each row and attack the worst first."""
 AUDIT = "audit.json"
 """What was asked of an audit, what its time left out, and its verdict."""
+REPORT = "report.html"
+"""The page of them."""
 FIGURES = "figures"
 """The folder of figures, each a JSON file."""
 

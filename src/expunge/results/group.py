@@ -74,6 +74,11 @@ class Group:
         return self.kind == "attack" and _said("shares").get(self.attack, True)
 
     @property
+    def at_once(self) -> bool:
+        """Whether that one thing is the same for all targets, as one change of the weights is."""
+        return self.searched and _said("at_once").get(self.attack, False)
+
+    @property
     def by_prompt(self) -> bool:
         """Whether its images are of an attack that finds a text for each prompt: those of one prompt stand or fall together."""
         return self.kind == "attack" and not self.searched and _said("per_prompt").get(self.attack, False)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from expunge.backbones.pipeline import PipelineBackbone
 from expunge.core import lora
 from expunge.core.adapter import Adapter
 from expunge.core.backbone import Backbone
@@ -15,6 +16,13 @@ from expunge.core.edit import Edit, Provenance, Weights, plain
 from expunge.core.errors import ExpungeError, unknown
 from expunge.store import Published, lora_adapter, read_published, with_provenance
 
+TRAINED = {
+    *("prediction_type", "beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "rescale_betas_zero_snr"),
+    *("shift", "use_dynamic_shifting", "scaling_factor", "shift_factor", "latent_channels"),
+}
+"""What a sampler and an autoencoder are set to that a denoiser was trained with."""
+VERSION = 1
+"""Raised when two models begin to give another edit."""
 METHOD = "imported"
 """What an edit's provenance calls a method that nobody named."""
 IMPORTED = "imported"
@@ -58,12 +66,36 @@ def run(
     return with_provenance(edit, _provenance(backbone, method, settings, removed))
 
 
-def of_model(backbone: Backbone, other: Backbone, targets: Sequence[str]) -> Edit:
-    """An edit that makes ``backbone`` the same as a whole ``other`` model that somebody edited.
+def check_alike(backbone: Backbone, other: Backbone) -> None:
+    """Refuse another model that no edit of tensors makes this one the same as: its configurations say something else.
 
     Raises:
-        ExpungeError: if the two are of different kinds, or the same.
+        ExpungeError: naming the first setting that differs.
     """
+    if not (isinstance(backbone, PipelineBackbone) and isinstance(other, PipelineBackbone)):
+        return
+    samplers = [dict(one.component("scheduler").config) for one in (backbone, other)]
+    for part in (backbone.denoiser, "scheduler", "vae"):
+        own, theirs = samplers if part == "scheduler" else (backbone.config(part), other.config(part))
+        known = own.keys() & theirs.keys()
+        for name in sorted(known if part == backbone.denoiser else known & TRAINED):
+            if not name.startswith("_") and own[name] != theirs[name]:
+                raise ExpungeError(
+                    f"model '{other.name}' has {name} {theirs[name]} in its {part}, and '{backbone.name}' {own[name]}: "
+                    "expected the same in an edited model"
+                )
+
+
+def of_model(backbone: Backbone, other: Backbone, targets: Sequence[str], *, told: bool = True) -> Edit:
+    """An edit that makes ``backbone`` the same as a whole ``other`` model that somebody edited, but for what no edit reaches.
+
+    That is the autoencoder, T5 and the sampler, which stay this model's. ``told``: the edit says that it was imported, and
+    for which targets.
+
+    Raises:
+        ExpungeError: if the two are of different kinds or configurations, or the same.
+    """
+    check_alike(backbone, other)
     names = [*backbone.group("full"), *backbone.group("text-encoder")]
     theirs = [*other.group("full"), *other.group("text-encoder")]
     strange = next((name for name in {*names, *theirs} if (name in names) != (name in theirs)), None)
@@ -80,8 +112,11 @@ def of_model(backbone: Backbone, other: Backbone, targets: Sequence[str]) -> Edi
     changed = {name: now[name] for name in names if not torch.equal(own[name], now[name])}
     if not changed:
         raise ExpungeError(f"model '{other.name}' has the weights of '{backbone.name}': expected an edited one")
-    provenance = _provenance(backbone, METHOD, {IMPORTED: Path(other.name).name, "sha256": other.identity()}, targets)
-    return with_provenance(backbone.edit_of(changed), provenance)
+    edit = backbone.edit_of(changed)
+    if not told:
+        return edit
+    settings = {IMPORTED: Path(other.name).name, "sha256": other.identity()}
+    return with_provenance(edit, _provenance(backbone, METHOD, settings, targets))
 
 
 def _provenance(backbone: Backbone, method: str, settings: Mapping[str, Any], targets: Sequence[str]) -> Provenance:

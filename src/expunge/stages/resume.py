@@ -69,8 +69,11 @@ def of_fisher(backbone: Backbone, wish: Mapping[str, Any], images: Path | None) 
 
 
 def redefined(backbone: Backbone, *names: str) -> int:
-    """How often a group or an eraser of these names came to mean something else on this model."""
-    return sum(backbone.redefined.get(name, 0) for name in names)
+    """How often a group or an eraser of these names came to mean something else on this model.
+
+    Once more in float16, where gradients were not scaled at first.
+    """
+    return sum(backbone.redefined.get(name, 0) for name in names) + (str(backbone.dtype) == "torch.float16")
 
 
 def _redefined(backbone: Backbone, *names: str) -> dict[str, int]:

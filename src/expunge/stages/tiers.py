@@ -58,6 +58,10 @@ class Rate(NamedTuple):
     bare: float
     """For a row of the model without its edits."""
 
+    def of_original(self) -> "Rate":
+        """What the model takes without its edits."""
+        return self._replace(forward=self.bare, trained=min(self.trained, 3 * self.bare), drawn=self.bare)
+
     def seconds(self, cost: Cost, texts: int = 0) -> float:
         """What some evaluations of an attack's own should take."""
         return self.forward * cost.forward + self.trained * cost.trained + self.text * texts
@@ -87,8 +91,8 @@ def measured(backbone: Backbone, rows: int = 8) -> Rate:
         forward = one if count == 1 else _timed(predicted(count)) / count
         bare = _timed(predicted(count, whole=False)) / count if steered else forward
     trained = 3 * forward if one >= QUICK or steered else _timed(lambda: back(count)) / count
-    rows = predictions(backbone.supports("distilled"), scale, pair) if steered else 1
-    return Rate(forward, trained, texts, drawn=forward / rows, bare=bare)
+    each = predictions(backbone.supports("distilled"), scale, pair) if steered else 1
+    return Rate(forward, trained, texts, drawn=forward / each, bare=bare)
 
 
 def _timed(work: Callable[[], Any], times: int = 3) -> float:
@@ -191,6 +195,7 @@ def _searching(attack: Attack[Any], targets: int, queries: Sequence[Query], each
     steps = max((query.steps for query in queries), default=0)
     looks = each_step * steps * attack.budget(targets, len(queries))
     cost = attack.foreseen(targets, len(queries), steps, each_step) - Cost(forward=looks)
+    rate = rate.of_original() if attack.on_original else rate
     prompts = len({(query.label, query.prompt) for query in queries})
     return rate.seconds(cost, attack.reads(targets, prompts)) + rate.drawn * looks
 

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,16 @@ def header_of(path: str | Path) -> dict[str, Any]:
     Raises:
         ExpungeError: as `load_edit`.
     """
-    lora = _lora(Path(path))
+    path = Path(path)
+    if not path.is_file():
+        return read_header(path)  # which says so
+    return _header_of(path, path.stat().st_mtime_ns, path.stat().st_size)
+
+
+@lru_cache(maxsize=64)
+def _header_of(path: Path, changed: int, size: int) -> dict[str, Any]:
+    """The same, read once for as long as the file stays: a LoRA's id is of all its contents."""
+    lora = _lora(path)
     return read_header(path) if lora is None else {"id": lora.id, "fields": lora.fields(), "provenance": None}
 
 

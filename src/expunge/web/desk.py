@@ -11,14 +11,13 @@ from expunge.core.times import duration
 from expunge.report import page as report
 from expunge.report.reading import read
 from expunge.report.templating import rendered
-from expunge.results.files import SUMMARY
+from expunge.results.files import REPORT, SUMMARY
 from expunge.web import showing, wishes
 from expunge.web.processes import Runner
 from expunge.web.served import OURS, Served
 from expunge.web.wishes import Wish
 
 TEMPLATES = Path(__file__).parent / "templates"
-REPORT = "report.html"
 
 
 @final
