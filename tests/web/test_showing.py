@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 
 import pytest
@@ -99,6 +100,19 @@ def test_the_gallery_has_every_run_and_leaves_out_what_cannot_be_read(finished):
         broken.rmdir()
     links = re.findall(r'href="\?run=([^"]+)"', page)
     assert set(links) == {finished.uce, finished.kpop, finished.both}
+
+
+def test_numbers_of_an_earlier_text_do_not_stand_beside_a_run_that_was_begun_since(finished):
+    folder = finished.served.root / finished.uce
+    assert showing.shown(finished.uce, finished.served).numbers
+    was, whole = ((folder / name).stat().st_mtime for name in ("sides.json", "summary.jsonl"))
+    os.utime(folder / "sides.json", (whole + 60, whole + 60))
+    try:
+        begun = showing.shown(finished.uce, finished.served)
+        assert not begun.numbers
+        assert begun.album.scenes
+    finally:
+        os.utime(folder / "sides.json", (was, was))
 
 
 def test_a_run_of_the_command_line_is_shown_too(finished, tmp_path):

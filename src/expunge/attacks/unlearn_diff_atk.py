@@ -91,6 +91,7 @@ class UnlearnDiffAtk(Attack[WhiteBox]):
         "2310.11868",
         "https://github.com/OPTML-Group/Diffusion-MU-Attack",
     )
+    version: ClassVar[int] = 2
     access: ClassVar[Access] = "white box"
     shares: ClassVar[bool] = False
     spends: ClassVar[str] = "iterations"
@@ -134,12 +135,6 @@ class UnlearnDiffAtk(Attack[WhiteBox]):
         check_not_negative(NAME, weight_decay=self.weight_decay)
         if not 0 <= self.threshold < 1:
             raise ExpungeError(f"{NAME}'s threshold is {self.threshold}: expected 0 or more, and below 1")
-
-    @property
-    @override
-    def version(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """3 where predictions are guided: since then an edit is told the denoising step of the query's own sampling."""
-        return 2 if self.guidance == 1 else 3
 
     @override
     def needs(self, targets: Sequence[Concept]) -> Mapping[str, Sequence[str]]:

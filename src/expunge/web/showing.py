@@ -144,7 +144,7 @@ def shown(name: str, served: Served) -> Shown:
     """
     folder = served.run(name)
     sides = tuple(_sides(folder, served.store))
-    summary = read_lines(folder / SUMMARY) if (folder / SUMMARY).is_file() else []
+    summary = read_lines(folder / SUMMARY) if _current(folder) else []
     numbers = {
         "Removed and kept": tables.measured(summary),
         "Recovery with the private key": tables.recoveries(summary, bare=True),
@@ -154,6 +154,12 @@ def shown(name: str, served: Served) -> Shown:
         numbers=[(title, table) for title, table in numbers.items() if table.rows],
         erased=list(dict.fromkeys(target for side in sides for target in side.targets)),
     )
+
+
+def _current(folder: Path) -> bool:
+    """Whether a run's numbers are of its text and images: a run that was begun since has none until it is whole."""
+    summary, sides = folder / SUMMARY, folder / SIDES
+    return summary.is_file() and not (sides.is_file() and sides.stat().st_mtime > summary.stat().st_mtime)
 
 
 @lru_cache(maxsize=32)
