@@ -164,7 +164,8 @@ class ConceptInversion(Attack[WhiteBox]):
             for _ in range(self.accumulation):
                 points = self._points(backbone, latents, texts, generator)
                 loss = mse(self._answer(backbone, points, texts.null, now), points.wanted)
-                gradient += student.pull(loss)[WORD] / self.accumulation
+                for found in student.pull(loss).values():  # of the word, if it is not left out
+                    gradient += found / self.accumulation
             student.move({WORD: gradient})
         return student.values()[WORD] if self.search == "gradient" else best[1].to(first)
 

@@ -203,9 +203,9 @@ class Backbone(ABC):
     ) -> Guided:
         """Classifier-free guidance with every attached guidance edit; `expunge.core.guidance` says how.
 
-        ``step`` counts denoising steps from 0; ``state`` belongs to one generation. A scale of 1 or less is no guidance, as the
-        pipelines of diffusers have it: the conditional prediction alone, at half the cost, which guidance edits can only
-        condition. Both halves of a pair open an adapter's gate as the prompt does.
+        ``step`` counts the sampler's calls from 0, two a step in second order; ``state`` belongs to one generation. A scale of
+        1 or less is no guidance, as in diffusers: the conditional prediction alone, at half the cost, which guidance edits can
+        only condition. Both halves of a pair open an adapter's gate as the prompt does.
 
         A distilled model (FLUX) is told the scale, and answers as if guided; its pairs of predictions have ``true_cfg``.
         """

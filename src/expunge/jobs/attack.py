@@ -34,6 +34,8 @@ class AttackJob(AskingJob):
     """Version of the images."""
     files: Mapping[str, str] | None = field(default=None, metadata=UNSAID)
     """The sha256 of each file that its settings name, by setting; None if they name none."""
+    redefined: int = field(default=0, metadata=UNSAID)
+    """1 in float16, where gradients were not scaled at first."""
     told_by: Mapping[str, str] | None = field(default=None, metadata=UNSAID)
     """What the judges and the CLIP that its settings name are told by, by setting, so that retrained ones are asked again."""
 

@@ -151,7 +151,6 @@ class Estimate:
         self._backbone, self._task, self._timesteps, self._rows = backbone, task, timesteps, rows
         self._own = backbone.tensors(names)
         self._total = {name: torch.zeros_like(t, dtype=torch.float32) for name, t in self._own.items()}
-        self._scaling = Scaling() if torch.float16 in {t.dtype for t in self._own.values()} else None
 
     def add(self, number: int, shot: Shot) -> float:
         """Take in image ``number``; returns its losses, summed over timesteps."""
@@ -179,9 +178,9 @@ class Estimate:
         return summed
 
     def _gradients(self, loss: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        """A loss's gradients in float32, scaled on their way through float16."""
-        if self._scaling is not None:
-            return self._scaling.gradients(loss, leaves)
+        """A loss's gradients in float32, scaled on their way through float16: by no factor of earlier images."""
+        if torch.float16 in {tensor.dtype for tensor in self._own.values()}:
+            return Scaling().gradients(loss, leaves)
         return torch.autograd.grad(loss, leaves, allow_unused=True)
 
     def mean(self, images: int) -> dict[str, Tensor]:

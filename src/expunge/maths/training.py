@@ -37,7 +37,7 @@ class Scaling:
     """The factor of a loss whose gradient comes back through float16, where small numbers would vanish (1710.03740).
 
     By the rule of `torch.amp.GradScaler`, a gradient that is not finite halves the factor, and `GROWTH` others in a row double
-    it. But PyTorch's leaves such an update out, and goes on in silence where no factor helps; here it is asked for again.
+    it. But PyTorch's leaves all such updates out, and goes on in silence where no factor helps.
     """
 
     def __init__(self) -> None:
@@ -63,16 +63,21 @@ class Scaling:
         return finite
 
     def gradients(self, loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor | None]:
-        """Those of a loss by some tensors; None for one that it does not depend on.
+        """Those of a loss by some tensors; None for one that it does not depend on, and for all where they are left out.
+
+        While the factor is new the graph is kept, which takes memory, to ask again. Later, as PyTorch does, one is left out.
 
         Raises:
             ExpungeError: if no factor makes them finite.
         """
         while True:
-            found = torch.autograd.grad(loss * self.factor, tensors, allow_unused=True, retain_graph=True)
+            new = self.updates == 0
+            found = torch.autograd.grad(loss * self.factor, tensors, allow_unused=True, retain_graph=new)
             own = [gradient for gradient in found if gradient is not None]
-            if not own or self.unscale(own):
+            if not own or self.unscale(own) or not loss.isfinite():  # whoever trains says that a loss is not
                 return list(found)
+            if not new:
+                return [None for _ in found]
 
     def state(self) -> Tensor:
         """What `load` takes, ``[2]``."""

@@ -112,7 +112,10 @@ class Models:
             raise ExpungeError(
                 f"model '{other}' draws {size} pixels, and '{self._plan.model}' {own}: expected the same"
             )
-        if self._plan.attacks and any(other == row.model for row in self._plan.method.values()):
+        rows = [
+            name for name, row in self._plan.method.items() if row.model == other and name in self._plan.grid.method
+        ]
+        if any(list(attack.on(row)) for attack in self._read.attacks for row in rows):
             importing.check_alike(self.backbone, model(other, self._plan.dtype, self._device))
 
     def as_edit(self, other: str, targets: Sequence[str]) -> Erasure:

@@ -130,6 +130,7 @@ class Images:
             draws=draws,
             generates=self._models.draws,
             files=files_of(attack) or None,
+            redefined=int(self._plan.dtype == "float16"),
             told_by=measure.told_by(settings_of(attack)) or None,
             **self._models.named(self._plan.dtype),
         )

@@ -81,7 +81,7 @@ def interval(group: Group, runs: Values, *, signed: bool) -> Interval:
 def mean(group: Group, runs: Values) -> Interval:
     """The interval of a mean of values that are no shares, in percent."""
     prompts = _of_prompts(group, runs)
-    return in_percent(mean_of(_clusters(group, runs, prompts), prompts=prompts))
+    return in_percent(mean_of(_clusters(runs, prompts), prompts=prompts))
 
 
 def share(group: Group, runs: Values, least: float = 0.0) -> Interval:
@@ -91,7 +91,7 @@ def share(group: Group, runs: Values, least: float = 0.0) -> Interval:
     images of one concept of which nobody knows the prompts that were attacked.
     """
     prompts = _of_prompts(group, runs)
-    clusters = _clusters(group, runs, prompts)
+    clusters = _clusters(runs, prompts, at_once=group.at_once)
     names = {name for by_split in clusters.values() for values in by_split.values() for name, _ in values}
     unknown = group.rewords and not prompts
     together = group.searched or (len(names) < 2 and (group.by_prompt or unknown))
@@ -107,11 +107,11 @@ def _of_prompts(group: Group, runs: Values) -> bool:
     return not group.searched and len({v.label for v in values}) == 1 and all(v.prompt for v in values)
 
 
-def _clusters(group: Group, runs: Values, prompts: bool) -> Runs:
-    """The values, each with its cluster: its concept, its prompt, or the run of an attack that is one find for all concepts."""
+def _clusters(runs: Values, prompts: bool, *, at_once: bool = False) -> Runs:
+    """The values, each with its cluster: its concept, its prompt, or (``at_once``) the run of an attack that found it."""
 
     def cluster(value: Value) -> str:
-        if group.at_once:
+        if at_once:
             return value.label.rpartition(RUN)[2]
         return value.prompt if prompts else value.label
 

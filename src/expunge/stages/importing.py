@@ -18,9 +18,11 @@ from expunge.store import Published, lora_adapter, read_published, with_provenan
 
 TRAINED = {
     *("prediction_type", "beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "rescale_betas_zero_snr"),
-    *("shift", "use_dynamic_shifting", "scaling_factor", "shift_factor", "latent_channels"),
+    *("scaling_factor", "shift_factor", "latent_channels", "hidden_act", "num_hidden_layers"),
 }
-"""What a sampler and an autoencoder are set to that a denoiser was trained with."""
+"""What a sampler, an autoencoder and CLIP are set to that a denoiser was trained with."""
+COMPUTED = {"upcast_attention", "dropout", "quantization_config", "sample_size"}
+"""What a denoiser is set to that changes how it is computed, not what it learned."""
 VERSION = 1
 """Raised when two models begin to give another edit."""
 METHOD = "imported"
@@ -72,13 +74,17 @@ def check_alike(backbone: Backbone, other: Backbone) -> None:
     Raises:
         ExpungeError: naming the first setting that differs.
     """
+    if backbone.family != other.family:
+        raise ExpungeError(
+            f"model '{other.name}' is no edited '{backbone.name}' ({other.family}): expected the same tensors"
+        )
     if not (isinstance(backbone, PipelineBackbone) and isinstance(other, PipelineBackbone)):
         return
     samplers = [dict(one.component("scheduler").config) for one in (backbone, other)]
-    for part in (backbone.denoiser, "scheduler", "vae"):
+    for part in (backbone.denoiser, *backbone.clip_towers, "scheduler", "vae"):
         own, theirs = samplers if part == "scheduler" else (backbone.config(part), other.config(part))
         known = own.keys() & theirs.keys()
-        for name in sorted(known if part == backbone.denoiser else known & TRAINED):
+        for name in sorted(known - COMPUTED if part == backbone.denoiser else known & TRAINED):
             if not name.startswith("_") and own[name] != theirs[name]:
                 raise ExpungeError(
                     f"model '{other.name}' has {name} {theirs[name]} in its {part}, and '{backbone.name}' {own[name]}: "
@@ -99,9 +105,9 @@ def of_model(backbone: Backbone, other: Backbone, targets: Sequence[str], *, tol
     names = [*backbone.group("full"), *backbone.group("text-encoder")]
     theirs = [*other.group("full"), *other.group("text-encoder")]
     strange = next((name for name in {*names, *theirs} if (name in names) != (name in theirs)), None)
-    if strange is not None or backbone.family != other.family:
+    if strange is not None:
         raise ExpungeError(
-            f"model '{other.name}' is no edited '{backbone.name}' ({strange or other.family}): expected the same tensors"
+            f"model '{other.name}' is no edited '{backbone.name}' ({strange}): expected the same tensors"
         )
     own, now = backbone.tensors(names), other.tensors(names)
     shapes = next((name for name in names if own[name].shape != now[name].shape), None)
