@@ -537,3 +537,28 @@ def test_bad_settings_of_trained_erasers(folder, tmp_path, capsys):
         assert words in error
         assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "x").exists()
+
+
+DROPPED = """
+import os, signal, time
+from expunge.cli import _ended_by_signals
+
+class Leaving:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+with _ended_by_signals():
+    Leaving()
+    time.sleep(20)
+    print("went on")
+"""
+
+
+def test_a_signal_that_comes_while_something_is_taken_away_ends_the_command_all_the_same():
+    """Python drops what is raised in a `__del__`: a cancelled run went on for twenty seconds, or to its end."""
+    start = time.monotonic()
+    ended = subprocess.run([sys.executable, "-c", DROPPED], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode != 0, ended.stdout) == (True, "")
+    assert "SIGTERM" in ended.stderr
+    assert time.monotonic() - start < 15

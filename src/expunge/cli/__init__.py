@@ -101,12 +101,26 @@ def _ended_by_signals() -> Iterator[None]:
         signal.signal(number, signal.SIG_IGN)  # once is enough
         raise _Ended(number)
 
+    told = sys.unraisablehook
+
+    def again(dropped: Any) -> None:
+        """Send a signal once more that Python dropped, since it came while something was taken away (a `__del__`)."""
+        if not isinstance(dropped.exc_value, _Ended):
+            told(dropped)
+            return
+        signal.signal(dropped.exc_value.number, end)
+        later = threading.Timer(0.05, os.kill, (os.getpid(), dropped.exc_value.number))
+        later.daemon = True
+        later.start()
+
     numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
     ours = threading.current_thread() is threading.main_thread()
     before = {n: signal.signal(n, end) for n in numbers if ours and signal.getsignal(n) == signal.SIG_DFL}
+    sys.unraisablehook = again
     try:
         yield
     finally:
+        sys.unraisablehook = told
         for number, handler in before.items():
             signal.signal(number, handler)
 
