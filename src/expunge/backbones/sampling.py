@@ -168,13 +168,26 @@ def _scheduler(backbone: "PipelineBackbone", steps: int, *, midway: bool) -> Any
     own = {"skip_prk_steps": True} if midway and "skip_prk_steps" in template.config else {}
     scheduler = type(template).from_config(template.config, **own)
     backbone.space(scheduler, steps)
-    if (
-        hasattr(scheduler, "alphas_cumprod") and float(scheduler.timesteps.max()) > most - 1
-    ):  # its offset leads past the last
+    if hasattr(scheduler, "alphas_cumprod"):
+        check_first(backbone, steps, float(scheduler.timesteps.max()), most)
+    return scheduler
+
+
+def check_first(backbone: "PipelineBackbone", steps: int, first: int | float, most: int) -> None:
+    """Refuse steps of which the ``first`` one's timestep leads past the last of ``most``, by the sampler's offset.
+
+    Raises:
+        ExpungeError: naming the number of steps.
+    """
+    if first > most - 1:
         raise ExpungeError(
             f"{steps} denoising steps, of which {backbone.name} has no timestep for the first: expected fewer"
         )
-    return scheduler
+
+
+def begins_late(steps: int, first: int | float, most: int) -> bool:
+    """Whether steps whose ``first`` timestep is so far from the last of ``most`` take noise for an image there in part."""
+    return first < most * (0.95 - 1.5 / steps)
 
 
 def _astray(scheduler: Any, steps: int) -> str:
@@ -183,7 +196,7 @@ def _astray(scheduler: Any, steps: int) -> str:
         if type(scheduler).__name__ == name and all(scheduler.config.get(k) == v for k, v in config.items()):
             return f"({', '.join(f'{k} {v}' for k, v in config.items() if v)}) {wrong}"
     first, most = float(scheduler.timesteps.max()), scheduler.config.num_train_timesteps
-    if scheduler.config.get("timestep_spacing") == "leading" and first < most * (0.95 - 1.5 / steps):
+    if scheduler.config.get("timestep_spacing") == "leading" and begins_late(steps, first, most):
         return (
             f"{steps} steps begin at timestep {first:.0f} of {most}, where an image should be there in part: expected fewer, "
             "or timestep_spacing trailing"

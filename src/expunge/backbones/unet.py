@@ -15,6 +15,7 @@ from expunge.backbones.asking import Question, Smallest
 from expunge.backbones.latent_space import in_full
 from expunge.backbones.parts import quiet
 from expunge.backbones.pipeline import PipelineBackbone
+from expunge.backbones.sampling import begins_late, check_first
 from expunge.backbones.texts import TEXT_GROUPS
 from expunge.core.attention import Attention
 from expunge.core.conditioning import Conditioning, InjectedPrompt
@@ -147,11 +148,8 @@ class UNetBackbone(PipelineBackbone):
             ExpungeError: naming the number of steps.
         """
         most = self.training_timesteps
-        if first > most - 1:  # the offset leads past the last
-            raise ExpungeError(
-                f"{steps} denoising steps, of which {self.name} has no timestep for the first: expected fewer"
-            )
-        if first < most * (0.95 - 1.5 / steps):
+        check_first(self, steps, first, most)
+        if begins_late(steps, first, most):
             warnings.warn(
                 f"trajectories of {steps} steps on {self.name} begin at timestep {first} of {most}, where an image should be "
                 "there in part: expected fewer steps, such as 50",

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, final
 
 import torch
@@ -64,8 +64,8 @@ class Study:
 
     def queries(self, words: Sequence[str], count: int) -> list[Query]:
         """``count`` queries for each word, labelled with it."""
-        asked = queries([(self.prompt(w), w) for w in words], count, self.seed, self.guidance, self.steps)
-        return [replace(query, true_cfg=self.true_cfg) for query in asked]
+        asked = [(self.prompt(w), w) for w in words]
+        return queries(asked, count, self.seed, self.guidance, self.steps, true_cfg=self.true_cfg)
 
     def batches(self, asked: Sequence[Query]) -> list[Sequence[Query]]:
         """The same queries, so many at a time as the model takes."""

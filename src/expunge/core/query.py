@@ -171,10 +171,11 @@ def queries(
     guidance: float,
     steps: int,
     seeds: Sequence[int] = (),
+    true_cfg: float = 1.0,
 ) -> list[Query]:
     """``count`` queries for each (prompt, label); seeds run from ``seed`` on for every prompt, or from its own of ``seeds``."""
     return [
-        Query(prompt=prompt, label=label, seed=first + i, guidance=guidance, steps=steps)
+        Query(prompt=prompt, label=label, seed=first + i, guidance=guidance, steps=steps, true_cfg=true_cfg)
         for (prompt, label), first in zip(prompts, seeds or [seed] * len(prompts), strict=True)
         for i in range(count)
     ]

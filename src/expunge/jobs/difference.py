@@ -29,7 +29,7 @@ class DifferenceJob(ModelJob):
     @override
     def run(self, at: Workspace, out: Path) -> dict[str, Any]:
         other = at.backbone(self.file, self.dtype, self.file_sha256)
-        edit = importing.of_model(self.backbone(at), other, (), told=False)
+        edit = importing.difference(self.backbone(at), other)
         save_edit(edit, out / EDIT)
         return {"edit": edit.id, "cost": asdict(Cost())}
 

@@ -1,7 +1,7 @@
 """What jobs that open a model have in common."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from expunge.core.backbone import Backbone
 from expunge.core.query import Query, queries
@@ -50,5 +50,4 @@ class AskingJob(ModelJob):
     def queries(self) -> list[Query]:
         """What is asked for."""
         pairs = [(prompt, label) for prompt, label in self.prompts]
-        asked = queries(pairs, self.count, self.seed, self.guidance, self.steps, self.seeds)
-        return [replace(query, true_cfg=self.true_cfg) for query in asked]
+        return queries(pairs, self.count, self.seed, self.guidance, self.steps, self.seeds, self.true_cfg)

@@ -1,6 +1,6 @@
 """Wanted: images that a method has the model make for it, once for all erasures that want the same."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -50,10 +50,5 @@ class WantedJob(ModelJob):
         return f"images wanted of {', '.join(self.wishes)}"
 
     def folders(self, path: Path) -> dict[str, Path]:
-        """The folder of each role's images in the job's own."""
-        return role_folders(path, self.wishes)
-
-
-def role_folders(path: Path, roles: Iterable[str]) -> dict[str, Path]:
-    """The folder of each role's images in that of a job, whatever order the roles come in: its key does not order them."""
-    return {role: path / IMAGES / str(number) for number, role in enumerate(sorted(roles))}
+        """The folder of each role's images in the job's own, whatever order the roles come in: its key does not order them."""
+        return {role: path / IMAGES / str(number) for number, role in enumerate(sorted(self.wishes))}

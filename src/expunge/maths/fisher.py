@@ -165,8 +165,7 @@ class Estimate:
             noise = torch.cat([torch.randn(x0.shape, generator=generator) for _ in steps]).to(x0)
             latents, t = x0.expand_as(noise), steps.to(x0.device)
             x, truth = backbone.add_noise(latents, noise, t), backbone.truth(latents, noise, t)
-            dtypes = {name: tensor.dtype for name, tensor in self._own.items()}
-            with backbone.weights({name: leaf.to(dtypes[name]) for name, leaf in leaves.items()}):
+            with backbone.weights({name: leaf.to(self._own[name].dtype) for name, leaf in leaves.items()}):
                 loss = (weight.to(x.device) * row_errors(backbone.predict(x, t, cond), truth)).sum()
                 found = self._gradients(loss, list(leaves.values()))
             for name, part in zip(leaves, found, strict=True):

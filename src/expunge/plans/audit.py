@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, final, get_args
 
@@ -140,7 +140,7 @@ def planned(asked: Asked, backbone: Backbone, edits: Sequence[Edit], set_file: P
     template = presets.prompt(backbone)
     wanted = [(fill(template, word), word) for word in asked.targets]
     pair = check.pair_for(backbone, edits)  # which the plan makes, too
-    asks = [replace(q, true_cfg=pair) for q in queries(wanted, min(QUERIES, count), SEED, guidance, steps)]
+    asks = queries(wanted, min(QUERIES, count), SEED, guidance, steps, true_cfg=pair)
     audit = Audit(plan=_tables(asked, count, set_file), set=_set(asked, kept, backbone))
     waiting: list[_Ready] = []
     for name in names:

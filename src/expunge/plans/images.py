@@ -12,7 +12,7 @@ from expunge.jobs import AttackJob, GenerateJob, Job, MeasureJob
 from expunge.plans.erasures import SAMPLING, TRAINING, Erasure, Models
 from expunge.plans.opened import OpenedPlan
 from expunge.plans.plugins import PlannedMetric
-from expunge.stages import measure
+from expunge.stages import measure, resume
 
 OTHER_SEEDS = 500_000
 """How far the seeds are that the original is compared with itself on."""
@@ -130,7 +130,7 @@ class Images:
             draws=draws,
             generates=self._models.draws,
             files=files_of(attack) or None,
-            redefined=int(self._plan.dtype == "float16"),
+            redefined=resume.redefined(self._models.backbone),
             told_by=measure.told_by(settings_of(attack)) or None,
             **self._models.named(self._plan.dtype),
         )

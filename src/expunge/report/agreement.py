@@ -103,9 +103,7 @@ def _saved(file: Path) -> tuple[str, str, dict[int, str]]:
     """Sheet, person and answers of a file."""
     try:
         if file.suffix == ".csv":
-            with file.open(
-                newline="", encoding="utf-8-sig"
-            ) as opened:  # with the mark that spreadsheets begin a file with
+            with file.open(newline="", encoding="utf-8-sig") as opened:  # spreadsheets begin a file with a mark
                 rows = list(csv.DictReader(opened))
             for number, row in enumerate(rows, 1):
                 if None in row or None in row.values():

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -129,8 +128,7 @@ def look(
     """
     guidance, steps = presets.generation(backbone)
     template = presets.check_prompt(backbone)
-    asked = queries([(fill(template, w), w) for w in words], count, seed, guidance, steps)
-    asked = [replace(query, true_cfg=true_cfg) for query in asked]
+    asked = queries([(fill(template, w), w) for w in words], count, seed, guidance, steps, true_cfg=true_cfg)
     with backbone.attached(edits):
         pixels = torch.cat(list(generate.render(backbone, asked)))
     return dict(zip(words, pixels.split(count), strict=True))

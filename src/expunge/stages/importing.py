@@ -92,11 +92,20 @@ def check_alike(backbone: Backbone, other: Backbone) -> None:
                 )
 
 
-def of_model(backbone: Backbone, other: Backbone, targets: Sequence[str], *, told: bool = True) -> Edit:
-    """An edit that makes ``backbone`` the same as a whole ``other`` model that somebody edited, but for what no edit reaches.
+def of_model(backbone: Backbone, other: Backbone, targets: Sequence[str]) -> Edit:
+    """The `difference` from a whole ``other`` model that somebody edited, which says that it was imported.
 
-    That is the autoencoder, T5 and the sampler, which stay this model's. ``told``: the edit says that it was imported, and
-    for which targets.
+    Raises:
+        ExpungeError: as `difference`.
+    """
+    settings = {IMPORTED: Path(other.name).name, "sha256": other.identity()}
+    return with_provenance(difference(backbone, other), _provenance(backbone, METHOD, settings, targets))
+
+
+def difference(backbone: Backbone, other: Backbone) -> Weights:
+    """An edit that makes ``backbone`` the same as an ``other`` model, but for what no edit reaches.
+
+    That is the autoencoder, T5 and the sampler, which stay this model's. The edit says nothing of how it came to be.
 
     Raises:
         ExpungeError: if the two are of different kinds or configurations, or the same.
@@ -118,11 +127,7 @@ def of_model(backbone: Backbone, other: Backbone, targets: Sequence[str], *, tol
     changed = {name: now[name] for name in names if not torch.equal(own[name], now[name])}
     if not changed:
         raise ExpungeError(f"model '{other.name}' has the weights of '{backbone.name}': expected an edited one")
-    edit = backbone.edit_of(changed)
-    if not told:
-        return edit
-    settings = {IMPORTED: Path(other.name).name, "sha256": other.identity()}
-    return with_provenance(edit, _provenance(backbone, METHOD, settings, targets))
+    return backbone.edit_of(changed)
 
 
 def _provenance(backbone: Backbone, method: str, settings: Mapping[str, Any], targets: Sequence[str]) -> Provenance:
